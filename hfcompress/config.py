@@ -1,0 +1,135 @@
+"""``Config``: one class per thing that can be configured, for Python, YAML and command line.
+
+A config is frozen, takes keywords only, refuses unknown keys and wrong types, and answers a
+mistake with one sentence (`ConfigError`) that names the field and the nearest right one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+from typing_extensions import Self
+
+from hfcompress.errors import ConfigError
+
+
+class Config(BaseModel):
+    """Base of every config class.
+
+    Fields are declared once, with ``Field(description=...)`` and their range; the same class is
+    the argument of the Python call and the schema of the recipe's YAML.
+
+    Raises:
+        ConfigError: an unknown key, a missing key, a wrong type or a value out of range.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+    if not TYPE_CHECKING:  # type checkers see the fields, not this catch-all
+
+        def __init__(self, /, **data: Any) -> None:
+            try:
+                super().__init__(**data)
+            except ValidationError as error:
+                raise ConfigError(_sentence(error, type(self), "")) from None
+
+        # Nested configs are validated by pydantic itself, so that a mistake deep inside is
+        # reported with its whole path; only the outermost call goes through __init__.
+        __init__.__pydantic_base_init__ = True
+
+    @classmethod
+    def parse(cls, data: object, where: str = "") -> Self:
+        """Check plain data (as YAML gives it) and build the config.
+
+        Args:
+            data: a mapping of field names to values.
+            where: the path of this part in the recipe, for messages (``"steps[0].prune"``).
+
+        Raises:
+            ConfigError: anything that does not fit, as one sentence.
+        """
+        if not isinstance(data, Mapping):
+            place = where or cls.__name__
+            raise ConfigError(
+                f"{place} must be a mapping of fields to values, not {data!r}; "
+                f"its fields are: {', '.join(cls.model_fields)}"
+            )
+        try:
+            return cls.model_validate(dict(data))
+        except ValidationError as error:
+            raise ConfigError(_sentence(error, cls, where)) from None
+
+    def plain(self) -> dict[str, Any]:
+        """The config as plain data that YAML and JSON can hold, every field spelt out."""
+        return self.model_dump(mode="json")
+
+    def changed(self, **changes: Any) -> Self:
+        """A copy with some fields changed, checked anew.
+
+        Raises:
+            ConfigError: as when building the config.
+        """
+        return type(self).parse({**{name: getattr(self, name) for name in self.__class__.model_fields},
+                                 **changes})
+
+
+def nearest(name: str, known: object) -> str:
+    """``"; did you mean 'x'?"`` with the nearest known name, or the list of all of them."""
+    names = [str(item) for item in known] if isinstance(known, (list, tuple, set, dict)) else []
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known are: {', '.join(sorted(names))}" if names else ""
+
+
+def _sentence(error: ValidationError, cls: type[BaseModel], where: str) -> str:
+    """The first problem of a validation error, as one sentence."""
+    details = error.errors(include_url=False)[0]
+    location = tuple(part for part in details["loc"] if not _is_union_tag(part))
+    return _describe(details, location, cls, where or cls.__name__)
+
+
+def _is_union_tag(part: object) -> bool:
+    # pydantic adds the tried union member to the path ("tuple[str,...]", "float"); not a field.
+    return isinstance(part, str) and ("[" in part or part in {"str", "int", "float", "bool", "dict"})
+
+
+def _describe(
+    details: ErrorDetails, location: tuple[int | str, ...], cls: type[BaseModel], where: str
+) -> str:
+    kind, value = details["type"], details.get("input")
+    field = _path(where, location)
+    if kind == "extra_forbidden":
+        owner = _owner(cls, location[:-1])
+        hint = nearest(str(location[-1]), list(owner.model_fields))
+        return f"{_path(where, location[:-1])} has no field {str(location[-1])!r}{hint}"
+    if kind == "missing":
+        return f"{_path(where, location[:-1])} needs the field {str(location[-1])!r}, which is missing"
+    if kind == "value_error":
+        message = str(details["msg"]).removeprefix("Value error, ")
+        return f"{field}: {message}" if location else f"{where}: {message}"
+    message = str(details["msg"]).removeprefix("Input ")
+    return f"{field} {message}, not {value!r}"
+
+
+def _path(where: str, location: tuple[int | str, ...]) -> str:
+    path = where
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path
+
+
+def _owner(cls: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
+    """The config class that a path inside ``cls`` ends in."""
+    for part in location:
+        field = cls.model_fields.get(str(part))
+        if field is None:
+            continue
+        options = (field.annotation, *get_args(field.annotation))
+        inner = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+        cls = inner[0] if inner else cls
+    return cls
