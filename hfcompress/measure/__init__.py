@@ -1,0 +1,1 @@
+"""Looks at a model and at its predictions; never changes the model."""
