@@ -135,9 +135,11 @@ def _bootstrap(
     if name in CONFUSION_METRICS:
         # Drawing examples is drawing cells of the confusion matrix: one draw instead of n.
         confusion = confusion_matrix(classes, labels)
-        cells = confusion.ravel() / confusion.sum()
-        for sample in generator.multinomial(n, cells, size=resamples):
-            yield CONFUSION_METRICS[name](sample.reshape(confusion.shape).astype(np.float64))
+        cells = np.nonzero(confusion)
+        chances, sample = confusion[cells] / n, np.zeros_like(confusion)
+        for _ in range(resamples):
+            sample[cells] = generator.multinomial(n, chances)
+            yield CONFUSION_METRICS[name](sample)
         return
     for _ in range(resamples):
         rows = generator.integers(0, n, size=n)
