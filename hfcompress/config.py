@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 from typing_extensions import Self
 
 from hfcompress.errors import ConfigError
+
+# YAML knows lists, configs hold tuples: the one place where a type is converted.
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+Values = Annotated[tuple[str | int, ...], Field(strict=False)]
 
 
 class Config(BaseModel):
@@ -113,6 +117,7 @@ def _describe(
         message = str(details["msg"]).removeprefix("Value error, ")
         return f"{field}: {message}" if location else f"{where}: {message}"
     message = str(details["msg"]).removeprefix("Input ")
+    message = message.replace("valid tuple", "list").replace("valid dictionary", "mapping")
     return f"{field} {message}, not {value!r}"
 
 

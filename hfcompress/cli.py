@@ -1,0 +1,236 @@
+"""The command line: ``hfcompress run | validate | inspect | report | recipes``.
+
+The only file that prints. Exit codes: 0 done, 2 bad input, 1 a failure on the way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from hfcompress import __version__
+from hfcompress.errors import HfcompressError
+
+_EPILOG = "Documentation and examples: README.md; every recipe starts with the command that runs it."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    _quiet()
+    command: Callable[[argparse.Namespace, Console], int] = options.command
+    try:
+        return command(options, Console(highlight=False))
+    except HfcompressError as error:
+        errors.print(f"[bold red]error:[/] {_one_line(error)}", markup=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        errors.print("stopped; the same command goes on where it was")
+        return 1
+    except BrokenPipeError:
+        return 1
+    except Exception as error:  # no traceback for the user; --debug shows it
+        if options.debug:
+            raise
+        kind = type(error).__name__
+        errors.print(f"[bold red]error:[/] {kind}: {_one_line(error)} (--debug shows where)")
+        return 1
+
+
+def _one_line(error: BaseException) -> str:
+    from rich.markup import escape
+
+    return escape(" ".join(str(error).split()))
+
+
+def _quiet() -> None:
+    """Silence the libraries' own logs and bars: the progress shown is ours."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(torch|transformers|datasets|accelerate|optimum)\b")
+
+
+# --- commands ----------------------------------------------------------------------------------
+
+
+def _run(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.recipe.schema import load_recipe
+    from hfcompress.recipe.shipped import find_recipe
+    from hfcompress.recipe.sweep import run
+
+    recipe = load_recipe(find_recipe(options.recipe), options.set)
+    output = Path(options.output or Path("runs") / recipe.name)
+    with _Display(console) as display:
+        result = run(recipe, output, display)
+    _show_rows(result.rows, console)
+    console.print(f"written to [bold]{output}[/]: report.html, curve.png, results.csv")
+    for settings, reason in result.failures:
+        console.print(f"[red]failed:[/] {settings}: {reason}", markup=True)
+    return 1 if result.failures else 0
+
+
+def _validate(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.recipe.schema import expand, load_recipe
+    from hfcompress.recipe.shipped import find_recipe
+
+    path = find_recipe(options.recipe)
+    recipe = load_recipe(path, options.set)
+    trials = expand(recipe)
+    console.print(f"{path} is a valid recipe with {len(trials)} trial{'s' * (len(trials) != 1)}:")
+    for trial in trials:
+        steps = ", ".join(step.name for step in trial.steps) or "measure only"
+        varies = ", ".join(f"{field}={value}" for field, value in trial.settings.items())
+        console.print(f"  {trial.index:3d}  {steps}  {varies}", markup=False)
+    return 0
+
+
+def _inspect(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.recipe.inspect import inspect_model
+
+    with console.status("loading"):
+        tables, text = inspect_model(options.model, options.task)
+    for table in tables:
+        console.print(table)
+    console.print(text, markup=False)
+    return 0
+
+
+def _report(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.recipe.sweep import report
+
+    rows = report(options.directory)
+    _show_rows(rows, console)
+    console.print(f"written to [bold]{options.directory}[/]: report.html, curve.png, results.csv")
+    return 0
+
+
+def _recipes(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.recipe.shipped import headline, shipped_recipes
+
+    for name, path in shipped_recipes().items():
+        console.print(f"{name:28s} {headline(path)}", markup=False)
+    return 0
+
+
+def _show_rows(rows: list[dict[str, Any]], console: Console) -> None:
+    from hfcompress.report.sweet_spot import sweet_spot_sentence
+    from hfcompress.report.table import rows_table
+
+    if rows:
+        console.print(rows_table(rows))
+        console.print(sweet_spot_sentence(rows))
+
+
+# --- what is shown while a run works -----------------------------------------------------------
+
+
+class _Display:
+    """Two bars: trials, and the piece of work at hand; notes and rows scroll above them."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bars = Bars(
+            TextColumn("{task.description:42.42}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        self.trials = self.bars.add_task("trials", total=None)
+        self.piece = self.bars.add_task("starting", total=None)
+
+    def __enter__(self) -> _Display:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def sweep(self, done: int, total: int) -> None:
+        self.bars.update(self.trials, completed=done, total=total)
+
+    def stage(self, text: str) -> None:
+        self.bars.reset(self.piece, description=text, total=None)
+
+    def work(self, done: int, total: int) -> None:
+        self.bars.update(self.piece, completed=done, total=total)
+
+    def note(self, text: str) -> None:
+        self.console.print(f"note: {text}", markup=False)
+
+    def row(self, row: dict[str, Any]) -> None:
+        settings = ", ".join(f"{key}={value}" for key, value in row["settings"].items())
+        self.console.print(
+            f"{row['metric']} {row['value']:.2%} ({row['low']:.1%} to {row['high']:.1%}), "
+            f"sparsity {row['actual_sparsity']:.2%}, {row['seconds']:.1f} s   {settings}",
+            markup=False,
+        )
+
+
+# --- arguments ---------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hfcompress", description="Compress Hugging Face models and see what it costs.",
+        epilog=_EPILOG,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"hfcompress {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    run = _command(commands, "run", _run, "run a recipe; go on where it stopped")
+    _recipe_arguments(run)
+    run.add_argument("--output", metavar="DIR", help="folder of the run (default: runs/NAME)")
+
+    validate = _command(commands, "validate", _validate, "check a recipe without loading anything")
+    _recipe_arguments(validate)
+
+    inspect = _command(commands, "inspect", _inspect, "parameters, sizes, sparsity of a model")
+    inspect.add_argument("model", metavar="MODEL", help="hub name, folder or pkg://PACKAGE/PATH")
+    inspect.add_argument("--task", default="text-classification", help="decides the Auto class")
+
+    report = _command(commands, "report", _report, "draw table, curves and page of a run again")
+    report.add_argument("directory", metavar="DIR", help="folder of a run")
+
+    _command(commands, "recipes", _recipes, "list the recipes that come with hfcompress")
+    return parser
+
+
+def _command(
+    commands: Any, name: str, function: Callable[..., int], text: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser.add_argument("--debug", action="store_true", help="show where an unexpected error arose")
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file or a shipped recipe's name")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[],
+        help="change a field: model=FOLDER, data.path=FILE, prune.scope=global, "
+        "'grid.prune.sparsity=[0,0.5]'",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

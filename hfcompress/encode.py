@@ -1,0 +1,146 @@
+"""Raw examples -> what a model reads: tokenised once, batched by length, in a known order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hfcompress.data import Examples
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One side of a data set, encoded.
+
+    Attributes:
+        rows: a dataset that gives ``input_ids``, ``attention_mask`` ... or ``pixel_values``,
+            and ``labels``.
+        lengths: tokens of each row; None for images, which are all of one size.
+        collate: rows -> one padded batch of tensors.
+    """
+
+    rows: Dataset
+    lengths: NDArray[np.int64] | None
+    collate: Callable[[list[dict[str, Any]]], Batch]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Label of each row, in the data's order."""
+        name = "labels" if "labels" in self.rows.column_names else "label"
+        return np.asarray(self.rows.with_format(None)[name], dtype=np.int64)
+
+    def batches(
+        self, batch_size: int, indices: NDArray[np.int64] | None = None
+    ) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+        """Batches of like length, longest first, each with its rows' indices.
+
+        Sorting by length leaves hardly any padding to compute; longest first, so that running
+        out of memory shows at once.
+
+        Args:
+            batch_size: rows in a batch.
+            indices: which rows; all of them by default.
+        """
+        chosen = np.arange(len(self)) if indices is None else indices
+        if self.lengths is not None:
+            chosen = chosen[np.argsort(-self.lengths[chosen], kind="stable")]
+        for start in range(0, len(chosen), batch_size):
+            part = chosen[start : start + batch_size]
+            yield part, self.collate([self.rows[int(index)] for index in part])
+
+
+def encode(examples: Examples, rows: Dataset, processor: Any, max_length: int | None) -> Encoded:
+    """Encode one side of the examples with a model's processor.
+
+    Args:
+        examples: says which columns hold the input.
+        rows: ``examples.train`` or ``examples.eval``.
+        processor: the model's tokenizer or image processor.
+        max_length: longest token sequence, cut beyond; the model's own limit where None.
+    """
+    if examples.modality == "image":
+        return _encode_images(rows, examples.columns[0], processor)
+    limit = min(max_length or 512, processor.model_max_length)
+
+    def tokenise(batch: dict[str, list[Any]]) -> dict[str, Any]:
+        texts = [batch[column] for column in examples.columns]
+        return {**processor(*texts, truncation=True, max_length=limit), "labels": batch["label"]}
+
+    encoded = rows.map(
+        tokenise,
+        batched=True,
+        remove_columns=rows.column_names,
+        keep_in_memory=True,
+        load_from_cache_file=False,
+        desc="tokenising",
+    )
+    lengths = np.fromiter((len(ids) for ids in encoded["input_ids"]), np.int64, len(encoded))
+
+    def collate(items: list[dict[str, Any]]) -> Batch:
+        return dict(processor.pad(items, return_tensors="pt"))
+
+    return Encoded(encoded, lengths, collate)
+
+
+def _encode_images(rows: Dataset, column: str, processor: Any) -> Encoded:
+    """Images are decoded when their batch is asked for: they may be more than memory holds."""
+
+    def load(batch: dict[str, list[Any]]) -> dict[str, Any]:
+        images = [image.convert("RGB") for image in batch[column]]
+        pixels = processor(images, return_tensors="pt")["pixel_values"]
+        return {"pixel_values": list(pixels), "labels": batch["label"]}
+
+    def collate(items: list[dict[str, Any]]) -> Batch:
+        return {
+            "pixel_values": torch.stack([item["pixel_values"] for item in items]),
+            "labels": torch.tensor([item["labels"] for item in items]),
+        }
+
+    return Encoded(rows.with_transform(load), None, collate)
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    data: Encoded,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float32]:
+    """The model's logits for every row, in the data's order.
+
+    Args:
+        model: put in eval mode; its device is used.
+        data: rows to predict.
+        batch_size: rows in a batch.
+        progress: called with (rows done, rows in all) after each batch.
+
+    Returns:
+        float32 [rows, classes].
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    logits: NDArray[np.float32] | None = None
+    done = 0
+    for indices, batch in data.batches(batch_size):
+        inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
+        part = model(**inputs).logits.float().cpu().numpy()
+        if logits is None:
+            logits = np.empty((len(data), part.shape[1]), np.float32)
+        logits[indices] = part
+        done += len(indices)
+        if progress is not None:
+            progress(done, len(data))
+    assert logits is not None
+    return logits

@@ -1,0 +1,59 @@
+"""Results of expensive steps, kept by content hash so that nobody computes them twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+
+class StepCache:
+    """A folder of models, one for each prefix of steps that was carried out.
+
+    Args:
+        root: where it lies; ``$HFCOMPRESS_CACHE`` or ``~/.cache/hfcompress`` by default.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        default = Path.home() / ".cache" / "hfcompress"
+        self.root = root or Path(os.environ.get("HFCOMPRESS_CACHE") or default)
+
+    def folder(self, key: str) -> Path:
+        """Where the model of a key lies, or would lie."""
+        return self.root / "steps" / key
+
+    def partial(self, key: str) -> Path:
+        """Where unfinished training keeps its checkpoints; removed when the step is done."""
+        return self.root / "steps" / f"{key}.partial"
+
+    def get(self, key: str, like: PreTrainedModel) -> PreTrainedModel | None:
+        """The kept model, loaded as the same class as ``like``; None where there is none."""
+        folder = self.folder(key)
+        if not folder.is_dir():
+            return None
+        model = type(like).from_pretrained(folder, dtype=like.dtype)
+        return model.eval()
+
+    def done(self, key: str) -> dict[str, Any]:
+        """What the step said it did when its model was kept."""
+        path = self.folder(key) / "done.json"
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return kept
+
+    def put(self, key: str, model: PreTrainedModel, done: dict[str, Any]) -> None:
+        """Keep a model and what the step did: written under a temporary name, then renamed."""
+        folder = self.folder(key)
+        temporary = folder.with_name(f".{key}.{uuid.uuid4().hex}.tmp")
+        try:
+            model.save_pretrained(temporary)
+            (temporary / "done.json").write_text(json.dumps(done), encoding="utf-8")
+            if not folder.exists():
+                os.replace(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(self.partial(key), ignore_errors=True)

@@ -1,0 +1,49 @@
+"""Content hashes: what a result depends on, as 16 hexadecimal digits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from hfcompress.recipe.schema import Recipe, Step
+
+# Raised when the meaning of a result changes, so that older rows and models are not reused.
+FORMAT = 1
+
+
+def content_hash(data: Any) -> str:
+    """Hash of plain data; the order of keys does not matter."""
+    text = json.dumps(data, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def root_hash(recipe: Recipe, model: str, train: str, seed: int) -> str:
+    """Hash of where a trial starts: model, training rows, task, how text is cut, seed."""
+    return content_hash([FORMAT, model, train, recipe.task, recipe.data.max_length, seed])
+
+
+def prefix_hashes(root: str, steps: Sequence[Step]) -> list[str]:
+    """Hash of the model before the first step, after the first, after the second ..."""
+    hashes = [root]
+    for step in steps:
+        hashes.append(content_hash([hashes[-1], step.plain()]))
+    return hashes
+
+
+def row_hash(recipe: Recipe, last_prefix: str, measured: str) -> str:
+    """Hash of a row: the final model, the rows it is measured on, and what is measured."""
+    return content_hash([last_prefix, measured, recipe.measure.plain()])
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Hash of every parameter and buffer: equal models, equal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,159 @@
+"""``run``: a recipe -> rows. Trials share their common prefix; finished ones are not repeated."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from hfcompress.errors import HfcompressError, OutputError
+from hfcompress.measure.environment import environment
+from hfcompress.measure.weights import analyze_weight_distribution
+from hfcompress.recipe.cache import StepCache
+from hfcompress.recipe.progress import Progress
+from hfcompress.recipe.schema import Recipe, Trial
+from hfcompress.recipe.store import RunDirectory
+from hfcompress.recipe.trial import Runner
+from hfcompress.recipe.workbench import Workbench, prepare
+from hfcompress.recipe.yaml import dump_yaml
+from hfcompress.report.write import write_report
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a run gave.
+
+    Attributes:
+        rows: one for each trial, in the grid's order.
+        failures: trials that failed on the way, as ``(settings, reason)``; the same command
+            tries them again.
+        output: the run's folder; None where nothing was to be written.
+    """
+
+    rows: list[Row]
+    failures: list[tuple[dict[str, Any], str]]
+    output: Path | None
+
+
+def run(
+    recipe: Recipe,
+    output: str | Path | None = None,
+    progress: Progress | None = None,
+    cache: StepCache | None = None,
+) -> SweepResult:
+    """Run a recipe; finish what is missing where the folder holds some of its rows.
+
+    Args:
+        recipe: from `load_recipe`, `parse_recipe` or ``Recipe(...)``.
+        output: the run's folder (see `RunDirectory`); nothing is written where None.
+        progress: is told what happens.
+        cache: where results of training steps are kept.
+
+    Raises:
+        BadInputError: anything the recipe names that does not fit, before anything is written.
+    """
+    progress = progress or Progress()
+    store = None if output is None else RunDirectory(Path(output))
+    bench = prepare(recipe, progress, cache or StepCache())
+    hashes = {bench.row_hash(trial): trial for trial in bench.trials}
+    rows = {row["hash"]: row for row in (store.claim(hashes) if store else [])}
+    for note in store.notes if store else []:
+        progress.note(note)
+    pending = [trial for key, trial in hashes.items() if key not in rows]
+    if store is not None:
+        store.write_text("recipe.yaml", dump_yaml(recipe.plain()))
+        if pending or store.read_json("environment.json") is None:
+            store.write_json("environment.json", environment())
+    failures = []
+    progress.sweep(len(rows), len(hashes))
+    for row, failure in _run_all(bench, pending, store):
+        if row is not None:
+            rows[row["hash"]] = row
+            progress.row(row)
+        else:
+            failures.append(failure)
+        progress.sweep(len(rows), len(hashes))
+    ordered = sorted(rows.values(), key=lambda row: int(row["index"]))
+    if store is not None:
+        report(store.path)
+    return SweepResult(ordered, failures, None if store is None else store.path)
+
+
+def _run_all(
+    bench: Workbench, pending: list[Trial], store: RunDirectory | None
+) -> Iterable[tuple[Row | None, tuple[dict[str, Any], str]]]:
+    """Each pending trial's row, or why it failed; one failure does not stop the others."""
+    runner = Runner(bench, pending)
+    for trial in pending:
+        try:
+            row, model, logits, dense = runner.run(trial)
+            if store is not None:
+                _keep(runner, trial, model, store)
+                store.save_predictions(row["hash"], logits)
+                store.save_predictions(f"dense-{runner.dense_prefix(trial)}", dense)
+                store.append(row)
+            yield row, ({}, "")
+        except (HfcompressError, RuntimeError, MemoryError) as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            bench.progress.note(f"trial {trial.index} failed: {reason[0]}")
+            yield None, (trial.settings, reason[0])
+        finally:
+            runner.release(trial)
+
+
+def _keep(runner: Runner, trial: Trial, model: PreTrainedModel, store: RunDirectory) -> None:
+    """The trial's weight histogram beside the dense one's, and its model where asked for."""
+    bench = runner.bench
+    weights = store.read_json("weights.json") or {}
+    dense_key = f"dense-{runner.dense_prefix(trial)}"
+    if dense_key not in weights:
+        weights[dense_key] = analyze_weight_distribution(runner.dense_model(trial)).plain()
+    edges = weights[dense_key]["edges"]
+    after = analyze_weight_distribution(model, edges=edges).plain()
+    weights[bench.row_hash(trial)] = {**after, "dense": dense_key}
+    store.write_json("weights.json", weights)
+    if bench.recipe.save_models:
+        folder = store.path / "models" / f"{trial.index:03d}-{bench.row_hash(trial)[:8]}"
+        save_model(model, bench.loaded.processor, folder)
+
+
+def save_model(model: PreTrainedModel, processor: Any, folder: Path) -> None:
+    """Save a model with its processor so that ``from_pretrained(folder)`` gives it back.
+
+    Written beside the folder under a temporary name, then renamed.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    model.save_pretrained(temporary)
+    processor.save_pretrained(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def report(directory: str | Path) -> list[Row]:
+    """Draw table, curves and page of a run's folder again, from its rows alone.
+
+    Returns:
+        The rows, in the grid's order.
+
+    Raises:
+        OutputError: the folder holds no results, cannot be written, or a row cannot be read.
+    """
+    store = RunDirectory(Path(directory))
+    if not store.rows_file.is_file():
+        raise OutputError(f"{directory} holds no {store.rows_file.name}; give the folder of a run")
+    ordered = sorted(store.rows(), key=lambda row: int(row["index"]))
+    recipe = store.path / "recipe.yaml"
+    write_report(
+        ordered,
+        store.path,
+        recipe_text=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
+        environment=store.read_json("environment.json"),
+        weights=store.read_json("weights.json"),
+    )
+    return ordered

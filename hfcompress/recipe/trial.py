@@ -1,0 +1,208 @@
+"""One trial: the model it leads to, and its row."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from hfcompress.architectures import default_targets
+from hfcompress.encode import predict
+from hfcompress.measure.macs import count_macs
+from hfcompress.measure.quality import compare, compute_metric
+from hfcompress.measure.summary import (
+    calculate_model_size,
+    calculate_sparsity,
+    count_parameters,
+)
+from hfcompress.recipe.hashing import weights_hash
+from hfcompress.recipe.schema import Trial
+from hfcompress.recipe.steps import kind_of
+from hfcompress.recipe.workbench import Workbench
+
+Logits = NDArray[np.float32]
+
+
+@dataclass
+class Runner:
+    """Carries out trials, sharing what they have in common.
+
+    Models of prefixes that several pending trials share are kept in memory and copied; the
+    others are worked on in place.
+
+    Attributes:
+        bench: what all trials share.
+        pending: trials still to run; decides which prefixes are worth keeping.
+        predictions: logits by the hash of the weights that gave them.
+    """
+
+    bench: Workbench
+    pending: list[Trial]
+    predictions: dict[str, Logits] = field(default_factory=dict)
+    _kept: dict[str, tuple[PreTrainedModel, list[dict[str, Any]]]] = field(default_factory=dict)
+    _uses: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        for trial in self.pending:
+            self._uses.update(set(self.bench.prefixes(trial)))
+
+    def release(self, trial: Trial) -> None:
+        """Forget the models that no pending trial needs any more."""
+        for prefix in set(self.bench.prefixes(trial)):
+            self._uses[prefix] -= 1
+            if self._uses[prefix] <= 0:
+                self._kept.pop(prefix, None)
+
+    def dense_prefix(self, trial: Trial) -> str:
+        """Hash of the model before the first compressing step."""
+        return self.bench.prefixes(trial)[self._dense_place(trial)]
+
+    def _dense_place(self, trial: Trial) -> int:
+        for place, step in enumerate(trial.steps):
+            if kind_of(step.config).compresses:
+                return place
+        return len(trial.steps)
+
+    def model_after(
+        self, trial: Trial, place: int
+    ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
+        """The model after the first ``place`` steps, and what each did; yours to change."""
+        prefix = self.bench.prefixes(trial)[place]
+        if prefix in self._kept:
+            model, done = self._kept[prefix]
+            return copy.deepcopy(model), list(done)
+        if place == 0:
+            model, done = self.bench.start(trial), []
+        else:
+            model, done = self._carry_out(trial, place, prefix)
+        if self._uses[prefix] > 1:
+            self._kept[prefix] = (copy.deepcopy(model), list(done))
+        return model, done
+
+    def _carry_out(
+        self, trial: Trial, place: int, prefix: str
+    ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
+        step = trial.steps[place - 1]
+        kind, cache = kind_of(step.config), self.bench.cache
+        before, done = self.model_after(trial, place - 1)
+        kept = cache.get(prefix, before) if kind.trains else None
+        if kept is not None:
+            self.bench.progress.note(f"{step.name}: kept from an earlier run")
+            return kept, [*done, cache.done(prefix)]
+        model, did = kind.function(before, step.config, self.bench.context(trial, prefix))
+        if kind.trains:
+            cache.put(prefix, model, did)
+        return model, [*done, did]
+
+    def predict(self, model: PreTrainedModel) -> Logits:
+        """Logits on the measured rows; computed once for equal weights."""
+        key = weights_hash(model)
+        if key not in self.predictions:
+            bench = self.bench
+            bench.progress.stage(f"predicting {len(bench.eval):,} rows")
+            size = bench.recipe.measure.batch_size
+            self.predictions[key] = predict(model, bench.eval, size, bench.progress.work)
+        return self.predictions[key]
+
+    def dense_model(self, trial: Trial) -> PreTrainedModel:
+        """The model that the trial is compared with."""
+        return self.model_after(trial, self._dense_place(trial))[0]
+
+    def run(self, trial: Trial) -> tuple[dict[str, Any], PreTrainedModel, Logits, Logits]:
+        """Carry a trial out.
+
+        Returns:
+            Its row, its model, its logits and the dense model's logits.
+        """
+        dense_logits = self.predict(self.dense_model(trial))
+        started = time.perf_counter()
+        model, done = self.model_after(trial, len(trial.steps))
+        logits = self.predict(model)
+        row = self._row(trial, model, done, logits, dense_logits)
+        row["seconds"] = round(time.perf_counter() - started, 3)
+        return row, model, logits, dense_logits
+
+    def _row(
+        self,
+        trial: Trial,
+        model: PreTrainedModel,
+        done: list[dict[str, Any]],
+        logits: Logits,
+        dense: Logits,
+    ) -> dict[str, Any]:
+        bench, measure = self.bench, self.bench.recipe.measure
+        labels = bench.eval.labels
+        quality = compare(measure.metric, logits, labels, dense)
+        requested, layers = _compression(done)
+        names = [layer["name"] for layer in layers] or list(default_targets(model))
+        sparsity = calculate_sparsity(model, names)
+        reference = bench.recipe.reference
+        return {
+            "hash": bench.row_hash(trial),
+            "index": trial.index,
+            "settings": trial.settings,
+            "method": line_label(trial),
+            "seed": trial.seed,
+            "requested_sparsity": requested,
+            "actual_sparsity": sparsity.targets,
+            "model_sparsity": sparsity.model,
+            "parameters": count_parameters(model),
+            "nonzero_parameters": count_parameters(model, nonzero=True),
+            "bytes": calculate_model_size(model),
+            "macs": self._macs(model) if measure.macs else None,
+            **quality.plain(),
+            "other_metrics": {
+                name: compute_metric(name, logits, labels) for name in measure.also
+            },
+            "reference": _near(reference.values if reference else {}, requested),
+            "note": _near(reference.notes if reference else {}, requested) or "",
+            "weights_hash": weights_hash(model),
+            "layers": layers,
+            "steps": [
+                {"step": step.name, **{k: v for k, v in did.items() if k != "layers"}}
+                for step, did in zip(trial.steps, done, strict=True)
+            ],
+        }
+
+    def _macs(self, model: PreTrainedModel) -> int:
+        """Multiply-accumulates of one example of median length."""
+        lengths = self.bench.eval.lengths
+        middle = 0 if lengths is None else int(np.argsort(lengths, kind="stable")[len(lengths) // 2])
+        ((_, batch),) = self.bench.eval.batches(1, np.array([middle]))
+        batch.pop("labels", None)
+        return count_macs(model, batch).total
+
+
+def _compression(done: list[dict[str, Any]]) -> tuple[float | None, list[dict[str, Any]]]:
+    """Requested sparsity and touched layers of the last step that prunes."""
+    for did in reversed(done):
+        if "layers" in did:
+            return did.get("requested"), did["layers"]
+    return None, []
+
+
+def _near(values: dict[float, Any], requested: float | None) -> Any:
+    """The value for a requested sparsity; 0.3 in YAML and in a grid are the same number."""
+    if requested is None:
+        return None
+    return next((value for key, value in values.items() if abs(key - requested) < 1e-9), None)
+
+
+def line_label(trial: Trial) -> str:
+    """What a trial's line in the plot is called: its method and what the grid varies, less the
+    sparsity and the seed."""
+    compressing = [s for s in trial.steps if kind_of(s.config).compresses]
+    parts = [str(getattr(compressing[-1].config, "method", compressing[-1].name))] if (
+        compressing
+    ) else ["dense"]
+    for field_name, value in trial.settings.items():
+        last = field_name.rpartition(".")[2]
+        if last not in {"sparsity", "seed", "method"}:
+            parts.append(f"{value}" if isinstance(value, str) else f"{last} {value}")
+    return ", ".join(parts)

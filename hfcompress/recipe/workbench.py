@@ -1,0 +1,137 @@
+"""Everything that the trials of a recipe share: data encoded once, the model loaded once."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from hfcompress.data import Examples, fingerprint, load_examples
+from hfcompress.encode import Encoded, encode
+from hfcompress.errors import ModelError
+from hfcompress.measure.quality import metric_names
+from hfcompress.models import LoadedModel, load_model, model_source, task_modality
+from hfcompress.recipe.cache import StepCache
+from hfcompress.recipe.context import Context
+from hfcompress.recipe.hashing import prefix_hashes, root_hash, row_hash
+from hfcompress.recipe.progress import Progress
+from hfcompress.recipe.schema import Recipe, Trial, expand
+from hfcompress.recipe.steps import kind_of
+
+
+@dataclass
+class Workbench:
+    """The shared things, built by `prepare`.
+
+    Attributes:
+        recipe: the checked recipe.
+        trials: its grid.
+        examples: raw rows, labels, what was dropped.
+        loaded: the model as the checkpoint has it.
+        train: encoded training rows, where a step reads them.
+        eval: encoded measured rows.
+        train_hash: what the training rows say.
+        eval_hash: what the measured rows say.
+        progress: is told what happens.
+        cache: results of training steps.
+        shared: what steps of several trials share.
+    """
+
+    recipe: Recipe
+    trials: list[Trial]
+    examples: Examples
+    loaded: LoadedModel
+    train: Encoded | None
+    eval: Encoded
+    train_hash: str
+    eval_hash: str
+    progress: Progress
+    cache: StepCache
+    shared: dict[str, Any] = field(default_factory=dict)
+
+    def prefixes(self, trial: Trial) -> list[str]:
+        """Hashes of the trial's model before and after each of its steps."""
+        root = root_hash(self.recipe, self.loaded.fingerprint, self.train_hash, trial.seed)
+        return prefix_hashes(root, trial.steps)
+
+    def row_hash(self, trial: Trial) -> str:
+        """The content hash that names the trial's row."""
+        return row_hash(self.recipe, self.prefixes(trial)[-1], self.eval_hash)
+
+    def start(self, trial: Trial) -> PreTrainedModel:
+        """A fresh copy of the model that the trial starts from."""
+        if self.loaded.new_head and trial.seed != self.recipe.seed:
+            recipe = self.recipe  # a new head is drawn by the trial's own seed
+            return load_model(recipe.model, recipe.task, self.examples.labels, trial.seed).model
+        return copy.deepcopy(self.loaded.model)
+
+    def context(self, trial: Trial, prefix: str) -> Context:
+        """The surroundings of the step that makes ``prefix``."""
+        return Context(
+            train=self.train,
+            eval=self.eval,
+            processor=self.loaded.processor,
+            seed=trial.seed,
+            progress=self.progress,
+            workdir=self.cache.partial(prefix),
+            shared=self.shared,
+        )
+
+
+def prepare(recipe: Recipe, progress: Progress, cache: StepCache) -> Workbench:
+    """Load and check everything that a recipe names; nothing is written.
+
+    Raises:
+        BadInputError: a source, column, label, split, metric or target that does not fit.
+    """
+    trials = expand(recipe)
+    _check_metrics(recipe)
+    model_source(recipe.model)  # the cheap check first: a wrong path shows at once
+    need_rows = any(kind_of(s.config).needs_rows(s.config) for t in trials for s in t.steps)
+    progress.stage("reading the data")
+    examples = load_examples(recipe.data, task_modality(recipe.task), need_rows)
+    for reason, count in examples.dropped.items():
+        progress.note(f"{count:,} rows left out ({reason})")
+    for note in examples.notes:
+        progress.note(note)
+    progress.stage("loading the model")
+    loaded = load_model(recipe.model, recipe.task, examples.labels, recipe.seed)
+    _check_model(recipe, loaded, trials)
+    progress.stage("encoding the data")
+    limit = recipe.data.max_length
+    train = examples.train if need_rows else None
+    return Workbench(
+        recipe=recipe,
+        trials=trials,
+        examples=examples,
+        loaded=loaded,
+        train=None if train is None else encode(examples, train, loaded.processor, limit),
+        eval=encode(examples, examples.eval, loaded.processor, limit),
+        train_hash=fingerprint(train, examples.columns),
+        eval_hash=fingerprint(examples.eval, examples.columns),
+        progress=progress,
+        cache=cache,
+    )
+
+
+def _check_metrics(recipe: Recipe) -> None:
+    from hfcompress.measure.quality import compute_metric
+
+    for name in (recipe.measure.metric, *recipe.measure.also):
+        if name not in metric_names():
+            compute_metric(name, [0, 1, 1], [0, 1, 1])  # asks the hub, or says it cannot
+
+
+def _check_model(recipe: Recipe, loaded: LoadedModel, trials: list[Trial]) -> None:
+    """Refuse steps that do not fit the model before any of them runs."""
+    for trial in trials:
+        trained = any(kind_of(step.config).trains for step in trial.steps)
+        if loaded.new_head and not trained:
+            raise ModelError(
+                f"model {recipe.model.path!r} has no trained classification head for these "
+                f"labels; add a finetune step, or give a model fine-tuned for this task"
+            )
+        for step in trial.steps:
+            kind_of(step.config).check(loaded.model, step.config)

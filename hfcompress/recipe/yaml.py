@@ -1,0 +1,77 @@
+"""YAML as recipes use it: safe, numbers and words read the way people mean them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from hfcompress.errors import ConfigError
+
+_FLOAT = re.compile(r"[-+]?(\d[\d_]*)?(\.\d[\d_]*)?([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_NUMBER_STARTS = list("-+.0123456789")
+
+
+class _Loader(yaml.SafeLoader):
+    """`yaml.SafeLoader` with YAML 1.2's booleans and floats, refusing doubled keys."""
+
+
+# YAML 1.1 reads `no` as False and `8e-5` as text; recipes hold label names and learning rates.
+_Loader.yaml_implicit_resolvers = {
+    start: [(tag, regex) for tag, regex in rules if tag not in {"tag:yaml.org,2002:bool"}]
+    for start, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+"),
+    _NUMBER_STARTS,
+)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[object] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            raise ConfigError(f"line {key_node.start_mark.line + 1}: the key {key!r} stands twice")
+        seen.add(key)
+    loader.flatten_mapping(node)
+    return dict(loader.construct_mapping(node, deep=True))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """Read YAML into plain data.
+
+    Args:
+        text: the YAML.
+        name: what it is called in messages.
+
+    Raises:
+        ConfigError: no YAML, a doubled key, or a tag that would build a Python object.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain data only
+    except yaml.constructor.ConstructorError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(
+            f"{name}, line {line}: {error.problem}; recipes hold plain values only, no tags"
+        ) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "cannot be read"
+        raise ConfigError(f"{name}{line}: this is no YAML: {problem}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{name}, {error}") from None
+
+
+def dump_yaml(data: Any) -> str:
+    """Plain data as YAML, keys in the order given."""
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
