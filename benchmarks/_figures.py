@@ -1,0 +1,134 @@
+"""What every benchmark ends with: figures, each against its target, as a table and as JSON.
+
+::
+
+    figures = [Figure("per-layer speedup", 41.0, "x", low=38.0, high=44.0, target=">= 20")]
+    report(figures, "prune_time", parse_arguments(__doc__).json)
+
+The JSON file holds ``{"benchmark": ..., "figures": [...], "environment": {...}}``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+_PACKAGES = ("hfcompress", "torch", "transformers", "numpy")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number.
+
+    Attributes:
+        name: what was measured.
+        value: the median where it was repeated.
+        unit: ``"x"``, ``"s"``, ``"MB"``, ``"points"`` ...
+        low, high: the smallest and largest of the repetitions; None where there was one.
+        target: what is to be reached, ``">= 20"`` or ``"<= 1.5"``; None for information.
+        note: what a reader needs to know.
+    """
+
+    name: str
+    value: float
+    unit: str
+    low: float | None = None
+    high: float | None = None
+    target: str | None = None
+    note: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is reached; None when there is none."""
+        if self.target is None:
+            return None
+        sign, bound = self.target.split()
+        return self.value >= float(bound) if sign == ">=" else self.value <= float(bound)
+
+
+def spread(name: str, values: Sequence[float], unit: str, target: str | None = None) -> Figure:
+    """A figure from repetitions: their median, smallest and largest."""
+    return Figure(name, statistics.median(values), unit, min(values), max(values), target)
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Wall-clock seconds that one call takes."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def parse_arguments(description: str | None, **flags: str) -> argparse.Namespace:
+    """The command line that all benchmarks share.
+
+    Args:
+        description: the benchmark's docstring, shown by ``--help``.
+        flags: further options by name, each with its help text (``train="path of ..."``).
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    for name, text in flags.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", help=text)
+    return parser.parse_args()
+
+
+def report(figures: Sequence[Figure], benchmark: str, path: Path | None = None) -> None:
+    """Print the figures as a table and, given a path, write them as JSON (whole or not at all)."""
+    table = Table(title=benchmark)
+    for column in ("figure", "value", "spread", "target", "met"):
+        table.add_column(column, justify="left" if column == "figure" else "right")
+    for figure in figures:
+        ends = "" if figure.low is None else f"{figure.low:.4g} to {figure.high:.4g}"
+        met = {None: "", True: "yes", False: "NO"}[figure.met]
+        value = f"{figure.value:.4g} {figure.unit}"
+        table.add_row(figure.name, value, ends, figure.target or "", met)
+    Console().print(table)
+    if path is not None:
+        rows = [{**asdict(figure), "met": figure.met} for figure in figures]
+        content = {"benchmark": benchmark, "figures": rows, "environment": environment()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(path)
+
+
+def environment() -> dict[str, Any]:
+    """Threads, processor and versions of the machine that measured."""
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "cpu": _cpu_name(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,295 @@
+"""The one file that knows model families: which modules can be compressed, and where they are.
+
+Everything that depends on how a family names its modules is in the table `FAMILIES`; every other
+file asks the functions below. A model of no known family still works: its repeated layers are
+found by looking for the heaviest ``nn.ModuleList``.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hfcompress.config import nearest
+from hfcompress.errors import TargetError
+
+COMPRESSIBLE = (nn.Linear, nn.Conv2d, Conv1D)
+"""The module classes that hold a compressible weight."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where one family keeps its parts.
+
+    Attributes:
+        layers: path of the repeated layers, from the base model.
+        query, key, value, out: paths of the attention projections, from a layer; a family with a
+            fused projection gives the same path three times.
+        ffn_in, ffn_out: paths of the feed-forward projections, from a layer.
+        gated: the first half of ``ffn_in``'s outputs is multiplied with the second half.
+        heads: the config's field with the number of attention heads.
+    """
+
+    layers: str
+    query: str
+    key: str
+    value: str
+    out: str
+    ffn_in: str
+    ffn_out: str
+    gated: bool = False
+    heads: str = "num_attention_heads"
+
+
+_BERT = Family(
+    layers="encoder.layer",
+    query="attention.self.query",
+    key="attention.self.key",
+    value="attention.self.value",
+    out="attention.output.dense",
+    ffn_in="intermediate.dense",
+    ffn_out="output.dense",
+)
+_VIT = Family(
+    layers="layers",
+    query="attention.q_proj",
+    key="attention.k_proj",
+    value="attention.v_proj",
+    out="attention.o_proj",
+    ffn_in="mlp.fc1",
+    ffn_out="mlp.fc2",
+)
+_GPT2 = Family(
+    layers="h",
+    query="attn.c_attn",
+    key="attn.c_attn",
+    value="attn.c_attn",
+    out="attn.c_proj",
+    ffn_in="mlp.c_fc",
+    ffn_out="mlp.c_proj",
+    heads="n_head",
+)
+
+FAMILIES: dict[str, Family] = {
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "camembert": _BERT,
+    "electra": _BERT,
+    "distilbert": Family(
+        layers="transformer.layer",
+        query="attention.q_lin",
+        key="attention.k_lin",
+        value="attention.v_lin",
+        out="attention.out_lin",
+        ffn_in="ffn.lin1",
+        ffn_out="ffn.lin2",
+        heads="n_heads",
+    ),
+    "mpnet": Family(
+        layers="encoder.layer",
+        query="attention.attn.q",
+        key="attention.attn.k",
+        value="attention.attn.v",
+        out="attention.attn.o",
+        ffn_in="intermediate.dense",
+        ffn_out="output.dense",
+    ),
+    "deberta-v2": Family(
+        layers="encoder.layer",
+        query="attention.self.query_proj",
+        key="attention.self.key_proj",
+        value="attention.self.value_proj",
+        out="attention.output.dense",
+        ffn_in="intermediate.dense",
+        ffn_out="output.dense",
+    ),
+    "modernbert": Family(
+        layers="layers",
+        query="attn.Wqkv",
+        key="attn.Wqkv",
+        value="attn.Wqkv",
+        out="attn.Wo",
+        ffn_in="mlp.Wi",
+        ffn_out="mlp.Wo",
+        gated=True,
+    ),
+    "vit": _VIT,
+    "deit": _VIT,
+    "beit": _VIT,
+    "gpt2": _GPT2,
+}
+"""Family by ``model.config.model_type``."""
+
+_LEFT_ALONE = ("embed", "pooler", "head", "classifier")
+"""A module is no default target when a part of its name contains one of these words."""
+
+
+def family_of(model: nn.Module) -> Family | None:
+    """The table's entry for a model, or None for a family that is not in the table."""
+    return FAMILIES.get(getattr(getattr(model, "config", None), "model_type", ""))
+
+
+def compressible_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Every ``nn.Linear``, ``nn.Conv2d`` and transformers ``Conv1D``, by name, in model order.
+
+    Modules that share one weight (tied weights) appear once, under the first name.
+    """
+    found: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, COMPRESSIBLE) and id(module.weight) not in seen:
+            seen.add(id(module.weight))
+            found[name] = module
+    return found
+
+
+def default_targets(model: nn.Module) -> dict[str, nn.Module]:
+    """What compression works on when the user names no targets.
+
+    The compressible modules without embeddings (patch embeddings too), pooler, head and
+    classifier. For a transformers model all that is outside the base model is head; for any
+    other model the last ``nn.Linear`` is. A weight that is tied to an embedding is one.
+    """
+    modules = compressible_modules(model)
+    outside = _head_names(model, modules)
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    return {
+        name: module
+        for name, module in modules.items()
+        if name not in outside and not _left_alone(name) and id(module.weight) not in embeddings
+    }
+
+
+def select_modules(
+    model: nn.Module,
+    targets: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+) -> dict[str, nn.Module]:
+    """The compressible modules that patterns name.
+
+    A pattern is a glob over the whole module name (``"*.ffn.*"``), a bare last component
+    (``"classifier"``) or a class name (``"Linear"``).
+
+    Args:
+        model: any module.
+        targets: patterns to take; None takes `default_targets`.
+        exclude: patterns to take out again.
+
+    Raises:
+        TargetError: a pattern matches no compressible module (the nearest names are given), or
+            nothing is left.
+    """
+    modules = compressible_modules(model)
+    chosen = default_targets(model) if targets is None else _matching(modules, targets)
+    dropped = _matching(modules, exclude or ())
+    left = {name: module for name, module in chosen.items() if name not in dropped}
+    if not left:
+        raise TargetError(
+            f"{type(model).__name__} has no module left to compress; "
+            f"its compressible modules are: {', '.join(modules) or 'none'}"
+        )
+    return left
+
+
+def blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """The repeated layers of a model in the order in which data passes them, by name.
+
+    Known families name them; for others they are the heaviest ``nn.ModuleList`` or
+    ``nn.Sequential`` whose items hold compressible modules. Empty when there is none.
+    """
+    family = family_of(model)
+    if family is not None:
+        prefix = _base_prefix(model)
+        path = f"{prefix}.{family.layers}" if prefix else family.layers
+        return dict(_children(path, model.get_submodule(path)))
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module) > 1
+    ]
+    lists = [(name, module) for name, module in lists if _weights_in(module)]
+    if not lists:
+        return {}
+    # The outermost of equally heavy lists: one block should be a whole layer, not a part of it.
+    name, heaviest = max(lists, key=lambda item: _weights_in(item[1]))
+    return dict(_children(name, heaviest))
+
+
+def weight_matrix(module: nn.Module) -> Tensor:
+    """A module's weight as a matrix of outputs x inputs, a view where the layout allows it.
+
+    ``nn.Linear``: the weight. ``nn.Conv2d``: outputs x (inputs per group * kernel height * kernel
+    width). ``Conv1D``: the transposed weight.
+    """
+    weight = _weight(module)
+    if isinstance(module, Conv1D):
+        return weight.t()
+    return weight.flatten(1)
+
+
+def write_matrix(module: nn.Module, matrix: Tensor) -> None:
+    """Write a matrix of outputs x inputs (see `weight_matrix`) into a module's weight."""
+    weight = _weight(module)
+    if isinstance(module, Conv1D):
+        matrix = matrix.t()
+    weight.copy_(matrix.reshape(weight.shape))
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight = module.weight
+    if not isinstance(weight, Tensor):
+        raise TargetError(f"{type(module).__name__} has no weight tensor to compress")
+    return weight.detach()
+
+
+def _base_prefix(model: nn.Module) -> str:
+    """Where the base model lies inside a model: ``"bert"``, or ``""`` for the base model itself."""
+    if not isinstance(model, PreTrainedModel):
+        return ""
+    prefix = model.base_model_prefix
+    return prefix if prefix and hasattr(model, prefix) else ""
+
+
+def _head_names(model: nn.Module, modules: dict[str, nn.Module]) -> set[str]:
+    if isinstance(model, PreTrainedModel):
+        prefix = _base_prefix(model)
+        return {name for name in modules if prefix and not name.startswith(f"{prefix}.")}
+    linears = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+    return set(linears[-1:]) if len(modules) > 1 else set()
+
+
+def _left_alone(name: str) -> bool:
+    parts = name.split(".")
+    return any(word in part for part in parts for word in _LEFT_ALONE)
+
+
+def _matching(modules: dict[str, nn.Module], patterns: Sequence[str]) -> dict[str, nn.Module]:
+    hits: set[str] = set()
+    for pattern in patterns:
+        found = {name for name, module in modules.items() if _matches(pattern, name, module)}
+        if not found:
+            known = [*modules, *{name.rpartition(".")[2] for name in modules}]
+            known += sorted({type(module).__name__ for module in modules.values()})
+            raise TargetError(f"pattern {pattern!r} matches no module{nearest(pattern, known)}")
+        hits |= found
+    return {name: module for name, module in modules.items() if name in hits}
+
+
+def _matches(pattern: str, name: str, module: nn.Module) -> bool:
+    names = (name, name.rpartition(".")[2], type(module).__name__)
+    return any(fnmatch.fnmatchcase(candidate, pattern) for candidate in names)
+
+
+def _children(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        yield (f"{path}.{name}" if path else name), child
+
+
+def _weights_in(module: nn.Module) -> int:
+    return sum(_weight(item).numel() for item in compressible_modules(module).values())

@@ -1,0 +1,169 @@
+"""Which weights to drop: from importance scores to masks. Tensors in, tensors out.
+
+A mask is a bool tensor, True where a weight is kept. Every choice is exact (the number of dropped
+weights is the number asked for) and deterministic (equal scores are dropped in index order).
+
+Large populations are handled by numpy in slices that fit the processor's cache: one thread then
+runs at the memory's speed, and a busy machine does not make it wait for a second one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Array = npt.NDArray[Any]
+
+_SAMPLE = 1 << 16
+"""How many values the bracket around a threshold is estimated from."""
+_SLICE = 1 << 17
+"""Values handled at once: small enough that temporaries stay in the processor's cache."""
+_BITS = {2: (torch.int16, 0x7FFF), 4: (torch.int32, 0x7FFFFFFF), 8: (torch.int64, (1 << 63) - 1)}
+"""Bytes of a float -> the integer of that size, and the mask that clears its sign bit."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Drop every value below ``value``, and the first ``ties`` of those equal to it."""
+
+    value: float | int
+    ties: int
+
+
+def kth_smallest(arrays: Sequence[Array], count: int, bits: int | None = None) -> Cut:
+    """The exact threshold that drops the ``count`` smallest values of several arrays.
+
+    A strided sample brackets the threshold; one pass counts what lies below the bracket and
+    collects the few values inside, from which the right one is selected. No array is copied
+    whole and nothing is sorted (Floyd and Rivest, "Expected time bounds for selection", 1975).
+
+    Args:
+        arrays: one-dimensional arrays without NaN; together they are one population.
+        count: how many to drop, from 1 to the number of all values.
+        bits: for integer arrays, a mask that is applied to each value first.
+    """
+    total = sum(len(array) for array in arrays)
+    # Odd, so that steps through a matrix with an even number of columns visit all of them.
+    step = max(total // _SAMPLE, 1) | 1
+    sample = np.sort(np.concatenate([_masked(array[::step], bits) for array in arrays]))
+    rank, margin = count / total * len(sample), 3 * len(sample) ** 0.5
+    while True:
+        low = sample[int(rank - margin)] if rank - margin >= 0 else None
+        high = sample[int(rank + margin)] if rank + margin < len(sample) else None
+        below, inside = _bracket(arrays, bits, low, high)
+        if below < count <= below + len(inside):
+            break
+        margin *= 4  # an unlucky sample costs another pass, never a wrong answer
+    place = count - below - 1
+    value = np.partition(inside, place)[place]
+    return Cut(value.item(), count - below - int(np.count_nonzero(inside < value)))
+
+
+def layer_mask(scores: Tensor, drop: int) -> Tensor:
+    """Drop the ``drop`` lowest scores of one tensor.
+
+    Args:
+        scores: floats of any shape, without NaN.
+        drop: how many, from 0 to all.
+    """
+    return global_masks([scores], drop)[0]
+
+
+def global_masks(scores: Sequence[Tensor], drop: int) -> list[Tensor]:
+    """Drop the ``drop`` lowest scores of all tensors together; one mask for each tensor."""
+    if drop <= 0:
+        return [torch.ones_like(tensor, dtype=torch.bool) for tensor in scores]
+    arrays = [_floats(tensor) for tensor in scores]
+    cut = kth_smallest(arrays, drop)
+    masks, ties = [], cut.ties
+    for tensor, array in zip(scores, arrays, strict=True):
+        keep = array > cut.value
+        equal = np.flatnonzero(array == cut.value)
+        keep[equal[ties:]] = True
+        ties = max(ties - len(equal), 0)
+        masks.append(torch.from_numpy(keep).view(tensor.shape).to(tensor.device))
+    return masks
+
+
+def zero_smallest_(weights: Sequence[Tensor], drop: int) -> None:
+    """Set the ``drop`` entries of smallest magnitude to zero, in place, all tensors together.
+
+    The same weights as masks from magnitudes, without building scores or masks: a float without
+    its sign bit orders like an integer, so the threshold is taken on the bits.
+
+    Args:
+        weights: floats of one dtype and any shapes, dense in memory, without NaN.
+        drop: how many in all, from 0 to all; zeros that are there already count first.
+    """
+    if drop <= 0:
+        return
+    integer, bits = _BITS[weights[0].element_size()]
+    arrays = [weight.cpu().view(-1).view(integer).numpy() for weight in weights]
+    cut = kth_smallest(arrays, drop, bits)
+    ties = cut.ties
+    for weight, array in zip(weights, arrays, strict=True):
+        ties -= _zero_bits(array, bits, Cut(cut.value, ties))
+        if weight.device.type != "cpu":
+            weight.copy_(torch.from_numpy(array).view(weight.dtype).view(weight.shape))
+
+
+def count_zeros(tensor: Tensor) -> int:
+    """How many entries of a tensor are zero."""
+    return sum(len(part) - int(np.count_nonzero(part != 0)) for part in _slices(_floats(tensor)))
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity."""
+    return all(bool(np.isfinite(part).all()) for part in _slices(_floats(tensor)))
+
+
+def _zero_bits(array: Array, bits: int, cut: Cut) -> int:
+    """Zero what the cut drops, in place; returns how many of the ties were used."""
+    ties = cut.ties
+    for part in _slices(array):
+        magnitudes = part & bits
+        keep = magnitudes > cut.value
+        equal = np.flatnonzero(magnitudes == cut.value)
+        keep[equal[ties:]] = True
+        np.multiply(part, keep, out=part)
+        ties = max(ties - len(equal), 0)
+    return cut.ties - ties
+
+
+def _bracket(
+    arrays: Sequence[Array], bits: int | None, low: Any | None, high: Any | None
+) -> tuple[int, Array]:
+    """How many values lie below ``low``, and the values from ``low`` to ``high``."""
+    below, inside = 0, []
+    for array in arrays:
+        for part in _slices(array):
+            values = _masked(part, bits)
+            if low is not None:
+                under = values < low
+                below += int(np.count_nonzero(under))
+                within = ~under if high is None else under ^ (values <= high)
+            else:
+                within = slice(None) if high is None else values <= high
+            inside.append(values[within])
+    return below, np.concatenate(inside)
+
+
+def _slices(array: Array) -> Iterator[Array]:
+    return (array[start : start + _SLICE] for start in range(0, len(array), _SLICE))
+
+
+def _masked(array: Array, bits: int | None) -> Array:
+    return array if bits is None else array & array.dtype.type(bits)
+
+
+def _floats(tensor: Tensor) -> Array:
+    # numpy knows no bfloat16; widening keeps every value and its order.
+    half = tensor.dtype in (torch.bfloat16, torch.float16)
+    array: Array = (tensor.float() if half else tensor).detach().cpu().reshape(-1).numpy()
+    return array

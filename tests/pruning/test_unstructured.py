@@ -1,0 +1,134 @@
+"""prune(): exact zeros, exact counts, the same weights as torch.nn.utils.prune."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune as torch_prune
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+)
+
+from hfcompress.errors import ConfigError, ModelError, TargetError
+from hfcompress.pruning.config import PruningConfig
+from hfcompress.pruning.unstructured import prune
+
+
+def tiny_bert(seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    config = BertConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        vocab_size=60,
+    )
+    return BertForSequenceClassification(config)
+
+
+# torch.nn.utils.prune has no types.
+l1_unstructured: Any = torch_prune.l1_unstructured
+global_unstructured: Any = torch_prune.global_unstructured
+
+
+def linears(model: nn.Module) -> list[nn.Linear]:
+    return [module for module in model.modules() if isinstance(module, nn.Linear)]
+
+
+def test_published_arithmetic_of_distilbert() -> None:
+    """30 % of every Linear: 66,955,010 parameters, 54,037,406 of them not zero, 19.29 %."""
+    with torch.device("meta"):
+        model = DistilBertForSequenceClassification(DistilBertConfig())  # two labels
+    model = model.to_empty(device="cpu")
+    for parameter in model.parameters():  # nothing is zero before pruning
+        torch.arange(1, parameter.numel() + 1, out=parameter.data.view(-1))
+    report = prune(model, PruningConfig(sparsity=0.3, targets=("Linear",)))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    alive = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
+    assert len(report.layers) == 38
+    assert (total, alive) == (66_955_010, 54_037_406)
+    assert round(100 * (1 - alive / total), 2) == 19.29
+    assert report.zeros == total - alive
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.83])
+def test_layer_scope_keeps_what_torch_keeps(sparsity: float) -> None:
+    ours, theirs = tiny_bert(), tiny_bert()
+    prune(ours, PruningConfig(sparsity=sparsity, targets=("Linear",)))
+    for module in linears(theirs):
+        l1_unstructured(module, "weight", sparsity)
+    for mine, other in zip(linears(ours), linears(theirs), strict=True):
+        assert torch.equal(mine.weight, other.weight)
+
+
+def test_global_scope_keeps_what_torch_keeps() -> None:
+    ours, theirs = tiny_bert(), tiny_bert()
+    prune(ours, PruningConfig(sparsity=0.6, scope="global", targets=("Linear",)))
+    global_unstructured(
+        [(module, "weight") for module in linears(theirs)],
+        pruning_method=torch_prune.L1Unstructured,
+        amount=0.6,
+    )
+    for mine, other in zip(linears(ours), linears(theirs), strict=True):
+        assert torch.equal(mine.weight, other.weight)
+
+
+def test_the_report_counts() -> None:
+    model = tiny_bert()
+    report = prune(model, PruningConfig(sparsity=0.37))
+    for layer in report.layers:
+        weight = model.get_submodule(layer.name).weight
+        assert layer.zeros == layer.requested == round(0.37 * weight.numel())
+        assert int((weight == 0).sum()) == layer.zeros
+    plain = json.loads(json.dumps(report.plain()))
+    assert plain["zeros"] == sum(layer["zeros"] for layer in plain["layers"])
+    assert plain["actual"] == report.actual == report.zeros / report.weights
+    assert plain["requested"] == 0.37
+
+
+def test_pruning_again_goes_on_from_the_zeros_that_are_there() -> None:
+    twice, once = tiny_bert(), tiny_bert()
+    prune(twice, PruningConfig(sparsity=0.3))
+    prune(twice, PruningConfig(sparsity=0.6))
+    prune(once, PruningConfig(sparsity=0.6))
+    for mine, other in zip(linears(twice), linears(once), strict=True):
+        assert torch.equal(mine.weight, other.weight)
+
+
+def test_targets_and_exclude_change_what_is_pruned() -> None:
+    model = tiny_bert()
+    report = prune(model, PruningConfig(sparsity=0.5, targets=("*.attention.*",), exclude=("key",)))
+    assert len(report.layers) == 6
+    assert {layer.name.rpartition(".")[2] for layer in report.layers} == {"query", "value", "dense"}
+
+
+def test_sparsity_zero_changes_nothing() -> None:
+    model, before = tiny_bert(), tiny_bert()
+    assert prune(model, PruningConfig(sparsity=0)).zeros == 0
+    for mine, other in zip(linears(model), linears(before), strict=True):
+        assert torch.equal(mine.weight, other.weight)
+
+
+def test_nan_in_a_weight_names_the_layer() -> None:
+    model = tiny_bert()
+    model.bert.encoder.layer[1].output.dense.weight.data[3, 2] = float("nan")
+    with pytest.raises(ModelError, match=r"layer\.1\.output\.dense\.weight holds NaN"):
+        prune(model, PruningConfig(sparsity=0.5))
+
+
+@pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.5])
+def test_sparsity_outside_its_range_is_refused(sparsity: float) -> None:
+    with pytest.raises(ConfigError, match="sparsity"):
+        PruningConfig(sparsity=sparsity)
+
+
+def test_a_pattern_that_matches_nothing_is_refused() -> None:
+    with pytest.raises(TargetError, match="queri"):
+        prune(tiny_bert(), PruningConfig(sparsity=0.5, targets=("queri",)))
