@@ -16,9 +16,9 @@ def test_movement_is_the_straight_through_gradient_of_the_scores() -> None:
     mask = torch.rand(5, 7, generator=generator) > 0.4
     # An independent graph: the mask as a differentiable stand-in for the scores.
     stand_in = mask.double().requires_grad_()
-    F.linear(inputs, weight * stand_in).square().sum().backward()
+    F.linear(inputs, weight * stand_in).square().sum().backward()  # type: ignore[no-untyped-call]
     masked = (weight * mask).requires_grad_()
-    F.linear(inputs, masked).square().sum().backward()
+    F.linear(inputs, masked).square().sum().backward()  # type: ignore[no-untyped-call]
     assert masked.grad is not None
     assert stand_in.grad is not None
     scores = torch.zeros(5, 7, dtype=torch.float64)
