@@ -77,8 +77,9 @@ class Config(BaseModel):
         Raises:
             ConfigError: as when building the config.
         """
-        return type(self).parse({**{name: getattr(self, name) for name in self.__class__.model_fields},
-                                 **changes})
+        return type(self).parse(
+            {**{name: getattr(self, name) for name in self.__class__.model_fields}, **changes}
+        )
 
 
 def nearest(name: str, known: object) -> str:
@@ -91,15 +92,21 @@ def nearest(name: str, known: object) -> str:
 
 
 def _sentence(error: ValidationError, cls: type[BaseModel], where: str) -> str:
-    """The first problem of a validation error, as one sentence."""
-    details = error.errors(include_url=False)[0]
+    """The first problem of a validation error, as one sentence.
+
+    An unknown key goes first: it is often the missing one, misspelt.
+    """
+    problems = error.errors(include_url=False)
+    details = next((item for item in problems if item["type"] == "extra_forbidden"), problems[0])
     location = tuple(part for part in details["loc"] if not _is_union_tag(part))
     return _describe(details, location, cls, where or cls.__name__)
 
 
 def _is_union_tag(part: object) -> bool:
     # pydantic adds the tried union member to the path ("tuple[str,...]", "float"); not a field.
-    return isinstance(part, str) and ("[" in part or part in {"str", "int", "float", "bool", "dict"})
+    return isinstance(part, str) and (
+        "[" in part or part in {"str", "int", "float", "bool", "dict"}
+    )
 
 
 def _describe(
@@ -112,7 +119,9 @@ def _describe(
         hint = nearest(str(location[-1]), list(owner.model_fields))
         return f"{_path(where, location[:-1])} has no field {str(location[-1])!r}{hint}"
     if kind == "missing":
-        return f"{_path(where, location[:-1])} needs the field {str(location[-1])!r}, which is missing"
+        return (
+            f"{_path(where, location[:-1])} needs the field {str(location[-1])!r}, which is missing"
+        )
     if kind == "value_error":
         message = str(details["msg"]).removeprefix("Value error, ")
         return f"{field}: {message}" if location else f"{where}: {message}"
@@ -135,6 +144,10 @@ def _owner(cls: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseMo
         if field is None:
             continue
         options = (field.annotation, *get_args(field.annotation))
-        inner = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+        inner = [
+            option
+            for option in options
+            if isinstance(option, type) and issubclass(option, BaseModel)
+        ]
         cls = inner[0] if inner else cls
     return cls

@@ -128,7 +128,9 @@ def load_examples(config: DataConfig, modality: Modality, need_train: bool) -> E
         sides["train"], sides["eval"] = _split(sides["eval"], config)
     limited = {
         side: _limit(rows, limit, config.seed)
-        for (side, rows), limit in zip(sides.items(), (config.max_train, config.max_eval), strict=True)
+        for (side, rows), limit in zip(
+            sides.items(), (config.max_train, config.max_eval), strict=True
+        )
     }
     for side, rows in limited.items():
         _check_classes(rows, names, side, config)
@@ -169,9 +171,7 @@ def _read(config: DataConfig, modality: Modality) -> tuple[DatasetDict, tuple[st
     source = resolve(config.path, "data")
     if source.path is None:
         with hub_errors(source, "data", "--set data.path=FILE_OR_FOLDER"):
-            return datasets.load_dataset(
-                source.location, config.name, revision=config.revision
-            ), ()
+            return datasets.load_dataset(source.location, config.name, revision=config.revision), ()
     path = source.path
     if path.is_dir() and (path / "dataset_dict.json").is_file():
         return datasets.load_from_disk(str(path)), ()
@@ -201,7 +201,9 @@ def _read_files(
     splits: dict[str, list[str]] = {}
     for item in files:
         splits.setdefault(_split_name(item) if len(files) > 1 else "train", []).append(str(item))
-    kind, options, notes = kinds.pop(), {}, ()
+    kind = kinds.pop()
+    options: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
     if kind == "csv":
         options, notes = _csv_options(files[0], config)
     return _load(str(kind), source, data_files=splits, **options), notes
@@ -211,6 +213,8 @@ def _load(kind: str, source: Source, **options: Any) -> DatasetDict:
     try:
         loaded: DatasetDict = datasets.load_dataset(kind, **options)
     except Exception as error:  # the readers raise many kinds; all mean a file that does not parse
+        if "corresponds to no data" in str(error):
+            raise DataError(f"data: {source.spec!r} has no usable row") from None
         cause = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         raise DataError(f"data: {source.spec!r} cannot be read as {kind}: {cause[0]}") from error
     return loaded
@@ -272,7 +276,9 @@ def _column(name: str | None, usual: tuple[str, ...], rows: Dataset, what: str) 
     return name
 
 
-def _label_values(config: DataConfig, label: str, rows: Dataset) -> tuple[list[str], dict[Any, int]]:
+def _label_values(
+    config: DataConfig, label: str, rows: Dataset
+) -> tuple[list[str], dict[Any, int]]:
     """Label names in order, and which raw value means which index."""
     feature = rows.features[label]
     if isinstance(feature, ClassLabel):
@@ -355,7 +361,9 @@ def _split(rows: Dataset | None, config: DataConfig) -> tuple[Dataset, Dataset]:
         sides = rows.train_test_split(test_size=config.eval_fraction, seed=config.seed)
         return sides["train"], sides["test"]
     groups = rows[config.group]
-    order = sorted({str(group) for group in groups}, key=lambda group: _shuffled(group, config.seed))
+    order = sorted(
+        {str(group) for group in groups}, key=lambda group: _shuffled(group, config.seed)
+    )
     wanted, taken, chosen = config.eval_fraction * len(rows), 0, set()
     sizes: dict[str, int] = {}
     for group in groups:

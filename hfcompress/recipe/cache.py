@@ -36,8 +36,9 @@ class StepCache:
         folder = self.folder(key)
         if not folder.is_dir():
             return None
-        model = type(like).from_pretrained(folder, dtype=like.dtype)
-        return model.eval()
+        model: PreTrainedModel = type(like).from_pretrained(folder, dtype=like.dtype)
+        model.eval()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+        return model
 
     def done(self, key: str) -> dict[str, Any]:
         """What the step said it did when its model was kept."""

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     PreTrainedModel,
     Trainer,
@@ -65,10 +66,18 @@ def finetune(
         for callback in list(trainer.callback_handler.callbacks):
             if type(callback).__name__ == "PrinterCallback":  # prints every log line to stdout
                 trainer.remove_callback(callback)
-        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        last = _last_checkpoint(folder)
         result = trainer.train(resume_from_checkpoint=last)
     done = {"updates": result.global_step, "training_loss": round(result.training_loss, 4)}
-    return model.eval(), done
+    model.eval()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    return model, done
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    if not folder.is_dir():
+        return None
+    found: str | None = get_last_checkpoint(str(folder))  # type: ignore[no-untyped-call]
+    return found
 
 
 def _arguments(
@@ -85,6 +94,7 @@ def _arguments(
         weight_decay=config.weight_decay,
         label_smoothing_factor=config.label_smoothing,
         bf16=config.bf16,
+        use_cpu=not torch.accelerator.is_available(),
         # Rows of like length together: no time spent on padding.
         train_sampling_strategy="group_by_length" if has_lengths else "random",
         save_strategy="epoch" if context.workdir is not None else "no",

@@ -205,7 +205,7 @@ def expand(recipe: Recipe) -> list[Trial]:
     _check_names(recipe.steps)
     if not recipe.grid:
         return [Trial(0, {}, recipe.seed, parse_steps(recipe.steps))]
-    trials = []
+    trials: list[Trial] = []
     for grid in recipe.grid:
         for field, values in grid.items():
             if not values:

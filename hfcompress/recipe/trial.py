@@ -69,9 +69,7 @@ class Runner:
                 return place
         return len(trial.steps)
 
-    def model_after(
-        self, trial: Trial, place: int
-    ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
+    def model_after(self, trial: Trial, place: int) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
         """The model after the first ``place`` steps, and what each did; yours to change."""
         prefix = self.bench.prefixes(trial)[place]
         if prefix in self._kept:
@@ -157,9 +155,7 @@ class Runner:
             "bytes": calculate_model_size(model),
             "macs": self._macs(model) if measure.macs else None,
             **quality.plain(),
-            "other_metrics": {
-                name: compute_metric(name, logits, labels) for name in measure.also
-            },
+            "other_metrics": {name: compute_metric(name, logits, labels) for name in measure.also},
             "reference": _near(reference.values if reference else {}, requested),
             "note": _near(reference.notes if reference else {}, requested) or "",
             "weights_hash": weights_hash(model),
@@ -173,7 +169,9 @@ class Runner:
     def _macs(self, model: PreTrainedModel) -> int:
         """Multiply-accumulates of one example of median length."""
         lengths = self.bench.eval.lengths
-        middle = 0 if lengths is None else int(np.argsort(lengths, kind="stable")[len(lengths) // 2])
+        middle = (
+            0 if lengths is None else int(np.argsort(lengths, kind="stable")[len(lengths) // 2])
+        )
         ((_, batch),) = self.bench.eval.batches(1, np.array([middle]))
         batch.pop("labels", None)
         return count_macs(model, batch).total
@@ -198,9 +196,11 @@ def line_label(trial: Trial) -> str:
     """What a trial's line in the plot is called: its method and what the grid varies, less the
     sparsity and the seed."""
     compressing = [s for s in trial.steps if kind_of(s.config).compresses]
-    parts = [str(getattr(compressing[-1].config, "method", compressing[-1].name))] if (
-        compressing
-    ) else ["dense"]
+    parts = (
+        [str(getattr(compressing[-1].config, "method", compressing[-1].name))]
+        if (compressing)
+        else ["dense"]
+    )
     for field_name, value in trial.settings.items():
         last = field_name.rpartition(".")[2]
         if last not in {"sparsity", "seed", "method"}:

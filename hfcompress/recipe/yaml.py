@@ -9,7 +9,6 @@ import yaml
 
 from hfcompress.errors import ConfigError
 
-_FLOAT = re.compile(r"[-+]?(\d[\d_]*)?(\.\d[\d_]*)?([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _NUMBER_STARTS = list("-+.0123456789")
 
 
@@ -65,9 +64,9 @@ def parse_yaml(text: str, name: str) -> Any:
         ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
+        place = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be read"
-        raise ConfigError(f"{name}{line}: this is no YAML: {problem}") from None
+        raise ConfigError(f"{name}{place}: this is no YAML: {problem}") from None
     except ConfigError as error:
         raise ConfigError(f"{name}, {error}") from None
 

@@ -1,0 +1,72 @@
+"""One sentence for every mistake in a config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import Field
+
+from hfcompress.config import Config, Names, nearest
+from hfcompress.errors import ConfigError
+
+
+class Inner(Config):
+    share: float = Field(0.5, ge=0, lt=1)
+    names: Names | None = None
+
+
+class Outer(Config):
+    inner: Inner = Inner()
+    count: int = 1
+    needed: str
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"needed": "x", "cont": 1}, "Outer has no field 'cont'; did you mean 'count'?"),
+        ({"needed": "x", "inner": {"shore": 1}}, "Outer.inner has no field 'shore'; did you mean 's"),
+        ({}, "Outer needs the field 'needed', which is missing"),
+        ({"needed": "x", "inner": {"share": 1.0}}, "Outer.inner.share should be less than 1, not"),
+        ({"needed": "x", "count": "3"}, "Outer.count should be a valid integer, not '3'"),
+        ({"needed": "x", "count": True}, "Outer.count should be a valid integer, not True"),
+        ({"needed": "x", "inner": {"names": "a"}}, "Outer.inner.names should be a list, not 'a'"),
+        ({"needed": "x", "inner": 3}, "Outer.inner should be a mapping or instance of Inner"),
+    ],
+)
+def test_mistakes_get_one_sentence(data: dict[str, Any], message: str) -> None:
+    for build in (lambda: Outer(**data), lambda: Outer.parse(data, "Outer")):
+        with pytest.raises(ConfigError) as caught:
+            build()
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_lists_become_tuples_and_back() -> None:
+    config = Inner.parse({"names": ["a", "b"]})
+    assert config.names == ("a", "b")
+    assert config.plain() == {"share": 0.5, "names": ["a", "b"]}
+    assert Inner.parse(config.plain()) == config
+
+
+def test_changed_checks_again() -> None:
+    assert Inner().changed(share=0.25).share == 0.25
+    with pytest.raises(ConfigError):
+        Inner().changed(share=2.0)
+
+
+def test_frozen() -> None:
+    with pytest.raises(Exception, match="frozen"):
+        Inner().share = 0.1  # type: ignore[misc]
+
+
+def test_not_a_mapping() -> None:
+    with pytest.raises(ConfigError, match="must be a mapping"):
+        Inner.parse([1], "steps")
+
+
+def test_nearest() -> None:
+    assert nearest("sparsty", ["sparsity", "scope"]) == "; did you mean 'sparsity'?"
+    assert nearest("zzz", ["b", "a"]) == "; known are: a, b"
+    assert nearest("zzz", []) == ""

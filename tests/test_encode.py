@@ -1,0 +1,116 @@
+"""Encoding and predicting: the data's order, whatever order the batches come in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+
+from hfcompress.data import DataConfig, load_examples
+from hfcompress.encode import Encoded, encode, predict
+from hfcompress.errors import ModelError, SourceError
+from hfcompress.models import ModelConfig, auto_class, load_model, task_modality
+from tests.conftest import make_bert, make_tokenizer
+
+
+@pytest.fixture
+def encoded(write_data: Callable[..., Path]) -> Encoded:
+    examples = load_examples(DataConfig(path=str(write_data(rows=37))), "text", False)
+    return encode(examples, examples.eval, make_tokenizer(), None)
+
+
+def test_predictions_keep_the_data_order(encoded: Encoded) -> None:
+    model = make_bert()
+    logits = predict(model, encoded, batch_size=8)
+    assert logits.shape == (37, 2)
+    for index in (0, 17, 36):
+        row = encoded.rows[index]
+        with torch.no_grad():
+            alone = model(input_ids=torch.tensor([row["input_ids"]])).logits[0]
+        np.testing.assert_allclose(logits[index], alone.numpy(), atol=1e-6)
+    np.testing.assert_allclose(logits, predict(model, encoded, batch_size=37), atol=1e-6)
+
+
+def test_batches_are_sorted_and_complete(encoded: Encoded) -> None:
+    widths, seen = [], []
+    for indices, batch in encoded.batches(8):
+        widths.append(batch["input_ids"].shape[1])
+        seen += indices.tolist()
+        assert batch["labels"].tolist() == encoded.labels[indices].tolist()
+    assert widths == sorted(widths, reverse=True)
+    assert sorted(seen) == list(range(37))
+
+
+def test_some_rows_only(encoded: Encoded) -> None:
+    chosen = np.array([5, 3, 30])
+    (indices, _), = encoded.batches(8, chosen)
+    assert sorted(indices.tolist()) == [3, 5, 30]
+
+
+def test_max_length_cuts(write_data: Callable[..., Path]) -> None:
+    examples = load_examples(DataConfig(path=str(write_data())), "text", False)
+    short = encode(examples, examples.eval, make_tokenizer(), 5)
+    assert short.lengths is not None
+    assert short.lengths.max() == 5
+
+
+def test_progress_is_told(encoded: Encoded) -> None:
+    heard: list[tuple[int, int]] = []
+    predict(make_bert(), encoded, 10, lambda done, total: heard.append((done, total)))
+    assert heard == [(10, 37), (20, 37), (30, 37), (37, 37)]
+
+
+def test_images(tmp_path: Path) -> None:
+    for kind, mode in (("cat", "L"), ("dog", "RGBA")):
+        (tmp_path / kind).mkdir()
+        for index in range(3):
+            Image.new(mode, (9, 7)).save(tmp_path / kind / f"{index}.png")
+    examples = load_examples(DataConfig(path=str(tmp_path)), "image", False)
+    processor = ViTImageProcessorPil(size={"height": 8, "width": 8})
+    config = ViTConfig(image_size=8, patch_size=4, hidden_size=16, num_hidden_layers=1,
+                       num_attention_heads=2, intermediate_size=16, num_labels=2)  # fmt: skip
+    data = encode(examples, examples.eval, processor, None)
+    assert data.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    logits = predict(ViTForImageClassification(config), data, 4)
+    assert logits.shape == (6, 2)
+
+
+def test_models_by_folder(model_folder: Path) -> None:
+    loaded = load_model(ModelConfig(path=str(model_folder)), "text-classification", ["0", "1"])
+    assert not loaded.new_head
+    assert not loaded.model.training
+    three = load_model(
+        ModelConfig(path=str(model_folder)), "text-classification", ["a", "b", "c"], seed=3
+    )
+    assert three.new_head
+    assert three.model.config.id2label == {0: "a", 1: "b", 2: "c"}
+    again = load_model(
+        ModelConfig(path=str(model_folder)), "text-classification", ["a", "b", "c"], seed=3
+    )
+    assert torch.equal(three.model.classifier.weight, again.model.classifier.weight)
+
+
+def test_labels_in_another_order_are_refused(model_folder: Path) -> None:
+    model = make_bert()
+    model.config.id2label = {0: "NEGATIVE", 1: "POSITIVE"}
+    model.config.label2id = {"NEGATIVE": 0, "POSITIVE": 1}
+    model.save_pretrained(model_folder)
+    config = ModelConfig(path=str(model_folder))
+    assert not load_model(config, "text-classification", ["negative", "positive"]).new_head
+    with pytest.raises(ModelError, match="orders its labels"):
+        load_model(config, "text-classification", ["positive", "negative"])
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"holds no config\.json"):
+        load_model(ModelConfig(path=str(tmp_path)), "text-classification")
+
+
+def test_the_task_decides_the_class() -> None:
+    assert auto_class("image-classification").__name__ == "AutoModelForImageClassification"
+    assert task_modality("text-classification") == "text"
