@@ -19,8 +19,11 @@ from rich.progress import Progress as Bars
 
 from hfcompress import __version__
 from hfcompress.errors import HfcompressError
+from hfcompress.recipe.progress import Progress
 
-_EPILOG = "Documentation and examples: README.md; every recipe starts with the command that runs it."
+_EPILOG = (
+    "Documentation and examples: README.md; every recipe starts with the command that runs it."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,8 +62,9 @@ def _quiet() -> None:
     import datasets
     import transformers
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    logs: Any = transformers.utils.logging
+    logs.set_verbosity_error()
+    logs.disable_progress_bar()
     datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -141,7 +145,7 @@ def _show_rows(rows: list[dict[str, Any]], console: Console) -> None:
 # --- what is shown while a run works -----------------------------------------------------------
 
 
-class _Display:
+class _Display(Progress):
     """Two bars: trials, and the piece of work at hand; notes and rows scroll above them."""
 
     def __init__(self, console: Console) -> None:

@@ -127,7 +127,8 @@ def _load_processor(location: str, task: str, options: dict[str, Any]) -> Any:
     if task_modality(task) == "text":
         return AutoTokenizer.from_pretrained(location, **options)
     # The PIL backend: torchvision is not needed, and it gives the same pixels everywhere.
-    return AutoImageProcessor.from_pretrained(location, backend="pil", **options)
+    loader: Any = AutoImageProcessor
+    return loader.from_pretrained(location, backend="pil", **options)
 
 
 def _head_options(settings: Any, labels: list[str] | None, path: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from hfcompress.config import nearest
@@ -23,7 +23,9 @@ from hfcompress.errors import SourceError
 
 PACKAGE_PREFIX = "pkg://"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_FILE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".gz", ".bz2", ".xz", ".zip")
+_FILE_SUFFIXES = (
+    ".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".gz", ".bz2", ".xz", ".zip",
+)  # fmt: skip
 # Weights, configuration and vocabulary decide what a model computes; a README does not.
 _MODEL_FILES = (".safetensors", ".json", ".txt", ".model", ".bin")
 
@@ -87,7 +89,9 @@ def _in_package(spec: str, what: str) -> Path:
         )
     path = Path(roots[0]) / inner
     if not path.exists():
-        raise SourceError(f"{what}: the package {package!r} holds no {inner!r}; looked in {roots[0]}")
+        raise SourceError(
+            f"{what}: the package {package!r} holds no {inner!r}; looked in {roots[0]}"
+        )
     return path
 
 
@@ -127,9 +131,16 @@ def hub_errors(source: Source, what: str, instead: str) -> Iterator[None]:
         names = {kind.__name__ for link in _chain(error) for kind in type(link).__mro__}
         if names & {"RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError"}:
             reason = "the hub has no such name, or it needs a login"
-        elif names & {"ConnectionError", "ConnectError", "TimeoutException", "OfflineModeIsEnabled",
-                      "LocalEntryNotFoundError", "HfHubHTTPError", "DatasetNotFoundError",
-                      "OSError"}:
+        elif names & {
+            "ConnectionError",
+            "ConnectError",
+            "TimeoutException",
+            "OfflineModeIsEnabled",
+            "LocalEntryNotFoundError",
+            "HfHubHTTPError",
+            "DatasetNotFoundError",
+            "OSError",
+        }:
             reason = "the hub cannot be reached and no cached copy is complete"
         else:
             raise
@@ -148,7 +159,7 @@ def _offline_unless_reachable(source: Source) -> Iterator[None]:
     import datasets.config
     import huggingface_hub.constants
 
-    switches = (datasets.config, huggingface_hub.constants)
+    switches: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
     before = [module.HF_HUB_OFFLINE for module in switches]
     try:
         for module in switches:
@@ -176,8 +187,12 @@ def fingerprint_folder(path: Path) -> str:
     Returns:
         32 hexadecimal digits; equal content gives equal digits, wherever it lies.
     """
-    files = [path] if path.is_file() else sorted(
-        item for item in path.iterdir() if item.is_file() and item.suffix in _MODEL_FILES
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(
+            item for item in path.iterdir() if item.is_file() and item.suffix in _MODEL_FILES
+        )
     )
     digest = hashlib.sha256()
     for file in files:
