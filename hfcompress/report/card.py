@@ -1,0 +1,120 @@
+"""A model card for a compressed model: what it is, what was measured, how to make it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from hfcompress.report.html import flat_environment
+from hfcompress.report.rows import Row, is_dense, metric_of, metric_text, number
+from hfcompress.report.table import markdown_table
+
+
+def model_card(
+    row: Row,
+    *,
+    name: str,
+    dense: Row | None = None,
+    base_model: str | None = None,
+    task: str | None = None,
+    dataset: str | None = None,
+    license_name: str | None = None,
+    language: str | None = None,
+    recipe_text: str | None = None,
+    environment: Mapping[str, Any] | None = None,
+) -> str:
+    """The text of a ``README.md`` that the hub understands.
+
+    Args:
+        row: the row of the model that is saved.
+        name: of the model, as the heading.
+        dense: the dense model's row, shown beside it.
+        base_model: hub name of the model that was compressed.
+        task: pipeline task, such as ``text-classification``.
+        dataset: hub name of the data that it was measured on.
+        license_name: licence identifier, such as ``apache-2.0``.
+        language: language code.
+        recipe_text: the recipe as it was run.
+        environment: names and values.
+    """
+    rows = [row] if dense is None else [dense, row]
+    parts = [
+        "---\n" + _header(row, name, base_model, task, dataset, license_name, language) + "---\n",
+        f"# {name}\n",
+        _summary(row, base_model) + "\n",
+        "## Measured\n",
+        markdown_table(rows),
+        _explanation(metric_of(rows)),
+    ]
+    if recipe_text:
+        parts += ["## Recipe\n", f"```yaml\n{recipe_text.rstrip()}\n```\n"]
+    if environment:
+        lines = [f"- {key}: {value}" for key, value in flat_environment(environment).items()]
+        parts += ["## Environment\n", "\n".join(lines) + "\n"]
+    return "\n".join(parts)
+
+
+def _header(
+    row: Row,
+    name: str,
+    base_model: str | None,
+    task: str | None,
+    dataset: str | None,
+    license_name: str | None,
+    language: str | None,
+) -> str:
+    metric = metric_of([row])
+    known: dict[str, Any] = {
+        "library_name": "transformers",
+        "license": license_name,
+        "language": language,
+        "base_model": base_model,
+        "pipeline_tag": task,
+        "datasets": [dataset] if dataset else None,
+        "metrics": _metric_names(row, metric),
+        "tags": ["hfcompress"] if is_dense(row) else ["hfcompress", "pruned"],
+        "model-index": _model_index(row, name, task, dataset) if task and dataset else None,
+    }
+    filled = {key: value for key, value in known.items() if value is not None}
+    return yaml.safe_dump(filled, sort_keys=False, allow_unicode=True)
+
+
+def _metric_names(row: Row, metric: str) -> list[str]:
+    return [metric, *(other for other in row.get("other_metrics") or {} if other != metric)]
+
+
+def _model_index(row: Row, name: str, task: str, dataset: str) -> list[dict[str, Any]]:
+    metric = metric_of([row])
+    values = {metric: number(row, "value"), **(row.get("other_metrics") or {})}
+    metrics = [{"type": key, "value": value} for key, value in values.items() if value is not None]
+    result = {
+        "task": {"type": task},
+        "dataset": {"type": dataset, "name": dataset},
+        "metrics": metrics,
+    }
+    return [{"name": name, "results": [result]}]
+
+
+def _summary(row: Row, base_model: str | None) -> str:
+    origin = f"`{base_model}`" if base_model else "a model"
+    metric, sparsity = metric_of([row]), number(row, "actual_sparsity")
+    if is_dense(row) or not sparsity:
+        text = f"Made from {origin} with hfcompress."
+    else:
+        method = row.get("method") or "pruning"
+        text = (
+            f"Made from {origin} with hfcompress: {100 * sparsity:.1f} % of the pruned layers' "
+            f"weights are zero ({method})."
+        )
+    value = number(row, "value")
+    return text + (f" It reaches {metric_text(metric, value)} {metric}." if value else "")
+
+
+def _explanation(metric: str) -> str:
+    return (
+        f"The drop is the dense model's {metric} minus this one's; McNemar's p tells whether they "
+        "differ on the same examples by more than chance. Zeros alone make a model neither "
+        "smaller on disk nor faster in dense kernels.\n"
+    )

@@ -1,0 +1,65 @@
+"""One HTML page that holds everything: no other file, no network."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from hfcompress.report.curve import draw_curve
+from hfcompress.report.rows import Row, metric_of
+from hfcompress.report.sweet_spot import sweet_spot_sentence
+from hfcompress.report.table import result_table
+
+
+def html_page(
+    rows: Sequence[Row],
+    *,
+    title: str = "Compression report",
+    curve: bytes | None = None,
+    weights: bytes | None = None,
+    recipe_text: str | None = None,
+    environment: Mapping[str, Any] | None = None,
+) -> str:
+    """The report as one self-contained page, light or dark as the reader's system is.
+
+    Args:
+        rows: any rows; partial ones and none at all are fine.
+        title: heading of the page.
+        curve: the PNG of `draw_curve`; drawn anew where it is not given.
+        weights: the PNG of `draw_weights`; left out where it is not given.
+        recipe_text: the recipe as it was run.
+        environment: names and values; nested mappings are written with dotted names.
+    """
+    folder = FileSystemLoader(Path(__file__).parent)
+    template = Environment(
+        loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    ).get_template("page.html")
+    return template.render(
+        title=title,
+        headline=sweet_spot_sentence(rows),
+        metric=metric_of(rows).replace("_", " "),
+        curve=_data_uri(draw_curve(rows) if curve is None else curve),
+        table=result_table(rows),
+        weights=None if weights is None else _data_uri(weights),
+        recipe=recipe_text,
+        environment=flat_environment(environment or {}),
+    )
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def flat_environment(environment: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested names and values as one level with dotted names; None is left out."""
+    flat: dict[str, str] = {}
+    for name, value in environment.items():
+        if isinstance(value, Mapping):
+            flat.update(flat_environment(value, f"{prefix}{name}."))
+        elif value is not None:
+            flat[f"{prefix}{name}"] = str(value)
+    return flat

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from hfcompress.report.table import (
+    csv_text,
+    markdown_table,
+    result_table,
+    rich_table,
+    write_csv,
+)
+
+
+def row(sparsity: float, value: float, **fields: Any) -> dict[str, Any]:
+    return {
+        "hash": "abc",
+        "settings": {"prune.sparsity": sparsity, "prune.scope": "layer"},
+        "method": "magnitude / layer",
+        "seed": 0,
+        "requested_sparsity": sparsity,
+        "actual_sparsity": sparsity - 1e-8 if sparsity else 0.0,
+        "model_sparsity": 0.6431 * sparsity,
+        "parameters": 66_955_010,
+        "nonzero_parameters": round(66_955_010 * (1 - 0.6431 * sparsity)),
+        "bytes": 267_832_560,
+        "macs": None,
+        "metric": "accuracy",
+        "value": value,
+        "low": value - 0.02,
+        "high": value + 0.02,
+        "n": 872,
+        "drop": 0.9 - value,
+        "agreement": 0.95,
+        "mcnemar_p": 0.4,
+        "other_metrics": {"f1": value},
+        "seconds": 1.5 + sparsity,
+        "reference": None,
+        "note": "",
+        "layers": [{"name": "a", "weights": 10, "zeros": 3}],
+        **fields,
+    }
+
+
+ROWS = [row(0.0, 0.9), row(0.3, 0.895), row(0.5, 0.8, mcnemar_p=0.0001)]
+
+
+def cells(rows: list[dict[str, Any]], title: str) -> tuple[str, ...]:
+    [column] = [column for column in result_table(rows).columns if column.title == title]
+    return column.cells
+
+
+def test_constant_columns_go_to_the_caption_and_empty_ones_away() -> None:
+    table = result_table(ROWS)
+    assert "MACs" not in (*table.titles, table.caption)
+    assert "parameters" not in table.titles
+    constant = ["seed 0", "parameters 66,955,010", "size 267.8 MB", "agreement 95.0 %", "n 872"]
+    assert table.caption == " · ".join(constant)
+
+
+def test_figures_are_written_for_people() -> None:
+    assert cells(ROWS, "method") == ("dense", "magnitude / layer", "magnitude / layer")
+    assert cells(ROWS, "of model") == ("0.00 %", "19.29 %", "32.16 %")
+    assert cells(ROWS, "accuracy") == ("90.0 %", "89.5 %", "80.0 %")
+    assert cells(ROWS, "95 % interval")[1] == "87.5–91.5 %"
+    assert cells(ROWS, "drop") == ("", "0.5", "10.0")
+    assert cells(ROWS, "McNemar p") == ("", "0.400", "< 0.001")
+    assert cells(ROWS, "f1")[0] == "90.0 %"
+    assert cells([row(0.3, 0.9, macs=5_437_000_000)], "MACs") == ("5.44 G",)
+    assert cells([row(0.3, 0.9, macs=5_437_000)], "MACs") == ("5.44 M",)
+
+
+def test_actual_sparsity_is_shown_where_it_differs_visibly() -> None:
+    assert "actual" not in result_table(ROWS).titles
+    off = [*ROWS, row(0.8, 0.7, actual_sparsity=0.75)]
+    assert cells(off, "actual")[-1] == "75.0 %"
+
+
+def test_one_row_keeps_every_column_it_fills() -> None:
+    table = result_table(ROWS[1:2])
+    assert {"parameters", "n", "seed", "drop"} <= set(table.titles)
+    assert table.caption == ""
+
+
+def test_a_setting_that_tells_rows_apart_gets_a_column() -> None:
+    assert "prune.scope" not in result_table(ROWS).titles
+    rows = [
+        row(0.3, 0.9, settings={"prune.steps": steps, "prune.sparsity": 0.3}) for steps in (1, 8)
+    ]
+    assert cells(rows, "prune.steps") == ("1", "8")
+
+
+def test_dense_rows_that_say_the_same_are_shown_once() -> None:
+    twin = row(0.0, 0.9, method="magnitude / global")
+    assert len(result_table([*ROWS, twin]).lines) == 3
+    other = row(0.0, 0.91, method="magnitude / global", seed=1)
+    assert len(result_table([*ROWS, other]).lines) == 4
+
+
+@pytest.mark.parametrize(
+    ("reference", "expected"),
+    [
+        # The interval of 0.04 is 3.92 standard errors of 0.0102.
+        (0.90, "−0.5 (0.5 s.e., noise)"),
+        (0.92, "−2.5 (2.4 s.e., differs)"),
+        (0.85, "+4.5 (4.4 s.e., differs)"),
+    ],
+)
+def test_published_values_are_judged_by_the_standard_error(reference: float, expected: str) -> None:
+    rows = [*ROWS, row(0.3, 0.895, reference=reference, seed=1)]
+    assert cells(rows, "vs. published")[-1] == expected
+    assert cells(rows, "published")[-1] == f"{100 * reference:.1f} %"
+
+
+def test_a_published_value_without_an_interval_is_not_judged() -> None:
+    assert cells([row(0.3, 0.895, reference=0.9, low=None)], "vs. published") == ("−0.5",)
+
+
+def test_the_sweet_spot_is_marked() -> None:
+    assert result_table(ROWS).marked == {1}
+    assert result_table(ROWS[:1]).marked == frozenset()
+    rows = [ROWS[0], row(0.3, 0.895, requested_sparsity=None)]
+    assert result_table(rows).marked == {1}
+
+
+def rendered(rows: list[dict[str, Any]], width: int | None) -> str:
+    console = Console(file=io.StringIO(), width=width or 200)
+    with console.capture() as capture:
+        console.print(rich_table(rows, title="T[0]", width=width))
+    return capture.get()
+
+
+def test_the_terminal_shows_what_the_table_holds() -> None:
+    text = rendered(ROWS, None)
+    assert "54,037" in text
+    assert "parameters 66,955,010" in text
+    assert "not shown" not in text
+
+
+def test_a_narrow_terminal_leaves_out_what_matters_least_and_says_so() -> None:
+    lines = rendered(ROWS, 80).splitlines()
+    text = " ".join(lines)
+    assert max(len(line) for line in lines) <= 80
+    assert "not shown: " in text
+    assert "non-zero" in text[text.index("not shown") :]
+    assert "magnitude / layer" in text
+    assert "…" not in text
+
+
+def test_cells_are_not_read_as_markup() -> None:
+    assert "[bold]x[/bold]" in rendered([row(0.3, 0.9, method="[bold]x[/bold]")], None)
+
+
+def test_markdown_has_one_line_per_row_and_marks_the_sweet_spot() -> None:
+    lines = markdown_table(ROWS).splitlines()
+    assert lines[0].startswith("| method | sparsity | of model |")
+    assert lines[1].startswith("|---|---:|---:|")
+    assert lines[3].startswith("| **magnitude / layer** | **30.0 %** |")
+    assert lines[4].startswith("| magnitude / layer | 50.0 % |")
+    assert lines[-1].startswith("In every row: seed 0")
+    assert "a\\|b c" in markdown_table([row(0.3, 0.9, note="a|b\nc")])
+    assert markdown_table([]) == ""
+
+
+def test_csv_holds_every_field_and_reads_back(tmp_path: Path) -> None:
+    rows = [*ROWS, row(0.8, 0.7, extra='say "hi", now', settings={"prune.steps": 3})]
+    path = write_csv(rows, tmp_path / "results.csv")
+    back = list(csv.DictReader(io.StringIO(path.read_text())))
+    assert [float(line["value"]) for line in back] == [0.9, 0.895, 0.8, 0.7]
+    assert back[0]["settings.prune.scope"] == "layer"
+    assert (back[0]["settings.prune.steps"], back[3]["settings.prune.steps"]) == ("", "3")
+    assert back[3]["extra"] == 'say "hi", now'
+    assert back[0]["other_metrics.f1"] == "0.9"
+    assert back[0]["macs"] == ""
+    assert "layers" not in back[0]
+    assert csv_text([]).strip() == ""
