@@ -250,3 +250,17 @@ def test_a_state_of_another_model_is_refused() -> None:
 def test_a_schedule_that_ends_after_training_is_refused() -> None:
     with pytest.raises(ConfigError, match="ends at step 21, after training does"):
         TrainingMasks(small_model(), config(end=21), STEPS)
+
+
+def test_the_moments_of_dropped_weights_take_no_steps() -> None:
+    model = small_model()
+    masks = TrainingMasks(model, config(schedule="one_shot", warmup=0.0), STEPS)
+    masks.update(0)
+    optimizer = torch.optim.AdamW(model.parameters())
+    F.cross_entropy(model(torch.ones(4, 8)), torch.zeros(4, dtype=torch.long)).backward()  # type: ignore[no-untyped-call]
+    masks.before_step()
+    optimizer.step()
+    masks.after_step()
+    moments = optimizer.state[weight_of(model)]["exp_avg"]
+    assert not moments[~masks.kept["0"]].any()
+    assert moments[masks.kept["0"]].any()
