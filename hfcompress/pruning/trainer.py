@@ -77,7 +77,8 @@ class PruningTrainer(Trainer):
     """A ``Trainer`` that prunes while it trains, and takes further losses.
 
     The loss is ``task_loss_weight`` times the model's own plus the sum of the ``loss_terms``.
-    The mean of each term since the last log, and the sparsity, are logged beside the loss.
+    With a weight of 0 the rows need no labels. The mean of each term since the last log, and the
+    sparsity, are logged beside the loss.
 
     Args:
         args: `PruningArguments`.
@@ -97,6 +98,8 @@ class PruningTrainer(Trainer):
     ) -> None:
         if not isinstance(args, PruningArguments):
             raise ConfigError(f"PruningTrainer needs PruningArguments, not {type(args).__name__}")
+        if loss_terms is None and not args.task_loss_weight:
+            raise ConfigError("task_loss_weight 0 leaves no loss; give PruningTrainer loss_terms")
         super().__init__(model, args, *others, **kwargs)
         self.loss_terms = loss_terms
         self.pruning = PruningCallback(args.pruning_config())
@@ -122,17 +125,26 @@ class PruningTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The weighted task loss plus the added terms."""
-        loss, outputs = super().compute_loss(
-            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
-        )
-        if self.loss_terms is None:
-            return (loss, outputs) if return_outputs else loss
-        terms = dict(self.loss_terms(model, inputs, outputs))
+        parts: dict[str, Tensor] = {}
+        loss = torch.zeros((), device=self.args.device)
+        if self.args.task_loss_weight:
+            task, outputs = super().compute_loss(
+                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
+            parts["task_loss"] = task
+            loss = self.args.task_loss_weight * task
+        else:  # the model's own loss is not asked for, so that there may be no labels
+            outputs = model(**inputs)
+        if self.loss_terms is not None:
+            terms = self.loss_terms(model, inputs, outputs)
+            parts.update(terms)
+            scale = self._scale(num_items_in_batch)
+            loss = (
+                loss + scale * torch.stack([term.to(loss.device) for term in terms.values()]).sum()
+            )
         if model.training:
-            for name, term in {"task_loss": loss, **terms}.items():
-                self._buffer[name].append(term.detach())
-        added = torch.stack([term.to(loss.device) for term in terms.values()]).sum()
-        loss = self.args.task_loss_weight * loss + self._scale(num_items_in_batch) * added
+            for name, part in parts.items():
+                self._buffer[name].append(part.detach())
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

@@ -13,6 +13,7 @@ from transformers import (
     BertForSequenceClassification,
     Trainer,
     TrainerCallback,
+    TrainerState,
 )
 
 from hfcompress.errors import ConfigError, SourceError, TargetError
@@ -194,6 +195,26 @@ def test_it_refuses_to_start(
     options: dict[str, object] = {"eval_dataset": []} if arguments else {}
     with pytest.raises(error, match=message):
         make_trainer(pruning(**fields), trainer_options=options, **arguments).train()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fp16": True, "max_grad_norm": 0.0}, "movement scores need unscaled gradients"),
+        ({"deepspeed": "zero.json"}, "deepspeed and fsdp"),
+        ({"fsdp": "full_shard"}, "deepspeed and fsdp"),
+    ],
+)
+def test_training_arguments_under_which_masks_would_not_hold_are_refused(
+    changes: dict[str, object], message: str, make_trainer: MakeTrainer
+) -> None:
+    trainer = make_trainer()
+    for name, value in changes.items():  # set late: some cannot be made on every machine
+        setattr(trainer.args, name, value)
+    assert isinstance(trainer.model, nn.Module)
+    callback, state = pruning(method="movement"), TrainerState(max_steps=20)
+    with pytest.raises(ConfigError, match=message):
+        callback.on_train_begin(trainer.args, state, trainer.control, trainer.model)
 
 
 def test_a_dense_model_has_no_zeros_to_keep(make_trainer: MakeTrainer) -> None:

@@ -137,3 +137,17 @@ def test_it_resumes_from_a_folder_that_was_moved(
     resumed = make(folder="other")
     resumed.train(resume_from_checkpoint=str(moved))
     assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_without_the_task_loss_rows_need_no_labels(make: Callable[..., PruningTrainer]) -> None:
+    trainer = make(logit_penalty, task_loss_weight=0.0, logging_steps=10)
+    rows = [{"input_ids": row["input_ids"]} for row in trainer.train_dataset]  # type: ignore[union-attr]
+    trainer.train_dataset = rows
+    trainer.train()
+    logged = [row for row in trainer.state.log_history if "loss" in row]
+    assert logged[-1]["loss"] == pytest.approx(logged[-1]["penalty"], rel=1e-3)
+
+
+def test_no_loss_at_all_is_refused(make: Callable[..., PruningTrainer]) -> None:
+    with pytest.raises(ConfigError, match="leaves no loss"):
+        make(task_loss_weight=0.0)
