@@ -151,12 +151,19 @@ def _p_value(row: Row) -> str:
 def _against_published(metric: str, row: Row) -> str:
     """Our value minus the published one, and whether that is more than chance."""
     value, reference = number(row, "value"), number(row, "reference")
-    low, high = number(row, "low"), number(row, "high")
     if value is None or reference is None:
         return ""
-    difference = points_text(metric, value - reference)
-    if low is None or high is None or high <= low:
+    difference, error = points_text(metric, value - reference), _standard_error(row)
+    if not error:
         return difference
-    errors = abs(value - reference) / ((high - low) / (2 * Z95))
+    errors = abs(value - reference) / error
     judgement = "noise" if errors <= _NOISE else "differs"
     return f"{difference} ({errors:.1f} s.e., {judgement})"
+
+
+def _standard_error(row: Row) -> float | None:
+    """The row's own, else what its 95 % interval says."""
+    own, low, high = (number(row, key) for key in ("standard_error", "low", "high"))
+    if own is not None or low is None or high is None:
+        return own
+    return (high - low) / (2 * Z95)

@@ -13,6 +13,40 @@ from matplotlib.ticker import MaxNLocator
 
 from hfcompress.errors import BadInputError
 from hfcompress.report.canvas import PALETTE, new_figure, png_bytes, tidy
+from hfcompress.report.rows import Row, is_dense, number
+
+MOST_PANELS = 12
+
+
+def weight_panels(
+    rows: Sequence[Row], histograms: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Panels for `draw_weights` from the histograms that a run keeps.
+
+    Args:
+        rows: any rows; each method and sparsity gives one panel, of its first seed.
+        histograms: row hash -> the histogram after, whose ``dense`` names the key of the one
+            before; both as `WeightDistribution.plain` gives them.
+
+    Returns:
+        At most twelve panels, the methods one after another, each by rising sparsity.
+    """
+    chosen: dict[tuple[str, float], dict[str, Any]] = {}
+    for row in rows:
+        after = histograms.get(str(row.get("hash")))
+        sparsity = number(row, "actual_sparsity")
+        if after is None or sparsity is None or is_dense(row):
+            continue
+        method = str(row.get("method") or "compressed")
+        panel = {
+            "title": f"{method}, {100 * sparsity:.0f} %",
+            "before": histograms.get(str(after.get("dense"))),
+            "after": after,
+        }
+        chosen.setdefault((method, round(sparsity, 3)), panel)
+    methods = list(dict.fromkeys(method for method, _ in chosen))
+    order = sorted(chosen, key=lambda key: (methods.index(key[0]), key[1]))
+    return [chosen[key] for key in order[:MOST_PANELS]]
 
 
 def draw_weights(panels: Sequence[Mapping[str, Any]]) -> bytes:
@@ -33,9 +67,9 @@ def weights_figure(panels: Sequence[Mapping[str, Any]]) -> Figure:
     """
     if not panels:
         raise BadInputError("there are no histograms to draw; give at least one panel")
-    columns = min(len(panels), 3)
+    columns = 4 if len(panels) % 4 == 0 else min(len(panels), 3)
     lines = math.ceil(len(panels) / columns)
-    figure = new_figure(max(6.4, 4.2 * columns), 3.6 * lines + 0.3)
+    figure = new_figure(max(6.4, 4.0 * columns), 3.6 * lines + 0.3)
     for index, panel in enumerate(panels):
         axes = figure.add_subplot(lines, columns, index + 1)
         tidy(axes)

@@ -53,7 +53,8 @@ def number(row: Row, key: str) -> float | None:
 
 def is_dense(row: Row) -> bool:
     """Whether a row measures the model before compression: asked for 0 sparsity, or called so."""
-    return row.get("method") == "dense" or number(row, "requested_sparsity") == 0
+    name = str(row.get("method") or "").partition(",")[0]
+    return name == "dense" or number(row, "requested_sparsity") == 0
 
 
 def metric_of(rows: Sequence[Row]) -> str:

@@ -98,7 +98,7 @@ def _marked(rows: Sequence[Row]) -> frozenset[int]:
     )
 
 
-def rich_table(
+def rows_table(
     rows: Sequence[Row], title: str | None = None, width: int | None = None
 ) -> RichTable:
     """The table for a terminal; the sweet spot's rows are bold.
@@ -169,7 +169,7 @@ def _cell(text: str) -> str:
 
 
 def csv_text(rows: Sequence[Row]) -> str:
-    """Every field of every row as CSV; settings and other metrics one column each, no layers."""
+    """Every field of every row as CSV; settings and other metrics one column each, no lists."""
     flat = [_flat(row) for row in rows]
     names = list(dict.fromkeys(name for row in flat for name in row))
     text = io.StringIO()
@@ -191,7 +191,7 @@ def write_csv(rows: Sequence[Row], path: str | Path) -> Path:
 def _flat(row: Row) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in row.items():
-        if key == "layers":
+        if isinstance(value, list):
             continue
         if isinstance(value, dict):
             flat.update({f"{key}.{inner}": item for inner, item in value.items()})

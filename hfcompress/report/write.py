@@ -8,7 +8,7 @@ from typing import Any
 
 from hfcompress.files import atomic_write
 from hfcompress.report.curve import draw_curve
-from hfcompress.report.histograms import draw_weights
+from hfcompress.report.histograms import draw_weights, weight_panels
 from hfcompress.report.html import html_page
 from hfcompress.report.rows import Row
 from hfcompress.report.table import write_csv
@@ -20,7 +20,7 @@ def write_report(
     *,
     recipe_text: str | None = None,
     environment: Mapping[str, Any] | None = None,
-    weights: Sequence[Mapping[str, Any]] | None = None,
+    weights: Mapping[str, Mapping[str, Any]] | None = None,
     title: str = "Compression report",
 ) -> list[Path]:
     """Write ``results.csv``, ``curve.png``, ``weights.png`` and ``report.html``.
@@ -32,8 +32,8 @@ def write_report(
         directory: made where it is not there.
         recipe_text: the recipe as it was run.
         environment: names and values.
-        weights: panels as `draw_weights` takes them; without any, a ``weights.png`` that is
-            already there is kept and shown.
+        weights: row hash -> histogram, as `weight_panels` takes them; without any that belongs
+            to a row, a ``weights.png`` that is already there is kept and shown.
         title: heading of the page.
 
     Returns:
@@ -45,7 +45,8 @@ def write_report(
     """
     directory = Path(directory)
     curve = draw_curve(rows)
-    histograms = draw_weights(weights) if weights else None
+    panels = weight_panels(rows, weights or {})
+    histograms = draw_weights(panels) if panels else None
     written = [write_csv(rows, directory / "results.csv")]
     written.append(atomic_write(directory / "curve.png", curve))
     if histograms is not None:

@@ -16,7 +16,7 @@ from PIL import Image
 from hfcompress.errors import BadInputError
 from hfcompress.report.curve import curve_figure, draw_curve
 from hfcompress.report.heatmap import draw_heatmap, heatmap_figure
-from hfcompress.report.histograms import draw_weights, weights_figure
+from hfcompress.report.histograms import draw_weights, weight_panels, weights_figure
 
 
 def row(method: str, sparsity: float, value: float, **fields: Any) -> dict[str, Any]:
@@ -149,9 +149,36 @@ def test_histograms_show_shares_and_the_spike() -> None:
     assert_nothing_is_clipped(figure)
 
 
+def test_panels_come_from_rows_and_kept_histograms() -> None:
+    rows = [
+        row("layer", 0.0, 0.9, hash="a"),
+        row("layer", 0.5, 0.9, hash="b", seed=0),
+        row("layer", 0.5, 0.9, hash="c", seed=1),
+        row("layer", 0.3, 0.9, hash="d"),
+        row("global", 0.3, 0.9, hash="e"),
+        row("global", 0.5, 0.9, hash="not kept"),
+    ]
+    kept: dict[str, dict[str, Any]] = {key: {**histogram(1), "dense": "x"} for key in "abcd"}
+    kept |= {"x": histogram(0), "e": histogram(2)}
+    panels = weight_panels(rows, kept)
+    assert [panel["title"] for panel in panels] == ["layer, 30 %", "layer, 50 %", "global, 30 %"]
+    assert panels[0] == {"title": "layer, 30 %", "before": kept["x"], "after": kept["d"]}
+    assert panels[1]["after"] is kept["b"]
+    assert panels[2]["before"] is None
+    many = [row("m", i / 20, 0.9, hash="b") for i in range(1, 19)]
+    assert len(weight_panels(many, kept)) == 12
+
+
+def test_eight_panels_stand_four_in_a_row() -> None:
+    panels = [{"title": f"method number one, {i} %", "after": histogram(3)} for i in range(8)]
+    figure = weights_figure(panels)
+    assert figure.axes[0].get_subplotspec().get_gridspec().get_geometry() == (2, 4)  # type: ignore[union-attr]
+    assert_nothing_is_clipped(figure)
+
+
 def test_panels_stand_three_in_a_row_and_before_may_be_missing() -> None:
-    figure = weights_figure([{"title": str(i), "after": histogram(0)} for i in range(4)])
-    assert len(figure.axes) == 4
+    figure = weights_figure([{"title": str(i), "after": histogram(0)} for i in range(5)])
+    assert len(figure.axes) == 5
     assert legend(figure.axes[0]) == ["after"]
     assert not figure.axes[0].texts
     assert figure.axes[0].get_subplotspec().get_gridspec().get_geometry() == (2, 3)  # type: ignore[union-attr]

@@ -102,6 +102,11 @@ def test_sentences_for_every_outcome() -> None:
     assert "No dense model" in sweet_spot_sentence([{"method": "wanda"}])
 
 
+def test_a_run_that_only_trains_is_dense() -> None:
+    rows = [row(0.0, 0.80, requested_sparsity=None, method="dense, epochs 3")]
+    assert sweet_spot_sentence(rows) == "Only the dense model was measured: accuracy 80.0 %."
+
+
 def test_rows_without_a_request_are_placed_by_what_they_reached() -> None:
     rows = [DENSE, row(0.0, 0.79, 0.5, requested_sparsity=None, actual_sparsity=0.4321)]
     best = sweet_spot(rows)

@@ -12,7 +12,7 @@ from hfcompress.report.table import (
     csv_text,
     markdown_table,
     result_table,
-    rich_table,
+    rows_table,
     write_csv,
 )
 
@@ -117,6 +117,11 @@ def test_published_values_are_judged_by_the_standard_error(reference: float, exp
     assert cells(rows, "published")[-1] == f"{100 * reference:.1f} %"
 
 
+def test_a_row_may_bring_its_own_standard_error() -> None:
+    rows = [row(0.3, 0.895, reference=0.85, standard_error=0.045)]
+    assert cells(rows, "vs. published") == ("+4.5 (1.0 s.e., noise)",)
+
+
 def test_a_published_value_without_an_interval_is_not_judged() -> None:
     assert cells([row(0.3, 0.895, reference=0.9, low=None)], "vs. published") == ("−0.5",)
 
@@ -131,7 +136,7 @@ def test_the_sweet_spot_is_marked() -> None:
 def rendered(rows: list[dict[str, Any]], width: int | None) -> str:
     console = Console(file=io.StringIO(), width=width or 200)
     with console.capture() as capture:
-        console.print(rich_table(rows, title="T[0]", width=width))
+        console.print(rows_table(rows, title="T[0]", width=width))
     return capture.get()
 
 
@@ -168,7 +173,12 @@ def test_markdown_has_one_line_per_row_and_marks_the_sweet_spot() -> None:
 
 
 def test_csv_holds_every_field_and_reads_back(tmp_path: Path) -> None:
-    rows = [*ROWS, row(0.8, 0.7, extra='say "hi", now', settings={"prune.steps": 3})]
+    rows = [
+        *ROWS,
+        row(
+            0.8, 0.7, steps=[{"step": "prune"}], extra='say "hi", now', settings={"prune.steps": 3}
+        ),
+    ]
     path = write_csv(rows, tmp_path / "results.csv")
     back = list(csv.DictReader(io.StringIO(path.read_text())))
     assert [float(line["value"]) for line in back] == [0.9, 0.895, 0.8, 0.7]
@@ -177,5 +187,5 @@ def test_csv_holds_every_field_and_reads_back(tmp_path: Path) -> None:
     assert back[3]["extra"] == 'say "hi", now'
     assert back[0]["other_metrics.f1"] == "0.9"
     assert back[0]["macs"] == ""
-    assert "layers" not in back[0]
+    assert not {"layers", "steps"} & set(back[3])
     assert csv_text([]).strip() == ""

@@ -20,6 +20,7 @@ from hfcompress.report.write import write_report
 
 def row(sparsity: float, value: float, **fields: Any) -> dict[str, Any]:
     return {
+        "hash": f"row-{sparsity}",
         "method": "magnitude / layer",
         "requested_sparsity": sparsity,
         "actual_sparsity": sparsity,
@@ -35,7 +36,8 @@ def row(sparsity: float, value: float, **fields: Any) -> dict[str, Any]:
 
 
 ROWS = [row(0.0, 0.9), row(0.3, 0.895), row(0.5, 0.7)]
-WEIGHTS = [{"title": "w", "after": {"edges": [0.0, 1.0], "counts": [5], "zeros": 5}}]
+HISTOGRAM = {"edges": [0.0, 1.0], "counts": [5], "zeros": 5}
+WEIGHTS = {"row-0.3": {**HISTOGRAM, "dense": "dense-0"}, "dense-0": HISTOGRAM}
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
