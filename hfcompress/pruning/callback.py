@@ -15,7 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hfcompress.errors import ConfigError, SourceError
 from hfcompress.pruning.training_config import PruningTrainingConfig
-from hfcompress.pruning.training_masks import TrainingMasks
+from hfcompress.pruning.training_masks import Prune, TrainingMasks
 
 STATE_FILE = "pruning_state.safetensors"
 """The file that holds masks and scores, in each checkpoint folder."""
@@ -37,16 +37,21 @@ class PruningCallback(TrainerCallback):
         resume_from: the checkpoint folder of a resumed training. By default it is what
             ``args.resume_from_checkpoint`` names, or else the folder of the resumed step in
             ``args.output_dir``.
+        prune: for method custom, ``prune(model, sparsity)``; called at each update.
 
     Attributes:
         masks: the `TrainingMasks`, from the start of training on.
     """
 
     def __init__(
-        self, config: PruningTrainingConfig, resume_from: str | Path | None = None
+        self,
+        config: PruningTrainingConfig,
+        resume_from: str | Path | None = None,
+        prune: Prune | None = None,
     ) -> None:
         self.config = config
         self.resume_from = resume_from
+        self.prune = prune
         self.masks: TrainingMasks | None = None
 
     @property
@@ -70,7 +75,7 @@ class PruningCallback(TrainerCallback):
             SourceError: a resumed checkpoint without masks.
         """
         assert model is not None
-        masks = TrainingMasks(model, self.config, state.max_steps)
+        masks = TrainingMasks(model, self.config, state.max_steps, self.prune)
         _check_arguments(args, masks)
         if state.global_step == 0:
             masks.update(0)

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from hfcompress.pruning.training_config import ProgressiveConfig
+from hfcompress.pruning.training_masks import Prune
 
-Prune = Callable[[nn.Module, float], None]
-"""``prune(model, sparsity)``: prune in place, by any method."""
 Recover = Callable[[nn.Module], None]
 """``recover(model)``: train in place, and leave zeros zero."""
 Evaluate = Callable[[nn.Module], float]

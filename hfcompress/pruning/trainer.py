@@ -15,6 +15,7 @@ from transformers.trainer_utils import TrainOutput
 from hfcompress.errors import ConfigError
 from hfcompress.pruning.callback import PruningCallback
 from hfcompress.pruning.training_config import PruningTrainingConfig
+from hfcompress.pruning.training_masks import Prune
 
 LossTerms = Callable[[nn.Module, Mapping[str, Any], Any], Mapping[str, Tensor]]
 """``terms(model, inputs, outputs)``: named scalars, each the mean over the batch."""
@@ -83,6 +84,7 @@ class PruningTrainer(Trainer):
     Args:
         args: `PruningArguments`.
         loss_terms: called as ``loss_terms(model, inputs, outputs)``, gives named scalars.
+        prune: for method custom, ``prune(model, sparsity)``.
         *others: those of ``Trainer``.
     """
 
@@ -94,6 +96,7 @@ class PruningTrainer(Trainer):
         args: PruningArguments | None = None,
         *others: Any,
         loss_terms: LossTerms | None = None,
+        prune: Prune | None = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(args, PruningArguments):
@@ -102,7 +105,7 @@ class PruningTrainer(Trainer):
             raise ConfigError("task_loss_weight 0 leaves no loss; give PruningTrainer loss_terms")
         super().__init__(model, args, *others, **kwargs)
         self.loss_terms = loss_terms
-        self.pruning = PruningCallback(args.pruning_config())
+        self.pruning = PruningCallback(args.pruning_config(), prune=prune)
         self.add_callback(self.pruning)
         self._buffer: dict[str, list[Tensor]] = defaultdict(list)
 

@@ -12,7 +12,7 @@ from hfcompress.config import Config
 from hfcompress.errors import ConfigError
 from hfcompress.pruning.schedule import ScheduleKind, SparsitySchedule
 
-TrainingMethod = Literal["magnitude", "movement", "soft_movement", "keep_zeros"]
+TrainingMethod = Literal["magnitude", "movement", "soft_movement", "keep_zeros", "custom"]
 
 _SOFT = ("threshold", "regularization", "score_learning_rate")
 _TIMES = ("schedule", "start", "end", "warmup", "cooldown", "frequency", "initial_sparsity")
@@ -21,6 +21,7 @@ _UNUSED_BY_METHOD: dict[str, tuple[str, ...]] = {
     "movement": _SOFT,
     "soft_movement": ("scope", "initial_sparsity"),
     "keep_zeros": ("scope", *_SOFT, *_TIMES),
+    "custom": ("scope", *_SOFT),
 }
 _UNUSED_BY_SCHEDULE: dict[str, tuple[str, ...]] = {
     "cubic": (),
@@ -41,6 +42,8 @@ class PruningTrainingConfig(Config):
     ``soft_movement``       as above, against a threshold: the sparsity follows from
                             ``regularization`` (more is sparser) and differs by layer
     ``keep_zeros``          unless it is zero when training starts: recovers a pruned model
+    ``custom``              unless the function given to the callback zeroes it, called at each
+                            update: gradual pruning by any one-shot method
     ======================  ==================================================================
 
     Raises:
@@ -54,7 +57,7 @@ class PruningTrainingConfig(Config):
         lt=1,
         strict=False,
         description="share of the target weights that is zero in the end, in (0, 1); needed by "
-        "magnitude and movement unless an N:M pattern gives it",
+        "magnitude, movement and custom unless an N:M pattern gives it",
     )
     pattern: str = Field(
         "unstructured",
@@ -158,8 +161,8 @@ class PruningTrainingConfig(Config):
         return schedule
 
     def _check_sparsity(self) -> None:
-        chosen = self.method in ("magnitude", "movement")
-        if not chosen and self.group is not None:
+        chosen = self.method in ("magnitude", "movement", "custom")
+        if self.method not in ("magnitude", "movement") and self.group is not None:
             raise ValueError(f"pattern has no effect with {self._mode}; leave it out")
         if not chosen and self.sparsity is not None:
             source = "regularization" if self.method == "soft_movement" else "the model's zeros"

@@ -7,14 +7,14 @@ names in the ``state_dict`` stay, and a checkpoint taken at any moment is an ord
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hfcompress.architectures import select_modules
-from hfcompress.errors import CalibrationError, TargetError
+from hfcompress.errors import CalibrationError, ConfigError, TargetError
 from hfcompress.pruning.masks import global_masks, layer_mask
 from hfcompress.pruning.movement import (
     movement_update_,
@@ -23,6 +23,9 @@ from hfcompress.pruning.movement import (
 )
 from hfcompress.pruning.training_config import PruningTrainingConfig
 from hfcompress.pruning.unstructured import dense_weight
+
+Prune = Callable[[nn.Module, float], None]
+"""``prune(model, sparsity)``: prune in place, by any method."""
 
 
 class TrainingMasks:
@@ -39,15 +42,31 @@ class TrainingMasks:
         model: the model that trains; its weights change in place.
         config: what to prune.
         total_steps: optimizer steps of the whole training.
+        prune: ``prune(model, sparsity)``, which sets weights of the model to zero and may change
+            the others; needed by method custom, and by no other.
 
     Raises:
         TargetError: no module to prune, or (keep_zeros) no zero in any of them.
-        ConfigError: a schedule that ends after training does.
+        ConfigError: a schedule that ends after training does, or a function that is missing or
+            would not be called.
         ModelError: a weight that is NaN or infinite.
     """
 
-    def __init__(self, model: nn.Module, config: PruningTrainingConfig, total_steps: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: PruningTrainingConfig,
+        total_steps: int,
+        prune: Prune | None = None,
+    ) -> None:
+        if (config.method == "custom") != (prune is not None):
+            raise ConfigError(
+                "method 'custom' needs a function that prunes, and no other method takes one; "
+                f"the method is {config.method!r}, and the function {prune!r}"
+            )
         self.config = config
+        self.prune = prune
+        self.model = model
         self.schedule = config.sparsity_schedule(total_steps)
         self.modules = select_modules(model, config.targets, config.exclude)
         self.weights = _weights(self.modules, config)
@@ -89,6 +108,8 @@ class TrainingMasks:
         """
         if not self.schedule.is_update(step):
             return False
+        if self.prune is not None:
+            self._prune_by(self.prune, self.schedule.sparsity(step))
         full = self._full_weights()
         self.kept = self._choose(step, full)
         _broadcast(self.kept)
@@ -152,6 +173,14 @@ class TrainingMasks:
     def _parts(self) -> dict[str, dict[str, Tensor]]:
         return {"kept": self.kept, "scores": self.scores, "latent": self.latent}
 
+    def _prune_by(self, prune: Prune, sparsity: float) -> None:
+        training = self.model.training
+        self.model.eval()
+        with torch.enable_grad():  # the function decides whether it needs gradients
+            prune(self.model, sparsity)
+        self.model.train(training)
+        _broadcast(self.weights)
+
     def _full_weights(self) -> dict[str, Tensor]:
         """The weights before masking: dropped ones with the value that is kept aside."""
         if not self.moves:
@@ -177,7 +206,7 @@ class TrainingMasks:
         )
 
     def _choose(self, step: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        if self.config.method == "keep_zeros":
+        if self.config.method in ("keep_zeros", "custom"):
             return {name: weight != 0 for name, weight in weights.items()}
         if self.config.method == "soft_movement":
             threshold = self.config.threshold * self.schedule.progress(step)
@@ -233,13 +262,14 @@ def _weights(
     return weights
 
 
-def _broadcast(masks: Mapping[str, Tensor]) -> None:
-    """Give every process the first one's masks; sums may differ between kinds of processors."""
+def _broadcast(tensors: Mapping[str, Tensor]) -> None:
+    """Give every process the first one's values; sums may differ between kinds of processors."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        for mask in masks.values():
-            shared = mask.to(torch.uint8)
+        for tensor in tensors.values():
+            plain = tensor.detach()
+            shared = plain.to(torch.uint8) if plain.dtype == torch.bool else plain
             torch.distributed.broadcast(shared, src=0)
-            mask.copy_(shared.bool())
+            plain.copy_(shared)
 
 
 def nm_mask(scores: Tensor, kept: int, size: int) -> Tensor:

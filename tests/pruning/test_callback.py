@@ -141,6 +141,24 @@ def test_the_checkpoint_is_an_ordinary_one(make_trainer: MakeTrainer, tmp_path: 
     assert_masks_hold(AutoModelForSequenceClassification.from_pretrained(folder), callback)
 
 
+def test_custom_pruning_resumes_too(make_trainer: MakeTrainer) -> None:
+    def prune_by_index(model: nn.Module, sparsity: float) -> None:
+        weight = model.get_parameter("bert.encoder.layer.0.output.dense.weight").data
+        weight.view(-1)[: round(sparsity * weight.numel())] = 0
+
+    results = []
+    for resume in (False, True):
+        callback = pruning(method="custom", cooldown=0.1)
+        callback.prune = prune_by_index
+        trainer = make_trainer(callback, save_strategy="steps", save_steps=10)
+        middle = str(Path(str(trainer.args.output_dir)) / "checkpoint-10")
+        trainer.train(resume_from_checkpoint=middle if resume else None)
+        assert isinstance(trainer.model, nn.Module)
+        assert_masks_hold(trainer.model, callback)
+        results.append(callback.sparsity)
+    assert results[0] == results[1] > 0
+
+
 def test_methods_schedules_and_scopes_keep_different_weights(make_trainer: MakeTrainer) -> None:
     variants: list[dict[str, object]] = [
         {}, {"method": "movement"}, {"scope": "global"}, {"schedule": "linear"},

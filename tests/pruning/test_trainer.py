@@ -151,3 +151,19 @@ def test_without_the_task_loss_rows_need_no_labels(make: Callable[..., PruningTr
 def test_no_loss_at_all_is_refused(make: Callable[..., PruningTrainer]) -> None:
     with pytest.raises(ConfigError, match="leaves no loss"):
         make(task_loss_weight=0.0)
+
+
+def test_a_function_prunes_for_method_custom(make_trainer: MakeTrainer) -> None:
+    def drop_all(model: nn.Module, sparsity: float) -> None:
+        model.get_parameter("bert.encoder.layer.0.output.dense.weight").data.zero_()
+
+    trainer = make_trainer(
+        trainer_class=PruningTrainer,
+        arguments_class=PruningArguments,
+        trainer_options={"prune": drop_all},
+        pruning_method="custom",
+        pruning_sparsity=0.5,
+    )
+    trainer.train()
+    assert isinstance(trainer, PruningTrainer)
+    assert trainer.pruning.sparsity == pytest.approx(1 / 8)

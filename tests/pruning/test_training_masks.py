@@ -264,3 +264,32 @@ def test_the_moments_of_dropped_weights_take_no_steps() -> None:
     moments = optimizer.state[weight_of(model)]["exp_avg"]
     assert not moments[~masks.kept["0"]].any()
     assert moments[masks.kept["0"]].any()
+
+
+def test_a_given_function_prunes_at_each_update_and_its_zeros_are_held() -> None:
+    model, asked = small_model(), []
+
+    def prune_columns(model: nn.Module, sparsity: float) -> None:
+        asked.append((round(sparsity, 6), model.training))
+        weight = weight_of(model).data
+        weight[:, : round(sparsity * weight.shape[1])] = 0
+        weight_of(model, "2").data.add_(1.0)  # as a method that repairs what is left
+
+    fields = config(method="custom", schedule="linear", start=2, end=6, frequency=2, sparsity=0.5)
+    masks = TrainingMasks(model, fields, STEPS, prune_columns)
+    for step in range(STEPS):
+        masks.update(step)
+        weight_of(model).data.add_(1.0)  # as an optimizer step
+        masks.after_step()
+    assert asked == [(0.0, False), (0.25, False), (0.5, False)]
+    assert model.training
+    assert (weight_of(model)[:, :4] == 0).all()
+    assert (weight_of(model)[:, 4:] != 0).all()
+    assert masks.sparsity == pytest.approx(64 / 256)
+
+
+def test_a_function_goes_with_method_custom_only() -> None:
+    with pytest.raises(ConfigError, match="'custom' needs a function"):
+        TrainingMasks(small_model(), config(method="custom"), STEPS)
+    with pytest.raises(ConfigError, match="no other method takes one"):
+        TrainingMasks(small_model(), config(), STEPS, lambda model, sparsity: None)
