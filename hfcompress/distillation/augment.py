@@ -64,6 +64,39 @@ def augment_texts(
     return made
 
 
+def mixed_texts(
+    texts: Sequence[str],
+    count: int,
+    seed: int,
+    share: float = 0.5,
+    methods: Sequence[Augmentation] = get_args(Augmentation),
+    rate: float = 0.2,
+    mask_token: str = "[MASK]",
+) -> list[str]:
+    """A training corpus of original and new texts, in random order.
+
+    Args:
+        texts: the original texts; each is used before any is used again.
+        count: how many in all.
+        seed: of the random choices.
+        share: share of the corpus that is new, in [0, 1].
+        methods, rate, mask_token: as in `augment_texts`.
+
+    Raises:
+        ValueError: a share out of range, or as `augment_texts`.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must lie between 0 and 1, not {share}")
+    new = round(share * count)
+    generator = random.Random(seed)
+    originals: list[str] = []
+    while len(originals) < count - new:
+        originals += generator.sample(list(texts), len(texts))
+    corpus = originals[: count - new] + augment_texts(texts, new, seed, methods, rate, mask_token)
+    generator.shuffle(corpus)
+    return corpus
+
+
 class _Draw:
     """What the methods draw from."""
 

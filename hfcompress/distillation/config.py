@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from hfcompress.config import Config
+from hfcompress.distillation.augment import Augmentation
 from hfcompress.distillation.losses import HiddenDistance
 
 
@@ -43,3 +44,21 @@ class DistillationConfig(Config):
         if not (self.soft_weight or self.logits_weight or self.hidden_weight):
             raise ValueError("no term has a weight above 0; raise one of the weights")
         return self
+
+
+class AugmentationConfig(Config):
+    """Text that is made for a teacher to label; the options of `mixed_texts`.
+
+    Raises:
+        ConfigError: an unknown field or method, or a value out of range.
+    """
+
+    share: float = Field(
+        0.5, ge=0, le=1, strict=False, description="share of the training texts that is new"
+    )
+    methods: tuple[Augmentation, ...] = Field(
+        get_args(Augmentation), strict=False, min_length=1, description="how new text is made"
+    )
+    rate: float = Field(
+        0.2, ge=0, le=1, strict=False, description="share of a text's words that is corrupted"
+    )

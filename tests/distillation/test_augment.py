@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hfcompress.distillation.augment import Augmentation, augment_texts
+from hfcompress.distillation.augment import Augmentation, augment_texts, mixed_texts
+from hfcompress.distillation.config import AugmentationConfig
+from hfcompress.errors import ConfigError
 
 METHODS: tuple[Augmentation, ...] = get_args(Augmentation)
 TEXTS = ["one two three four five six", "seven eight nine ten", "eleven"]
@@ -87,3 +89,23 @@ def test_bad_input_is_refused(
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(ValueError, match="recombine"):
         augment_texts(TEXTS, 3, 0, methods=("shuffle",))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("share", "originals"), [(0.0, 12), (0.25, 9), (1.0, 0)])
+def test_a_mixed_corpus_has_the_share_of_new_texts(share: float, originals: int) -> None:
+    corpus = mixed_texts(TEXTS, 12, seed=0, share=share, methods=("mask",), rate=1.0)
+    assert len(corpus) == 12
+    assert sum(text in TEXTS for text in corpus) == originals
+    counts = Counter(text for text in corpus if text in TEXTS)
+    assert len(set(counts.values())) <= 1
+    assert corpus == mixed_texts(TEXTS, 12, seed=0, share=share, methods=("mask",), rate=1.0)
+
+
+def test_the_config_spells_the_options_of_a_mixed_corpus() -> None:
+    config = AugmentationConfig.parse({"share": 1, "methods": ["drop", "swap"], "rate": 0.5})
+    direct = mixed_texts(TEXTS, 5, 0, share=1.0, methods=("drop", "swap"), rate=0.5)
+    assert mixed_texts(TEXTS, 5, 0, **dict(config)) == direct
+    with pytest.raises(ConfigError, match="methods"):
+        AugmentationConfig.parse({"methods": ["shuffle"]})
+    with pytest.raises(ValueError, match="share"):
+        mixed_texts(TEXTS, 5, 0, share=1.5)
