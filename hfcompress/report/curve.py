@@ -149,6 +149,8 @@ def _draw_sweet_spot(figure: Figure, axes: Axes, best: Point, scale: float, shif
         label=f"sweet spot, {100 * best.sparsity:.0f} % with {best.method}",
         zorder=6,
     )
+    bottom, ceiling = axes.get_ylim()
+    axes.set_ylim(bottom, max(ceiling, scale * top + 0.08 * (ceiling - bottom)))
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

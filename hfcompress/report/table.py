@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
 from rich.markup import escape
 from rich.table import Table as RichTable
 
@@ -98,25 +99,34 @@ def _marked(rows: Sequence[Row]) -> frozenset[int]:
     )
 
 
-def rows_table(
-    rows: Sequence[Row], title: str | None = None, width: int | None = None
-) -> RichTable:
-    """The table for a terminal; the sweet spot's rows are bold.
+@dataclass(frozen=True)
+class TerminalTable:
+    """A table that fits the terminal that it is printed on; see `rows_table`."""
 
-    Args:
-        rows: any rows.
-        title: above the table.
-        width: characters of the terminal; given, the columns that matter least are left out
-            until the rest fits, and the caption says so.
+    table: ResultTable
+    title: str | None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield _rich(self.table, self.title, options.max_width)
+
+
+def rows_table(rows: Sequence[Row], title: str | None = None) -> TerminalTable:
+    """The table for ``rich.console.Console.print``; the sweet spot's rows are bold.
+
+    Where the terminal is too narrow, the columns that matter least are left out until the rest
+    fits, and the caption names them.
     """
-    table = result_table(rows)
+    return TerminalTable(result_table(rows), title)
+
+
+def _rich(table: ResultTable, title: str | None, width: int) -> RichTable:
     columns = _fitting(table.columns, width)
     caption = [table.caption] if table.caption else []
     if len(columns) < len(table.columns):
-        left_out = [c.title for c in table.columns if c not in columns]
+        left_out = [column.title for column in table.columns if column not in columns]
         caption.append(f"not shown: {', '.join(left_out)}")
     shown = RichTable(
-        title=title,
+        title=None if title is None else escape(title),
         caption=escape(" · ".join(caption)) or None,
         title_justify="left",
         caption_justify="left",
@@ -124,18 +134,17 @@ def rows_table(
         pad_edge=False,
     )
     for column in columns:
-        shown.add_column(
-            escape(column.title), justify="left" if column.text else "right", no_wrap=True
-        )
+        justify: JustifyMethod = "left" if column.text else "right"
+        shown.add_column(escape(column.title), justify=justify, no_wrap=True)
     for index, cells in enumerate(zip(*(column.cells for column in columns), strict=True)):
         style = "bold green" if index in table.marked else None
         shown.add_row(*(escape(cell) for cell in cells), style=style)
     return shown
 
 
-def _fitting(columns: tuple[Column, ...], width: int | None) -> tuple[Column, ...]:
+def _fitting(columns: tuple[Column, ...], width: int) -> tuple[Column, ...]:
     for column in sorted(columns, key=lambda column: -column.spare):
-        fits = width is None or sum(_width(one) + 3 for one in columns) <= width
+        fits = sum(_width(one) + 3 for one in columns) <= width
         if fits or not column.spare:
             break
         columns = tuple(other for other in columns if other is not column)

@@ -91,6 +91,15 @@ def test_each_line_holds_its_points_and_bars() -> None:
     assert (bottom, top) == pytest.approx((86, 91))
 
 
+def test_the_star_stands_inside_the_axes_however_high_its_point() -> None:
+    rows = [row("layer", 0.0, 0.5), row("layer", 0.3, 0.9, high=0.99)]
+    figure = curve_figure(rows)
+    figure.canvas.draw()
+    [axes] = figure.axes
+    star = next(line for line in axes.get_lines() if line.get_marker() == "*")
+    assert star.get_window_extent().y1 < axes.get_window_extent().y1
+
+
 def test_seeds_are_one_line_with_their_dots() -> None:
     rows = [ROWS[0], *(row("layer", 0.3, value, seed=i) for i, value in enumerate((0.86, 0.88)))]
     axes = curve_figure(rows).axes[0]

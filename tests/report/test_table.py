@@ -133,15 +133,15 @@ def test_the_sweet_spot_is_marked() -> None:
     assert result_table(rows).marked == {1}
 
 
-def rendered(rows: list[dict[str, Any]], width: int | None) -> str:
-    console = Console(file=io.StringIO(), width=width or 200)
+def rendered(rows: list[dict[str, Any]], width: int = 200) -> str:
+    console = Console(file=io.StringIO(), width=width)
     with console.capture() as capture:
-        console.print(rows_table(rows, title="T[0]", width=width))
+        console.print(rows_table(rows, title="T[0]"))
     return capture.get()
 
 
 def test_the_terminal_shows_what_the_table_holds() -> None:
-    text = rendered(ROWS, None)
+    text = rendered(ROWS)
     assert "54,037" in text
     assert "parameters 66,955,010" in text
     assert "not shown" not in text
@@ -158,7 +158,7 @@ def test_a_narrow_terminal_leaves_out_what_matters_least_and_says_so() -> None:
 
 
 def test_cells_are_not_read_as_markup() -> None:
-    assert "[bold]x[/bold]" in rendered([row(0.3, 0.9, method="[bold]x[/bold]")], None)
+    assert "[bold]x[/bold]" in rendered([row(0.3, 0.9, method="[bold]x[/bold]")])
 
 
 def test_markdown_has_one_line_per_row_and_marks_the_sweet_spot() -> None:
