@@ -11,6 +11,8 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
     ResNetConfig,
@@ -61,6 +63,16 @@ def by_hand(hidden: int, inner: int, layers: int, vocabulary: int, positions: in
 
 def test_parameters_equal_the_formula_of_bert(bert: BertForSequenceClassification) -> None:
     assert count_parameters(bert) == by_hand(32, 64, 2, 50, 16)
+
+
+def test_distilbert_has_the_known_parameters_without_any_weights() -> None:
+    with torch.device("meta"):
+        model = DistilBertForSequenceClassification(DistilBertConfig())
+    assert count_parameters(model) == 66_955_010
+    linears = [m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear)]
+    # L1 at 30 % of every Linear, rounded per layer as torch.nn.utils.prune does.
+    assert 66_955_010 - sum(round(0.3 * weights) for weights in linears) == 54_037_406
+    assert calculate_model_size(model) - 4 * 66_955_010 < 16_384
 
 
 def test_zeros_and_frozen_parameters_are_left_out_on_demand() -> None:
