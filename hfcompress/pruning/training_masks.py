@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from hfcompress.architectures import select_modules
+from hfcompress.architectures import select_modules, weight_matrix
 from hfcompress.errors import CalibrationError, ConfigError, TargetError
 from hfcompress.pruning.masks import global_masks, layer_mask
 from hfcompress.pruning.movement import (
@@ -46,7 +46,8 @@ class TrainingMasks:
             the others; needed by method custom, and by no other.
 
     Raises:
-        TargetError: no module to prune, or (keep_zeros) no zero in any of them.
+        TargetError: no module to prune, one that cannot hold an N:M pattern, or (keep_zeros) no
+            zero in any of them.
         ConfigError: a schedule that ends after training does, or a function that is missing or
             would not be called.
         ModelError: a weight that is NaN or infinite.
@@ -250,6 +251,12 @@ def _weights(
 ) -> dict[str, nn.Parameter]:
     weights = {}
     for name, module in modules.items():
+        inputs = weight_matrix(module).shape[1]
+        if config.group is not None and inputs % config.group[1]:
+            raise TargetError(
+                f"{name} has {inputs} inputs, which pattern {config.pattern!r} does not divide; "
+                "exclude it, or ask for another pattern"
+            )
         dense_weight(name, module)
         weight = module.weight
         assert isinstance(weight, nn.Parameter)

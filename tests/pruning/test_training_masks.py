@@ -187,6 +187,12 @@ def test_n_of_m_holds_along_the_inputs(kind: str, pattern: str, kept: int) -> No
     assert (groups_of_inputs(layer) == kept).all()
 
 
+def test_a_layer_that_cannot_hold_the_pattern_is_refused_by_name() -> None:
+    model = nn.Sequential(nn.Linear(10, 4), nn.Linear(4, 2))
+    with pytest.raises(TargetError, match="0 has 10 inputs, which pattern '2:4' does not divide"):
+        TrainingMasks(model, config(sparsity=None, pattern="2:4"), STEPS)
+
+
 def test_the_schedule_lowers_n_step_by_step() -> None:
     model = small_model()
     fields = config(sparsity=None, pattern="1:4", schedule="linear", start=0, end=3)
