@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _quiet()
     command: Callable[[argparse.Namespace, Console], int] = options.command
     try:
-        return command(options, Console(highlight=False))
+        return command(options, _console())
     except HfcompressError as error:
         errors.print(f"[bold red]error:[/] {_one_line(error)}", markup=True)
         return error.exit_code
@@ -49,6 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kind = type(error).__name__
         errors.print(f"[bold red]error:[/] {kind}: {_one_line(error)} (--debug shows where)")
         return 1
+
+
+def _console() -> Console:
+    """Standard output; a file or pipe has no width of its own and gets a wide one."""
+    plain = Console(highlight=False)
+    return plain if plain.is_terminal else Console(highlight=False, width=max(plain.width, 140))
 
 
 def _one_line(error: BaseException) -> str:

@@ -69,7 +69,8 @@ class Config(BaseModel):
 
     def plain(self) -> dict[str, Any]:
         """The config as plain data that YAML and JSON can hold, every field spelt out."""
-        return self.model_dump(mode="json")
+        plain: dict[str, Any] = _listed(self.model_dump())
+        return plain
 
     def changed(self, **changes: Any) -> Self:
         """A copy with some fields changed, checked anew.
@@ -80,6 +81,13 @@ class Config(BaseModel):
         return type(self).parse(
             {**{name: getattr(self, name) for name in self.__class__.model_fields}, **changes}
         )
+
+
+def _listed(data: Any) -> Any:
+    """Tuples as lists, all the way down; pydantic's own JSON mode would turn number keys to text."""
+    if isinstance(data, dict):
+        return {key: _listed(value) for key, value in data.items()}
+    return [_listed(item) for item in data] if isinstance(data, (tuple, list)) else data
 
 
 def nearest(name: str, known: object) -> str:

@@ -25,7 +25,7 @@ LAYERS: list[set[str]] = [
     {"cli"},
 ]
 PURE = {
-    "pruning.scores", "pruning.masks", "pruning.reconstruct", "pruning.schedule",
+    "pruning.scores", "pruning.masks", "pruning.patterns", "pruning.reconstruct", "pruning.schedule",
     "pruning.movement", "distillation.losses", "distillation.augment",
 }  # fmt: skip
 # Rooms that meet only in the recipe.

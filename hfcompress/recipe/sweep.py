@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from hfcompress.measure.environment import environment
 from hfcompress.measure.weights import analyze_weight_distribution
 from hfcompress.recipe.cache import StepCache
 from hfcompress.recipe.progress import Progress
-from hfcompress.recipe.schema import Recipe, Trial
+from hfcompress.recipe.schema import Recipe, Trial, expand, load_recipe
 from hfcompress.recipe.store import RunDirectory
 from hfcompress.recipe.trial import Runner
 from hfcompress.recipe.workbench import Workbench, prepare
@@ -79,10 +80,17 @@ def run(
         else:
             failures.append(failure)
         progress.sweep(len(rows), len(hashes))
-    ordered = sorted(rows.values(), key=lambda row: int(row["index"]))
+    ordered = _ordered(rows.values(), recipe)
     if store is not None:
         report(store.path)
     return SweepResult(ordered, failures, None if store is None else store.path)
+
+
+def _ordered(rows: Iterable[Row], recipe: Recipe) -> list[Row]:
+    """Rows in the grid's order, which may have grown since some of them were written."""
+    places = {json.dumps(trial.settings): trial.index for trial in expand(recipe)}
+    found = [{**row, "index": places.get(json.dumps(row["settings"]), row["index"])} for row in rows]
+    return sorted(found, key=lambda row: int(row["index"]))
 
 
 def _run_all(
@@ -147,8 +155,9 @@ def report(directory: str | Path) -> list[Row]:
     store = RunDirectory(Path(directory))
     if not store.rows_file.is_file():
         raise OutputError(f"{directory} holds no {store.rows_file.name}; give the folder of a run")
-    ordered = sorted(store.rows(), key=lambda row: int(row["index"]))
     recipe = store.path / "recipe.yaml"
+    rows = store.rows()
+    ordered = _ordered(rows, load_recipe(recipe)) if recipe.is_file() else rows
     write_report(
         ordered,
         store.path,

@@ -1,0 +1,253 @@
+"""A sweep end to end on a tiny model: rows, files, resuming, sharing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForSequenceClassification
+
+from hfcompress.errors import BadInputError, DataError, ModelError, OutputError, TargetError
+from hfcompress.measure.summary import calculate_sparsity
+from hfcompress.recipe import trial as trial_module
+from hfcompress.recipe.progress import Progress
+from hfcompress.recipe.schema import Recipe, parse_recipe
+from hfcompress.recipe.sweep import report, run
+
+
+class Heard(Progress):
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.notes: list[str] = []
+        self.counts: list[tuple[int, int]] = []
+
+    def stage(self, text: str) -> None:
+        self.stages.append(text)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def sweep(self, done: int, total: int) -> None:
+        self.counts.append((done, total))
+
+
+@pytest.fixture
+def make_recipe(model_folder: Path, write_data: Callable[..., Path]) -> Callable[..., Recipe]:
+    path = write_data(rows=60)
+
+    def make(**changes: Any) -> Recipe:
+        data = {
+            "name": "tiny",
+            "model": str(model_folder),
+            "data": {"path": str(path), "eval_fraction": 0.5},
+            "steps": [{"finetune": {"max_steps": 3, "learning_rate": 1e-2}}, {"prune": {}}],
+            "grid": {"prune.sparsity": [0, 0.5], "prune.scope": ["layer", "global"]},
+        }
+        return parse_recipe({**data, **changes})
+
+    return make
+
+
+@pytest.fixture
+def table_recipe(make_recipe: Callable[..., Recipe]) -> Recipe:
+    """No training: the table's protocol on any classifier."""
+    return make_recipe(
+        steps=[{"prune": {"targets": ["Linear"]}}],
+        grid={"prune.sparsity": [0, 0.3, 0.9]},
+        reference={"source": "published", "values": {0: 0.9, 0.3: 0.8}, "notes": {0.3: "hello"}},
+        measure={"also": ["f1"], "batch_size": 7},
+    )
+
+
+def test_rows_hold_what_was_measured(table_recipe: Recipe, tmp_path: Path) -> None:
+    result = run(table_recipe, tmp_path / "run")
+    assert [row["requested_sparsity"] for row in result.rows] == [0, 0.3, 0.9]
+    dense, some, most = result.rows
+    assert dense["drop"] == 0
+    assert dense["agreement"] == 1
+    assert abs(some["actual_sparsity"] - 0.3) < 1e-3
+    assert some["nonzero_parameters"] < some["parameters"] == dense["parameters"]
+    assert some["reference"] == 0.8
+    assert some["note"] == "hello"
+    assert most["reference"] is None
+    assert most["n"] == 60
+    assert most["low"] <= most["value"] <= most["high"]
+    assert set(most["other_metrics"]) == {"f1"}
+    assert most["macs"] > 0
+    assert {layer["name"].split(".")[-1] for layer in most["layers"]} >= {"classifier", "query"}
+    assert len({row["hash"] for row in result.rows}) == 3
+
+
+def test_files_of_a_run(table_recipe: Recipe, tmp_path: Path) -> None:
+    result = run(table_recipe, tmp_path / "run")
+    written = {path.name for path in (tmp_path / "run").iterdir()}
+    assert written >= {
+        "results.jsonl", "results.csv", "curve.png", "weights.png", "recipe.yaml",
+        "environment.json", "report.html", "predictions",
+    }  # fmt: skip
+    lines = (tmp_path / "run" / "results.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == result.rows
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+def test_the_same_command_again_repeats_nothing(
+    table_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(table_recipe, tmp_path / "run")
+    before = (tmp_path / "run" / "results.jsonl").read_bytes()
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a finished trial ran again")
+
+    monkeypatch.setattr(trial_module, "predict", never)
+    again = run(table_recipe, tmp_path / "run")
+    assert again.rows == first.rows
+    assert (tmp_path / "run" / "results.jsonl").read_bytes() == before
+
+
+def test_a_crash_loses_only_the_trial_at_hand(table_recipe: Recipe, tmp_path: Path) -> None:
+    complete = run(table_recipe, tmp_path / "complete").rows
+    run(table_recipe, tmp_path / "run")
+    rows = tmp_path / "run" / "results.jsonl"
+    lines = rows.read_bytes().splitlines(keepends=True)
+    rows.write_bytes(lines[0] + lines[1] + lines[2][:40])  # killed while writing the last row
+    heard = Heard()
+    again = run(table_recipe, tmp_path / "run", heard)
+    assert heard.counts == [(2, 3), (3, 3)]
+    assert any("cut short" in note for note in heard.notes)
+    for row, same in zip(again.rows, complete, strict=True):
+        assert {**row, "seconds": 0} == {**same, "seconds": 0}
+
+
+def test_a_longer_grid_keeps_the_finished_rows(
+    table_recipe: Recipe, make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    run(table_recipe, tmp_path / "run")
+    longer = table_recipe.changed(grid=({"prune.sparsity": (0, 0.3, 0.6, 0.9)},))
+    heard = Heard()
+    result = run(longer, tmp_path / "run", heard)
+    assert heard.counts[0] == (3, 4)
+    assert [row["requested_sparsity"] for row in result.rows] == [0, 0.3, 0.6, 0.9]
+
+
+def test_another_recipe_is_kept_out(table_recipe: Recipe, tmp_path: Path) -> None:
+    run(table_recipe, tmp_path / "run")
+    before = sorted(path.name for path in (tmp_path / "run").rglob("*"))
+    with pytest.raises(OutputError, match="holds results of another recipe"):
+        run(table_recipe.changed(seed=1), tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
+
+
+def test_training_is_shared_and_kept(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    heard = Heard()
+    result = run(make_recipe(), tmp_path / "one", heard)
+    assert sum("fine-tuning" in stage for stage in heard.stages) == 1
+    assert len({row["weights_hash"] for row in result.rows}) == 3  # both 0 % rows are one model
+    again = Heard()
+    other = run(make_recipe(measure={"metric": "f1"}), tmp_path / "two", again)
+    assert not any("fine-tuning" in stage for stage in again.stages)
+    assert any("kept from an earlier run" in note for note in again.notes)
+    hashes = [[row["weights_hash"] for row in done.rows] for done in (result, other)]
+    assert hashes[0] == hashes[1]
+
+
+def test_seeds_vary_training(make_recipe: Callable[..., Recipe]) -> None:
+    recipe = make_recipe(steps=[{"finetune": {"max_steps": 2}}], grid={"seed": [1, 2]})
+    rows = run(recipe).rows
+    assert rows[0]["weights_hash"] != rows[1]["weights_hash"]
+    assert run(recipe).rows[0]["weights_hash"] == rows[0]["weights_hash"]
+
+
+def test_finetuning_learns_and_every_field_changes_it(make_recipe: Callable[..., Recipe]) -> None:
+    def train(**fields: Any) -> dict[str, Any]:
+        step = {"epochs": 8, "learning_rate": 1e-2, "batch_size": 8, **fields}
+        row: dict[str, Any] = run(make_recipe(steps=[{"finetune": step}], grid={})).rows[0]
+        return row
+
+    base = train()
+    assert base["value"] > 0.9
+    for change in (
+        {"epochs": 2}, {"max_steps": 3}, {"batch_size": 4}, {"learning_rate": 1e-3},
+        {"schedule": "constant"}, {"warmup": 0.5}, {"weight_decay": 0.5},
+        {"label_smoothing": 0.3}, {"bf16": True},
+    ):  # fmt: skip
+        assert train(**change)["weights_hash"] != base["weights_hash"], change
+
+
+def test_models_are_kept_where_asked(table_recipe: Recipe, tmp_path: Path) -> None:
+    result = run(table_recipe.changed(save_models=True), tmp_path / "run")
+    folders = sorted((tmp_path / "run" / "models").iterdir())
+    assert len(folders) == 3
+    model = AutoModelForSequenceClassification.from_pretrained(folders[2])
+    names = [layer["name"] for layer in result.rows[2]["layers"]]
+    assert calculate_sparsity(model, names).targets == result.rows[2]["actual_sparsity"]
+
+
+def test_one_trial_that_fails_does_not_stop_the_others(
+    table_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = trial_module.predict
+    calls = []
+
+    def sometimes(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return predict(*arguments, **named)
+
+    monkeypatch.setattr(trial_module, "predict", sometimes)
+    result = run(table_recipe, tmp_path / "run")
+    assert [reason for _, reason in result.failures] == ["out of memory"]
+    assert len(result.rows) == 2
+    assert len(run(table_recipe, tmp_path / "run").rows) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"data": {"path": "no/such/file.tsv"}}, BadInputError),
+        ({"model": "no/such/folder/at/all"}, BadInputError),
+        ({"steps": [{"prune": {"sparsity": 0.5, "targets": ["nothing*"]}}], "grid": {}}, TargetError),
+        ({"measure": {"metric": "no_such_metric"}}, BadInputError),
+    ],
+)
+def test_bad_input_writes_nothing(
+    changes: dict[str, Any],
+    error: type[Exception],
+    make_recipe: Callable[..., Recipe],
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(error) as caught:
+        run(make_recipe(**changes), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_untrained_head_is_refused(
+    make_recipe: Callable[..., Recipe], write_data: Callable[..., Path]
+) -> None:
+    path = write_data("three.tsv")
+    path.write_text("sentence\tlabel\n" + "\n".join(f"film\t{index % 3}" for index in range(9)))
+    steps = [{"prune": {"sparsity": 0.5}}]
+    with pytest.raises(ModelError, match="no trained classification head"):
+        run(make_recipe(data=str(path), steps=steps, grid={}))
+
+
+def test_training_needs_rows(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    path = tmp_path / "two.csv"
+    path.write_text("text,label\na,0\n")
+    with pytest.raises(DataError):
+        run(make_recipe(data=str(path)))
+
+
+def test_report_is_drawn_again_from_rows_alone(table_recipe: Recipe, tmp_path: Path) -> None:
+    result = run(table_recipe, tmp_path / "run")
+    for name in ("curve.png", "results.csv", "report.html"):
+        (tmp_path / "run" / name).unlink()
+    assert report(tmp_path / "run") == result.rows
+    assert (tmp_path / "run" / "curve.png").stat().st_size > 1000
+    with pytest.raises(OutputError, match=r"holds no results\.jsonl"):
+        report(tmp_path)

@@ -1,0 +1,124 @@
+"""The command line as people meet it: a process, its output and its exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hfcompress import __version__
+from hfcompress.cli import main
+from hfcompress.recipe.shipped import shipped_recipes
+from hfcompress.recipe.yaml import dump_yaml
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path, model_folder: Path, write_data: Callable[..., Path]) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(
+        dump_yaml(
+            {
+                "model": str(model_folder),
+                "data": str(write_data(rows=40)),
+                "steps": [{"prune": {}}],
+                "grid": {"prune.sparsity": [0, 0.5]},
+            }
+        )
+    )
+    return path
+
+
+def test_run_shows_a_table_and_names_the_sweet_spot(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", str(recipe_file), "--output", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "accuracy" in shown
+    assert "50" in shown
+    assert "weet spot" in shown or "within noise" in shown
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert main(["report", str(tmp_path / "out")]) == 0
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_validate_lists_trials(recipe_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(recipe_file)]) == 0
+    assert "valid recipe with 2 trials" in capsys.readouterr().out
+
+
+def test_inspect(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(model_folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "parameters" in shown
+    assert "BertForSequenceClassification" in shown
+
+
+def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in shipped_recipes())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "no-such-recipe"], "there is no recipe file 'no-such-recipe'"),
+        (["run", "quikstart"], "did you mean 'quickstart'?"),
+        (["validate", "RECIPE", "--set", "prune.sparsty=1"], "did you mean 'sparsity'?"),
+        (["run", "RECIPE", "--set", "grid.prune.sparsity=[2]"], "should be less than 1"),
+        (["run", "RECIPE", "--set", "model=./none"], "there is no file or folder './none'"),
+        (["run", "RECIPE", "--set", "data.path=none.tsv"], "there is no file or folder"),
+        (["run", "RECIPE", "--set", "model=org/none"], "the hub cannot be reached"),
+        (["run", "RECIPE", "--set", "prune.targets=[nothing]"], "'nothing' matches no module"),
+        (["run", "RECIPE", "--set", "measure.metric=acuracy"], "acuracy"),
+        (["report", "/no/such/folder"], "holds no results.jsonl"),
+        (["inspect", "./none"], "there is no file or folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    message: str,
+    recipe_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = [str(recipe_file) if item == "RECIPE" else item for item in arguments]
+    assert main(given) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert shown.err.startswith("error:")
+    assert len(shown.err.strip().splitlines()) == 1
+    assert "Traceback" not in shown.out + shown.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unexpected_failure_is_exit_code_1(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("hfcompress.recipe.schema.load_recipe", broken)
+    assert main(["validate", str(recipe_file)]) == 1
+    assert "ZeroDivisionError: division by zero" in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError):
+        main(["validate", str(recipe_file), "--debug"])
+
+
+@pytest.mark.parametrize("command", ["", "run", "validate", "inspect", "report", "recipes"])
+def test_help_fits_a_screen(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*command.split(), "--help"])
+    assert caught.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 30
+    assert max(map(len, lines)) <= 100
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert __version__ in capsys.readouterr().out
