@@ -1,3 +1,66 @@
-"""hfcompress: prune, distill and quantize Hugging Face models, and see what it costs."""
+"""hfcompress: prune, distill and quantize Hugging Face models, and see what it costs.
+
+The names below are the public ones; each is loaded when it is first asked for, so that
+``import hfcompress`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hfcompress.errors import BadInputError as BadInputError
+    from hfcompress.errors import HfcompressError as HfcompressError
+    from hfcompress.measure.latency import measure_latency as measure_latency
+    from hfcompress.measure.macs import count_macs as count_macs
+    from hfcompress.measure.quality import compare as compare
+    from hfcompress.measure.summary import CompressionMetrics as CompressionMetrics
+    from hfcompress.measure.summary import calculate_model_size as calculate_model_size
+    from hfcompress.measure.summary import calculate_sparsity as calculate_sparsity
+    from hfcompress.measure.summary import count_parameters as count_parameters
+    from hfcompress.measure.weights import (
+        analyze_weight_distribution as analyze_weight_distribution,
+    )
+    from hfcompress.pruning.config import PruningConfig as PruningConfig
+    from hfcompress.pruning.unstructured import PruneReport as PruneReport
+    from hfcompress.pruning.unstructured import prune as prune
+    from hfcompress.recipe.schema import Recipe as Recipe
+    from hfcompress.recipe.schema import load_recipe as load_recipe
+    from hfcompress.recipe.sweep import SweepResult as SweepResult
+    from hfcompress.recipe.sweep import run as run
 
 __version__ = "0.1.0"
+
+# Public name -> the module that defines it.
+_PUBLIC = {
+    "BadInputError": "errors",
+    "CompressionMetrics": "measure.summary",
+    "HfcompressError": "errors",
+    "PruneReport": "pruning.unstructured",
+    "PruningConfig": "pruning.config",
+    "Recipe": "recipe.schema",
+    "SweepResult": "recipe.sweep",
+    "analyze_weight_distribution": "measure.weights",
+    "calculate_model_size": "measure.summary",
+    "calculate_sparsity": "measure.summary",
+    "compare": "measure.quality",
+    "count_macs": "measure.macs",
+    "count_parameters": "measure.summary",
+    "load_recipe": "recipe.schema",
+    "measure_latency": "measure.latency",
+    "prune": "pruning.unstructured",
+    "run": "recipe.sweep",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'hfcompress' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"hfcompress.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,11 @@ class Encoded:
         name = "labels" if "labels" in self.rows.column_names else "label"
         return np.asarray(self.rows.with_format(None)[name], dtype=np.int64)
 
+    def select(self, indices: NDArray[np.int64]) -> Encoded:
+        """Some of the rows, in the order given."""
+        lengths = None if self.lengths is None else self.lengths[indices]
+        return Encoded(self.rows.select(indices), lengths, self.collate)
+
     def batches(
         self, batch_size: int, indices: NDArray[np.int64] | None = None
     ) -> Iterator[tuple[NDArray[np.int64], Batch]]:
@@ -61,6 +66,18 @@ class Encoded:
             yield part, self.collate([self.rows[int(index)] for index in part])
 
 
+def encode_texts(texts: Sequence[str], tokenizer: Any, max_length: int | None) -> Encoded:
+    """Encode texts without labels.
+
+    Args:
+        texts: one string a row.
+        tokenizer: the model's.
+        max_length: as in `encode`.
+    """
+    rows = Dataset.from_dict({"text": list(texts)})
+    return _encode_texts(rows, ("text",), tokenizer, max_length)
+
+
 def encode(examples: Examples, rows: Dataset, processor: Any, max_length: int | None) -> Encoded:
     """Encode one side of the examples with a model's processor.
 
@@ -72,11 +89,18 @@ def encode(examples: Examples, rows: Dataset, processor: Any, max_length: int | 
     """
     if examples.modality == "image":
         return _encode_images(rows, examples.columns[0], processor)
-    limit = min(max_length or 512, processor.model_max_length)
+    return _encode_texts(rows, examples.columns, processor, max_length)
+
+
+def _encode_texts(
+    rows: Dataset, columns: tuple[str, ...], tokenizer: Any, max_length: int | None
+) -> Encoded:
+    limit = min(max_length or 512, tokenizer.model_max_length)
 
     def tokenise(batch: dict[str, list[Any]]) -> dict[str, Any]:
-        texts = [batch[column] for column in examples.columns]
-        return {**processor(*texts, truncation=True, max_length=limit), "labels": batch["label"]}
+        texts = [batch[column] for column in columns]
+        tokens = dict(tokenizer(*texts, truncation=True, max_length=limit))
+        return tokens | ({"labels": batch["label"]} if "label" in batch else {})
 
     encoded = rows.map(
         tokenise,
@@ -89,7 +113,7 @@ def encode(examples: Examples, rows: Dataset, processor: Any, max_length: int | 
     lengths = np.fromiter((len(ids) for ids in encoded["input_ids"]), np.int64, len(encoded))
 
     def collate(items: list[dict[str, Any]]) -> Batch:
-        return dict(processor.pad(items, return_tensors="pt"))
+        return dict(tokenizer.pad(items, return_tensors="pt"))
 
     return Encoded(encoded, lengths, collate)
 

@@ -26,7 +26,10 @@ class Outer(Config):
     ("data", "message"),
     [
         ({"needed": "x", "cont": 1}, "Outer has no field 'cont'; did you mean 'count'?"),
-        ({"needed": "x", "inner": {"shore": 1}}, "Outer.inner has no field 'shore'; did you mean 's"),
+        (
+            {"needed": "x", "inner": {"shore": 1}},
+            "Outer.inner has no field 'shore'; did you mean 's",
+        ),
         ({}, "Outer needs the field 'needed', which is missing"),
         ({"needed": "x", "inner": {"share": 1.0}}, "Outer.inner.share should be less than 1, not"),
         ({"needed": "x", "count": "3"}, "Outer.count should be a valid integer, not '3'"),

@@ -82,9 +82,7 @@ def test_quotes_in_a_tsv_are_text(tmp_path: Path) -> None:
 def test_a_file_without_header(write_data: Callable[..., Path]) -> None:
     found = load(write_data("dev.tsv", header=False), text="sentence")
     assert len(found.eval) == 60
-    assert found.notes == (
-        "dev.tsv has no header line; its columns are read as sentence, label",
-    )
+    assert found.notes == ("dev.tsv has no header line; its columns are read as sentence, label",)
 
 
 def test_a_folder_of_splits(write_data: Callable[..., Path], tmp_path: Path) -> None:

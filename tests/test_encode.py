@@ -48,7 +48,7 @@ def test_batches_are_sorted_and_complete(encoded: Encoded) -> None:
 
 def test_some_rows_only(encoded: Encoded) -> None:
     chosen = np.array([5, 3, 30])
-    (indices, _), = encoded.batches(8, chosen)
+    ((indices, _),) = encoded.batches(8, chosen)
     assert sorted(indices.tolist()) == [3, 5, 30]
 
 

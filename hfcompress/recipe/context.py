@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel
 
-from hfcompress.encode import Batch, Encoded
+from hfcompress.data import Examples
+from hfcompress.encode import Encoded
 from hfcompress.errors import CalibrationError, DataError
+from hfcompress.pruning.calibration import Calibration
 from hfcompress.recipe.progress import Progress
+
+# Enough for stable second moments of sentence classifiers; more is slower and hardly better.
+CALIBRATION_ROWS = 1024
+_CALIBRATION_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -18,20 +26,28 @@ class Context:
     """The surroundings of a step, the same for all trials but for ``seed`` and ``workdir``.
 
     Attributes:
+        examples: raw rows, columns and labels.
         train: encoded training rows; None where the data have a measuring side only.
         eval: encoded rows that are measured, never trained on.
         processor: the model's tokenizer or image processor.
         seed: of everything random in the step.
         progress: is told how far the step is.
+        dense_model: gives a copy of the model before the trial's first compressing step.
+        max_length: longest token sequence.
+        pruned: names of the layers that earlier steps pruned; None where none did.
         workdir: where a long step keeps checkpoints until it is done; None to keep none.
         shared: what steps of several trials share (calibration), by key.
     """
 
+    examples: Examples
     train: Encoded | None
     eval: Encoded
     processor: Any
     seed: int
     progress: Progress
+    dense_model: Callable[[], PreTrainedModel]
+    max_length: int | None = None
+    pruned: tuple[str, ...] | None = None
     workdir: Path | None = None
     shared: dict[str, Any] = field(default_factory=dict)
 
@@ -45,18 +61,40 @@ class Context:
             raise DataError(f"{step} needs training rows and the data have none")
         return self.train
 
-    def calibration_batches(self, samples: int, batch_size: int, seed: int) -> list[Batch]:
-        """Training rows to calibrate on, drawn by seed, labels included.
+    def training_texts(self) -> list[str]:
+        """The training rows' texts, to make new ones from.
+
+        Raises:
+            DataError: no training rows, or rows of two texts.
+        """
+        self.training_rows("augmentation")
+        if self.examples.train is None or len(self.examples.columns) != 1:
+            raise DataError("augmentation works on rows of one text; leave it out")
+        return list(self.examples.train[self.examples.columns[0]])
+
+    def calibration(self, rows: int | None, seed: int) -> Calibration:
+        """Training rows to calibrate on, labels included; the same object for the same choice,
+        so that what it collects is shared by every method and sparsity of a sweep.
+
+        Args:
+            rows: how many; None draws `CALIBRATION_ROWS`, or all where there are fewer.
+            seed: which ones.
 
         Raises:
             DataError: no training rows.
             CalibrationError: fewer rows than asked.
         """
-        rows = self.training_rows("calibration")
-        if samples > len(rows):
+        data = self.training_rows("calibration")
+        count = min(CALIBRATION_ROWS, len(data)) if rows is None else rows
+        if count > len(data):
             raise CalibrationError(
-                f"calibration asks for {samples} rows and the training side has {len(rows)}; "
-                f"lower the number or give more data"
+                f"calibration asks for {count} rows and the training side has {len(data)}; "
+                f"lower calibration_rows or give more data"
             )
-        chosen = np.random.default_rng(seed).choice(len(rows), samples, replace=False)
-        return [batch for _, batch in rows.batches(batch_size, np.sort(chosen))]
+        key = f"calibration {id(data)} {count} {seed}"
+        if key not in self.shared:
+            chosen = np.random.default_rng(seed).choice(len(data), count, replace=False)
+            batches = data.batches(_CALIBRATION_BATCH, np.sort(chosen))
+            self.shared[key] = Calibration([batch for _, batch in batches])
+        kept: Calibration = self.shared[key]
+        return kept

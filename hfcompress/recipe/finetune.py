@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import (
     PreTrainedModel,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -19,9 +21,12 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from hfcompress.encode import Encoded
 from hfcompress.recipe.context import Context
 from hfcompress.recipe.finetune_config import FinetuneConfig
 from hfcompress.recipe.progress import Progress
+
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
 class ProgressCallback(TrainerCallback):
@@ -38,7 +43,10 @@ class ProgressCallback(TrainerCallback):
 
 
 def finetune(
-    model: PreTrainedModel, config: FinetuneConfig, context: Context
+    model: PreTrainedModel,
+    config: FinetuneConfig,
+    context: Context,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Train a model on its task.
 
@@ -53,24 +61,50 @@ def finetune(
     """
     rows = context.training_rows("finetune")
     context.progress.stage(f"fine-tuning on {len(rows):,} rows")
-    with ExitStack() as stack:
-        folder = context.workdir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        set_seed(context.seed)
-        trainer = Trainer(
-            model=model,
-            args=_arguments(config, context, folder, rows.lengths is not None),
-            train_dataset=rows.rows,
-            data_collator=rows.collate,
-            callbacks=[ProgressCallback(context.progress)],
-        )
-        for callback in list(trainer.callback_handler.callbacks):
-            if type(callback).__name__ == "PrinterCallback":  # prints every log line to stdout
-                trainer.remove_callback(callback)
-        last = _last_checkpoint(folder)
-        result = trainer.train(resume_from_checkpoint=last)
-    done = {"updates": result.global_step, "training_loss": round(result.training_loss, 4)}
-    model.eval()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+
+    def build(**common: Any) -> Trainer:
+        return Trainer(args=trainer_arguments(TrainingArguments, config, context, rows), **common)
+
+    done, _ = train_with(build, model, context, rows, callbacks)
     return model, done
+
+
+def train_with(
+    build: Callable[..., Trainer],
+    model: PreTrainedModel,
+    context: Context,
+    rows: Encoded,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> tuple[dict[str, Any], Trainer]:
+    """Train with any Trainer, resuming where a killed run left off.
+
+    Args:
+        build: makes the Trainer from model, rows, collator and callbacks.
+        model: trained in place; in eval mode at the end.
+        context: seed, progress, and the folder of checkpoints.
+        rows: what to train on.
+        callbacks: further callbacks.
+
+    Returns:
+        What was done (updates and mean loss), and the Trainer.
+    """
+    set_seed(context.seed)
+    trainer = build(
+        model=model,
+        train_dataset=rows.rows,
+        data_collator=rows.collate,
+        callbacks=[ProgressCallback(context.progress), *callbacks],
+    )
+    trainer.remove_callback(PrinterCallback)  # it prints every log line
+    folder = Path(str(trainer.args.output_dir))
+    try:
+        result = trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+    finally:
+        if context.workdir is None:
+            shutil.rmtree(folder, ignore_errors=True)
+    model.eval()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    done = {"updates": result.global_step, "training_loss": round(result.training_loss, 4)}
+    return done, trainer
 
 
 def _last_checkpoint(folder: Path) -> str | None:
@@ -80,27 +114,42 @@ def _last_checkpoint(folder: Path) -> str | None:
     return found
 
 
-def _arguments(
-    config: FinetuneConfig, context: Context, folder: Path, has_lengths: bool
-) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=config.epochs,
-        max_steps=config.max_steps or -1,
-        per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.schedule,
-        warmup_steps=config.warmup,
-        weight_decay=config.weight_decay,
-        label_smoothing_factor=config.label_smoothing,
-        bf16=config.bf16,
-        use_cpu=not torch.accelerator.is_available(),
+def trainer_arguments(
+    kind: type[Arguments],
+    config: FinetuneConfig,
+    context: Context,
+    rows: Encoded,
+    **more: Any,
+) -> Arguments:
+    """A step's config as a Trainer's arguments.
+
+    Args:
+        kind: `TrainingArguments` or a subclass of it.
+        config: the step's config.
+        context: seed, and the folder of checkpoints.
+        rows: their lengths decide how rows are drawn.
+        more: further arguments; they go before the config's.
+    """
+    folder = context.workdir or Path(tempfile.mkdtemp(prefix="hfcompress-"))
+    arguments: dict[str, Any] = {
+        "output_dir": str(folder),
+        "num_train_epochs": config.epochs,
+        "max_steps": config.max_steps or -1,
+        "per_device_train_batch_size": config.batch_size,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": config.schedule,
+        "warmup_steps": config.warmup,
+        "weight_decay": config.weight_decay,
+        "label_smoothing_factor": config.label_smoothing,
+        "bf16": config.bf16,
+        "use_cpu": not torch.accelerator.is_available(),
         # Rows of like length together: no time spent on padding.
-        train_sampling_strategy="group_by_length" if has_lengths else "random",
-        save_strategy="epoch" if context.workdir is not None else "no",
-        save_total_limit=1,
-        seed=context.seed,
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-    )
+        "train_sampling_strategy": "random" if rows.lengths is None else "group_by_length",
+        "save_strategy": "no" if context.workdir is None else "epoch",
+        "save_total_limit": 1,
+        "seed": context.seed,
+        "report_to": [],
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+    }
+    return kind(**{**arguments, **more})

@@ -20,6 +20,12 @@ from hfcompress.errors import ConfigError
 from hfcompress.models import ModelConfig, task_modality
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.recipe.finetune_config import FinetuneConfig
+from hfcompress.recipe.training_config import (
+    GradualConfig,
+    LotteryStepConfig,
+    ProgressiveStepConfig,
+    RecoverConfig,
+)
 from hfcompress.recipe.yaml import parse_yaml
 
 # What a step is called in YAML, and the config class that checks it. The function that carries a
@@ -27,6 +33,10 @@ from hfcompress.recipe.yaml import parse_yaml
 STEP_CONFIGS: dict[str, type[Config]] = {
     "finetune": FinetuneConfig,
     "prune": PruningConfig,
+    "recover": RecoverConfig,
+    "gradual": GradualConfig,
+    "lottery": LotteryStepConfig,
+    "progressive": ProgressiveStepConfig,
 }
 Choices = Annotated[tuple[Any, ...], Field(strict=False)]
 _INDEXED = re.compile(r"steps\[(\d+)\]\.(.+)")

@@ -6,15 +6,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from hfcompress.architectures import select_modules
 from hfcompress.config import Config
 from hfcompress.pruning.config import PruningConfig
-from hfcompress.pruning.unstructured import prune
+from hfcompress.pruning.unstructured import PruneReport, prune
 from hfcompress.recipe.context import Context
 from hfcompress.recipe.finetune import finetune
 from hfcompress.recipe.finetune_config import FinetuneConfig
+from hfcompress.recipe.training import (
+    check_training,
+    gradual,
+    lottery,
+    progressive_step,
+    recover,
+)
+from hfcompress.recipe.training_config import (
+    GradualConfig,
+    LotteryStepConfig,
+    ProgressiveStepConfig,
+    RecoverConfig,
+)
 
 Done = dict[str, Any]
 StepFunction = Callable[[PreTrainedModel, Any, Context], tuple[PreTrainedModel, Done]]
@@ -45,17 +59,46 @@ def prune_step(
     model: PreTrainedModel, config: PruningConfig, context: Context
 ) -> tuple[PreTrainedModel, Done]:
     """Prune in place."""
-    context.progress.stage(f"pruning: {config.method}, {config.scope}, {config.sparsity:.0%}")
-    return model, prune(model, config).plain()
+    context.progress.stage(f"pruning: {config.method}, {config.wanted:.0%}")
+    return model, prune_by(model, config, context).plain()
+
+
+def prune_by(model: nn.Module, config: PruningConfig, context: Context) -> PruneReport:
+    """Prune in place, with training rows drawn by the config's seed where the method calibrates."""
+    if not config.needs_calibration:
+        return prune(model, config)
+    calibration = context.calibration(config.calibration_rows, config.seed)
+    return prune(model, config.changed(calibration_rows=None), calibration)
 
 
 def _check_targets(model: PreTrainedModel, config: PruningConfig) -> None:
     select_modules(model, config.targets, config.exclude)
 
 
+def _always(config: Config) -> bool:
+    return True
+
+
+TRAINING_STEPS: dict[type[Config], StepFunction] = {
+    GradualConfig: gradual,
+    LotteryStepConfig: lottery,
+    ProgressiveStepConfig: progressive_step,
+}
 STEPS: dict[type[Config], StepKind] = {
-    FinetuneConfig: StepKind(finetune, trains=True, needs_rows=lambda config: True),
-    PruningConfig: StepKind(prune_step, compresses=True, check=_check_targets),
+    FinetuneConfig: StepKind(finetune, trains=True, needs_rows=_always),
+    PruningConfig: StepKind(
+        prune_step,
+        compresses=True,
+        needs_rows=lambda config: config.needs_calibration,
+        check=_check_targets,
+    ),
+    RecoverConfig: StepKind(recover, trains=True, needs_rows=_always, check=check_training),
+    **{
+        config: StepKind(
+            function, compresses=True, trains=True, needs_rows=_always, check=check_training
+        )
+        for config, function in TRAINING_STEPS.items()
+    },
 }
 
 

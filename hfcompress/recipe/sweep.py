@@ -89,7 +89,9 @@ def run(
 def _ordered(rows: Iterable[Row], recipe: Recipe) -> list[Row]:
     """Rows in the grid's order, which may have grown since some of them were written."""
     places = {json.dumps(trial.settings): trial.index for trial in expand(recipe)}
-    found = [{**row, "index": places.get(json.dumps(row["settings"]), row["index"])} for row in rows]
+    found = [
+        {**row, "index": places.get(json.dumps(row["settings"]), row["index"])} for row in rows
+    ]
     return sorted(found, key=lambda row: int(row["index"]))
 
 

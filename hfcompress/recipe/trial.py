@@ -93,7 +93,11 @@ class Runner:
         if kept is not None:
             self.bench.progress.note(f"{step.name}: kept from an earlier run")
             return kept, [*done, cache.done(prefix)]
-        model, did = kind.function(before, step.config, self.bench.context(trial, prefix))
+        layers = [layer["name"] for layer in _compression(done)[1]]
+        context = self.bench.context(
+            trial, prefix, lambda: self.dense_model(trial), tuple(layers) or None
+        )
+        model, did = kind.function(before, step.config, context)
         if kind.trains:
             cache.put(prefix, model, did)
         return model, [*done, did]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,9 +68,19 @@ class Workbench:
             return load_model(recipe.model, recipe.task, self.examples.labels, trial.seed).model
         return copy.deepcopy(self.loaded.model)
 
-    def context(self, trial: Trial, prefix: str) -> Context:
+    def context(
+        self,
+        trial: Trial,
+        prefix: str,
+        dense_model: Callable[[], PreTrainedModel],
+        pruned: tuple[str, ...] | None,
+    ) -> Context:
         """The surroundings of the step that makes ``prefix``."""
         return Context(
+            examples=self.examples,
+            dense_model=dense_model,
+            max_length=self.recipe.data.max_length,
+            pruned=pruned,
             train=self.train,
             eval=self.eval,
             processor=self.loaded.processor,

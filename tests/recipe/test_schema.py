@@ -144,7 +144,7 @@ def test_mistakes(changes: dict[str, Any], message: str) -> None:
 def test_missing_keys() -> None:
     with pytest.raises(ConfigError, match="needs the field 'model'"):
         parse_recipe({"data": "x"})
-    with pytest.raises(ConfigError, match="needs the field 'sparsity'"):
+    with pytest.raises(ConfigError, match="sparsity is missing"):
         recipe(grid={})
 
 

@@ -210,7 +210,10 @@ def test_one_trial_that_fails_does_not_stop_the_others(
     [
         ({"data": {"path": "no/such/file.tsv"}}, BadInputError),
         ({"model": "no/such/folder/at/all"}, BadInputError),
-        ({"steps": [{"prune": {"sparsity": 0.5, "targets": ["nothing*"]}}], "grid": {}}, TargetError),
+        (
+            {"steps": [{"prune": {"sparsity": 0.5, "targets": ["nothing*"]}}], "grid": {}},
+            TargetError,
+        ),
         ({"measure": {"metric": "no_such_metric"}}, BadInputError),
     ],
 )

@@ -1,0 +1,35 @@
+"""The public names: all there, all documented, the same for people and for type checkers."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import hfcompress
+
+
+@pytest.mark.parametrize("name", hfcompress.__all__)
+def test_every_public_name_exists_and_is_documented(name: str) -> None:
+    thing = getattr(hfcompress, name)
+    if name != "__version__":
+        assert thing.__doc__
+        assert thing.__module__.startswith("hfcompress.")
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    tree = ast.parse(Path(hfcompress.__file__).read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        alias.asname: f"{node.module}".removeprefix("hfcompress.")
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == hfcompress._PUBLIC
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'prun'"):
+        _ = hfcompress.prun
