@@ -20,9 +20,9 @@ from torch import Tensor
 
 Array = npt.NDArray[Any]
 
-_SAMPLE = 1 << 16
+_SAMPLE = 1 << 15
 """How many values the bracket around a threshold is estimated from."""
-_SLICE = 1 << 17
+_SLICE = 1 << 16
 """Values handled at once: small enough that temporaries stay in the processor's cache."""
 _BITS = {2: (torch.int16, 0x7FFF), 4: (torch.int32, 0x7FFFFFFF), 8: (torch.int64, (1 << 63) - 1)}
 """Bytes of a float -> the integer of that size, and the mask that clears its sign bit."""
@@ -30,10 +30,10 @@ _BITS = {2: (torch.int16, 0x7FFF), 4: (torch.int32, 0x7FFFFFFF), 8: (torch.int64
 
 @dataclass(frozen=True)
 class Cut:
-    """Drop every value below ``value``, and the first ``ties`` of those equal to it."""
+    """Drop every value below ``value``, and the first ``ties`` of those equal to it (None: all)."""
 
     value: float | int
-    ties: int
+    ties: int | None
 
 
 def kth_smallest(arrays: Sequence[Array], count: int, bits: int | None = None) -> Cut:
@@ -51,18 +51,19 @@ def kth_smallest(arrays: Sequence[Array], count: int, bits: int | None = None) -
     total = sum(len(array) for array in arrays)
     # Odd, so that steps through a matrix with an even number of columns visit all of them.
     step = max(total // _SAMPLE, 1) | 1
-    sample = np.sort(np.concatenate([_masked(array[::step], bits) for array in arrays]))
-    rank, margin = count / total * len(sample), 3 * len(sample) ** 0.5
+    sample = np.concatenate([_masked(array[::step], bits) for array in arrays])
+    share = count / total
+    margin = 4 * (share * (1 - share) * len(sample)) ** 0.5 + 1  # four standard errors
     while True:
-        low = sample[int(rank - margin)] if rank - margin >= 0 else None
-        high = sample[int(rank + margin)] if rank + margin < len(sample) else None
+        low, high = _order_statistics(sample, share * len(sample), margin)
         below, inside = _bracket(arrays, bits, low, high)
         if below < count <= below + len(inside):
             break
         margin *= 4  # an unlucky sample costs another pass, never a wrong answer
     place = count - below - 1
     value = np.partition(inside, place)[place]
-    return Cut(value.item(), count - below - int(np.count_nonzero(inside < value)))
+    ties = count - below - int(np.count_nonzero(inside < value))
+    return Cut(value.item(), None if ties == np.count_nonzero(inside == value) else ties)
 
 
 def layer_mask(scores: Tensor, drop: int) -> Tensor:
@@ -81,17 +82,14 @@ def global_masks(scores: Sequence[Tensor], drop: int) -> list[Tensor]:
         return [torch.ones_like(tensor, dtype=torch.bool) for tensor in scores]
     arrays = [_floats(tensor) for tensor in scores]
     cut = kth_smallest(arrays, drop)
-    masks, ties = [], cut.ties
+    masks = []
     for tensor, array in zip(scores, arrays, strict=True):
-        keep = array > cut.value
-        equal = np.flatnonzero(array == cut.value)
-        keep[equal[ties:]] = True
-        ties = max(ties - len(equal), 0)
+        keep, cut = _kept(array, cut)
         masks.append(torch.from_numpy(keep).view(tensor.shape).to(tensor.device))
     return masks
 
 
-def zero_smallest_(weights: Sequence[Tensor], drop: int) -> None:
+def zero_smallest_(weights: Sequence[Tensor], drop: int) -> list[int]:
     """Set the ``drop`` entries of smallest magnitude to zero, in place, all tensors together.
 
     The same weights as masks from magnitudes, without building scores or masks: a float without
@@ -100,17 +98,27 @@ def zero_smallest_(weights: Sequence[Tensor], drop: int) -> None:
     Args:
         weights: floats of one dtype and any shapes, dense in memory, without NaN.
         drop: how many in all, from 0 to all; zeros that are there already count first.
+
+    Returns:
+        how many entries of each tensor are zero afterwards.
     """
     if drop <= 0:
-        return
+        return [count_zeros(weight) for weight in weights]
     integer, bits = _BITS[weights[0].element_size()]
     arrays = [weight.cpu().view(-1).view(integer).numpy() for weight in weights]
     cut = kth_smallest(arrays, drop, bits)
-    ties = cut.ties
+    zeros = []
     for weight, array in zip(weights, arrays, strict=True):
-        ties -= _zero_bits(array, bits, Cut(cut.value, ties))
+        kept = 0
+        for part in _slices(array):
+            keep, cut = _kept(_masked(part, bits), cut)
+            np.multiply(part, keep, out=part)
+            kept += int(np.count_nonzero(keep))
+        # Below a cut at zero, kept entries may be zeros themselves.
+        zeros.append(len(array) - kept if cut.value else count_zeros(weight))
         if weight.device.type != "cpu":
             weight.copy_(torch.from_numpy(array).view(weight.dtype).view(weight.shape))
+    return zeros
 
 
 def count_zeros(tensor: Tensor) -> int:
@@ -123,17 +131,23 @@ def is_finite(tensor: Tensor) -> bool:
     return all(bool(np.isfinite(part).all()) for part in _slices(_floats(tensor)))
 
 
-def _zero_bits(array: Array, bits: int, cut: Cut) -> int:
-    """Zero what the cut drops, in place; returns how many of the ties were used."""
-    ties = cut.ties
-    for part in _slices(array):
-        magnitudes = part & bits
-        keep = magnitudes > cut.value
-        equal = np.flatnonzero(magnitudes == cut.value)
-        keep[equal[ties:]] = True
-        np.multiply(part, keep, out=part)
-        ties = max(ties - len(equal), 0)
-    return cut.ties - ties
+def _kept(array: Array, cut: Cut) -> tuple[npt.NDArray[np.bool_], Cut]:
+    """The mask of an array, and the cut for the arrays after it: with the ties that are left."""
+    keep = array > cut.value
+    if cut.ties is None:
+        return keep, cut
+    equal = np.flatnonzero(array == cut.value)
+    keep[equal[cut.ties :]] = True
+    return keep, Cut(cut.value, max(cut.ties - len(equal), 0))
+
+
+def _order_statistics(sample: Array, rank: float, margin: float) -> tuple[Any | None, Any | None]:
+    """The sample's values at ``rank`` minus and plus ``margin``; None beyond its ends."""
+    places = [int(rank - margin), int(rank + margin)]
+    inner = [place for place in places if 0 <= place < len(sample)]
+    ordered = np.partition(sample, inner) if inner else sample
+    low, high = (ordered[place] if place in inner else None for place in places)
+    return low, high
 
 
 def _bracket(

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from hfcompress.architectures import select_modules
-from hfcompress.errors import ModelError
+from hfcompress.architectures import select_modules, weight_matrix
+from hfcompress.errors import CalibrationError, ModelError, TargetError
+from hfcompress.pruning.calibration import Calibration
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.masks import count_zeros, is_finite, zero_smallest_
+from hfcompress.pruning.methods import OneShot
 
 
 @dataclass(frozen=True)
@@ -78,32 +79,40 @@ class PruneReport:
         }
 
 
-@torch.no_grad()
-def prune(model: nn.Module, config: PruningConfig) -> PruneReport:
+def prune(
+    model: nn.Module, config: PruningConfig, calibration: Calibration | None = None
+) -> PruneReport:
     """Set the least important weights of a model to zero, in place.
 
     Args:
-        model: any module; the targets' weights are changed in place.
-        config: what to prune and how much.
+        model: any module; the targets' weights (and, with bias repair, biases) are changed in
+            place.
+        config: what to prune, by which method, how much.
+        calibration: examples for the methods that need them.
 
     Returns:
         requested and actual sparsity, and a record for each layer. The number of zeros is
-        ``round(sparsity * weights)``, in each layer or (global scope) in all; weights that are
-        zero already count first.
+        ``round(sparsity * weights)``, in each layer or (scope global, or an allocation) in all;
+        weights that are zero already count first. An N:M pattern fixes the number, and blocks
+        come as near as whole blocks can.
 
     Raises:
-        TargetError: a pattern that matches nothing, or nothing to prune.
+        TargetError: a pattern that matches nothing, nothing to prune, or a layer too small for
+            the N:M or block pattern.
         ModelError: a weight that is NaN or infinite (the layer is named).
+        CalibrationError: calibration data that are missing, too few, without labels where the
+            method needs them, or that give NaN activations.
     """
     modules = select_modules(model, config.targets, config.exclude)
     weights = {name: dense_weight(name, module) for name, module in modules.items()}
-    if config.scope == "global":
-        total = sum(weight.numel() for weight in weights.values())
-        zero_smallest_(list(weights.values()), round(config.sparsity * total))
+    _check_pattern(modules, config)
+    if _is_plain_magnitude(config):
+        requested = _by_magnitude(weights, config)
+        notes: tuple[str, ...] = ()
     else:
-        for weight in weights.values():
-            zero_smallest_([weight], round(config.sparsity * weight.numel()))
-    return PruneReport(config.sparsity, _records(weights, config))
+        one_shot = OneShot(model, modules, config, _calibration(config, calibration))
+        requested, notes = one_shot.run()
+    return PruneReport(config.wanted, _records(weights, requested), notes)
 
 
 def dense_weight(name: str, module: nn.Module) -> Tensor:
@@ -119,10 +128,54 @@ def dense_weight(name: str, module: nn.Module) -> Tensor:
     return weight.detach()
 
 
-def _records(weights: Mapping[str, Tensor], config: PruningConfig) -> tuple[LayerReport, ...]:
+def _is_plain_magnitude(config: PruningConfig) -> bool:
+    return (
+        config.method == "magnitude"
+        and config.pattern == "unstructured"
+        and config.scope in ("auto", "layer", "global")
+        and not config.needs_calibration
+    )
+
+
+def _by_magnitude(weights: Mapping[str, Tensor], config: PruningConfig) -> dict[str, int] | None:
+    """The fast path: no scores, no masks. Returns what was asked of each layer."""
+    if config.competition == "global":
+        total = sum(weight.numel() for weight in weights.values())
+        zero_smallest_(list(weights.values()), round(config.wanted * total))
+        return None
+    requested = {name: round(config.wanted * weight.numel()) for name, weight in weights.items()}
+    for name, weight in weights.items():
+        zero_smallest_([weight], requested[name])
+    return requested
+
+
+def _check_pattern(modules: Mapping[str, nn.Module], config: PruningConfig) -> None:
+    for name, module in modules.items():
+        outputs, inputs = weight_matrix(module).shape
+        if not config.parsed_pattern.fits(outputs, inputs):
+            raise TargetError(
+                f"{name} has {outputs} outputs and {inputs} inputs and cannot hold the pattern "
+                f"{config.pattern}; exclude it or choose a smaller pattern"
+            )
+
+
+def _calibration(config: PruningConfig, calibration: Calibration | None) -> Calibration | None:
+    if not config.needs_calibration:
+        return None
+    if calibration is None:
+        raise CalibrationError(
+            f"method {config.method} with these options needs calibration data; "
+            f"pass Calibration(batches) to prune"
+        )
+    return calibration.first(config.calibration_rows)
+
+
+def _records(
+    weights: Mapping[str, Tensor], requested: Mapping[str, int] | None
+) -> tuple[LayerReport, ...]:
     records = []
     for name, weight in weights.items():
         zeros = count_zeros(weight)
-        asked = zeros if config.scope == "global" else round(config.sparsity * weight.numel())
+        asked = zeros if requested is None else requested[name]
         records.append(LayerReport(name, weight.numel(), zeros, asked))
     return tuple(records)

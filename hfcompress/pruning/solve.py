@@ -1,0 +1,188 @@
+"""One layer's problem, from its moments to its new weight and bias."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hfcompress.architectures import write_matrix
+from hfcompress.errors import CalibrationError
+from hfcompress.pruning import reconstruct, scores
+from hfcompress.pruning.config import PruningConfig
+from hfcompress.pruning.moments import Moments, grouped_weight
+from hfcompress.pruning.patterns import Chooser
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to happen to one layer.
+
+    Attributes:
+        name: the module's name.
+        drop: weights to drop.
+        settled: the new weight where it is known already (outputs x inputs), else None.
+        importance: groups x outputs, how much each output counts; None for all alike.
+    """
+
+    name: str
+    drop: int
+    settled: Tensor | None = None
+    importance: Tensor | None = None
+
+
+def solve_layer(
+    module: nn.Module,
+    moments: Moments,
+    task: Task,
+    config: PruningConfig,
+    note: Callable[[str], None],
+) -> None:
+    """Prune one layer in place by a method that works on moments, group by group.
+
+    Args:
+        module: the dense layer.
+        moments: of its inputs.
+        task: how much to drop.
+        config: the method and its options.
+        note: takes sentences for the report.
+
+    Raises:
+        CalibrationError: NaN in the statistics.
+    """
+    weight = grouped_weight(module).clone()
+    if task.settled is not None:
+        new = task.settled.view(weight.shape)
+    else:
+        groups = len(weight)
+        new = torch.empty_like(weight)
+        for group in range(groups):
+            new[group] = _solve_group(
+                weight[group],
+                _part(moments, group, module),
+                task.drop * (group + 1) // groups - task.drop * group // groups,
+                None if task.importance is None else task.importance[group],
+                config,
+                lambda text: note(f"{task.name}: {text}"),
+            )
+    if not bool(torch.isfinite(new).all()):
+        raise CalibrationError(
+            f"pruning {task.name} gave NaN or infinite weights; "
+            f"raise damping above {config.damping:g}"
+        )
+    if config.repairs_bias and _has_bias(module):
+        _repair_bias(module, moments, weight, new)
+    write_matrix(module, new.flatten(0, 1))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One group's moments in float64; outputs are without the bias.
+
+    Attributes:
+        gram: E x x'.
+        mean: E x.
+        cross: E (y - b) x'; None when y - b is what the dense weight makes of x.
+        output: E (y - b); None likewise.
+    """
+
+    gram: Tensor
+    mean: Tensor
+    cross: Tensor | None = None
+    output: Tensor | None = None
+
+    def centred(self) -> _Part:
+        """Second moments about the means."""
+        gram = self.gram - torch.outer(self.mean, self.mean)
+        if self.cross is None or self.output is None:
+            return _Part(gram, self.mean)
+        return _Part(gram, self.mean, self.cross - torch.outer(self.output, self.mean), self.output)
+
+
+def _part(moments: Moments, group: int, module: nn.Module) -> _Part:
+    gram, mean = moments.gram[group].double(), moments.mean[group].double()
+    if moments.cross is None or moments.output is None:
+        return _Part(gram, mean)
+    bias = _bias(module, len(moments.gram))[group]
+    output = moments.output[group].double() - bias
+    return _Part(gram, mean, moments.cross[group].double() - torch.outer(bias, mean), output)
+
+
+def _solve_group(
+    weight: Tensor,
+    part: _Part,
+    drop: int,
+    importance: Tensor | None,
+    config: PruningConfig,
+    note: Callable[[str], None],
+) -> Tensor:
+    choose = config.parsed_pattern.chooser(config.competition == "row")
+    if config.method == "wanda":
+        norm = part.gram.diagonal().clamp_min(0).sqrt().to(weight.dtype)
+        return weight * choose(scores.wanda(weight, norm), drop)
+    if config.repairs_bias:  # the bias answers for the mean, the weights for the rest
+        part = part.centred()
+    matrix, factor, share = reconstruct.damped(part.gram, config.damping)
+    if share > config.damping:
+        note(f"the Gram matrix is singular and was damped by {share:g} of its mean diagonal")
+    target = weight
+    if part.cross is not None:
+        target = reconstruct.ridge_target(weight, part.cross, part.gram, matrix, factor)
+    return _reconstruct(target, matrix, factor, drop, choose, _relative(importance, config), config)
+
+
+def _reconstruct(
+    target: Tensor,
+    matrix: Tensor,
+    factor: Tensor,
+    drop: int,
+    choose: Chooser,
+    importance: Tensor | None,
+    config: PruningConfig,
+) -> Tensor:
+    if config.method == "sparsegpt":
+        pattern = config.parsed_pattern
+        block = -(-config.block_size // pattern.step) * pattern.step
+        return reconstruct.sparsegpt(
+            target, factor, drop, choose, block=block, group=pattern.group, output_weight=importance
+        )
+    hessian = matrix.to(target.dtype)
+    keep = reconstruct.alps_mask(
+        target, hessian, drop, choose, iterations=config.iterations, output_weight=importance
+    )
+    return reconstruct.least_squares(target, hessian, keep)
+
+
+def _relative(importance: Tensor | None, config: PruningConfig) -> Tensor | None:
+    if importance is None or not config.output_importance:
+        return None
+    mean = importance.mean().clamp_min(torch.finfo(torch.float32).tiny)
+    return (importance / mean).pow(config.output_importance)
+
+
+def _repair_bias(module: nn.Module, moments: Moments, dense: Tensor, new: Tensor) -> None:
+    """Set the bias so that the mean output is what it should be."""
+    mean = moments.mean.double()[:, :, None]
+    if moments.output is not None:
+        wanted = moments.output.double()[:, :, None]
+    else:
+        wanted = dense.double() @ mean + _bias(module, len(dense))[:, :, None]
+    repaired = wanted - new.double() @ mean
+    bias = module.bias
+    assert isinstance(bias, Tensor)
+    bias.detach().copy_(repaired.flatten())
+
+
+def _has_bias(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "bias", None), Tensor)
+
+
+def _bias(module: nn.Module, groups: int) -> Tensor:
+    """The bias as groups x outputs, float64; zeros where there is none."""
+    if not _has_bias(module):
+        return grouped_weight(module).new_zeros(groups, 1, dtype=torch.float64)
+    bias = module.bias
+    assert isinstance(bias, Tensor)
+    return bias.detach().double().view(groups, -1)

@@ -1,0 +1,173 @@
+"""Hooks that look at a model while it runs: inputs and outputs of modules, stopping early."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Run = Callable[[], object]
+
+
+class _Stop(Exception):
+    """Ends a forward pass whose remaining layers are not needed."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout) inside, each module's own mode again afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@dataclass(frozen=True)
+class Group:
+    """Modules that read the same input.
+
+    Attributes:
+        names: in the order in which they are called.
+        once: each is called once in a forward pass, so that the pass can end after it.
+    """
+
+    names: tuple[str, ...]
+    once: bool
+
+
+def call_order(run: Run, modules: Mapping[str, nn.Module]) -> list[Group]:
+    """The modules in the order in which a forward pass calls them, those with one input together.
+
+    Args:
+        run: makes one forward pass.
+        modules: by name; those that are never called are left out.
+    """
+    first: dict[str, Tensor] = {}  # holding the inputs keeps their identities distinct
+    again: set[str] = set()
+
+    def note(name: str, inputs: Tensor) -> None:
+        again.update({name} & first.keys())
+        first.setdefault(name, inputs)
+
+    with watching(modules, note), torch.no_grad():
+        run()
+    groups: list[list[str]] = []
+    last: Tensor | None = None
+    for name, inputs in first.items():
+        if inputs is last and name not in again and groups[-1][-1] not in again:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+        last = inputs
+    return [Group(tuple(names), not again.intersection(names)) for names in groups]
+
+
+def inputs_of(run: Run, modules: Mapping[str, nn.Module], group: Group) -> list[Tensor]:
+    """What a group's modules are called with, call by call."""
+    found: list[Tensor] = []
+
+    def take(_: str, inputs: Tensor) -> None:
+        found.append(inputs)
+        if group.once:
+            raise _Stop
+
+    name = group.names[0]
+    with _hooked({name: (modules[name], take, None)}):
+        _until_stop(run)
+    return found
+
+
+def outputs_of(run: Run, modules: Mapping[str, nn.Module], group: Group) -> list[dict[str, Tensor]]:
+    """What a group's modules put out, call by call; as `inputs_of`."""
+    found: dict[str, list[Tensor]] = {name: [] for name in group.names}
+
+    def take(name: str, output: Tensor) -> None:
+        found[name].append(output)
+        if group.once and all(found.values()):
+            raise _Stop
+
+    with _hooked({name: (modules[name], None, take) for name in group.names}):
+        _until_stop(run)
+    calls = len(found[group.names[0]])
+    return [{name: found[name][call] for name in group.names} for call in range(calls)]
+
+
+@contextmanager
+def watching(
+    modules: Mapping[str, nn.Module], look: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Call ``look(name, inputs)`` whenever one of the modules is called."""
+    with _hooked({name: (module, look, None) for name, module in modules.items()}):
+        yield
+
+
+@contextmanager
+def recorded_calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Call]]:
+    """Note arguments and result of each module's first call."""
+    calls: dict[str, Call] = {}
+    handles = []
+    for name, module in modules.items():
+
+        def note(_: nn.Module, args: Any, kwargs: Any, result: Any, name: str = name) -> None:
+            calls.setdefault(name, (args, kwargs, first_tensor(result)))
+
+        handles.append(module.register_forward_hook(note, with_kwargs=True))
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+Call = tuple[tuple[Any, ...], dict[str, Any], Tensor]
+"""Positional arguments, keyword arguments, first tensor of the result."""
+
+
+def first_tensor(result: Any) -> Tensor:
+    """The tensor that a module passes on: its result, or the first item of it."""
+    first = result if isinstance(result, Tensor) else result[0]
+    assert isinstance(first, Tensor)
+    return first
+
+
+Look = Callable[[str, Tensor], None]
+
+
+@contextmanager
+def _hooked(hooks: Mapping[str, tuple[nn.Module, Look | None, Look | None]]) -> Iterator[None]:
+    handles = []
+    for name, (module, before, after) in hooks.items():
+        if before is not None:
+
+            def on_input(_: nn.Module, args: Any, name: str = name, before: Look = before) -> None:
+                before(name, args[0])
+
+            handles.append(module.register_forward_pre_hook(on_input))
+        if after is not None:
+
+            def on_output(
+                _: nn.Module, args: Any, out: Any, name: str = name, after: Look = after
+            ) -> None:
+                after(name, first_tensor(out))
+
+            handles.append(module.register_forward_hook(on_output))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _until_stop(run: Run) -> None:
+    with torch.no_grad():
+        try:
+            run()
+        except _Stop:
+            return
