@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from hfcompress.config import Config
 from hfcompress.errors import ConfigError
+from hfcompress.pruning.patterns import Pattern
 from hfcompress.pruning.schedule import ScheduleKind, SparsitySchedule
 
 TrainingMethod = Literal["magnitude", "movement", "soft_movement", "keep_zeros", "custom"]
@@ -61,8 +61,8 @@ class PruningTrainingConfig(Config):
     )
     pattern: str = Field(
         "unstructured",
-        description="unstructured, or N:M such as 2:4: at most N weights are kept of each M "
-        "neighbours along the inputs; the schedule lowers N step by step",
+        description="unstructured; N:M such as 2:4: at most N weights are kept of each M "
+        "neighbours along the inputs, and the schedule lowers N; or RxC such as 16x1: whole blocks",
     )
     scope: Literal["layer", "global"] = Field(
         "layer", description="weights compete within their layer, or all together"
@@ -103,6 +103,12 @@ class PruningTrainingConfig(Config):
         None, strict=False, description="patterns of modules to leave alone"
     )
 
+    @field_validator("pattern")
+    @classmethod
+    def _check_pattern(cls, text: str) -> str:
+        Pattern.parse(text)
+        return text
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         self._check_sparsity()
@@ -118,24 +124,15 @@ class PruningTrainingConfig(Config):
         return f"method {self.method!r} and schedule {self.schedule!r}"
 
     @property
-    def group(self) -> tuple[int, int] | None:
-        """N and M of an N:M pattern, or None for an unstructured one."""
-        if self.pattern == "unstructured":
-            return None
-        match = re.fullmatch(r"(\d+):(\d+)", self.pattern)
-        if match is None:
-            raise ValueError(f"pattern must be unstructured or N:M as in 2:4, not {self.pattern!r}")
-        kept, size = int(match[1]), int(match[2])
-        if not 0 < kept < size:
-            raise ValueError(f"pattern {self.pattern!r} prunes nothing; N must lie between 0 and M")
-        return kept, size
+    def shape(self) -> Pattern:
+        """The pattern, parsed."""
+        return Pattern.parse(self.pattern)
 
     @property
     def final_sparsity(self) -> float:
         """Sparsity of the targets in the end; 1 stands for the full pull of soft movement."""
-        if self.group is not None:
-            kept, size = self.group
-            return 1 - kept / size
+        if self.shape.group:
+            return 1 - self.shape.keep / self.shape.group
         return 1.0 if self.sparsity is None else self.sparsity
 
     def sparsity_schedule(self, total_steps: int) -> SparsitySchedule:
@@ -162,14 +159,17 @@ class PruningTrainingConfig(Config):
 
     def _check_sparsity(self) -> None:
         chosen = self.method in ("magnitude", "movement", "custom")
-        if self.method not in ("magnitude", "movement") and self.group is not None:
+        ranked = self.method in ("magnitude", "movement")
+        if not ranked and not self.shape.unstructured:
             raise ValueError(f"pattern has no effect with {self._mode}; leave it out")
         if not chosen and self.sparsity is not None:
             source = "regularization" if self.method == "soft_movement" else "the model's zeros"
             raise ValueError(f"sparsity follows from {source} with {self.method!r}; leave it out")
-        if chosen and self.group is None and self.sparsity is None:
+        if chosen and not self.shape.group and self.sparsity is None:
             raise ValueError(f"method {self.method!r} needs the field 'sparsity'")
-        if self.group is not None and self.sparsity not in (None, self.final_sparsity):
+        if self.shape.group and self.scope == "global":
+            raise ValueError("scope has no effect with an N:M pattern; leave it out")
+        if self.shape.group and self.sparsity not in (None, self.final_sparsity):
             raise ValueError(
                 f"pattern {self.pattern!r} has sparsity {self.final_sparsity:g}, "
                 f"not {self.sparsity:g}; leave sparsity out"

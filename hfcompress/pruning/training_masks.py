@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,6 @@ from transformers.pytorch_utils import Conv1D
 
 from hfcompress.architectures import select_modules, weight_matrix
 from hfcompress.errors import CalibrationError, ConfigError, TargetError
-from hfcompress.pruning.masks import global_masks, layer_mask
 from hfcompress.pruning.movement import (
     movement_update_,
     soft_movement_mask,
@@ -221,29 +221,44 @@ class TrainingMasks:
                 f"movement prunes at step {step}, before any gradient of the targets was seen; "
                 "start later ('start' or 'warmup'), and do not freeze the targets"
             )
-        if self.config.group is not None:
-            size = self.config.group[1]
-            # Rounded before the floor: half of 4 must be 2 whatever the last bit says.
-            kept = size - math.floor(round(size * sparsity, 6))
-            return {n: _group_mask(self.modules[n], s, kept, size) for n, s in scores.items()}
-        return _choose_by_rank(scores, sparsity, self.config.scope)
+        return _choose_by_scores(self.modules, scores, sparsity, self.config)
 
 
-def _choose_by_rank(scores: Mapping[str, Tensor], sparsity: float, scope: str) -> dict[str, Tensor]:
-    if scope == "global":
-        total = sum(score.numel() for score in scores.values())
-        masks = global_masks(list(scores.values()), round(sparsity * total))
-        return dict(zip(scores, masks, strict=True))
+def _choose_by_scores(
+    modules: Mapping[str, nn.Module],
+    scores: Mapping[str, Tensor],
+    sparsity: float,
+    config: PruningTrainingConfig,
+) -> dict[str, Tensor]:
+    """Masks in the layout of the weights, for scores in that layout."""
+    pattern = config.shape
+    if pattern.group:
+        # Rounded before the floor: half of 4 must be 2 whatever the last bit says.
+        dropped = math.floor(round(pattern.group * sparsity, 6))
+        pattern = replace(pattern, keep=pattern.group - dropped)
+    matrices = {name: _as_matrix(modules[name], score) for name, score in scores.items()}
+    if config.scope == "global":
+        total = sum(matrix.numel() for matrix in matrices.values())
+        masks = pattern.global_masks(list(matrices.values()), round(sparsity * total))
+    else:
+        choose = pattern.chooser()
+        masks = [
+            choose(matrix, pattern.dropped(matrix.shape[0], matrix.shape[1], sparsity))
+            for matrix in matrices.values()
+        ]
     return {
-        name: layer_mask(score, round(sparsity * score.numel())) for name, score in scores.items()
+        name: _from_matrix(modules[name], mask, scores[name].shape)
+        for name, mask in zip(matrices, masks, strict=True)
     }
 
 
-def _group_mask(module: nn.Module, scores: Tensor, kept: int, size: int) -> Tensor:
-    """N:M along the inputs, for scores in the layout of the module's weight."""
-    if isinstance(module, Conv1D):  # inputs x outputs
-        return nm_mask(scores.t(), kept, size).t().contiguous()
-    return nm_mask(scores.flatten(1), kept, size).reshape(scores.shape)
+def _as_matrix(module: nn.Module, scores: Tensor) -> Tensor:
+    """Outputs x inputs, as `weight_matrix` has it."""
+    return scores.t().contiguous() if isinstance(module, Conv1D) else scores.flatten(1)
+
+
+def _from_matrix(module: nn.Module, mask: Tensor, shape: torch.Size) -> Tensor:
+    return (mask.t() if isinstance(module, Conv1D) else mask).reshape(shape).contiguous()
 
 
 def _weights(
@@ -251,11 +266,11 @@ def _weights(
 ) -> dict[str, nn.Parameter]:
     weights = {}
     for name, module in modules.items():
-        inputs = weight_matrix(module).shape[1]
-        if config.group is not None and inputs % config.group[1]:
+        outputs, inputs = weight_matrix(module).shape
+        if not config.shape.fits(outputs, inputs):
             raise TargetError(
-                f"{name} has {inputs} inputs, which pattern {config.pattern!r} does not divide; "
-                "exclude it, or ask for another pattern"
+                f"{name} has {outputs} outputs and {inputs} inputs, too few for pattern "
+                f"{config.pattern!r}; exclude it, or ask for another pattern"
             )
         dense_weight(name, module)
         weight = module.weight
@@ -277,9 +292,3 @@ def _broadcast(tensors: Mapping[str, Tensor]) -> None:
             shared = plain.to(torch.uint8) if plain.dtype == torch.bool else plain
             torch.distributed.broadcast(shared, src=0)
             plain.copy_(shared)
-
-
-def nm_mask(scores: Tensor, kept: int, size: int) -> Tensor:
-    """Keep the ``kept`` highest of each ``size`` neighbours in a row."""
-    order = scores.reshape(-1, size).argsort(dim=-1, descending=True, stable=True)
-    return (order.argsort(dim=-1) < kept).reshape(scores.shape)

@@ -188,9 +188,21 @@ def test_n_of_m_holds_along_the_inputs(kind: str, pattern: str, kept: int) -> No
 
 
 def test_a_layer_that_cannot_hold_the_pattern_is_refused_by_name() -> None:
-    model = nn.Sequential(nn.Linear(10, 4), nn.Linear(4, 2))
-    with pytest.raises(TargetError, match="0 has 10 inputs, which pattern '2:4' does not divide"):
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    with pytest.raises(TargetError, match="0 has 4 outputs and 3 inputs, too few for pattern"):
         TrainingMasks(model, config(sparsity=None, pattern="2:4"), STEPS)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_blocks_are_zero_as_a_whole(scope: str) -> None:
+    model = small_model()
+    masks = train(model, config(pattern="4x2", scope=scope))
+    assert masks.sparsity == pytest.approx(0.5, abs=0.02)
+    for name in ("0", "2"):
+        weight = weight_of(model, name)
+        blocks = (weight == 0).reshape(weight.shape[0] // 4, 4, weight.shape[1] // 2, 2)
+        whole, some = blocks.all(3).all(1), blocks.any(3).any(1)
+        assert torch.equal(whole, some)
 
 
 def test_the_schedule_lowers_n_step_by_step() -> None:
