@@ -96,6 +96,24 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     return 1 if result.failures else 0
 
 
+def _sensitivity(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.recipe.schema import load_recipe
+    from hfcompress.recipe.sensitivity import sensitivity
+    from hfcompress.recipe.shipped import find_recipe
+
+    recipe = load_recipe(find_recipe(options.recipe), options.set)
+    output = Path(options.output or Path("runs") / f"{recipe.name}-layers")
+    with _Display(console) as display:
+        result = sensitivity(recipe, output, display)
+    worst = sorted(result.rows, key=lambda row: -row["drop"])[:5]
+    console.print("the layers that lose most:")
+    for row in worst:
+        layer, sparsity = row["settings"]["prune.targets"][0], row["requested_sparsity"]
+        console.print(f"  {row['drop']:+.2%} at {sparsity:.0%}  {layer}", markup=False)
+    console.print(f"written to [bold]{output}[/]: heatmap.png, results.csv")
+    return 1 if result.failures else 0
+
+
 def _validate(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.recipe.schema import expand, load_recipe
     from hfcompress.recipe.shipped import find_recipe
@@ -209,6 +227,12 @@ def _parser() -> argparse.ArgumentParser:
     run = _command(commands, "run", _run, "run a recipe; go on where it stopped")
     _recipe_arguments(run)
     run.add_argument("--output", metavar="DIR", help="folder of the run (default: runs/NAME)")
+
+    sensitivity = _command(
+        commands, "sensitivity", _sensitivity, "prune one layer at a time, draw a heatmap"
+    )
+    _recipe_arguments(sensitivity)
+    sensitivity.add_argument("--output", metavar="DIR", help="folder (default: runs/NAME-layers)")
 
     validate = _command(commands, "validate", _validate, "check a recipe without loading anything")
     _recipe_arguments(validate)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,14 +22,13 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 @pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No hub, and a step cache of the test's own."""
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HFCOMPRESS_CACHE", str(tmp_path / "cache"))
     torch.manual_seed(0)
-    yield
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -64,9 +63,11 @@ def make_bert(labels: int = 2, seed: int = 0) -> BertForSequenceClassification:
         num_attention_heads=4,
         intermediate_size=64,
         max_position_embeddings=64,
-        num_labels=labels,
+        **{"num_labels": labels},
     )
-    return BertForSequenceClassification(config).eval()
+    model = BertForSequenceClassification(config)
+    model.eval()
+    return model
 
 
 @pytest.fixture

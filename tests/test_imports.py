@@ -25,8 +25,8 @@ LAYERS: list[set[str]] = [
     {"cli"},
 ]
 PURE = {
-    "pruning.scores", "pruning.masks", "pruning.patterns", "pruning.reconstruct", "pruning.schedule",
-    "pruning.movement", "distillation.losses", "distillation.augment",
+    "pruning.scores", "pruning.masks", "pruning.patterns", "pruning.reconstruct",
+    "pruning.schedule", "pruning.movement", "distillation.losses", "distillation.augment",
 }  # fmt: skip
 # Rooms that meet only in the recipe.
 STRANGERS = {"pruning", "distillation", "quantization"}

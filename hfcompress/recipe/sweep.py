@@ -47,6 +47,7 @@ def run(
     output: str | Path | None = None,
     progress: Progress | None = None,
     cache: StepCache | None = None,
+    draw: bool = True,
 ) -> SweepResult:
     """Run a recipe; finish what is missing where the folder holds some of its rows.
 
@@ -55,6 +56,7 @@ def run(
         output: the run's folder (see `RunDirectory`); nothing is written where None.
         progress: is told what happens.
         cache: where results of training steps are kept.
+        draw: write table, curves and page at the end.
 
     Raises:
         BadInputError: anything the recipe names that does not fit, before anything is written.
@@ -81,7 +83,7 @@ def run(
             failures.append(failure)
         progress.sweep(len(rows), len(hashes))
     ordered = _ordered(rows.values(), recipe)
-    if store is not None:
+    if store is not None and draw:
         report(store.path)
     return SweepResult(ordered, failures, None if store is None else store.path)
 

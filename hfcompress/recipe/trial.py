@@ -207,6 +207,6 @@ def line_label(trial: Trial) -> str:
     )
     for field_name, value in trial.settings.items():
         last = field_name.rpartition(".")[2]
-        if last not in {"sparsity", "seed", "method"}:
+        if last not in {"sparsity", "seed", "method", "targets"}:
             parts.append(f"{value}" if isinstance(value, str) else f"{last} {value}")
     return ", ".join(parts)

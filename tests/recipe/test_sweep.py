@@ -10,11 +10,20 @@ from typing import Any
 import pytest
 from transformers import AutoModelForSequenceClassification
 
-from hfcompress.errors import BadInputError, DataError, ModelError, OutputError, TargetError
+from hfcompress import encode as encode_module
+from hfcompress.errors import (
+    BadInputError,
+    ConfigError,
+    DataError,
+    ModelError,
+    OutputError,
+    TargetError,
+)
 from hfcompress.measure.summary import calculate_sparsity
 from hfcompress.recipe import trial as trial_module
 from hfcompress.recipe.progress import Progress
 from hfcompress.recipe.schema import Recipe, parse_recipe
+from hfcompress.recipe.sensitivity import sensitivity
 from hfcompress.recipe.sweep import report, run
 
 
@@ -189,7 +198,7 @@ def test_models_are_kept_where_asked(table_recipe: Recipe, tmp_path: Path) -> No
 def test_one_trial_that_fails_does_not_stop_the_others(
     table_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predict = trial_module.predict
+    predict = encode_module.predict
     calls = []
 
     def sometimes(*arguments: Any, **named: Any) -> Any:
@@ -254,3 +263,23 @@ def test_report_is_drawn_again_from_rows_alone(table_recipe: Recipe, tmp_path: P
     assert (tmp_path / "run" / "curve.png").stat().st_size > 1000
     with pytest.raises(OutputError, match=r"holds no results\.jsonl"):
         report(tmp_path)
+
+
+def test_sensitivity_prunes_one_layer_at_a_time(
+    make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    recipe = make_recipe(
+        steps=[{"prune": {"targets": ["query", "classifier"]}}],
+        grid={"prune.sparsity": [0.5, 0.9]},
+    )
+    result = sensitivity(recipe, tmp_path / "run")
+    assert len(result.rows) == 3 * 2
+    for row in result.rows:
+        (layer,) = row["settings"]["prune.targets"]
+        assert [part["name"] for part in row["layers"]] == [layer]
+        assert row["model_sparsity"] < 0.2
+    assert (tmp_path / "run" / "heatmap.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ConfigError, match=r"take prune\.scope out of the grid"):
+        sensitivity(make_recipe(steps=recipe.steps), tmp_path / "other")
+    with pytest.raises(ConfigError, match="whose last step, and no other, is prune"):
+        sensitivity(make_recipe(steps=[{"finetune": {}}], grid={}), tmp_path / "other")
