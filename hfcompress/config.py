@@ -84,7 +84,7 @@ class Config(BaseModel):
 
 
 def _listed(data: Any) -> Any:
-    """Tuples as lists, all the way down; pydantic's own JSON mode would turn number keys to text."""
+    """Tuples as lists, all the way down; pydantic's JSON mode would turn number keys to text."""
     if isinstance(data, dict):
         return {key: _listed(value) for key, value in data.items()}
     return [_listed(item) for item in data] if isinstance(data, (tuple, list)) else data

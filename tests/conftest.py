@@ -42,7 +42,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         pad_token="[PAD]",
         unk_token="[UNK]",
@@ -63,10 +63,9 @@ def make_bert(labels: int = 2, seed: int = 0) -> BertForSequenceClassification:
         num_attention_heads=4,
         intermediate_size=64,
         max_position_embeddings=64,
-        **{"num_labels": labels},
+        num_labels=labels,  # type: ignore[call-arg]
     )
-    model = BertForSequenceClassification(config)
-    model.eval()
+    model: BertForSequenceClassification = BertForSequenceClassification(config).train(False)
     return model
 
 

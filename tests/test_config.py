@@ -39,9 +39,9 @@ class Outer(Config):
     ],
 )
 def test_mistakes_get_one_sentence(data: dict[str, Any], message: str) -> None:
-    for build in (lambda: Outer(**data), lambda: Outer.parse(data, "Outer")):
+    for direct in (True, False):
         with pytest.raises(ConfigError) as caught:
-            build()
+            _ = Outer(**data) if direct else Outer.parse(data, "Outer")
         assert message in str(caught.value)
         assert "\n" not in str(caught.value)
 
