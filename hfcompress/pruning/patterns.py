@@ -106,7 +106,9 @@ def row_mask(scores: Tensor, drop: int) -> Tensor:
         scores: outputs x inputs.
         drop: how many in all.
     """
-    each, more = divmod(drop, scores.shape[0])
+    if not len(scores):
+        return torch.ones_like(scores, dtype=torch.bool)
+    each, more = divmod(drop, len(scores))
     parts = (_row_mask(scores[:more], each + 1), _row_mask(scores[more:], each))
     return torch.cat([part for part in parts if len(part)])
 

@@ -19,12 +19,18 @@ class _Stop(Exception):
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode (no dropout) inside, each module's own mode again afterwards."""
+    """Evaluation mode inside: no dropout, and no cache of keys and values between two calls."""
     modes = {module: module.training for module in model.modules()}
+    config = getattr(model, "config", None)
+    caches = getattr(config, "use_cache", None)
     model.eval()
+    if caches is not None:
+        config.use_cache = False  # type: ignore[union-attr]
     try:
         yield
     finally:
+        if caches is not None:
+            config.use_cache = caches  # type: ignore[union-attr]
         for module, mode in modes.items():
             module.training = mode
 

@@ -1,0 +1,81 @@
+"""What each layer can stand: prune one layer at a time and measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from hfcompress.architectures import select_modules
+from hfcompress.pruning.calibration import Calibration
+from hfcompress.pruning.config import PruningConfig
+from hfcompress.pruning.unstructured import prune
+
+
+@dataclass(frozen=True)
+class SensitivityRow:
+    """One layer pruned alone to one sparsity.
+
+    Attributes:
+        layer: the module's name.
+        requested, actual: the layer's sparsity.
+        value: what ``evaluate`` gave.
+        dense: what it gave before anything was pruned.
+    """
+
+    layer: str
+    requested: float
+    actual: float
+    value: float
+    dense: float
+
+    @property
+    def drop(self) -> float:
+        """How much was lost against the dense model."""
+        return self.dense - self.value
+
+
+def sensitivity(
+    model: nn.Module,
+    config: PruningConfig,
+    evaluate: Callable[[nn.Module], float],
+    sparsities: Sequence[float] = (0.5, 0.7, 0.8, 0.9),
+    calibration: Calibration | None = None,
+) -> list[SensitivityRow]:
+    """Prune each target alone to each sparsity, measure, and put its weights back.
+
+    Args:
+        model: as it was before, when this returns or raises.
+        config: method and targets; its own sparsity is not used.
+        evaluate: the model's quality, higher is better.
+        sparsities: what to try on each layer.
+        calibration: for methods that need it.
+
+    Returns:
+        a row for each layer and sparsity, layers in model order.
+
+    Raises:
+        TargetError, ModelError, CalibrationError: as `prune`.
+    """
+    modules = select_modules(model, config.targets, config.exclude)
+    dense = evaluate(model)
+    rows = []
+    for name, module in modules.items():
+        before = {key: value.clone() for key, value in module.state_dict().items()}
+        for sparsity in sparsities:
+            try:
+                alone = config.changed(sparsity=sparsity, targets=(_literally(name),), exclude=None)
+                report = prune(model, alone, calibration)
+                value = evaluate(model)
+            finally:
+                with torch.no_grad():
+                    module.load_state_dict(before)
+            rows.append(SensitivityRow(name, sparsity, report.actual, value, dense))
+    return rows
+
+
+def _literally(name: str) -> str:
+    """A glob that matches this name only."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
