@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,6 +141,7 @@ def predict(
     data: Encoded,
     batch_size: int,
     progress: Callable[[int, int], None] | None = None,
+    batches: Iterable[tuple[NDArray[np.int64], Batch]] | None = None,
 ) -> NDArray[np.float32]:
     """The model's logits for every row, in the data's order.
 
@@ -149,6 +150,7 @@ def predict(
         data: rows to predict.
         batch_size: rows in a batch.
         progress: called with (rows done, rows in all) after each batch.
+        batches: what ``data.batches`` gave, where the caller keeps it for several models.
 
     Returns:
         float32 [rows, classes].
@@ -157,7 +159,7 @@ def predict(
     device = next(model.parameters()).device
     logits: NDArray[np.float32] | None = None
     done = 0
-    for indices, batch in data.batches(batch_size):
+    for indices, batch in data.batches(batch_size) if batches is None else batches:
         inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
         part = model(**inputs).logits.float().cpu().numpy()
         if logits is None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from hfcompress.architectures import default_targets
-from hfcompress.encode import predict
+from hfcompress.encode import Batch, predict
 from hfcompress.measure.macs import count_macs
 from hfcompress.measure.quality import compare, compute_metric
 from hfcompress.measure.summary import (
@@ -47,6 +47,8 @@ class Runner:
     predictions: dict[str, Logits] = field(default_factory=dict)
     _kept: dict[str, tuple[PreTrainedModel, list[dict[str, Any]]]] = field(default_factory=dict)
     _uses: Counter[str] = field(default_factory=Counter)
+    _dense: dict[str, str] = field(default_factory=dict)
+    _batches: list[tuple[NDArray[np.int64], Batch]] | None = None
 
     def __post_init__(self) -> None:
         for trial in self.pending:
@@ -102,15 +104,26 @@ class Runner:
             cache.put(prefix, model, did)
         return model, [*done, did]
 
-    def predict(self, model: PreTrainedModel) -> Logits:
-        """Logits on the measured rows; computed once for equal weights."""
+    def predict(self, model: PreTrainedModel) -> tuple[str, Logits]:
+        """The model's weights hash, and its logits; computed once for equal weights."""
         key = weights_hash(model)
         if key not in self.predictions:
             bench = self.bench
             bench.progress.stage(f"predicting {len(bench.eval):,} rows")
             size = bench.recipe.measure.batch_size
-            self.predictions[key] = predict(model, bench.eval, size, bench.progress.work)
-        return self.predictions[key]
+            if self._batches is None and bench.eval.lengths is not None:
+                self._batches = list(bench.eval.batches(size))  # tokens are small; images are not
+            self.predictions[key] = predict(
+                model, bench.eval, size, bench.progress.work, self._batches
+            )
+        return key, self.predictions[key]
+
+    def dense_logits(self, trial: Trial) -> Logits:
+        """Logits of the model that the trial is compared with; computed once."""
+        prefix = self.dense_prefix(trial)
+        if prefix not in self._dense:
+            self._dense[prefix] = self.predict(self.dense_model(trial))[0]
+        return self.predictions[self._dense[prefix]]
 
     def dense_model(self, trial: Trial) -> PreTrainedModel:
         """The model that the trial is compared with."""
@@ -122,11 +135,11 @@ class Runner:
         Returns:
             Its row, its model, its logits and the dense model's logits.
         """
-        dense_logits = self.predict(self.dense_model(trial))
+        dense_logits = self.dense_logits(trial)
         started = time.perf_counter()
         model, done = self.model_after(trial, len(trial.steps))
-        logits = self.predict(model)
-        row = self._row(trial, model, done, logits, dense_logits)
+        key, logits = self.predict(model)
+        row = self._row(trial, model, done, key, dense_logits)
         row["seconds"] = round(time.perf_counter() - started, 3)
         return row, model, logits, dense_logits
 
@@ -135,11 +148,11 @@ class Runner:
         trial: Trial,
         model: PreTrainedModel,
         done: list[dict[str, Any]],
-        logits: Logits,
+        key: str,
         dense: Logits,
     ) -> dict[str, Any]:
         bench, measure = self.bench, self.bench.recipe.measure
-        labels = bench.eval.labels
+        labels, logits = bench.eval.labels, self.predictions[key]
         quality = compare(measure.metric, logits, labels, dense)
         requested, layers = _compression(done)
         names = [layer["name"] for layer in layers] or list(default_targets(model))
@@ -162,7 +175,7 @@ class Runner:
             "other_metrics": {name: compute_metric(name, logits, labels) for name in measure.also},
             "reference": _near(reference.values if reference else {}, requested),
             "note": _near(reference.notes if reference else {}, requested) or "",
-            "weights_hash": weights_hash(model),
+            "weights_hash": key,
             "layers": layers,
             "steps": [
                 {"step": step.name, **{k: v for k, v in did.items() if k != "layers"}}
