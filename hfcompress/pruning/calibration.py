@@ -249,7 +249,7 @@ def finite_moments(name: str, total: MomentSum) -> Moments:
     return total.moments(name)
 
 
-def _check_inputs(name: str, count: int, statistic: Tensor | None) -> None:
+def _check_inputs(name: str, count: float, statistic: Tensor | None) -> None:
     if not count or statistic is None:
         raise CalibrationError(f"{name} saw no input during calibration; exclude it")
     if not bool(torch.isfinite(statistic).all()):

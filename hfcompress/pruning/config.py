@@ -93,6 +93,14 @@ class PruningConfig(Config):
         description="how much sparsegpt and alps prefer outputs that move the model's logits: "
         "exponent of the mean squared gradient, 0 treats all outputs alike",
     )
+    token_importance: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        strict=False,
+        description="how much sparsegpt and alps prefer tokens that move the model's logits: "
+        "weight of each token's share of the squared gradient, 0 treats all tokens alike",
+    )
     calibration_rows: int | None = Field(
         default=None, ge=1, description="rows of the calibration data to use; default: all"
     )
@@ -168,6 +176,8 @@ class PruningConfig(Config):
             raise ValueError(
                 f"pattern {self.pattern} cannot be reached in steps; leave recomputations out"
             )
+        if self.token_importance and not self.is_sequential:
+            raise ValueError("token_importance needs statistics: sequential")
         if self.scope == "global" and self.allocation != "uniform":
             raise ValueError("scope global is an allocation itself; leave allocation out")
         if self.scope == "row" and not pattern.unstructured:

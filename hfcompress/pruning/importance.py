@@ -1,13 +1,15 @@
-"""How much each output of each layer moves the model's logits: from one backward pass, no labels.
+"""How much each layer's outputs move the model's logits: from one backward pass, no labels.
 
-The gradient of a random combination of the centred logits, squared and averaged over tokens. With
-two classes this is the gradient of the margin. It weighs the outputs in a reconstruction, and
-turns a layer's output error into an estimate of how far the logits move.
+The squared gradient of a random combination of the centred logits; with two classes this is the
+gradient of the margin. By output (averaged over tokens) and by token (summed over outputs) it
+weighs the errors of a reconstruction, and turns a layer's output error into an estimate of how
+far the logits move.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,10 +21,25 @@ from hfcompress.pruning.moments import output_rows
 from hfcompress.pruning.tracing import evaluating, first_tensor
 
 
-def output_importance(
+@dataclass
+class Importance:
+    """Squared gradients at one layer's outputs.
+
+    Attributes:
+        outputs: groups x outputs, the mean over tokens.
+        tokens: for each batch, its tokens' share of the gradient in their row, mean 1.
+        count: tokens seen.
+    """
+
+    outputs: Tensor
+    tokens: list[Tensor]
+    count: int = 0
+
+
+def importance(
     model: nn.Module, modules: Mapping[str, nn.Module], calibration: Calibration, seed: int
-) -> dict[str, Tensor]:
-    """Mean squared gradient of each output, groups x outputs, by module.
+) -> dict[str, Importance]:
+    """The importance of each module's outputs and of the tokens there.
 
     Kept by the calibration for the same weights, modules and seed.
 
@@ -35,10 +52,9 @@ def output_importance(
 
 def _collect(
     model: nn.Module, modules: Mapping[str, nn.Module], calibration: Calibration, seed: int
-) -> dict[str, Tensor]:
+) -> dict[str, Importance]:
     generator = torch.Generator().manual_seed(seed)
-    squares: dict[str, Tensor] = {}
-    counts = dict.fromkeys(modules, 0)
+    found: dict[str, Importance] = {}
     with evaluating(model), torch.enable_grad():
         for index in range(len(calibration.batches)):
             outputs, logits = _forward(model, modules, calibration, index)
@@ -50,11 +66,30 @@ def _collect(
             for name, gradient in zip(outputs, gradients, strict=True):
                 if gradient is None:
                     raise CalibrationError(f"{name} does not reach the model's output; exclude it")
-                rows = output_rows(modules[name], gradient, calibration.tokens(index))
-                counts[name] += rows.shape[1]
-                square = rows.float().square().sum(1)
-                squares[name] = squares[name] + square if name in squares else square
-    return {name: squares[name] / max(counts[name], 1) for name in modules}
+                mask = calibration.tokens(index)
+                squares = output_rows(modules[name], gradient, mask).float().square()
+                part = found.setdefault(name, Importance(squares.new_zeros(()), []))
+                part.outputs = part.outputs + squares.sum(1)
+                part.count += squares.shape[1]
+                part.tokens.append(_shares(squares.sum((0, 2)), len(gradient), mask))
+    for part in found.values():
+        part.outputs = part.outputs / max(part.count, 1)
+    return found
+
+
+def _shares(squares: Tensor, rows: int, mask: Tensor | None) -> Tensor:
+    """Each token's share of its row's sum, scaled to a mean of 1.
+
+    Without that, the few rows near a decision would outweigh all others.
+    """
+    if mask is not None and len(squares) == int(mask.sum()):
+        row = mask.nonzero()[:, 0].to(squares.device)
+    else:
+        row = torch.arange(rows, device=squares.device).repeat_interleave(len(squares) // rows)
+    tiny = torch.finfo(squares.dtype).tiny
+    sums = squares.new_zeros(rows).index_add_(0, row, squares)
+    shares = squares / sums[row].clamp_min(tiny)
+    return shares / shares.mean().clamp_min(tiny) if len(shares) else shares
 
 
 def _forward(

@@ -12,7 +12,7 @@ from hfcompress.pruning import allocation, scores
 from hfcompress.pruning.calibration import Calibration, fingerprint
 from hfcompress.pruning.config import MOMENT_METHODS, RECONSTRUCTING, PruningConfig
 from hfcompress.pruning.fisher import BlockFisher
-from hfcompress.pruning.importance import output_importance
+from hfcompress.pruning.importance import Importance, importance
 from hfcompress.pruning.layer_error import LEVELS, layer_errors, surgeon_scores
 from hfcompress.pruning.moments import as_matrix, grouped_weight
 from hfcompress.pruning.sequential import layer_by_layer
@@ -58,9 +58,12 @@ class OneShot:
             self.config.method != "wanda" or self.config.is_sequential
         ):
             counts = self._counts(self.config.wanted)
-            importance = self._importance() if self.config.output_importance else {}
+            outputs = self._importance() if self.config.output_importance else {}
             self._by_moments(
-                {name: Task(name, counts[name], None, importance.get(name)) for name in counts}
+                {
+                    name: Task(name, counts[name], None, outputs[name].outputs if outputs else None)
+                    for name in counts
+                }
             )
         elif self.config.repairs_bias:
             counts = self._with_bias_repair()
@@ -101,6 +104,7 @@ class OneShot:
                 self.calibration,
                 dense_outputs=config.follows_outputs,
                 memory=config.activation_memory << 20,
+                token_weights=self._token_weights(),
             )
         else:
             steps = iter([self.calibration.moments(self.model, self.modules)])
@@ -169,8 +173,16 @@ class OneShot:
             for name, module in self.modules.items()
         }
 
-    def _importance(self) -> dict[str, Tensor]:
-        return output_importance(self.model, self.modules, self.calibration, self.config.seed)
+    def _importance(self) -> dict[str, Importance]:
+        return importance(self.model, self.modules, self.calibration, self.config.seed)
+
+    def _token_weights(self) -> dict[str, list[Tensor]]:
+        share = self.config.token_importance
+        found = self._importance() if share else {}
+        return {
+            name: [1 - share + share * tokens for tokens in part.tokens]
+            for name, part in found.items()
+        }
 
     def _global_counts(self, total: int) -> dict[str, int]:
         """Counts by one threshold over all layers' scores, for methods that choose later."""
@@ -191,11 +203,11 @@ class OneShot:
 
         def collect() -> dict[str, list[float]]:
             moments = self.calibration.moments(self.model, modules)
-            importance = self._importance()
+            moved = self._importance()
             masking = {} if config.method in RECONSTRUCTING else self._scores()
             return {
                 name: layer_errors(
-                    module, moments[name], importance[name], masking.get(name), config
+                    module, moments[name], moved[name].outputs, masking.get(name), config
                 )
                 for name, module in modules.items()
             }

@@ -19,7 +19,7 @@ class Moments:
     """Averages over ``count`` tokens (or pixels).
 
     Attributes:
-        count: how many tokens.
+        count: how many tokens, or the sum of their weights.
         gram: E x x', groups x inputs x inputs.
         mean: E x, groups x inputs.
         cross: E y x', groups x outputs x inputs, y what the layer should put out; None when
@@ -27,7 +27,7 @@ class Moments:
         output: E y, groups x outputs; None likewise.
     """
 
-    count: int
+    count: float
     gram: Tensor
     mean: Tensor
     cross: Tensor | None = None
@@ -43,27 +43,35 @@ class MomentSum:
     """Adds up moments batch by batch; modules that read the same input share the Gram matrix."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count = 0.0
         self._gram: Tensor | None = None
         self._mean: Tensor | None = None
         self._cross: dict[str, Tensor] = {}
         self._output: dict[str, Tensor] = {}
 
-    def add(self, inputs: Tensor, outputs: dict[str, Tensor] | None = None) -> None:
+    def add(
+        self,
+        inputs: Tensor,
+        outputs: dict[str, Tensor] | None = None,
+        weights: Tensor | None = None,
+    ) -> None:
         """Add a batch.
 
         Args:
             inputs: groups x tokens x inputs.
             outputs: what each module should put out, groups x tokens x outputs, by name.
+            weights: tokens; how much each counts, all alike by default.
         """
-        self.count += inputs.shape[1]
-        inputs = inputs.float()
-        self._gram = _added(self._gram, inputs.mT @ inputs)
-        self._mean = _added(self._mean, inputs.sum(1))
+        weights = inputs.new_ones(inputs.shape[1]) if weights is None else weights
+        self.count += float(weights.sum())
+        # float32 throughout: products of a lower precision would not stay positive definite.
+        weights, root = weights.float(), weights.float().sqrt()[:, None]
+        scaled = inputs.float() * root
+        self._gram = _added(self._gram, scaled.mT @ scaled)
+        self._mean = _added(self._mean, weights @ inputs.float())
         for name, output in (outputs or {}).items():
-            output = output.float()
-            self._cross[name] = _added(self._cross.get(name), output.mT @ inputs)
-            self._output[name] = _added(self._output.get(name), output.sum(1))
+            self._cross[name] = _added(self._cross.get(name), (output.float() * root).mT @ scaled)
+            self._output[name] = _added(self._output.get(name), weights @ output.float())
 
     def moments(self, name: str) -> Moments:
         """The averages for one of the modules."""

@@ -203,13 +203,14 @@ def alps_mask(
     weight = (target / scale).float()
     if output_weight is not None:
         weight = weight * output_weight.clamp_min(1e-12).sqrt()[:, None]
-    sparse, dual = weight.clone(), torch.zeros_like(weight)
-    values, vectors = torch.linalg.eigh(matrix)
-    image = weight @ matrix @ vectors
+    sparse, dual, image = weight.clone(), torch.zeros_like(weight), weight @ matrix
     rho, keep = 0.1, None
     for step in range(iterations):
-        # Solve (H + rho I) in H's eigenbasis: one factorisation serves every rho.
-        free = ((image + (rho * sparse - dual) @ vectors) / (values + rho)) @ vectors.T
+        if step % 3 == 0:  # rho has changed
+            shifted = matrix.clone()
+            shifted.diagonal().add_(rho)
+            inverse = torch.cholesky_inverse(torch.linalg.cholesky(shifted))
+        free = (image + rho * sparse - dual) @ inverse
         mixed = free + dual / rho
         new = choose(mixed.abs(), drop)
         sparse = mixed * new

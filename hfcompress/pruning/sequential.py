@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from hfcompress.pruning.calibration import Calibration, finite_moments
 from hfcompress.pruning.moments import Moments, MomentSum, input_rows, output_rows
 from hfcompress.pruning.tracing import (
     Group,
+    Run,
     call_order,
     evaluating,
     first_tensor,
@@ -33,6 +35,7 @@ from hfcompress.pruning.tracing import (
 )
 
 Modules = Mapping[str, nn.Module]
+TokenWeights = Mapping[str, Sequence[Tensor]]
 
 
 @torch.no_grad()
@@ -43,6 +46,7 @@ def layer_by_layer(
     *,
     dense_outputs: bool,
     memory: int,
+    token_weights: TokenWeights | None = None,
 ) -> Iterator[dict[str, Moments]]:
     """Moments for one group of layers at a time; prune the group before asking for the next.
 
@@ -53,6 +57,8 @@ def layer_by_layer(
         dense_outputs: give what each layer puts out in the dense model, too
             (``Moments.cross`` and ``Moments.output``).
         memory: bytes of activations to keep in memory; more go to a temporary file.
+        token_weights: for each layer and batch, how much each real token counts; layers that
+            share an input share the mean of theirs. All tokens alike by default.
 
     Raises:
         CalibrationError: a layer that is never called, or NaN in its inputs.
@@ -64,34 +70,76 @@ def layer_by_layer(
         first = next((i for i, group in enumerate(order) if group.names[0] in inside), len(order))
         before, rest = order[:first], order[first:]
         after = [group for group in rest if group.names[0] not in inside]
-        yield from _whole(model, modules, calibration, before, dense_outputs)
+        collector = _Collector(modules, calibration, token_weights or {})
+        yield from _whole(model, collector, before, dense_outputs)
         if inside:
-            streams = _Streams(model, chain, calibration, dense_outputs, memory, Path(folder))
+            streams = _Streams(model, chain, collector, dense_outputs, memory, Path(folder))
             for block in chain:
                 mine = {name: modules[name] for name in inside if inside[name] == block}
                 yield from streams.block(block, mine)
         # Behind the blocks nothing dense is left to compare with.
-        yield from _whole(model, modules, calibration, after, dense_outputs and not inside)
+        yield from _whole(model, collector, after, dense_outputs and not inside)
 
 
 def _whole(
-    model: nn.Module,
-    modules: Modules,
-    calibration: Calibration,
-    groups: Sequence[Group],
-    dense_outputs: bool,
+    model: nn.Module, collector: _Collector, groups: Sequence[Group], dense_outputs: bool
 ) -> Iterator[dict[str, Moments]]:
     """Groups of layers by whole forward passes that end where the group's statistics are known."""
-    dense = _Dense({name: modules[name] for group in groups for name in group.names})
+    names = [name for group in groups for name in group.names]
+    dense = _Dense({name: collector.modules[name] for name in names})
+
+    def run(index: int) -> Run:
+        return lambda: collector.calibration.run(model, index)
+
     for group in groups:
+        yield collector.moments(group, run, (run, dense) if dense_outputs else None)
+
+
+@dataclass(frozen=True)
+class _Collector:
+    """Moments of one group of layers over all batches."""
+
+    modules: Modules
+    calibration: Calibration
+    token_weights: TokenWeights
+
+    def moments(
+        self,
+        group: Group,
+        run: Callable[[int], Run],
+        dense: tuple[Callable[[int], Run], _Dense] | None,
+    ) -> dict[str, Moments]:
+        """Collect.
+
+        Args:
+            group: layers with one input.
+            run: batch -> the pass of the pruned model that reaches the layers.
+            dense: batch -> the pass that gives their dense outputs, and the dense weights.
+        """
         total = MomentSum()
-        for index in range(len(calibration.batches)):
+        for index in range(len(self.calibration.batches)):
+            tokens = self.calibration.tokens(index)
+            if tokens is not None and not bool(tokens.any()):
+                continue
+            inputs = inputs_of(run(index), self.modules, group)
+            outputs: Sequence[dict[str, Tensor] | None] = [None] * len(inputs)
+            if dense is not None:
+                with dense[1].swapped():
+                    outputs = outputs_of(dense[0](index), self.modules, group)
+            for call, wanted in zip(inputs, outputs, strict=True):
+                rows = {
+                    name: output_rows(self.modules[name], output, tokens)
+                    for name, output in (wanted or {}).items()
+                }
+                module = self.modules[group.names[0]]
+                total.add(input_rows(module, call, tokens), rows, self._weights(group, index))
+        return {name: finite_moments(name, total) for name in group.names}
 
-            def run(index: int = index) -> object:
-                return calibration.run(model, index)
-
-            _add(total, run, run, modules, group, calibration.tokens(index), dense_outputs, dense)
-        yield {name: finite_moments(name, total) for name in group.names}
+    def _weights(self, group: Group, index: int) -> Tensor | None:
+        found = [
+            self.token_weights[name][index] for name in group.names if name in self.token_weights
+        ]
+        return torch.stack(found).mean(0) if found else None
 
 
 class _Streams:
@@ -101,13 +149,14 @@ class _Streams:
         self,
         model: nn.Module,
         chain: Sequence[str],
-        calibration: Calibration,
+        collector: _Collector,
         dense_outputs: bool,
         memory: int,
         folder: Path,
     ) -> None:
         self._blocks = {name: model.get_submodule(name) for name in chain}
-        self._calibration = calibration
+        self._collector = collector
+        calibration = collector.calibration
         self._dense_outputs = dense_outputs
         self._calls: list[dict[str, tuple[tuple[Any, ...], dict[str, Any]]]] = []
         self.pruned: list[Tensor] = []
@@ -128,25 +177,16 @@ class _Streams:
         if modules:
             order = call_order(self._run(name, self.pruned, 0), modules)
             for group in order:
-                yield self._group(name, modules, group, dense)
+                goal = (partial(self._run, name, self.dense), dense)
+                run = partial(self._run, name, self.pruned)
+                yield self._collector.moments(group, run, goal if self._dense_outputs else None)
         for index in range(len(self.pruned)):
             if self._dense_outputs:
                 with dense.swapped():
                     self.dense[index].copy_(first_tensor(self._run(name, self.dense, index)()))
             self.pruned[index].copy_(first_tensor(self._run(name, self.pruned, index)()))
 
-    def _group(
-        self, name: str, modules: Modules, group: Group, dense: _Dense
-    ) -> dict[str, Moments]:
-        total = MomentSum()
-        for index in range(len(self.pruned)):
-            pruned_run = self._run(name, self.pruned, index)
-            dense_run = self._run(name, self.dense, index)
-            tokens = self._calibration.tokens(index)
-            _add(total, pruned_run, dense_run, modules, group, tokens, self._dense_outputs, dense)
-        return {name: finite_moments(name, total) for name in group.names}
-
-    def _run(self, name: str, stream: list[Tensor], index: int) -> Callable[[], Any]:
+    def _run(self, name: str, stream: list[Tensor], index: int) -> Run:
         args, kwargs = self._calls[index][name]
         return lambda: self._blocks[name](stream[index], *args, **kwargs)
 
@@ -193,33 +233,6 @@ class _Store:
         path = str(self.folder / f"{self.files}.bin")
         mapped = torch.from_file(path, shared=True, size=tensor.numel(), dtype=tensor.dtype)
         return mapped.view(tensor.shape).copy_(tensor)
-
-
-def _add(
-    total: MomentSum,
-    pruned_run: Callable[[], object],
-    dense_run: Callable[[], object],
-    modules: Modules,
-    group: Group,
-    tokens: Tensor | None,
-    dense_outputs: bool,
-    dense: _Dense,
-) -> None:
-    """Add one batch to the moments of one group of layers."""
-    if tokens is not None and not bool(tokens.any()):
-        return
-    module = modules[group.names[0]]
-    wanted: Sequence[dict[str, Tensor] | None] | None = None
-    if dense_outputs:
-        with dense.swapped():
-            calls = outputs_of(dense_run, modules, group)
-        wanted = [
-            {name: output_rows(modules[name], y, tokens) for name, y in call.items()}
-            for call in calls
-        ]
-    inputs = inputs_of(pruned_run, modules, group)
-    for call, wish in zip(inputs, wanted or [None] * len(inputs), strict=True):
-        total.add(input_rows(module, call, tokens), wish)
 
 
 def _chain(model: nn.Module, calibration: Calibration) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Run = Callable[[], object]
+Run = Callable[[], Any]
 
 
 class _Stop(Exception):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hfcompress.architectures import default_targets
 from hfcompress.errors import CalibrationError
 from hfcompress.pruning.calibration import Calibration
-from hfcompress.pruning.importance import output_importance
+from hfcompress.pruning.importance import importance
 from hfcompress.pruning.moments import input_rows, output_rows
 
 from .models import lively_bert, repadded, sentences
@@ -53,10 +53,11 @@ def test_what_stands_in_the_padding_never_counts() -> None:
         second_gradients = other.gradients(model, modules, squared=squared)
         for name in modules:
             torch.testing.assert_close(first_gradients[name], second_gradients[name])
-    mine = output_importance(model, modules, one, 0)
-    others = output_importance(model, modules, other, 0)
+    mine = importance(model, modules, one, 0)
+    others = importance(model, modules, other, 0)
     for name in modules:
-        torch.testing.assert_close(mine[name], others[name])
+        torch.testing.assert_close(mine[name].outputs, others[name].outputs)
+        torch.testing.assert_close(mine[name].tokens, others[name].tokens)
 
 
 def test_squared_norms_are_the_grams_diagonal() -> None:
@@ -84,10 +85,23 @@ def test_gradients_are_those_of_single_rows(squared: bool) -> None:
 
 def test_importance_of_two_classes_is_the_margins_gradient() -> None:
     model, batches = lively_bert(), sentences(batches=1, rows=1)
-    found = output_importance(model, {"classifier": model.classifier}, Calibration(batches), 0)
-    values = found["classifier"][0]
+    found = importance(model, {"classifier": model.classifier}, Calibration(batches), 0)
+    values = found["classifier"].outputs[0]
     torch.testing.assert_close(values[0], values[1])  # +1 and -1 times one random number
     assert float(values[0]) > 0
+
+
+def test_each_rows_tokens_share_its_gradient() -> None:
+    model, batches = lively_bert(), sentences(batches=2)
+    name = "bert.encoder.layer.1.output.dense"  # behind it only the first token is read
+    found = importance(model, {name: model.get_submodule(name)}, Calibration(batches), 0)[name]
+    for batch, shares in zip(batches, found.tokens, strict=True):
+        mask = batch["attention_mask"].bool()
+        table = torch.zeros(mask.shape)
+        table[mask] = shares
+        assert float(shares.mean()) == pytest.approx(1.0)
+        torch.testing.assert_close(table[:, 0], torch.full((len(mask),), float(mask.sum()) / 6))
+        assert not bool(table[:, 1:].any())
 
 
 def test_statistics_are_collected_once_for_the_same_weights() -> None:
