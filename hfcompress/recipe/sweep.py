@@ -15,6 +15,7 @@ from hfcompress.errors import HfcompressError, OutputError
 from hfcompress.measure.environment import environment
 from hfcompress.measure.weights import analyze_weight_distribution
 from hfcompress.recipe.cache import StepCache
+from hfcompress.recipe.hashing import content_hash
 from hfcompress.recipe.progress import Progress
 from hfcompress.recipe.schema import Recipe, Trial, expand, load_recipe
 from hfcompress.recipe.store import RunDirectory
@@ -106,7 +107,7 @@ def _run_all(
         try:
             row, model, logits, dense = runner.run(trial)
             if store is not None:
-                _keep(runner, trial, model, store)
+                _keep(runner, trial, row, model, store)
                 store.save_predictions(row["hash"], logits)
                 store.save_predictions(f"dense-{runner.dense_prefix(trial)}", dense)
                 store.append(row)
@@ -119,19 +120,23 @@ def _run_all(
             runner.release(trial)
 
 
-def _keep(runner: Runner, trial: Trial, model: PreTrainedModel, store: RunDirectory) -> None:
-    """The trial's weight histogram beside the dense one's, and its model where asked for."""
+def _keep(
+    runner: Runner, trial: Trial, row: Row, model: PreTrainedModel, store: RunDirectory
+) -> None:
+    """The touched layers' weight histogram beside the dense one's; the model where asked for."""
     bench = runner.bench
     weights = store.read_json("weights.json") or {}
-    dense_key = f"dense-{runner.dense_prefix(trial)}"
+    names = [layer["name"] for layer in row["layers"]] or None
+    dense_key = f"dense-{content_hash([runner.dense_prefix(trial), names])}"
     if dense_key not in weights:
-        weights[dense_key] = analyze_weight_distribution(runner.dense_model(trial)).plain()
+        dense = runner.dense_model(trial)
+        weights[dense_key] = analyze_weight_distribution(dense, names).plain()
     edges = weights[dense_key]["edges"]
-    after = analyze_weight_distribution(model, edges=edges).plain()
-    weights[bench.row_hash(trial)] = {**after, "dense": dense_key}
+    after = analyze_weight_distribution(model, names, edges=edges).plain()
+    weights[row["hash"]] = {**after, "dense": dense_key}
     store.write_json("weights.json", weights)
     if bench.recipe.save_models:
-        folder = store.path / "models" / f"{trial.index:03d}-{bench.row_hash(trial)[:8]}"
+        folder = store.path / "models" / f"{trial.index:03d}-{row['hash'][:8]}"
         save_model(model, bench.loaded.processor, folder)
 
 

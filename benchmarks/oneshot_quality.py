@@ -1,0 +1,194 @@
+"""How much accuracy pruning costs, one shot and recovered, beside peers in the same run.
+
+    python -m benchmarks.oneshot_quality --data FOLDER --json benchmarks/results/oneshot_quality.json
+
+The model is MiniLM-L6 fine-tuned on SST-2 (recipes/minilm-sst2-teacher.yaml, kept by content
+hash); all Linears of its encoder are pruned; accuracy is that of the 872 dev sentences, where one
+standard error is 1.1 points. Ours are recipes/oneshot-methods.yaml (three calibration seeds,
+averaged) and the recovery recipes (one seed). Peers prune the same layers of the same model:
+torch.nn.utils.prune, and NNCF where it is installed. FOLDER holds train.tsv and dev.tsv; without
+it the hub's GLUE is read. Rows are kept in --work, so that a run that was cut goes on.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from torch import nn
+from torch.nn.utils import prune as torch_prune
+from transformers import PreTrainedModel
+
+from benchmarks._figures import Figure, parse_arguments, report
+from hfcompress.architectures import default_targets
+from hfcompress.encode import predict
+from hfcompress.recipe.cache import StepCache
+from hfcompress.recipe.progress import Progress
+from hfcompress.recipe.schema import Recipe, load_recipe
+from hfcompress.recipe.shipped import find_recipe
+from hfcompress.recipe.sweep import run
+from hfcompress.recipe.workbench import Workbench, prepare
+
+SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9)
+# Points that may be lost against the dense model.
+ONE_SHOT = {0.5: 0.0, 0.6: 0.0, 0.7: 1.5, 0.8: 3.5, 0.9: 9.0}
+SEMI_STRUCTURED = 0.7
+# Recipe -> sparsity, points that may be lost, minutes that it may take on 2 cores.
+RECOVERED = {"recover-80": (0.8, 1.0, 15.0), "gradual-90": (0.9, 2.0, 30.0)}
+OURS = "alps"
+
+
+class Lines(Progress):
+    """One line for each finished trial."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False, stderr=True)
+
+    def row(self, row: dict[str, Any]) -> None:
+        self.console.print(f"{row['value']:.2%} {row['seconds']:.0f} s {row['settings']}")
+
+
+def main() -> None:
+    arguments = parse_arguments(
+        __doc__, data="folder with train.tsv and dev.tsv", work="folder of the runs' rows"
+    )
+    work = Path(arguments.work or "runs/oneshot_quality")
+    overrides = [f"data.path={arguments.data}"] if arguments.data else []
+    teacher = teacher_folder(work, overrides)
+    bench = prepare(recipe("oneshot-methods", teacher, overrides), Progress(), StepCache())
+    rows = run(bench.recipe, work / "oneshot", Lines()).rows
+    dense = next(row["value"] for row in rows if row["requested_sparsity"] == 0)
+    figures = [Figure("dense accuracy", 100 * dense, "%")]
+    figures += list(peers(bench, dense))
+    figures += list(one_shot(rows))
+    for name in RECOVERED:
+        figures += recovered(name, recipe(name, teacher, overrides), work)
+    report(figures, "oneshot_quality", arguments.json)
+
+
+def teacher_folder(work: Path, overrides: list[str]) -> str:
+    """The fine-tuned dense model, trained once."""
+    run(load_recipe(find_recipe("minilm-sst2-teacher"), overrides), work / "teacher", Lines())
+    return str(next((work / "teacher" / "models").iterdir()))
+
+
+def recipe(name: str, teacher: str, overrides: list[str]) -> Recipe:
+    return load_recipe(find_recipe(name), [f"model={teacher}", *overrides])
+
+
+def one_shot(rows: list[dict[str, Any]]) -> Iterator[Figure]:
+    """Points gained or lost by each method at each sparsity, averaged over calibration seeds."""
+    for sparsity in SPARSITIES:
+        for method in ("magnitude", "wanda", "sparsegpt", OURS):
+            found = [row for row in rows if is_method(row, method) and at(row, sparsity)]
+            limit = ONE_SHOT[sparsity] if method == OURS else None
+            yield averaged(f"ours, {method}, {sparsity:.0%}, points", found, limit)
+    found = [row for row in rows if row["settings"].get("prune.pattern") == "2:4"]
+    yield averaged(f"ours, {OURS}, 2:4, points", found, SEMI_STRUCTURED)
+    best = [row for row in rows if is_method(row, OURS)]
+    yield Figure(
+        f"ours, {OURS}, seconds a prune and its measuring",
+        statistics.median(row["seconds"] for row in best),
+        "s",
+        min(row["seconds"] for row in best),
+        max(row["seconds"] for row in best),
+    )
+
+
+def is_method(row: dict[str, Any], method: str) -> bool:
+    settings = row["settings"]
+    plain = settings.get("prune.scope", "layer") == "layer" and "prune.pattern" not in settings
+    return plain and bool(settings["prune.method"] == method)
+
+
+def at(row: dict[str, Any], sparsity: float) -> bool:
+    return bool(abs(row["requested_sparsity"] - sparsity) < 1e-9)
+
+
+def averaged(name: str, rows: list[dict[str, Any]], limit: float | None) -> Figure:
+    """The mean over seeds with the worst and the best seed, in points against dense."""
+    points = [-100 * row["drop"] for row in rows]
+    mean = round(statistics.mean(points), 2)
+    target = None if limit is None else f">= {-limit:g}"
+    agreement = 100 * statistics.mean(row["agreement"] for row in rows)
+    note = f"{len(points)} seeds, agreement with dense {agreement:.1f} %"
+    return Figure(name, mean, "points", min(points), max(points), target, note)
+
+
+def recovered(name: str, chosen: Recipe, work: Path) -> list[Figure]:
+    """A recipe that trains: points against dense, and the minutes that it took."""
+    sparsity, points, minutes = RECOVERED[name]
+    (row,) = run(chosen, work / name, Lines()).rows
+    assert abs(row["actual_sparsity"] - sparsity) < 1e-3
+    took = row["seconds"] / 60
+    return [
+        Figure(f"{name}, points", round(-100 * row["drop"], 2), "points", target=f">= {-points:g}"),
+        Figure(f"{name}, minutes", round(took, 1), "min", target=f"<= {minutes:g}"),
+    ]
+
+
+# --- peers -------------------------------------------------------------------------------------
+
+
+def peers(bench: Workbench, dense: float) -> Iterator[Figure]:
+    """The same layers of the same model, pruned by others."""
+    contestants: dict[str, Callable[[PreTrainedModel, float], nn.Module]] = {
+        "torch.nn.utils.prune, per layer": torch_per_layer,
+        "torch.nn.utils.prune, global": torch_global,
+    }
+    if has_nncf():
+        contestants["NNCF, magnitude per layer"] = nncf_local
+    for name, function in contestants.items():
+        for sparsity in SPARSITIES:
+            model = function(copy.deepcopy(bench.loaded.model), sparsity)
+            logits = predict(model, bench.eval, bench.recipe.measure.batch_size)
+            accuracy = float(np.mean(logits.argmax(1) == bench.eval.labels))
+            gained = round(100 * (accuracy - dense), 2)
+            yield Figure(f"{name}, {sparsity:.0%}, points", gained, "points")
+
+
+def torch_per_layer(model: PreTrainedModel, sparsity: float) -> nn.Module:
+    l1_unstructured: Any = torch_prune.l1_unstructured  # torch gives these no types
+    for module in default_targets(model).values():
+        l1_unstructured(module, "weight", sparsity)
+    return model
+
+
+def torch_global(model: PreTrainedModel, sparsity: float) -> nn.Module:
+    global_unstructured: Any = torch_prune.global_unstructured
+    places = [(module, "weight") for module in default_targets(model).values()]
+    global_unstructured(places, pruning_method=torch_prune.L1Unstructured, amount=sparsity)
+    return model
+
+
+def has_nncf() -> bool:
+    try:
+        import nncf  # noqa: F401
+    except ImportError:
+        Console(stderr=True).print("NNCF is left out: pip install 'hfcompress[openvino]'")
+        return False
+    return True
+
+
+def nncf_local(model: PreTrainedModel, sparsity: float) -> nn.Module:
+    """NNCF's magnitude pruning; embeddings, pooler and classifier left alone as by ours."""
+    import nncf
+
+    ids = {"input_ids": model.dummy_inputs["input_ids"]}
+    pruned: nn.Module = nncf.prune(
+        model,
+        nncf.PruneMode.UNSTRUCTURED_MAGNITUDE_LOCAL,
+        ratio=sparsity,
+        ignored_scope=nncf.IgnoredScope(patterns=[".*embeddings.*", ".*pooler.*", "classifier.*"]),
+        examples_inputs=ids,
+    )
+    return pruned
+
+
+if __name__ == "__main__":
+    main()
