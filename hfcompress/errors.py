@@ -3,8 +3,8 @@
 ::
 
     HfcompressError                    exit code 1: something failed on the way
-    ├── MissingExtraError              an optional package is not installed (also an ImportError)
     └── BadInputError                  exit code 2: what was asked for cannot be done
+        ├── MissingExtraError          an optional package is not installed (also an ImportError)
         ├── ConfigError                a field of a recipe or a config: unknown, missing, wrong
         ├── TargetError                a module pattern that matches nothing, nothing to compress
         ├── SourceError                a model or data path, package or hub that cannot be reached
@@ -24,14 +24,14 @@ class HfcompressError(Exception):
     exit_code = 1
 
 
-class MissingExtraError(HfcompressError, ImportError):
-    """An optional package is needed and not installed; the message holds the pip command."""
-
-
 class BadInputError(HfcompressError):
     """The request itself cannot be honoured; nothing has been written."""
 
     exit_code = 2
+
+
+class MissingExtraError(BadInputError, ImportError):
+    """An optional package is needed and not installed; the message holds the pip command."""
 
 
 class ConfigError(BadInputError):

@@ -22,6 +22,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from hfcompress.encode import Encoded
+from hfcompress.extras import require
 from hfcompress.recipe.context import Context
 from hfcompress.recipe.finetune_config import FinetuneConfig
 from hfcompress.recipe.progress import Progress
@@ -114,6 +115,18 @@ def _last_checkpoint(folder: Path) -> str | None:
     return found
 
 
+def trackers(config: FinetuneConfig) -> list[str]:
+    """What ``report_to`` takes.
+
+    Raises:
+        MissingExtraError: the tracker is not installed.
+    """
+    if config.track is None:
+        return []
+    require(config.track, "track")
+    return [config.track]
+
+
 def trainer_arguments(
     kind: type[Arguments],
     config: FinetuneConfig,
@@ -148,7 +161,7 @@ def trainer_arguments(
         "save_strategy": "no" if context.workdir is None else "epoch",
         "save_total_limit": 1,
         "seed": context.seed,
-        "report_to": [],
+        "report_to": trackers(config),
         "disable_tqdm": True,
         "remove_unused_columns": False,
     }

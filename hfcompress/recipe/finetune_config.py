@@ -26,4 +26,7 @@ class FinetuneConfig(Config):
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the updates spent warming up")
     weight_decay: float = Field(0.0, ge=0, lt=1, description="decoupled weight decay of AdamW")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of each label spread out")
+    track: Literal["tensorboard", "trackio"] | None = Field(
+        None, description="also log the training there (extra: track)"
+    )
     bf16: bool = Field(False, description="bfloat16 autocast: faster where the CPU or GPU has it")

@@ -85,7 +85,7 @@ TRAINING_STEPS: dict[type[Config], StepFunction] = {
     ProgressiveStepConfig: progressive_step,
 }
 STEPS: dict[type[Config], StepKind] = {
-    FinetuneConfig: StepKind(finetune, trains=True, needs_rows=_always),
+    FinetuneConfig: StepKind(finetune, trains=True, needs_rows=_always, check=check_training),
     PruningConfig: StepKind(
         prune_step,
         compresses=True,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from transformers import PreTrainedModel
 
@@ -28,8 +28,8 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class SweepResult:
-    """What a run gave.
+class SweepResult(Sequence[Row]):
+    """What a run gave: a sequence of its rows, and what else there is to say.
 
     Attributes:
         rows: one for each trial, in the grid's order.
@@ -41,6 +41,16 @@ class SweepResult:
     rows: list[Row]
     failures: list[tuple[dict[str, Any], str]]
     output: Path | None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        return self.rows[index]
 
 
 def run(
@@ -164,14 +174,16 @@ def report(directory: str | Path) -> list[Row]:
     store = RunDirectory(Path(directory))
     if not store.rows_file.is_file():
         raise OutputError(f"{directory} holds no {store.rows_file.name}; give the folder of a run")
-    recipe = store.path / "recipe.yaml"
+    path = store.path / "recipe.yaml"
+    recipe = load_recipe(path) if path.is_file() else None
     rows = store.rows()
-    ordered = _ordered(rows, load_recipe(recipe)) if recipe.is_file() else rows
+    ordered = rows if recipe is None else _ordered(rows, recipe)
     write_report(
         ordered,
         store.path,
-        recipe_text=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
+        recipe_text="" if recipe is None else path.read_text(encoding="utf-8"),
         environment=store.read_json("environment.json"),
         weights=store.read_json("weights.json"),
+        title="Compression report" if recipe is None else f"Compression report: {recipe.name}",
     )
     return ordered

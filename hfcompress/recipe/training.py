@@ -24,7 +24,8 @@ from hfcompress.pruning.trainer import PruningArguments, PruningTrainer
 from hfcompress.pruning.training_config import PruningTrainingConfig
 from hfcompress.pruning.training_masks import Prune
 from hfcompress.recipe.context import Context
-from hfcompress.recipe.finetune import finetune, train_with, trainer_arguments
+from hfcompress.recipe.finetune import finetune, trackers, train_with, trainer_arguments
+from hfcompress.recipe.finetune_config import FinetuneConfig
 from hfcompress.recipe.training_config import (
     GradualConfig,
     LotteryStepConfig,
@@ -194,7 +195,10 @@ def touched(
 
 
 def check_training(model: nn.Module, config: Any) -> None:
-    """Refuse target patterns that match nothing, before anything runs."""
+    """Refuse trackers that are missing and patterns that match nothing, before anything runs."""
+    for part in (config, *(getattr(config, name, None) for name in ("training", "recover"))):
+        if isinstance(part, FinetuneConfig):
+            trackers(part)
     for part in (config, getattr(config, "pruning", None), getattr(config, "prune", None)):
         if part is not None and hasattr(part, "targets"):
             select_modules(model, part.targets, part.exclude)

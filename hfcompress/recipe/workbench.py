@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from hfcompress.architectures import select_modules
 from hfcompress.data import Examples, fingerprint, load_examples
 from hfcompress.encode import Encoded, encode
 from hfcompress.errors import ModelError
-from hfcompress.measure.quality import metric_names
+from hfcompress.measure.quality import compute_metric, metric_names
 from hfcompress.models import LoadedModel, load_model, model_source, task_modality
+from hfcompress.pruning.config import PruningConfig
 from hfcompress.recipe.cache import StepCache
 from hfcompress.recipe.context import Context
 from hfcompress.recipe.hashing import prefix_hashes, root_hash, row_hash
@@ -110,6 +113,8 @@ def prepare(recipe: Recipe, progress: Progress, cache: StepCache) -> Workbench:
     progress.stage("loading the model")
     loaded = load_model(recipe.model, recipe.task, examples.labels, recipe.seed)
     _check_model(recipe, loaded, trials)
+    for note in touched_layers(loaded.model, trials):
+        progress.note(note)
     progress.stage("encoding the data")
     limit = recipe.data.max_length
     train = examples.train if need_rows else None
@@ -127,9 +132,25 @@ def prepare(recipe: Recipe, progress: Progress, cache: StepCache) -> Workbench:
     )
 
 
-def _check_metrics(recipe: Recipe) -> None:
-    from hfcompress.measure.quality import compute_metric
+def touched_layers(model: PreTrainedModel, trials: list[Trial]) -> list[str]:
+    """One sentence for each way in which the trials choose layers: which, and how many weights."""
+    choices = {
+        (step.name, step.config.targets, step.config.exclude)
+        for trial in trials
+        for step in trial.steps
+        if isinstance(step.config, PruningConfig)
+    }
+    notes = []
+    for name, targets, exclude in sorted(choices, key=str):
+        modules = select_modules(model, targets, exclude)
+        weights = sum(module.get_parameter("weight").numel() for module in modules.values())
+        patterns = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", layer) for layer in modules)
+        shown = ", ".join([*patterns][:8]) + (", ..." if len(patterns) > 8 else "")
+        notes.append(f"{name} touches {len(modules)} layers, {weights:,} weights: {shown}")
+    return notes[:3]
 
+
+def _check_metrics(recipe: Recipe) -> None:
     for name in (recipe.measure.metric, *recipe.measure.also):
         if name not in metric_names():
             compute_metric(name, [0, 1, 1], [0, 1, 1])  # asks the hub, or says it cannot

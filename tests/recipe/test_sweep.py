@@ -73,8 +73,9 @@ def table_recipe(make_recipe: Callable[..., Recipe]) -> Recipe:
 
 def test_rows_hold_what_was_measured(table_recipe: Recipe, tmp_path: Path) -> None:
     result = run(table_recipe, tmp_path / "run")
-    assert [row["requested_sparsity"] for row in result.rows] == [0, 0.3, 0.9]
-    dense, some, most = result.rows
+    assert [row["requested_sparsity"] for row in result] == [0, 0.3, 0.9]
+    assert result[1:] == result.rows[1:]
+    dense, some, most = result
     assert dense["drop"] == 0
     assert dense["agreement"] == 1
     assert abs(some["actual_sparsity"] - 0.3) < 1e-3
@@ -153,6 +154,7 @@ def test_another_recipe_is_kept_out(table_recipe: Recipe, tmp_path: Path) -> Non
 def test_training_is_shared_and_kept(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     heard = Heard()
     result = run(make_recipe(), tmp_path / "one", heard)
+    assert any(note.startswith("prune touches 12 layers, 16,384 weights: ") for note in heard.notes)
     assert sum("fine-tuning" in stage for stage in heard.stages) == 1
     assert len({row["weights_hash"] for row in result.rows}) == 3  # both 0 % rows are one model
     again = Heard()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForSequenceClassification
 
-from hfcompress.errors import ConfigError, TargetError
+from hfcompress.errors import ConfigError, MissingExtraError, TargetError
 from hfcompress.measure.summary import calculate_sparsity
 from hfcompress.recipe.schema import parse_recipe
 from hfcompress.recipe.sweep import run
@@ -138,3 +139,11 @@ def test_mistakes(
     with pytest.raises(error, match=message):
         one(step, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_tracker_that_is_not_installed(
+    one: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'hfcompress\[track\]'"):
+        one({"finetune": {**FAST, "track": "trackio"}})
