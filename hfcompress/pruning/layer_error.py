@@ -53,9 +53,10 @@ def layer_errors(
     by_group = None if masking is None else masking.view(weight.shape)
     for group in range(len(weight)):
         gram, factor, _ = reconstruct.damped(moments.gram[group], config.damping)
+        upper = None if by_group is not None else reconstruct.inverse_upper(factor)
         for index, level in enumerate(LEVELS):
             score = None if by_group is None else by_group[group]
-            new = _pruned(weight[group], factor, score, level, config)
+            new = _pruned(weight[group], upper, score, level, config)
             change = (new - weight[group]).double()
             errors = ((change @ gram) * change).sum(1)
             totals[index] += float((errors * importance[group]).sum())
@@ -64,12 +65,17 @@ def layer_errors(
 
 
 def _pruned(
-    weight: Tensor, factor: Tensor, score: Tensor | None, level: float, config: PruningConfig
+    weight: Tensor,
+    upper: Tensor | None,
+    score: Tensor | None,
+    level: float,
+    config: PruningConfig,
 ) -> Tensor:
     pattern = config.parsed_pattern
     choose = pattern.chooser(config.competition == "row")
     drop = round(level * weight.numel())
     if score is not None:
         return weight * choose(score, drop)
+    assert upper is not None
     block = -(-config.block_size // pattern.step) * pattern.step
-    return reconstruct.sparsegpt(weight, factor, drop, choose, block=block)
+    return reconstruct.sparsegpt(weight, upper, drop, choose, block=block)

@@ -36,7 +36,9 @@ class Cut:
     ties: int | None
 
 
-def kth_smallest(arrays: Sequence[Array], count: int, bits: int | None = None) -> Cut:
+def kth_smallest(
+    arrays: Sequence[Array], count: int, bits: int | None = None, limit: int | None = None
+) -> Cut:
     """The exact threshold that drops the ``count`` smallest values of several arrays.
 
     A strided sample brackets the threshold; one pass counts what lies below the bracket and
@@ -47,6 +49,10 @@ def kth_smallest(arrays: Sequence[Array], count: int, bits: int | None = None) -
         arrays: one-dimensional arrays without NaN; together they are one population.
         count: how many to drop, from 1 to the number of all values.
         bits: for integer arrays, a mask that is applied to each value first.
+        limit: every value must be smaller.
+
+    Raises:
+        ValueError: a value reaches the limit.
     """
     total = sum(len(array) for array in arrays)
     # Odd, so that steps through a matrix with an even number of columns visit all of them.
@@ -56,7 +62,7 @@ def kth_smallest(arrays: Sequence[Array], count: int, bits: int | None = None) -
     margin = 4 * (share * (1 - share) * len(sample)) ** 0.5 + 1  # four standard errors
     while True:
         low, high = _order_statistics(sample, share * len(sample), margin)
-        below, inside = _bracket(arrays, bits, low, high)
+        below, inside = _bracket(arrays, bits, low, high, limit)
         if below < count <= below + len(inside):
             break
         margin *= 4  # an unlucky sample costs another pass, never a wrong answer
@@ -89,32 +95,41 @@ def global_masks(scores: Sequence[Tensor], drop: int) -> list[Tensor]:
     return masks
 
 
-def zero_smallest_(weights: Sequence[Tensor], drop: int) -> list[int]:
-    """Set the ``drop`` entries of smallest magnitude to zero, in place, all tensors together.
+def magnitude_cut(weights: Sequence[Tensor], drop: int) -> Cut:
+    """The threshold that drops the ``drop`` smallest magnitudes of several tensors together.
 
-    The same weights as masks from magnitudes, without building scores or masks: a float without
-    its sign bit orders like an integer, so the threshold is taken on the bits.
+    A float without its sign bit orders like an integer, so the cut is taken on the bits: no
+    scores are built.
 
     Args:
-        weights: floats of one dtype and any shapes, dense in memory, without NaN.
-        drop: how many in all, from 0 to all; zeros that are there already count first.
+        weights: floats of one dtype and any shapes, dense in memory.
+        drop: how many, from 1 to all.
+
+    Raises:
+        ValueError: a weight is NaN or infinite.
+    """
+    integer, bits = _BITS[weights[0].element_size()]
+    infinity = torch.tensor(torch.inf, dtype=weights[0].dtype).view(integer)
+    arrays = [weight.cpu().view(-1).view(integer).numpy() for weight in weights]
+    return kth_smallest(arrays, drop, bits, int(infinity))
+
+
+def cut_magnitudes_(weights: Sequence[Tensor], cut: Cut) -> list[int]:
+    """Set to zero, in place, what a `magnitude_cut` drops.
 
     Returns:
         how many entries of each tensor are zero afterwards.
     """
-    if drop <= 0:
-        return [count_zeros(weight) for weight in weights]
     integer, bits = _BITS[weights[0].element_size()]
-    arrays = [weight.cpu().view(-1).view(integer).numpy() for weight in weights]
-    cut = kth_smallest(arrays, drop, bits)
     zeros = []
-    for weight, array in zip(weights, arrays, strict=True):
+    for weight in weights:
+        array = weight.cpu().view(-1).view(integer).numpy()
         kept = 0
         for part in _slices(array):
             keep, cut = _kept(_masked(part, bits), cut)
             np.multiply(part, keep, out=part)
             kept += int(np.count_nonzero(keep))
-        # Below a cut at zero, kept entries may be zeros themselves.
+        # With a cut at zero, kept entries may be zeros themselves.
         zeros.append(len(array) - kept if cut.value else count_zeros(weight))
         if weight.device.type != "cpu":
             weight.copy_(torch.from_numpy(array).view(weight.dtype).view(weight.shape))
@@ -151,13 +166,19 @@ def _order_statistics(sample: Array, rank: float, margin: float) -> tuple[Any | 
 
 
 def _bracket(
-    arrays: Sequence[Array], bits: int | None, low: Any | None, high: Any | None
+    arrays: Sequence[Array],
+    bits: int | None,
+    low: Any | None,
+    high: Any | None,
+    limit: int | None,
 ) -> tuple[int, Array]:
     """How many values lie below ``low``, and the values from ``low`` to ``high``."""
     below, inside = 0, []
     for array in arrays:
         for part in _slices(array):
             values = _masked(part, bits)
+            if limit is not None and values.max() >= limit:
+                raise ValueError("a value is NaN or infinite")
             if low is not None:
                 under = values < low
                 below += int(np.count_nonzero(under))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from hfcompress.pruning.importance import Importance, importance
 from hfcompress.pruning.layer_error import LEVELS, layer_errors, surgeon_scores
 from hfcompress.pruning.moments import as_matrix, grouped_weight
 from hfcompress.pruning.sequential import layer_by_layer
-from hfcompress.pruning.solve import Task, solve_layer
+from hfcompress.pruning.solve import Remember, Task, Upper, solve_layer
 
 _FISHER_BYTES = 1 << 30
 """Memory for the inverse block Fisher; layers are handled in as many passes as that takes."""
@@ -109,8 +109,10 @@ class OneShot:
         else:
             steps = iter([self.calibration.moments(self.model, self.modules)])
         for step in steps:
+            remember = _memory() if config.is_sequential else self.calibration.kept
             for name, moments in step.items():
-                solve_layer(self.modules[name], moments, tasks[name], config, self._notes.append)
+                module, task = self.modules[name], tasks[name]
+                solve_layer(module, moments, task, config, self._notes.append, remember)
 
     def _by_scores(self, sparsity: float) -> dict[str, int]:
         found = self._scores()
@@ -259,6 +261,18 @@ class OneShot:
 
         self.calibration.each_gradient(self.model, modules, add)
         return fishers
+
+
+def _memory() -> Remember:
+    """Remembers while layers with the same input are solved."""
+    made: dict[tuple[object, ...], Upper] = {}
+
+    def remember(key: tuple[object, ...], make: Callable[[], Upper]) -> Upper:
+        if key not in made:
+            made[key] = make()
+        return made[key]
+
+    return remember
 
 
 def _shape(module: nn.Module) -> tuple[int, int]:

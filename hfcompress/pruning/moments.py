@@ -46,6 +46,7 @@ class MomentSum:
         self.count = 0.0
         self._gram: Tensor | None = None
         self._mean: Tensor | None = None
+        self._averages: tuple[Tensor, Tensor] | None = None
         self._cross: dict[str, Tensor] = {}
         self._output: dict[str, Tensor] = {}
 
@@ -74,17 +75,17 @@ class MomentSum:
             self._output[name] = _added(self._output.get(name), weights @ output.float())
 
     def moments(self, name: str) -> Moments:
-        """The averages for one of the modules."""
-        assert self._gram is not None
-        assert self._mean is not None
-        n = self.count
+        """The averages for one of the modules; nothing can be added afterwards."""
+        if self._averages is None:
+            assert self._gram is not None
+            assert self._mean is not None
+            self._averages = self._gram.div_(self.count), self._mean.div_(self.count)
         cross, output = self._cross.get(name), self._output.get(name)
         return Moments(
-            n,
-            self._gram / n,
-            self._mean / n,
-            None if cross is None else cross / n,
-            None if output is None else output / n,
+            self.count,
+            *self._averages,
+            None if cross is None else cross / self.count,
+            None if output is None else output / self.count,
         )
 
 

@@ -62,9 +62,22 @@ def ridge_target(
     return torch.cholesky_solve(right.T, factor).T.to(weight.dtype)
 
 
+def inverse_upper(factor: Tensor) -> Tensor:
+    """U with U'U = H^-1, upper triangular: what `sparsegpt` spreads errors with.
+
+    Args:
+        factor: lower Cholesky factor of the damped H.
+
+    Returns:
+        inputs x inputs, float32.
+    """
+    upper: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
+    return upper.float()
+
+
 def sparsegpt(
     weight: Tensor,
-    factor: Tensor,
+    upper: Tensor,
     drop: int,
     choose: Chooser,
     *,
@@ -78,7 +91,7 @@ def sparsegpt(
 
     Args:
         weight: W, outputs x inputs.
-        factor: lower Cholesky factor of the damped H, inputs x inputs.
+        upper: from `inverse_upper`, inputs x inputs.
         drop: weights to drop.
         choose: picks what to drop, from the scores of a slice of columns.
         block: columns that are chosen together; a multiple of the pattern's step.
@@ -89,8 +102,6 @@ def sparsegpt(
         the pruned weight.
     """
     new = weight.float().clone()
-    inverse = torch.cholesky_inverse(factor)
-    upper = torch.linalg.cholesky(inverse, upper=True).float()
     inputs = new.shape[1]
     done = 0
     for start in range(0, inputs, block):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,11 @@ from hfcompress.pruning import reconstruct, scores
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.moments import Moments, grouped_weight
 from hfcompress.pruning.patterns import Chooser
+
+Upper = tuple[Tensor, float]
+"""`reconstruct.inverse_upper` of a damped Gram matrix, and the damping."""
+Remember = Callable[[tuple[object, ...], Callable[[], Upper]], Upper]
+"""(what a result depends on, how to make it) -> the result, made or remembered."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ def solve_layer(
     task: Task,
     config: PruningConfig,
     note: Callable[[str], None],
+    remember: Remember,
 ) -> None:
     """Prune one layer in place by a method that works on moments, group by group.
 
@@ -48,6 +55,7 @@ def solve_layer(
         task: how much to drop.
         config: the method and its options.
         note: takes sentences for the report.
+        remember: keeps factorisations for layers with the same input, and other sparsities.
 
     Raises:
         CalibrationError: NaN in the statistics.
@@ -66,6 +74,7 @@ def solve_layer(
                 None if task.importance is None else task.importance[group],
                 config,
                 lambda text: note(f"{task.name}: {text}"),
+                partial(_upper, moments, group, config, remember),
             )
     if not bool(torch.isfinite(new).all()):
         raise CalibrationError(
@@ -117,6 +126,7 @@ def _solve_group(
     importance: Tensor | None,
     config: PruningConfig,
     note: Callable[[str], None],
+    factored: Callable[[_Part], Upper],
 ) -> Tensor:
     choose = config.parsed_pattern.chooser(config.competition == "row")
     if config.method == "wanda":
@@ -124,35 +134,64 @@ def _solve_group(
         return weight * choose(scores.wanda(weight, norm), drop)
     if config.repairs_bias:  # the bias answers for the mean, the weights for the rest
         part = part.centred()
-    matrix, factor, share = reconstruct.damped(part.gram, config.damping)
+    relative = _relative(importance, config)
+    if config.method == "sparsegpt" and part.cross is None:
+        upper, share = factored(part)
+        new = _sparsegpt(weight, upper, drop, choose, relative, config)
+    else:
+        new, share = _by_target(weight, part, drop, choose, relative, config)
     if share > config.damping:
         note(f"the Gram matrix is singular and was damped by {share:g} of its mean diagonal")
+    return new
+
+
+def _by_target(
+    weight: Tensor,
+    part: _Part,
+    drop: int,
+    choose: Chooser,
+    importance: Tensor | None,
+    config: PruningConfig,
+) -> tuple[Tensor, float]:
+    """The dense weight that fits the wanted outputs best, pruned; and the damping."""
+    matrix, factor, share = reconstruct.damped(part.gram, config.damping)
     target = weight
     if part.cross is not None:
         target = reconstruct.ridge_target(weight, part.cross, part.gram, matrix, factor)
-    return _reconstruct(target, matrix, factor, drop, choose, _relative(importance, config), config)
+    if config.method == "sparsegpt":
+        upper = reconstruct.inverse_upper(factor)
+        return _sparsegpt(target, upper, drop, choose, importance, config), share
+    hessian = matrix.to(target.dtype)
+    keep = reconstruct.alps_mask(
+        target, hessian, drop, choose, iterations=config.iterations, output_weight=importance
+    )
+    return reconstruct.least_squares(target, hessian, keep), share
 
 
-def _reconstruct(
+def _sparsegpt(
     target: Tensor,
-    matrix: Tensor,
-    factor: Tensor,
+    upper: Tensor,
     drop: int,
     choose: Chooser,
     importance: Tensor | None,
     config: PruningConfig,
 ) -> Tensor:
-    if config.method == "sparsegpt":
-        pattern = config.parsed_pattern
-        block = -(-config.block_size // pattern.step) * pattern.step
-        return reconstruct.sparsegpt(
-            target, factor, drop, choose, block=block, group=pattern.group, output_weight=importance
-        )
-    hessian = matrix.to(target.dtype)
-    keep = reconstruct.alps_mask(
-        target, hessian, drop, choose, iterations=config.iterations, output_weight=importance
+    pattern = config.parsed_pattern
+    block = -(-config.block_size // pattern.step) * pattern.step
+    return reconstruct.sparsegpt(
+        target, upper, drop, choose, block=block, group=pattern.group, output_weight=importance
     )
-    return reconstruct.least_squares(target, hessian, keep)
+
+
+def _upper(
+    moments: Moments, group: int, config: PruningConfig, remember: Remember, part: _Part
+) -> Upper:
+    def make() -> Upper:
+        _, factor, share = reconstruct.damped(part.gram, config.damping)
+        return reconstruct.inverse_upper(factor), share
+
+    key = ("upper", id(moments.gram), group, config.damping, config.repairs_bias)
+    return remember(key, make)
 
 
 def _relative(importance: Tensor | None, config: PruningConfig) -> Tensor | None:

@@ -12,8 +12,9 @@ from hfcompress.architectures import select_modules, weight_matrix
 from hfcompress.errors import CalibrationError, ModelError, TargetError
 from hfcompress.pruning.calibration import Calibration
 from hfcompress.pruning.config import PruningConfig
-from hfcompress.pruning.masks import count_zeros, is_finite, zero_smallest_
+from hfcompress.pruning.masks import count_zeros, cut_magnitudes_, is_finite, magnitude_cut
 from hfcompress.pruning.methods import OneShot
+from hfcompress.pruning.moments import weight_of
 
 
 @dataclass(frozen=True)
@@ -104,15 +105,17 @@ def prune(
             method needs them, or that give NaN activations.
     """
     modules = select_modules(model, config.targets, config.exclude)
-    weights = {name: dense_weight(name, module) for name, module in modules.items()}
     _check_pattern(modules, config)
-    if _is_plain_magnitude(config):
-        requested = _by_magnitude(weights, config)
-        notes: tuple[str, ...] = ()
-    else:
-        one_shot = OneShot(model, modules, config, _calibration(config, calibration))
-        requested, notes = one_shot.run()
-    return PruneReport(config.wanted, _records(weights, requested), notes)
+    if _is_plain_magnitude(modules, config):
+        return PruneReport(config.wanted, _by_magnitude(modules, config))
+    weights = {name: dense_weight(name, module) for name, module in modules.items()}
+    one_shot = OneShot(model, modules, config, _calibration(config, calibration))
+    requested, notes = one_shot.run()
+    layers = (
+        LayerReport(name, weight.numel(), count_zeros(weight), requested[name])
+        for name, weight in weights.items()
+    )
+    return PruneReport(config.wanted, tuple(layers), notes)
 
 
 def dense_weight(name: str, module: nn.Module) -> Tensor:
@@ -121,32 +124,54 @@ def dense_weight(name: str, module: nn.Module) -> Tensor:
     Raises:
         ModelError: a weight that is NaN or infinite.
     """
-    weight = module.weight
-    assert isinstance(weight, Tensor)
+    weight = weight_of(module)
     if not is_finite(weight):
         raise ModelError(f"{name}.weight holds NaN or infinite values; load a sound checkpoint")
     return weight.detach()
 
 
-def _is_plain_magnitude(config: PruningConfig) -> bool:
+def _is_plain_magnitude(modules: Mapping[str, nn.Module], config: PruningConfig) -> bool:
+    weights = [weight_of(module) for module in modules.values()]
     return (
-        config.method == "magnitude"
+        len({weight.dtype for weight in weights}) == 1
+        and all(weight.is_contiguous() for weight in weights)
+        and config.method == "magnitude"
         and config.pattern == "unstructured"
-        and config.scope in ("auto", "layer", "global")
+        and config.competition in ("layer", "global")
+        and config.wanted > 0
         and not config.needs_calibration
     )
 
 
-def _by_magnitude(weights: Mapping[str, Tensor], config: PruningConfig) -> dict[str, int] | None:
-    """The fast path: no scores, no masks. Returns what was asked of each layer."""
-    if config.competition == "global":
-        total = sum(weight.numel() for weight in weights.values())
-        zero_smallest_(list(weights.values()), round(config.wanted * total))
-        return None
-    requested = {name: round(config.wanted * weight.numel()) for name, weight in weights.items()}
-    for name, weight in weights.items():
-        zero_smallest_([weight], requested[name])
-    return requested
+def _by_magnitude(
+    modules: Mapping[str, nn.Module], config: PruningConfig
+) -> tuple[LayerReport, ...]:
+    """The fast path: no scores, no masks; two passes over the weights.
+
+    All cuts are known before the first weight changes, so that a NaN leaves the model whole.
+    """
+    weights = {name: weight_of(module).detach() for name, module in modules.items()}
+    together = config.competition == "global"
+    portions = [list(weights)] if together else [[name] for name in weights]
+    cuts = []
+    for names in portions:
+        drop = round(config.wanted * sum(weights[name].numel() for name in names))
+        try:
+            cuts.append(magnitude_cut([weights[name] for name in names], drop) if drop else None)
+        except ValueError:
+            for name in names:
+                dense_weight(name, modules[name])
+            raise
+    layers = []
+    for names, cut in zip(portions, cuts, strict=True):
+        part = [weights[name] for name in names]
+        zeros = (
+            [count_zeros(weight) for weight in part] if cut is None else cut_magnitudes_(part, cut)
+        )
+        for name, weight, zero in zip(names, part, zeros, strict=True):
+            asked = zero if together else round(config.wanted * weight.numel())
+            layers.append(LayerReport(name, weight.numel(), zero, asked))
+    return tuple(layers)
 
 
 def _check_pattern(modules: Mapping[str, nn.Module], config: PruningConfig) -> None:
@@ -168,14 +193,3 @@ def _calibration(config: PruningConfig, calibration: Calibration | None) -> Cali
             f"pass Calibration(batches) to prune"
         )
     return calibration.first(config.calibration_rows)
-
-
-def _records(
-    weights: Mapping[str, Tensor], requested: Mapping[str, int] | None
-) -> tuple[LayerReport, ...]:
-    records = []
-    for name, weight in weights.items():
-        zeros = count_zeros(weight)
-        asked = zeros if requested is None else requested[name]
-        records.append(LayerReport(name, weight.numel(), zeros, asked))
-    return tuple(records)

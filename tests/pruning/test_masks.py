@@ -42,14 +42,16 @@ def test_global_masks_equal_a_stable_sort(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_zero_smallest_equals_masks_from_magnitudes(dtype: torch.dtype) -> None:
+def test_magnitude_cuts_equal_masks_from_magnitudes(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     weights = [
         torch.randn(shape, generator=generator).to(dtype) for shape in ((300, 70), (9, 1000))
     ]
     keep = reference([weight.abs() for weight in weights], 12_000)
     expected = [weight * mask for weight, mask in zip(weights, keep, strict=True)]
-    masks.zero_smallest_(weights, 12_000)
+    zeros = masks.cut_magnitudes_(weights, masks.magnitude_cut(weights, 12_000))
+    assert zeros == [int((weight == 0).sum()) for weight in weights]
+    assert sum(zeros) == 12_000
     for mine, theirs in zip(weights, expected, strict=True):
         assert torch.equal(mine, theirs)
 
@@ -71,8 +73,22 @@ def test_thresholds_where_a_sample_misleads(values: str) -> None:
 
 def test_zeros_that_are_there_count_first() -> None:
     weight = torch.tensor([[0.0, 3.0, -0.0, 1.0], [2.0, -4.0, 0.0, 5.0]])
-    masks.zero_smallest_([weight], 4)
+    assert masks.cut_magnitudes_([weight], masks.magnitude_cut([weight], 4)) == [4]
     assert weight.flatten().tolist() == [0, 3, 0, 0, 2, -4, 0, 5]
+
+
+def test_a_cut_at_zero_counts_the_zeros_that_stay() -> None:
+    weight = torch.tensor([0.0, 0.0, 0.0, 1.0])
+    assert masks.cut_magnitudes_([weight], masks.magnitude_cut([weight], 1)) == [3]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), -float("nan")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_that_are_not_finite_are_refused(value: float, dtype: torch.dtype) -> None:
+    weight = torch.ones(100, dtype=dtype)
+    weight[50] = value
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        masks.magnitude_cut([weight], 10)
 
 
 def test_count_zeros_and_is_finite() -> None:

@@ -80,6 +80,18 @@ def test_global_scope_keeps_what_torch_keeps() -> None:
         assert torch.equal(mine.weight, other.weight)
 
 
+def test_weights_of_several_dtypes_or_strides_have_one_threshold() -> None:
+    mixed, plain = tiny_bert(), tiny_bert()
+    for module in linears(mixed)[::2]:
+        module.to(torch.float64)
+    for module in linears(mixed)[1::2]:
+        module.weight.data = module.weight.data.t().contiguous().t()
+    config = PruningConfig(sparsity=0.6, scope="global", targets=("Linear",))
+    assert prune(mixed, config).zeros == prune(plain, config).zeros
+    for mine, other in zip(linears(mixed), linears(plain), strict=True):
+        assert torch.equal(mine.weight.float(), other.weight)
+
+
 def test_the_report_counts() -> None:
     model = tiny_bert()
     report = prune(model, PruningConfig(sparsity=0.37))
