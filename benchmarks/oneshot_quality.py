@@ -1,6 +1,6 @@
 """How much accuracy pruning costs, one shot and recovered, beside peers in the same run.
 
-    python -m benchmarks.oneshot_quality --data FOLDER --json benchmarks/results/oneshot_quality.json
+    python -m benchmarks.oneshot_quality --data FOLDER --json FILE
 
 The model is MiniLM-L6 fine-tuned on SST-2 (recipes/minilm-sst2-teacher.yaml, kept by content
 hash); all Linears of its encoder are pruned; accuracy is that of the 872 dev sentences, where one
@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from benchmarks._figures import Figure, parse_arguments, report
 from hfcompress.architectures import default_targets
 from hfcompress.encode import predict
+from hfcompress.quiet import quiet_libraries
 from hfcompress.recipe.cache import StepCache
 from hfcompress.recipe.progress import Progress
 from hfcompress.recipe.schema import Recipe, load_recipe
@@ -54,6 +55,7 @@ class Lines(Progress):
 
 
 def main() -> None:
+    quiet_libraries()
     arguments = parse_arguments(
         __doc__, data="folder with train.tsv and dev.tsv", work="folder of the runs' rows"
     )

@@ -29,6 +29,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from benchmarks._figures import Figure, parse_arguments, report, spread
 from hfcompress.architectures import default_targets
 from hfcompress.data import load_examples
+from hfcompress.quiet import quiet_libraries
 from hfcompress.recipe.progress import Progress
 from hfcompress.recipe.schema import Recipe, load_recipe, parse_recipe
 from hfcompress.recipe.shipped import find_recipe
@@ -42,6 +43,7 @@ Classes = NDArray[np.int64]
 
 
 def main() -> None:
+    quiet_libraries()
     arguments = parse_arguments(
         __doc__, model="folder of a sequence classifier", data="labelled TSV or CSV"
     )

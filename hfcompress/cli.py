@@ -6,9 +6,7 @@ The only file that prints. Exit codes: 0 done, 2 bad input, 1 a failure on the w
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from rich.progress import Progress as Bars
 
 from hfcompress import __version__
 from hfcompress.errors import HfcompressError
+from hfcompress.quiet import quiet_libraries
 from hfcompress.recipe.progress import Progress
 
 _EPILOG = (
@@ -31,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    _quiet()
+    quiet_libraries()
     command: Callable[[argparse.Namespace, Console], int] = options.command
     try:
         return command(options, _console())
@@ -61,20 +60,6 @@ def _one_line(error: BaseException) -> str:
     from rich.markup import escape
 
     return escape(" ".join(str(error).split()))
-
-
-def _quiet() -> None:
-    """Silence the libraries' own logs and bars: the progress shown is ours."""
-    import datasets
-    import transformers
-
-    logs: Any = transformers.utils.logging
-    logs.set_verbosity_error()
-    logs.disable_progress_bar()
-    datasets.utils.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"(torch|transformers|datasets|accelerate|optimum)\b")
 
 
 # --- commands ----------------------------------------------------------------------------------

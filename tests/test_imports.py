@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Who may be imported by whom: a module may import rooms to its left, and its own room.
 LAYERS: list[set[str]] = [
-    {"errors", "files", "extras", "config"},
+    {"errors", "files", "extras", "config", "quiet"},
     {"pure"},
     {"architectures", "sources"},
     {"models", "data", "encode", "measure"},
