@@ -113,8 +113,8 @@ def sweep(model: nn.Module, method: str, sparsities: tuple[float, ...]) -> float
 def calibration() -> Calibration:
     generator = torch.Generator().manual_seed(0)
     batches = []
-    for _ in range(4):
-        tokens = torch.randint(0, 30_000, (16, 128), generator=generator)
+    for _ in range(8):
+        tokens = torch.randint(0, 30_000, (8, 128), generator=generator)
         batches.append({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
     return Calibration(batches)
 

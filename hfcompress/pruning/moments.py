@@ -63,16 +63,19 @@ class MomentSum:
             outputs: what each module should put out, groups x tokens x outputs, by name.
             weights: tokens; how much each counts, all alike by default.
         """
-        weights = inputs.new_ones(inputs.shape[1]) if weights is None else weights
-        self.count += float(weights.sum())
         # float32 throughout: products of a lower precision would not stay positive definite.
-        weights, root = weights.float(), weights.float().sqrt()[:, None]
-        scaled = inputs.float() * root
+        inputs = inputs.float()
+        root = None if weights is None else weights.float().sqrt()[:, None]
+        scaled = inputs if root is None else inputs * root
+        self.count += inputs.shape[1] if weights is None else float(weights.sum())
         self._gram = _added(self._gram, scaled.mT @ scaled)
-        self._mean = _added(self._mean, weights @ inputs.float())
+        self._mean = _added(self._mean, (scaled if root is None else scaled * root).sum(1))
         for name, output in (outputs or {}).items():
-            self._cross[name] = _added(self._cross.get(name), (output.float() * root).mT @ scaled)
-            self._output[name] = _added(self._output.get(name), weights @ output.float())
+            goal = output.float() if root is None else output.float() * root
+            self._cross[name] = _added(self._cross.get(name), goal.mT @ scaled)
+            self._output[name] = _added(
+                self._output.get(name), (goal if root is None else goal * root).sum(1)
+            )
 
     def moments(self, name: str) -> Moments:
         """The averages for one of the modules; nothing can be added afterwards."""
@@ -146,7 +149,8 @@ def _grouped(tensor: Tensor, groups: int) -> Tensor:
 
 def _real(tensor: Tensor, tokens: Tensor | None) -> Tensor:
     if tokens is not None and tensor.shape[:2] == tokens.shape and tensor.dim() == 3:
-        return tensor[tokens]
+        # Without padding nothing has to be copied.
+        return tensor.flatten(0, 1) if bool(tokens.all()) else tensor[tokens]
     return tensor.reshape(-1, tensor.shape[-1])
 
 

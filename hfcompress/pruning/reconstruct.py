@@ -27,20 +27,31 @@ def damped(gram: Tensor, damping: float) -> tuple[Tensor, Tensor, float]:
     Raises:
         ValueError: the matrix holds NaN or infinity.
     """
+    factor, share = _factored(gram, damping)
+    matrix = gram.to(torch.float64, copy=True)
+    matrix.diagonal().add_(share * _scale(gram))
+    return matrix, factor, share
+
+
+def _factored(gram: Tensor, damping: float) -> tuple[Tensor, float]:
+    """The Cholesky factor of a damped Gram matrix, and the share added."""
     if not bool(torch.isfinite(gram).all()):
         raise ValueError("the Gram matrix holds NaN or infinite values")
-    matrix = gram.double()
-    scale = matrix.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
-    share = damping
+    scale, share = _scale(gram), damping
+    info = torch.empty((), dtype=torch.int32, device=gram.device)
     while True:
-        candidate = matrix.clone()
-        candidate.diagonal().add_(share * scale)
-        factor, failed = torch.linalg.cholesky_ex(candidate)
+        factor = gram.to(torch.float64, copy=True)
+        factor.diagonal().add_(share * scale)
+        torch.linalg.cholesky_ex(factor, out=(factor, info))
         # float32 kernels follow, so a matrix that float32 cannot invert counts as singular.
         smallest = factor.diagonal().min() ** 2
-        if not failed and smallest > torch.finfo(torch.float32).eps * scale:
-            return candidate, factor, share
+        if not info and smallest > torch.finfo(torch.float32).eps * scale:
+            return factor, share
         share = max(share * 10, 1e-6)
+
+
+def _scale(gram: Tensor) -> Tensor:
+    return gram.diagonal().double().mean().clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def ridge_target(
@@ -71,8 +82,20 @@ def inverse_upper(factor: Tensor) -> Tensor:
     Returns:
         inputs x inputs, float32.
     """
-    upper: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
-    return upper.float()
+    return _inverse_upper_(factor.clone())
+
+
+def damped_inverse_upper(gram: Tensor, damping: float) -> tuple[Tensor, float]:
+    """`inverse_upper` of a `damped` Gram matrix, and the share added, in little memory."""
+    factor, share = _factored(gram, damping)
+    return _inverse_upper_(factor), share
+
+
+def _inverse_upper_(factor: Tensor) -> Tensor:
+    """`inverse_upper` in place of the factor: these matrices are the largest of all."""
+    torch.cholesky_inverse(factor, out=factor)
+    torch.linalg.cholesky(factor, upper=True, out=factor)
+    return factor.float()
 
 
 def sparsegpt(

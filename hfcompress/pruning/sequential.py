@@ -85,7 +85,7 @@ def _whole(
     model: nn.Module, collector: _Collector, groups: Sequence[Group], dense_outputs: bool
 ) -> Iterator[dict[str, Moments]]:
     """Groups of layers by whole forward passes that end where the group's statistics are known."""
-    names = [name for group in groups for name in group.names]
+    names = [name for group in groups for name in group.names if dense_outputs]
     dense = _Dense({name: collector.modules[name] for name in names})
 
     def run(index: int) -> Run:
@@ -173,7 +173,7 @@ class _Streams:
 
     def block(self, name: str, modules: Modules) -> Iterator[dict[str, Moments]]:
         """One block: its groups of layers, then the streams move on behind it."""
-        dense = _Dense(modules)
+        dense = _Dense(modules if self._dense_outputs else {})
         if modules:
             order = call_order(self._run(name, self.pruned, 0), modules)
             for group in order:

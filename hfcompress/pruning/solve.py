@@ -88,7 +88,7 @@ def solve_layer(
 
 @dataclass(frozen=True)
 class _Part:
-    """One group's moments in float64; outputs are without the bias.
+    """One group's moments; outputs are without the bias.
 
     Attributes:
         gram: E x x'.
@@ -104,14 +104,14 @@ class _Part:
 
     def centred(self) -> _Part:
         """Second moments about the means."""
-        gram = self.gram - torch.outer(self.mean, self.mean)
+        gram = self.gram.to(torch.float64, copy=True).addr_(self.mean, self.mean, alpha=-1)
         if self.cross is None or self.output is None:
             return _Part(gram, self.mean)
         return _Part(gram, self.mean, self.cross - torch.outer(self.output, self.mean), self.output)
 
 
 def _part(moments: Moments, group: int, module: nn.Module) -> _Part:
-    gram, mean = moments.gram[group].double(), moments.mean[group].double()
+    gram, mean = moments.gram[group], moments.mean[group].double()
     if moments.cross is None or moments.output is None:
         return _Part(gram, mean)
     bias = _bias(module, len(moments.gram))[group]
@@ -187,8 +187,7 @@ def _upper(
     moments: Moments, group: int, config: PruningConfig, remember: Remember, part: _Part
 ) -> Upper:
     def make() -> Upper:
-        _, factor, share = reconstruct.damped(part.gram, config.damping)
-        return reconstruct.inverse_upper(factor), share
+        return reconstruct.damped_inverse_upper(part.gram, config.damping)
 
     key = ("upper", id(moments.gram), group, config.damping, config.repairs_bias)
     return remember(key, make)
