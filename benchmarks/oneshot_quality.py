@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from benchmarks._figures import Figure, parse_arguments, report
 from hfcompress.architectures import default_targets
-from hfcompress.encode import predict
+from hfcompress.predict import predict
 from hfcompress.quiet import quiet_libraries
 from hfcompress.recipe.cache import StepCache
 from hfcompress.recipe.progress import Progress

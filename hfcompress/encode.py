@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from hfcompress.data import Examples
 
@@ -133,40 +133,3 @@ def _encode_images(rows: Dataset, column: str, processor: Any) -> Encoded:
         }
 
     return Encoded(rows.with_transform(load), None, collate)
-
-
-@torch.inference_mode()
-def predict(
-    model: nn.Module,
-    data: Encoded,
-    batch_size: int,
-    progress: Callable[[int, int], None] | None = None,
-    batches: Iterable[tuple[NDArray[np.int64], Batch]] | None = None,
-) -> NDArray[np.float32]:
-    """The model's logits for every row, in the data's order.
-
-    Args:
-        model: put in eval mode; its device is used.
-        data: rows to predict.
-        batch_size: rows in a batch.
-        progress: called with (rows done, rows in all) after each batch.
-        batches: what ``data.batches`` gave, where the caller keeps it for several models.
-
-    Returns:
-        float32 [rows, classes].
-    """
-    model.eval()
-    device = next(model.parameters()).device
-    logits: NDArray[np.float32] | None = None
-    done = 0
-    for indices, batch in data.batches(batch_size) if batches is None else batches:
-        inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
-        part = model(**inputs).logits.float().cpu().numpy()
-        if logits is None:
-            logits = np.empty((len(data), part.shape[1]), np.float32)
-        logits[indices] = part
-        done += len(indices)
-        if progress is not None:
-            progress(done, len(data))
-    assert logits is not None
-    return logits

@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"errors", "files", "extras", "config", "quiet"},
     {"pure"},
     {"architectures", "sources"},
-    {"models", "data", "encode", "measure"},
+    {"models", "data", "encode", "predict", "measure"},
     {"pruning", "distillation", "quantization", "checkpoint"},
     {"report"},
     {"recipe"},

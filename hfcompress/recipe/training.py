@@ -14,10 +14,11 @@ from transformers import PreTrainedModel, TrainerCallback
 from hfcompress.architectures import select_modules
 from hfcompress.distillation.augment import mixed_texts
 from hfcompress.distillation.teacher import TeacherLoss
-from hfcompress.encode import Encoded, encode_texts, predict
+from hfcompress.encode import Encoded, encode_texts
 from hfcompress.errors import ConfigError
 from hfcompress.measure.quality import compute_metric
 from hfcompress.measure.summary import calculate_sparsity
+from hfcompress.predict import predict
 from hfcompress.pruning.lottery import find_ticket
 from hfcompress.pruning.progressive import progressive
 from hfcompress.pruning.trainer import PruningArguments, PruningTrainer

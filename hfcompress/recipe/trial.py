@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from hfcompress.architectures import default_targets
-from hfcompress.encode import Batch, predict
+from hfcompress.encode import Batch
 from hfcompress.measure.macs import count_macs
 from hfcompress.measure.quality import compare, compute_metric
 from hfcompress.measure.summary import (
@@ -21,6 +21,7 @@ from hfcompress.measure.summary import (
     calculate_sparsity,
     count_parameters,
 )
+from hfcompress.predict import predict, predict_fast
 from hfcompress.recipe.hashing import weights_hash
 from hfcompress.recipe.schema import Trial
 from hfcompress.recipe.steps import kind_of
@@ -113,9 +114,8 @@ class Runner:
             size = bench.recipe.measure.batch_size
             if self._batches is None and bench.eval.lengths is not None:
                 self._batches = list(bench.eval.batches(size))  # tokens are small; images are not
-            self.predictions[key] = predict(
-                model, bench.eval, size, bench.progress.work, self._batches
-            )
+            how = predict_fast if bench.recipe.measure.precision == "fast" else predict
+            self.predictions[key] = how(model, bench.eval, size, bench.progress.work, self._batches)
         return key, self.predictions[key]
 
     def dense_logits(self, trial: Trial) -> Logits:

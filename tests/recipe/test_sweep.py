@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForSequenceClassification
 
-from hfcompress import encode as encode_module
+from hfcompress import predict as predict_module
 from hfcompress.errors import (
     BadInputError,
     ConfigError,
@@ -200,7 +200,7 @@ def test_models_are_kept_where_asked(table_recipe: Recipe, tmp_path: Path) -> No
 def test_one_trial_that_fails_does_not_stop_the_others(
     table_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predict = encode_module.predict
+    predict = predict_module.predict
     calls = []
 
     def sometimes(*arguments: Any, **named: Any) -> Any:
