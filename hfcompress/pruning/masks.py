@@ -20,8 +20,6 @@ from torch import Tensor
 
 Array = npt.NDArray[Any]
 
-_SAMPLE = 1 << 15
-"""How many values the bracket around a threshold is estimated from."""
 _SLICE = 1 << 16
 """Values handled at once: small enough that temporaries stay in the processor's cache."""
 _BITS = {2: (torch.int16, 0x7FFF), 4: (torch.int32, 0x7FFFFFFF), 8: (torch.int64, (1 << 63) - 1)}
@@ -55,8 +53,9 @@ def kth_smallest(
         ValueError: a value reaches the limit.
     """
     total = sum(len(array) for array in arrays)
-    # Odd, so that steps through a matrix with an even number of columns visit all of them.
-    step = max(total // _SAMPLE, 1) | 1
+    # n^(2/3) samples balance the sample against what it leaves to be searched. An odd step visits
+    # all columns of a matrix with an even number of them.
+    step = int(total ** (1 / 3)) | 1
     sample = np.concatenate([_masked(array[::step], bits) for array in arrays])
     share = count / total
     margin = 4 * (share * (1 - share) * len(sample)) ** 0.5 + 1  # four standard errors

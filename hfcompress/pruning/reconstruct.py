@@ -155,20 +155,27 @@ def _prune_columns(
 
     width = part.shape[1]
     keep = torch.ones_like(part, dtype=torch.bool) if group else chosen(slice(0, width), drop)
-    errors = torch.empty_like(part)
-    # Rows of a transposed copy are contiguous: each column's update is one rank-one product.
+    # Rows of transposed copies are contiguous, and so fast.
     columns = part.T.contiguous()
+    errors = torch.empty_like(columns)
+    strip = max(group, 16 // group * group if group else 16)
     for column in range(width):
         if group and column % group == 0:
-            part.copy_(columns.T)
-            keep[:, column : column + group] = chosen(slice(column, column + group), drop)
+            members = slice(column, column + group)
+            part[:, members] = columns[members].T
+            keep[:, members] = chosen(members, drop)
         error = columns[column].masked_fill(keep[:, column], 0) / upper[column, column]
         columns[column].masked_fill_(~keep[:, column], 0)
-        if column + 1 < width:
-            columns[column + 1 :].addr_(upper[column, column + 1 :], error, alpha=-1)
-        errors[:, column] = error
+        errors[column] = error
+        # Errors reach the rest of a narrow strip at once, and what lies behind it in one product.
+        stop = min(column - column % strip + strip, width)
+        if column + 1 < stop:
+            columns[column + 1 : stop].addr_(upper[column, column + 1 : stop], error, alpha=-1)
+        elif stop < width:
+            first = column - column % strip
+            columns[stop:].addmm_(upper[first:stop, stop:].T, errors[first:stop], alpha=-1)
     part.copy_(columns.T)
-    return errors, int((~keep).sum())
+    return errors.T, int((~keep).sum())
 
 
 def least_squares(
