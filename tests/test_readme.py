@@ -48,7 +48,8 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_shows(name: str) -> None
     path = shipped_recipes()[name]
     recipe = load_recipe(path)
     assert expand(recipe)
-    assert path.read_text(encoding="utf-8").startswith(f"# hfcompress run recipes/{name}.yaml")
+    command = "sensitivity" if name == "sensitivity" else "run"
+    assert path.read_text(encoding="utf-8").startswith(f"# hfcompress {command} recipes/{name}.y")
     assert 20 < len(headline(path)) <= 100
     assert name in TEXT
 

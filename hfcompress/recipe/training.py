@@ -33,6 +33,7 @@ from hfcompress.recipe.training_config import (
     ProgressiveStepConfig,
     RecoverConfig,
 )
+from hfcompress.recipe.training_state import dropout, fast_attention, frozen_embeddings
 
 Done = dict[str, Any]
 Model = PreTrainedModel
@@ -153,6 +154,9 @@ def _train(
             )
             return PruningTrainer(args=arguments, loss_terms=terms, prune=pruner, **common)
 
+        stack.enter_context(dropout(model, config.dropout))
+        stack.enter_context(frozen_embeddings(model, config.freeze_embeddings))
+        stack.enter_context(fast_attention(model))
         done, trainer = train_with(build, model, context, rows)
         assert isinstance(trainer, PruningTrainer)
     return {**done, "sparsity": trainer.pruning.sparsity}

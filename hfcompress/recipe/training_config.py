@@ -27,6 +27,17 @@ class RecoverConfig(FinetuneConfig):
     task_loss_weight: float = Field(
         1.0, ge=0, strict=False, description="weight of the loss on the labels"
     )
+    dropout: float | None = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        strict=False,
+        description="probability of all dropout layers; null keeps the model's own. A pruned "
+        "model needs all that is left of it",
+    )
+    freeze_embeddings: bool = Field(
+        True, description="leave the embedding tables as they are: faster, and hardly a loss"
+    )
     distillation: DistillationConfig | None = Field(
         None, description="losses that tie the model to the dense one"
     )

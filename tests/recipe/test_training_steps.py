@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForSequenceClassification
 
 from hfcompress.errors import ConfigError, MissingExtraError, TargetError
 from hfcompress.measure.summary import calculate_sparsity
 from hfcompress.recipe.schema import parse_recipe
 from hfcompress.recipe.sweep import run
+from hfcompress.recipe.training_state import dropout, fast_attention, frozen_embeddings
+from tests.conftest import make_bert
 
 FAST = {"max_steps": 12, "batch_size": 8, "learning_rate": 5e-3}
 
@@ -50,6 +53,9 @@ def test_recovery_keeps_the_zeros(one: Callable[..., dict[str, Any]], tmp_path: 
     "change",
     [
         {"task_loss_weight": 0.5},
+        {"dropout": None},
+        {"dropout": 0.5},
+        {"freeze_embeddings": False},
         {"distillation": {"temperature": 2.0}},
         {"distillation": {"hidden_weight": 1.0}},
         {"task_loss_weight": 0.0, "distillation": {}},
@@ -147,3 +153,17 @@ def test_a_tracker_that_is_not_installed(
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'hfcompress\[track\]'"):
         one({"finetune": {**FAST, "track": "trackio"}})
+
+
+def test_training_leaves_the_model_as_it_was_set_up() -> None:
+    model = make_bert()
+    probabilities = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+    assert max(probabilities) > 0
+    with dropout(model, 0.0), frozen_embeddings(model, True), fast_attention(model):
+        assert not any(m.p for m in model.modules() if isinstance(m, torch.nn.Dropout))
+        frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+        assert len(frozen) == 3
+        assert all("_embeddings.weight" in name for name in frozen)
+    assert [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)] == probabilities
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert model.config._attn_implementation == "sdpa"
