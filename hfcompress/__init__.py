@@ -10,6 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hfcompress.distillation.augment import augment_texts as augment_texts
+    from hfcompress.distillation.config import DistillationConfig as DistillationConfig
+    from hfcompress.distillation.losses import distillation_loss as distillation_loss
+    from hfcompress.distillation.teacher import TeacherLoss as TeacherLoss
     from hfcompress.errors import BadInputError as BadInputError
     from hfcompress.errors import HfcompressError as HfcompressError
     from hfcompress.measure.latency import measure_latency as measure_latency
@@ -22,7 +26,17 @@ if TYPE_CHECKING:
     from hfcompress.measure.weights import (
         analyze_weight_distribution as analyze_weight_distribution,
     )
+    from hfcompress.pruning.calibration import Calibration as Calibration
+    from hfcompress.pruning.callback import PruningCallback as PruningCallback
     from hfcompress.pruning.config import PruningConfig as PruningConfig
+    from hfcompress.pruning.lottery import find_ticket as find_ticket
+    from hfcompress.pruning.progressive import progressive as progressive
+    from hfcompress.pruning.sensitivity import sensitivity as sensitivity
+    from hfcompress.pruning.trainer import PruningArguments as PruningArguments
+    from hfcompress.pruning.trainer import PruningTrainer as PruningTrainer
+    from hfcompress.pruning.training_config import LotteryConfig as LotteryConfig
+    from hfcompress.pruning.training_config import ProgressiveConfig as ProgressiveConfig
+    from hfcompress.pruning.training_config import PruningTrainingConfig as PruningTrainingConfig
     from hfcompress.pruning.unstructured import PruneReport as PruneReport
     from hfcompress.pruning.unstructured import prune as prune
     from hfcompress.recipe.schema import Recipe as Recipe
@@ -35,22 +49,36 @@ __version__ = "0.1.0"
 # Public name -> the module that defines it.
 _PUBLIC = {
     "BadInputError": "errors",
+    "Calibration": "pruning.calibration",
     "CompressionMetrics": "measure.summary",
+    "DistillationConfig": "distillation.config",
     "HfcompressError": "errors",
+    "LotteryConfig": "pruning.training_config",
+    "ProgressiveConfig": "pruning.training_config",
     "PruneReport": "pruning.unstructured",
+    "PruningArguments": "pruning.trainer",
+    "PruningCallback": "pruning.callback",
     "PruningConfig": "pruning.config",
+    "PruningTrainer": "pruning.trainer",
+    "PruningTrainingConfig": "pruning.training_config",
     "Recipe": "recipe.schema",
     "SweepResult": "recipe.sweep",
+    "TeacherLoss": "distillation.teacher",
     "analyze_weight_distribution": "measure.weights",
+    "augment_texts": "distillation.augment",
     "calculate_model_size": "measure.summary",
     "calculate_sparsity": "measure.summary",
     "compare": "measure.quality",
     "count_macs": "measure.macs",
     "count_parameters": "measure.summary",
+    "distillation_loss": "distillation.losses",
+    "find_ticket": "pruning.lottery",
     "load_recipe": "recipe.schema",
     "measure_latency": "measure.latency",
+    "progressive": "pruning.progressive",
     "prune": "pruning.unstructured",
     "run": "recipe.sweep",
+    "sensitivity": "pruning.sensitivity",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]
