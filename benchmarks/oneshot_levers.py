@@ -37,6 +37,7 @@ ADDED: dict[str, dict[str, Any]] = {
     "+ ADMM mask and least squares (ALPS)": {"method": "alps"},
     "+ importance of outputs": {"output_importance": 0.5},
     "+ importance of tokens": {"token_importance": 0.8},
+    "+ more damping": {"damping": 0.03, "iterations": 45},
     "+ layers' sparsities by dynamic programming": {"allocation": "optimal"},
     "+ 2,048 calibration rows": {"calibration_rows": 2048},
 }

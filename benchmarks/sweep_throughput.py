@@ -10,9 +10,9 @@ in turn, in one process; their predictions must agree.
 By default the model is the quickstart's (MiniLM-L6 fine-tuned on film reviews, kept by content
 hash) and the rows are 1,000 of its reviews; --model and --data take a local classifier and a TSV.
 
-"exact" computes in fp32 throughout; "fast" (measure.precision) takes bf16 products where the
-processor gains by them and predicts every row whose decision is close again in fp32. Where the
-time goes: half of the loop's is padding, most of the rest are matrix products.
+Where the time goes: half of the loop's is padding, most of the rest matrix products. What is left
+of ours is nearly all matrix products, so the ratio depends on how near torch's own fp32 product
+comes to what the processor can do.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from hfcompress.recipe.store import RunDirectory
 from hfcompress.recipe.sweep import run
 
 SPARSITIES = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
-ROUNDS = 3
+ROUNDS = 2
 ROWS = 1000
 Classes = NDArray[np.int64]
 
@@ -54,37 +54,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = arguments.model or quickstart_model(Path(folder))
         recipe = sweep_recipe(model, arguments.data)
-        times: dict[str, list[float]] = {"exact": [], "fast": [], "loop": []}
-        stages: dict[str, dict[str, float]] = {}
-        found: dict[str, list[Classes]] = {}
+        times: dict[str, list[float]] = {"ours": [], "loop": []}
         for turn in range(ROUNDS):
-            for way in ("exact", "fast"):
-                started = time.perf_counter()
-                output = Path(folder) / f"{way}{turn}"
-                found[way], stages[way] = sweep(with_precision(recipe, way), output)
-                times[way].append(time.perf_counter() - started)
             started = time.perf_counter()
-            found["loop"] = loop(model, recipe)
+            ours, stages = sweep(recipe, Path(folder) / f"run{turn}")
+            times["ours"].append(time.perf_counter() - started)
+            started = time.perf_counter()
+            theirs = loop(model, recipe)
             times["loop"].append(time.perf_counter() - started)
-    figures = [spread("the usual loop", times["loop"], "s")]
-    for way, target in (("exact", None), ("fast", ">= 3")):
-        ratios = [b / a for a, b in zip(times[way], times["loop"], strict=True)]
-        figures += [
-            spread(f"ours, precision {way}", times[way], "s"),
-            spread(f"ours, precision {way}: speedup", ratios, "x", target),
-            Figure(
-                f"ours, precision {way}: equal predictions, worst sparsity",
-                min(float((a == b).mean()) for a, b in zip(found[way], found["loop"], strict=True)),
-                "share",
-                target=">= 1",
-            ),
-        ]
-    figures += [Figure(f"of which {name}", value, "s") for name, value in stages["fast"].items()]
+    same = min(float((a == b).mean()) for a, b in zip(ours, theirs, strict=True))
+    ratios = [b / a for a, b in zip(times["ours"], times["loop"], strict=True)]
+    figures = [
+        spread("the usual loop", times["loop"], "s"),
+        spread("ours", times["ours"], "s"),
+        spread("speedup", ratios, "x", ">= 3"),
+        Figure("equal predictions, worst sparsity", same, "share", target=">= 1"),
+        *(Figure(f"of which {name}", value, "s") for name, value in stages.items()),
+    ]
     report(figures, "sweep_throughput", arguments.json)
-
-
-def with_precision(recipe: Recipe, way: str) -> Recipe:
-    return recipe.changed(measure={**recipe.measure.plain(), "precision": way})
 
 
 def quickstart_model(folder: Path) -> str:

@@ -15,7 +15,7 @@ from hfcompress.data import DataConfig, load_examples
 from hfcompress.encode import Encoded, encode
 from hfcompress.errors import ModelError, SourceError
 from hfcompress.models import ModelConfig, auto_class, load_model, task_modality
-from hfcompress.predict import predict, predict_fast
+from hfcompress.predict import predict
 from tests.conftest import make_bert, make_tokenizer
 
 
@@ -116,30 +116,3 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
 def test_the_task_decides_the_class() -> None:
     assert auto_class("image-classification").__name__ == "AutoModelForImageClassification"
     assert task_modality("text-classification") == "text"
-
-
-@pytest.mark.parametrize("classes", [2, 5])
-def test_fast_predictions_decide_the_same(
-    write_data: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, classes: int
-) -> None:
-    """Whatever the rounding (here: noise) does to the logits, every decision stays."""
-    examples = load_examples(DataConfig(path=str(write_data(rows=200))), "text", False)
-    encoded = encode(examples, examples.eval, make_tokenizer(), None)
-    model = make_bert(labels=classes)
-    model.classifier.weight.data.mul_(1000)
-    exact = predict(model, encoded, 8)
-
-    def rounded(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
-        if torch.get_float32_matmul_precision() == "highest":
-            return output
-        return output + 3e-4 * torch.randn(output.shape, generator=noise)
-
-    noise = torch.Generator().manual_seed(0)
-    model.classifier.register_forward_hook(rounded)
-    monkeypatch.setattr("hfcompress.predict._bf16_pays", lambda *_: True)
-    fast = predict_fast(model, encoded, 8)
-    assert torch.get_float32_matmul_precision() == "highest"
-    assert not np.array_equal(fast, exact)  # some rows were left in bf16
-    np.testing.assert_array_equal(fast.argmax(1), exact.argmax(1))
-    monkeypatch.setattr("hfcompress.predict._bf16_pays", lambda *_: False)
-    np.testing.assert_array_equal(predict_fast(model, encoded, 8), exact)

@@ -120,12 +120,13 @@ def cut_magnitudes_(weights: Sequence[Tensor], cut: Cut) -> list[int]:
         how many entries of each tensor are zero afterwards.
     """
     integer, bits = _BITS[weights[0].element_size()]
+    arrays = [weight.cpu().view(-1).view(integer).numpy() for weight in weights]
+    scratch = _scratch(arrays)
     zeros = []
-    for weight in weights:
-        array = weight.cpu().view(-1).view(integer).numpy()
+    for weight, array in zip(weights, arrays, strict=True):
         kept = 0
         for part in _slices(array):
-            keep, cut = _kept(_masked(part, bits), cut)
+            keep, cut = _kept(_masked(part, bits, scratch), cut)
             np.multiply(part, keep, out=part)
             kept += int(np.count_nonzero(keep))
         # With a cut at zero, kept entries may be zeros themselves.
@@ -173,9 +174,10 @@ def _bracket(
 ) -> tuple[int, Array]:
     """How many values lie below ``low``, and the values from ``low`` to ``high``."""
     below, inside = 0, []
+    scratch = _scratch(arrays)
     for array in arrays:
         for part in _slices(array):
-            values = _masked(part, bits)
+            values = _masked(part, bits, scratch)
             if limit is not None and values.max() >= limit:
                 raise ValueError("a value is NaN or infinite")
             if low is not None:
@@ -192,8 +194,17 @@ def _slices(array: Array) -> Iterator[Array]:
     return (array[start : start + _SLICE] for start in range(0, len(array), _SLICE))
 
 
-def _masked(array: Array, bits: int | None) -> Array:
-    return array if bits is None else array & array.dtype.type(bits)
+def _scratch(arrays: Sequence[Array]) -> Array:
+    """Room for one slice: reused, it stays in the cache, and no page is asked of the system."""
+    return np.empty(_SLICE, arrays[0].dtype)
+
+
+def _masked(array: Array, bits: int | None, scratch: Array | None = None) -> Array:
+    if bits is None:
+        return array
+    out = None if scratch is None else scratch[: len(array)]
+    masked: Array = np.bitwise_and(array, array.dtype.type(bits), out=out)
+    return masked
 
 
 def _floats(tensor: Tensor) -> Array:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hfcompress.architectures import select_modules, weight_matrix
 from hfcompress.errors import CalibrationError, ModelError, TargetError
 from hfcompress.pruning.calibration import Calibration
 from hfcompress.pruning.config import PruningConfig
-from hfcompress.pruning.masks import count_zeros, cut_magnitudes_, is_finite, magnitude_cut
+from hfcompress.pruning.masks import Cut, count_zeros, cut_magnitudes_, is_finite, magnitude_cut
 from hfcompress.pruning.methods import OneShot
 from hfcompress.pruning.moments import weight_of
 
@@ -153,25 +155,36 @@ def _by_magnitude(
     weights = {name: weight_of(module).detach() for name, module in modules.items()}
     together = config.competition == "global"
     portions = [list(weights)] if together else [[name] for name in weights]
-    cuts = []
-    for names in portions:
+
+    def choose(names: list[str]) -> Cut | None:
         drop = round(config.wanted * sum(weights[name].numel() for name in names))
         try:
-            cuts.append(magnitude_cut([weights[name] for name in names], drop) if drop else None)
+            return magnitude_cut([weights[name] for name in names], drop) if drop else None
         except ValueError:
             for name in names:
                 dense_weight(name, modules[name])
             raise
-    layers = []
-    for names, cut in zip(portions, cuts, strict=True):
+
+    def apply(names: list[str], cut: Cut | None) -> list[LayerReport]:
         part = [weights[name] for name in names]
         zeros = (
             [count_zeros(weight) for weight in part] if cut is None else cut_magnitudes_(part, cut)
         )
-        for name, weight, zero in zip(names, part, zeros, strict=True):
-            asked = zero if together else round(config.wanted * weight.numel())
-            layers.append(LayerReport(name, weight.numel(), zero, asked))
-    return tuple(layers)
+        return [
+            LayerReport(
+                name,
+                weight.numel(),
+                zero,
+                zero if together else round(config.wanted * weight.numel()),
+            )
+            for name, weight, zero in zip(names, part, zeros, strict=True)
+        ]
+
+    # numpy lets go of the interpreter in its loops, so that layers run side by side.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        cuts = list(pool.map(choose, portions))
+        found = list(pool.map(apply, portions, cuts))
+    return tuple(record for records in found for record in records)
 
 
 def _check_pattern(modules: Mapping[str, nn.Module], config: PruningConfig) -> None:

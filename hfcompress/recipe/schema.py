@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -48,11 +48,6 @@ class MeasureConfig(Config):
     metric: str = Field("accuracy", description="metric of the curve: accuracy, f1, matthews ...")
     also: Names = Field((), description="more metrics, kept in the rows")
     batch_size: int = Field(32, ge=1, description="rows in a batch")
-    precision: Literal["exact", "fast"] = Field(
-        "exact",
-        description="fast: bf16 products where the processor gains by them, and fp32 for every "
-        "row whose decision is close",
-    )
     macs: bool = Field(True, description="count multiply-accumulates of one example")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,7 @@ from hfcompress.measure.summary import (
     calculate_sparsity,
     count_parameters,
 )
-from hfcompress.predict import predict, predict_fast
+from hfcompress.predict import predict
 from hfcompress.recipe.hashing import weights_hash
 from hfcompress.recipe.schema import Trial
 from hfcompress.recipe.steps import kind_of
@@ -114,8 +115,9 @@ class Runner:
             size = bench.recipe.measure.batch_size
             if self._batches is None and bench.eval.lengths is not None:
                 self._batches = list(bench.eval.batches(size))  # tokens are small; images are not
-            how = predict_fast if bench.recipe.measure.precision == "fast" else predict
-            self.predictions[key] = how(model, bench.eval, size, bench.progress.work, self._batches)
+            self.predictions[key] = predict(
+                model, bench.eval, size, bench.progress.work, self._batches
+            )
         return key, self.predictions[key]
 
     def dense_logits(self, trial: Trial) -> Logits:
@@ -162,7 +164,7 @@ class Runner:
             "hash": bench.row_hash(trial),
             "index": trial.index,
             "settings": trial.settings,
-            "method": line_label(trial),
+            "method": line_label(trial, bench.trials),
             "seed": trial.seed,
             "requested_sparsity": requested,
             "actual_sparsity": sparsity.targets,
@@ -209,17 +211,25 @@ def _near(values: dict[float, Any], requested: float | None) -> Any:
     return next((value for key, value in values.items() if abs(key - requested) < 1e-9), None)
 
 
-def line_label(trial: Trial) -> str:
-    """What a trial's line in the plot is called: its method and what the grid varies, less the
-    sparsity and the seed."""
-    compressing = [s for s in trial.steps if kind_of(s.config).compresses]
-    parts = (
-        [str(getattr(compressing[-1].config, "method", compressing[-1].name))]
-        if (compressing)
-        else ["dense"]
-    )
+def line_label(trial: Trial, trials: Sequence[Trial] = ()) -> str:
+    """What a trial's line in the plot is called.
+
+    Its method, and the settings in which it differs from other trials of that method; sparsity
+    and seed are points on the line.
+    """
+    method = _method(trial)
+    others = [other.settings for other in trials if _method(other) == method]
+    parts = [method]
     for field_name, value in trial.settings.items():
         last = field_name.rpartition(".")[2]
-        if last not in {"sparsity", "seed", "method", "targets"}:
+        varies = not others or any(other.get(field_name) != value for other in others)
+        if varies and last not in {"sparsity", "seed", "method", "targets"}:
             parts.append(f"{value}" if isinstance(value, str) else f"{last} {value}")
     return ", ".join(parts)
+
+
+def _method(trial: Trial) -> str:
+    compressing = [s for s in trial.steps if kind_of(s.config).compresses]
+    if not compressing:
+        return "dense"
+    return str(getattr(compressing[-1].config, "method", compressing[-1].name))

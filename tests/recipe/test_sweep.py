@@ -22,9 +22,10 @@ from hfcompress.errors import (
 from hfcompress.measure.summary import calculate_sparsity
 from hfcompress.recipe import trial as trial_module
 from hfcompress.recipe.progress import Progress
-from hfcompress.recipe.schema import Recipe, parse_recipe
+from hfcompress.recipe.schema import Recipe, expand, parse_recipe
 from hfcompress.recipe.sensitivity import sensitivity
 from hfcompress.recipe.sweep import report, run
+from hfcompress.recipe.trial import line_label
 
 
 class Heard(Progress):
@@ -285,3 +286,16 @@ def test_sensitivity_prunes_one_layer_at_a_time(
         sensitivity(make_recipe(steps=recipe.steps), tmp_path / "other")
     with pytest.raises(ConfigError, match="whose last step, and no other, is prune"):
         sensitivity(make_recipe(steps=[{"finetune": {}}], grid={}), tmp_path / "other")
+
+
+def test_lines_are_named_by_what_varies(make_recipe: Callable[..., Recipe]) -> None:
+    recipe = make_recipe(
+        steps=[{"prune": {}}],
+        grid=[
+            {"prune.scope": ["layer", "global"], "prune.sparsity": [0.5], "seed": [0, 1]},
+            {"prune.method": ["random"], "prune.damping": [0.5], "prune.sparsity": [0.5, 0.6]},
+        ],
+    )
+    trials = expand(recipe)
+    labels = [line_label(trial, trials) for trial in trials]
+    assert labels == ["magnitude, layer"] * 2 + ["magnitude, global"] * 2 + ["random"] * 2

@@ -1,0 +1,43 @@
+"""The frame that all benchmarks share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks._figures import Figure, report, spread
+from benchmarks.tables import render
+
+
+@pytest.mark.parametrize(
+    ("value", "target", "met"),
+    [(20.0, ">= 20", True), (19.9, ">= 20", False), (1.2, "<= 1.2", True), (1.3, "<= 1.2", False),
+     (-0.1, ">= -0.7", True), (5.0, None, None)],
+)  # fmt: skip
+def test_a_figure_knows_whether_it_is_met(value: float, target: str | None, met: bool) -> None:
+    assert Figure("x", value, "s", target=target).met is met
+
+
+def test_spread_is_the_median_with_its_ends() -> None:
+    figure = spread("x", [3.0, 1.0, 2.0, 10.0], "s", "<= 3")
+    assert (figure.value, figure.low, figure.high, figure.met) == (2.5, 1.0, 10.0, True)
+
+
+def test_report_writes_what_the_tables_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = [Figure("speed", 2.0, "x", 1.5, 2.5, ">= 3", "a note"), Figure("size", 7.0, "MB")]
+    report(figures, "made_up", tmp_path / "made_up.json")
+    assert "speed" in capsys.readouterr().out
+    data = json.loads((tmp_path / "made_up.json").read_text())
+    assert [figure["met"] for figure in data["figures"]] == [False, None]
+    assert data["environment"]["packages"]["torch"]
+    monkeypatch.setattr("benchmarks.tables.RESULTS", tmp_path)
+    text = render("before\n<!-- results: made_up -->\nold\n<!-- end -->\nafter")
+    assert "| speed | 2 x | 1.5 to 2.5 | >= 3, **not met** |" in text
+    assert "| size | 7 MB |  |  |" in text
+    assert "old" not in text
+    assert text.startswith("before\n")
+    assert render(text) == text
