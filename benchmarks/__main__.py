@@ -20,7 +20,13 @@ from rich.console import Console
 from benchmarks.tables import RESULTS, update_readme
 
 # In the order in which they run, the quick ones first; True where SST-2 is read.
-BENCHMARKS = {"prune_time": False, "sweep_throughput": False, "oneshot_quality": True}
+BENCHMARKS = {
+    "prune_time": False,
+    "sweep_throughput": False,
+    "published_table": True,
+    "oneshot_quality": True,
+    "oneshot_levers": True,
+}
 
 
 def main() -> int:
