@@ -72,6 +72,14 @@ class Config(BaseModel):
         plain: dict[str, Any] = _listed(self.model_dump())
         return plain
 
+    def identity(self) -> dict[str, Any]:
+        """What sets this config apart: the fields that are not at their defaults.
+
+        For content hashes: a new option with a default leaves old results valid.
+        """
+        identity: dict[str, Any] = _listed(self.model_dump(exclude_defaults=True))
+        return identity
+
     def changed(self, **changes: Any) -> Self:
         """A copy with some fields changed, checked anew.
 

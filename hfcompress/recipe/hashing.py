@@ -12,7 +12,8 @@ from torch import nn
 
 from hfcompress.recipe.schema import Recipe, Step
 
-# Raised when the meaning of a result changes, so that older rows and models are not reused.
+# Raised when the meaning of a result changes (a default, too), so that older rows and models are
+# not reused.
 FORMAT = 1
 
 
@@ -31,13 +32,13 @@ def prefix_hashes(root: str, steps: Sequence[Step]) -> list[str]:
     """Hash of the model before the first step, after the first, after the second ..."""
     hashes = [root]
     for step in steps:
-        hashes.append(content_hash([hashes[-1], step.plain()]))
+        hashes.append(content_hash([hashes[-1], step.name, step.config.identity()]))
     return hashes
 
 
 def row_hash(recipe: Recipe, last_prefix: str, measured: str) -> str:
     """Hash of a row: the final model, the rows it is measured on, and what is measured."""
-    return content_hash([last_prefix, measured, recipe.measure.plain()])
+    return content_hash([last_prefix, measured, recipe.measure.identity()])
 
 
 def weights_hash(model: nn.Module) -> str:

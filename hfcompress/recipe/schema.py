@@ -112,10 +112,15 @@ class Recipe(Config):
     def plain(self) -> dict[str, Any]:
         """The recipe as plain data, every default spelt out.
 
-        Fields that the grid varies stand in the steps as in the first trial.
+        Fields that the grid varies stand in the steps as they were written.
         """
         data = super().plain()
-        data["steps"] = [step.plain() for step in expand(self)[0].steps]
+        steps = [step.plain() for step in expand(self)[0].steps]
+        for field in dict.fromkeys(field for part in self.grid for field in part):
+            if field != "seed":
+                place, name, inner = _locate(field, self.steps, "grid.")
+                _restore(steps[place][name], self.steps[place][name] or {}, inner.split("."))
+        data["steps"] = steps
         return data
 
 
@@ -285,6 +290,16 @@ def _with(data: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str,
     """A copy of nested plain data with one value changed."""
     inner = value if len(path) == 1 else _with(data.get(path[0]) or {}, path[1:], value)
     return {**data, path[0]: inner}
+
+
+def _restore(data: dict[str, Any], written: Mapping[str, Any], path: Sequence[str]) -> None:
+    """Put one value of nested plain data back to what was written, or take it out."""
+    if len(path) > 1 and isinstance(data.get(path[0]), dict):
+        _restore(data[path[0]], written.get(path[0]) or {}, path[1:])
+    elif path[0] in written:
+        data[path[0]] = written[path[0]]
+    else:
+        data.pop(path[0], None)
 
 
 def _override(data: dict[str, Any], override: str) -> dict[str, Any]:

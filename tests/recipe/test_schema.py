@@ -85,6 +85,27 @@ def test_plain_reads_back_as_the_same_trials(tmp_path: Path) -> None:
     assert again.plain() == recipe().plain()
 
 
+def test_plain_leaves_to_the_grid_what_the_grid_varies(tmp_path: Path) -> None:
+    """A value of one part of the grid must not leak into the others."""
+    grid = [
+        {"prune.sparsity": [0, 0.5]},
+        {"prune.method": ["sparsegpt"], "prune.pattern": ["2:4"], "prune.seed": [1]},
+    ]
+    before = recipe(steps=[{"prune": {"seed": 7}}], grid=grid)
+    path = tmp_path / "again.yaml"
+    path.write_text(dump_yaml(before.plain()))
+    assert expand(load_recipe(path)) == expand(before)
+
+
+def test_a_new_option_leaves_old_results_valid() -> None:
+    plain = PruningConfig(sparsity=0.5)
+    assert plain.identity() == {"sparsity": 0.5}
+    assert PruningConfig(sparsity=0.5, scope="layer").identity() == {
+        "sparsity": 0.5, "scope": "layer",
+    }  # fmt: skip
+    assert PruningConfig(sparsity=0.5, seed=0).identity() == plain.identity()
+
+
 def write(tmp_path: Path, data: dict[str, Any]) -> Path:
     path = tmp_path / "r.yaml"
     path.write_text(dump_yaml(data))
