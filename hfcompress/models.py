@@ -136,8 +136,7 @@ def _head_options(settings: Any, labels: list[str] | None, path: str) -> dict[st
     if labels is None:
         return {}
     own = [str(settings.id2label[index]) for index in sorted(settings.id2label)]
-    generic = all(name.startswith("LABEL_") for name in own)
-    if len(own) == len(labels) and (generic or not _named(labels)):
+    if len(own) == len(labels) and not _named(labels):
         return {}
     folded_own, folded = [name.lower() for name in own], [name.lower() for name in labels]
     if folded_own == folded:

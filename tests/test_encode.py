@@ -85,6 +85,10 @@ def test_models_by_folder(model_folder: Path) -> None:
     loaded = load_model(ModelConfig(path=str(model_folder)), "text-classification", ["0", "1"])
     assert not loaded.new_head
     assert not loaded.model.training
+    assert loaded.model.config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
+    named = load_model(ModelConfig(path=str(model_folder)), "text-classification", ["bad", "good"])
+    assert not named.new_head
+    assert named.model.config.id2label == {0: "bad", 1: "good"}
     three = load_model(
         ModelConfig(path=str(model_folder)), "text-classification", ["a", "b", "c"], seed=3
     )
