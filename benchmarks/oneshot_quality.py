@@ -127,7 +127,7 @@ def averaged(name: str, rows: list[dict[str, Any]], limit: float | None) -> Figu
     """The mean over seeds with the worst and the best seed, in points against dense."""
     points = [-100 * row["drop"] for row in rows]
     mean = round(statistics.mean(points), 2)
-    target = None if limit is None else f">= {-limit:g}"
+    target = None if limit is None else f">= {0 - limit:g}"
     agreement = 100 * statistics.mean(row["agreement"] for row in rows)
     note = f"{len(points)} seeds, agreement with dense {agreement:.1f} %"
     return Figure(name, mean, "points", min(points), max(points), target, note)
