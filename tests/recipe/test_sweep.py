@@ -92,6 +92,11 @@ def test_rows_hold_what_was_measured(table_recipe: Recipe, tmp_path: Path) -> No
     assert len({row["hash"] for row in result.rows}) == 3
 
 
+def test_multiply_accumulates_are_counted_where_asked(table_recipe: Recipe) -> None:
+    small = table_recipe.changed(grid=({"prune.sparsity": (0.5,)},), measure={"macs": False})
+    assert run(small)[0]["macs"] is None
+
+
 def test_files_of_a_run(table_recipe: Recipe, tmp_path: Path) -> None:
     result = run(table_recipe, tmp_path / "run")
     written = {path.name for path in (tmp_path / "run").iterdir()}
