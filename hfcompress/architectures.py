@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -33,6 +33,10 @@ class Family:
         ffn_in, ffn_out: paths of the feed-forward projections, from a layer.
         gated: the first half of ``ffn_in``'s outputs is multiplied with the second half.
         heads: the config's field with the number of attention heads.
+        prenorm: each sublayer reads the normalised residual stream and adds to it as it is;
+            otherwise the sum is normalised.
+        free_heads: attention reads the number of heads from the width of its projections, so
+            that a layer can have fewer than the config says.
     """
 
     layers: str
@@ -44,6 +48,8 @@ class Family:
     ffn_out: str
     gated: bool = False
     heads: str = "num_attention_heads"
+    prenorm: bool = False
+    free_heads: bool = True
 
 
 _BERT = Family(
@@ -63,6 +69,7 @@ _VIT = Family(
     out="attention.o_proj",
     ffn_in="mlp.fc1",
     ffn_out="mlp.fc2",
+    prenorm=True,
 )
 _GPT2 = Family(
     layers="h",
@@ -73,6 +80,8 @@ _GPT2 = Family(
     ffn_in="mlp.c_fc",
     ffn_out="mlp.c_proj",
     heads="n_head",
+    prenorm=True,
+    free_heads=False,  # it splits the fused projection by a size of its own
 )
 
 FAMILIES: dict[str, Family] = {
@@ -99,6 +108,7 @@ FAMILIES: dict[str, Family] = {
         out="attention.attn.o",
         ffn_in="intermediate.dense",
         ffn_out="output.dense",
+        free_heads=False,  # position biases are tables by head
     ),
     "deberta-v2": Family(
         layers="encoder.layer",
@@ -108,6 +118,7 @@ FAMILIES: dict[str, Family] = {
         out="attention.output.dense",
         ffn_in="intermediate.dense",
         ffn_out="output.dense",
+        free_heads=False,  # it reshapes by the config's number of heads
     ),
     "modernbert": Family(
         layers="layers",
@@ -118,10 +129,11 @@ FAMILIES: dict[str, Family] = {
         ffn_in="mlp.Wi",
         ffn_out="mlp.Wo",
         gated=True,
+        prenorm=True,
     ),
     "vit": _VIT,
     "deit": _VIT,
-    "beit": _VIT,
+    "beit": replace(_VIT, free_heads=False),  # position biases are tables by head
     "gpt2": _GPT2,
 }
 """Family by ``model.config.model_type``."""

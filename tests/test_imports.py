@@ -17,7 +17,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS: list[set[str]] = [
     {"errors", "files", "extras", "config", "quiet"},
     {"pure"},
-    {"architectures", "sources"},
+    {"architectures", "sources", "sublayers", "surgery"},
     {"models", "data", "encode", "predict", "measure"},
     {"pruning", "distillation", "quantization", "checkpoint"},
     {"report"},
