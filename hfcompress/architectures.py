@@ -33,6 +33,7 @@ class Family:
         ffn_in, ffn_out: paths of the feed-forward projections, from a layer.
         gated: the first half of ``ffn_in``'s outputs is multiplied with the second half.
         heads: the config's field with the number of attention heads.
+        ffn_width: the config's field with the number of feed-forward neurons.
         prenorm: each sublayer reads the normalised residual stream and adds to it as it is;
             otherwise the sum is normalised.
         free_heads: attention reads the number of heads from the width of its projections, so
@@ -48,6 +49,7 @@ class Family:
     ffn_out: str
     gated: bool = False
     heads: str = "num_attention_heads"
+    ffn_width: str = "intermediate_size"
     prenorm: bool = False
     free_heads: bool = True
 
@@ -80,6 +82,7 @@ _GPT2 = Family(
     ffn_in="mlp.c_fc",
     ffn_out="mlp.c_proj",
     heads="n_head",
+    ffn_width="n_inner",
     prenorm=True,
     free_heads=False,  # it splits the fused projection by a size of its own
 )
@@ -99,6 +102,7 @@ FAMILIES: dict[str, Family] = {
         ffn_in="ffn.lin1",
         ffn_out="ffn.lin2",
         heads="n_heads",
+        ffn_width="hidden_dim",
     ),
     "mpnet": Family(
         layers="encoder.layer",
@@ -217,7 +221,7 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
     """
     family = family_of(model)
     if family is not None:
-        prefix = _base_prefix(model)
+        prefix = base_prefix(model)
         path = f"{prefix}.{family.layers}" if prefix else family.layers
         return dict(_children(path, model.get_submodule(path)))
     lists = [
@@ -260,7 +264,7 @@ def _weight(module: nn.Module) -> Tensor:
     return weight.detach()
 
 
-def _base_prefix(model: nn.Module) -> str:
+def base_prefix(model: nn.Module) -> str:
     """Where the base model lies inside a model: ``"bert"``, or ``""`` for the base model itself."""
     if not isinstance(model, PreTrainedModel):
         return ""
@@ -270,7 +274,7 @@ def _base_prefix(model: nn.Module) -> str:
 
 def _head_names(model: nn.Module, modules: dict[str, nn.Module]) -> set[str]:
     if isinstance(model, PreTrainedModel):
-        prefix = _base_prefix(model)
+        prefix = base_prefix(model)
         return {name for name in modules if prefix and not name.startswith(f"{prefix}.")}
     linears = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
     return set(linears[-1:]) if len(modules) > 1 else set()
