@@ -317,11 +317,11 @@ def _labelled(
     dropped: dict[str, int],
 ) -> Dataset:
     """Rows whose label counts, with an integer ``label`` column; the others are counted."""
-    raw = rows[label]
+    raw = rows[label][:]  # a list: a lazy column reads Arrow anew for each item
     keep = [index for index, value in enumerate(raw) if value in values]
     _count(dropped, f"{side}: other label", len(raw) - len(keep))
     if isinstance(rows.features[columns[0]], datasets.Value):
-        texts = [rows[column] for column in columns]
+        texts = [rows[column][:] for column in columns]
         full = [index for index in keep if all(text[index] for text in texts)]
         _count(dropped, f"{side}: empty {' or '.join(columns)}", len(keep) - len(full))
         keep = full
@@ -360,7 +360,7 @@ def _split(rows: Dataset | None, config: DataConfig) -> tuple[Dataset, Dataset]:
             raise DataError(f"data: {len(rows)} usable rows cannot be split in train and eval")
         sides = rows.train_test_split(test_size=config.eval_fraction, seed=config.seed)
         return sides["train"], sides["test"]
-    groups = rows[config.group]
+    groups = rows[config.group][:]
     order = sorted(
         {str(group) for group in groups}, key=lambda group: _shuffled(group, config.seed)
     )

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -49,6 +49,11 @@ class MeasureConfig(Config):
     also: Names = Field((), description="more metrics, kept in the rows")
     batch_size: int = Field(32, ge=1, description="rows in a batch")
     macs: bool = Field(True, description="count multiply-accumulates of one example")
+    precision: Literal["auto", "fp32"] = Field(
+        "auto",
+        description="auto: bf16 where the processor is fast at it, and fp32 again for every row "
+        "whose class bf16 could change; fp32: all rows in fp32",
+    )
 
 
 class ReferenceConfig(Config):

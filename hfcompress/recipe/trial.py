@@ -23,6 +23,7 @@ from hfcompress.measure.summary import (
     count_parameters,
 )
 from hfcompress.predict import predict
+from hfcompress.predict_checked import checking_pays, predict_checked
 from hfcompress.recipe.hashing import weights_hash
 from hfcompress.recipe.schema import Trial
 from hfcompress.recipe.steps import kind_of
@@ -50,6 +51,7 @@ class Runner:
     _kept: dict[str, tuple[PreTrainedModel, list[dict[str, Any]]]] = field(default_factory=dict)
     _uses: Counter[str] = field(default_factory=Counter)
     _dense: dict[str, str] = field(default_factory=dict)
+    _exact_rows: dict[str, int] = field(default_factory=dict)
     _batches: list[tuple[NDArray[np.int64], Batch]] | None = None
 
     def __post_init__(self) -> None:
@@ -115,9 +117,12 @@ class Runner:
             size = bench.recipe.measure.batch_size
             if self._batches is None and bench.eval.lengths is not None:
                 self._batches = list(bench.eval.batches(size))  # tokens are small; images are not
-            self.predictions[key] = predict(
-                model, bench.eval, size, bench.progress.work, self._batches
-            )
+            rows = (bench.eval, size, bench.progress.work, self._batches)
+            if bench.recipe.measure.precision == "auto" and checking_pays(model, bench.eval):
+                found = predict_checked(model, *rows)
+                self.predictions[key], self._exact_rows[key] = found.logits, found.exact_rows
+            else:
+                self.predictions[key] = predict(model, *rows)
         return key, self.predictions[key]
 
     def dense_logits(self, trial: Trial) -> Logits:
@@ -178,6 +183,7 @@ class Runner:
             "reference": _near(reference.values if reference else {}, requested),
             "note": _near(reference.notes if reference else {}, requested) or "",
             "weights_hash": key,
+            "fp32_rows": self._exact_rows.get(key, len(logits)),
             "layers": layers,
             "steps": [
                 {"step": step.name, **{k: v for k, v in did.items() if k != "layers"}}

@@ -304,3 +304,22 @@ def test_lines_are_named_by_what_varies(make_recipe: Callable[..., Recipe]) -> N
     trials = expand(recipe)
     labels = [line_label(trial, trials) for trial in trials]
     assert labels == ["magnitude, layer"] * 2 + ["magnitude, global"] * 2 + ["random"] * 2
+
+
+def test_precision_decides_how_rows_are_predicted(
+    make_recipe: Callable[..., Recipe],
+    write_data: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    data = {"path": str(write_data(rows=600)), "eval_fraction": 0.5}
+    found = {
+        precision: run(make_recipe(data=data, measure={"precision": precision})).rows
+        for precision in ("auto", "fp32")
+    }
+    for checked, exact in zip(found["auto"], found["fp32"], strict=True):
+        assert checked["value"] == exact["value"]
+        assert checked["agreement"] == exact["agreement"]
+        assert checked["fp32_rows"] < exact["fp32_rows"] == 300
