@@ -1,7 +1,8 @@
 """hfcompress: prune, distill and quantize Hugging Face models, and see what it costs.
 
 The names below are the public ones; each is loaded when it is first asked for, so that
-``import hfcompress`` costs nothing.
+``import hfcompress`` costs nothing. Importing it also lets transformers load the checkpoints of
+shrunk models (see ``hfcompress/checkpoint``).
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from hfcompress.checkpoint import hook as _hook
+
 if TYPE_CHECKING:
+    from hfcompress.checkpoint.save import record_shapes as record_shapes
     from hfcompress.distillation.augment import augment_texts as augment_texts
     from hfcompress.distillation.config import DistillationConfig as DistillationConfig
     from hfcompress.distillation.losses import distillation_loss as distillation_loss
@@ -77,6 +81,7 @@ _PUBLIC = {
     "measure_latency": "measure.latency",
     "progressive": "pruning.progressive",
     "prune": "pruning.unstructured",
+    "record_shapes": "checkpoint.save",
     "run": "recipe.sweep",
     "sensitivity": "pruning.sensitivity",
 }
@@ -92,3 +97,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+_hook.install()

@@ -1,0 +1,1 @@
+"""Checkpoints of compressed models that plain ``from_pretrained`` loads."""

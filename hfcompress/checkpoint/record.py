@@ -1,0 +1,118 @@
+"""What a checkpoint's ``config.json`` says of modules that its model's config cannot express.
+
+::
+
+    "quantization_config": {
+      "quant_method": "hfcompress (...)",   what transformers looks up, and says where it is unknown
+      "model": "BertForSequenceClassification",
+      "base": "bert",                       where the base model lies in that class
+      "modules": {"bert.encoder.layer.0.attention.self.query": {"weight": [24, 32], "bias": [24]}},
+      "packed": {"bert.encoder.layer.0.output.dense": 1638}     non-zeros of a packed weight
+    }
+
+Plain data in, plain data out: nothing in it is code, and nothing is taken unchecked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hfcompress.errors import ModelError
+
+METHOD = "hfcompress (write: pip install hfcompress, and: import hfcompress)"
+"""The ``quant_method``. transformers quotes it to people who have not imported hfcompress."""
+
+Shape = tuple[int, ...]
+_FIELDS = ("model", "base", "modules", "packed")
+
+
+@dataclass(frozen=True)
+class Record:
+    """The modules that differ from what the config alone would build.
+
+    Attributes:
+        model: class of the model that was recorded; its head's modules must all be there again.
+        base: name of the base model inside it (``"bert"``), or ``""``.
+        modules: module -> parameter or buffer -> shape; None for a parameter that is not there.
+        packed: module -> non-zero values of its weight, which is stored as bitmask and values.
+    """
+
+    model: str = ""
+    base: str = ""
+    modules: dict[str, dict[str, Shape | None]] = field(default_factory=dict)
+    packed: dict[str, int] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.modules or self.packed)
+
+    def plain(self) -> dict[str, Any]:
+        """As it stands in ``config.json``."""
+        modules = {
+            name: {key: None if shape is None else list(shape) for key, shape in shapes.items()}
+            for name, shapes in self.modules.items()
+        }
+        data = {"modules": modules, "packed": dict(self.packed)}
+        head = {"quant_method": METHOD, "model": self.model, "base": self.base}
+        return {**head, **{key: value for key, value in data.items() if value}}
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any]) -> Record:
+        """Check what a ``config.json`` holds.
+
+        Raises:
+            ModelError: anything that `plain` would not have written.
+        """
+        unknown = sorted(set(data) - {*_FIELDS, "quant_method"})
+        if unknown:
+            raise _damaged(f"has the unknown field {unknown[0]!r}")
+        model, base = data.get("model", ""), data.get("base", "")
+        if not isinstance(model, str) or not isinstance(base, str):
+            raise _damaged("names its model with something that is no text")
+        modules = {
+            name: _mapping(shapes, f"modules.{name}")
+            for name, shapes in _mapping(data.get("modules", {}), "modules").items()
+        }
+        return cls(
+            model=model,
+            base=base,
+            modules={
+                name: {key: _shape(name, key, shape) for key, shape in shapes.items()}
+                for name, shapes in modules.items()
+            },
+            packed={
+                name: _count(name, number)
+                for name, number in _mapping(data.get("packed", {}), "packed").items()
+            },
+        )
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise _damaged(f"holds {value!r} under {where!r}, which is no mapping of names")
+    return dict(value)
+
+
+def _shape(module: str, key: str, shape: Any) -> Shape | None:
+    if shape is None:
+        return None
+    if not isinstance(shape, (list, tuple)) or not all(_is_count(size) for size in shape):
+        raise _damaged(f"gives {module}.{key} the shape {shape!r}, which is no list of sizes")
+    return tuple(shape)
+
+
+def _count(module: str, number: Any) -> int:
+    if not _is_count(number):
+        raise _damaged(f"holds {number!r} for {module}, which is no whole number from 0")
+    return int(number)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _damaged(what: str) -> ModelError:
+    return ModelError(
+        f"config.json: the quantization_config that hfcompress wrote {what}; save the model again"
+    )

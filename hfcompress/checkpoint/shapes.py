@@ -1,0 +1,124 @@
+"""How a model differs in shape from what its config builds, and how to make a fresh one alike."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.pytorch_utils import Conv1D
+
+from hfcompress.architectures import base_prefix
+from hfcompress.checkpoint.record import Record, Shape
+from hfcompress.errors import ModelError
+from hfcompress.surgery import resized
+
+RESIZABLE = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.Conv1d, nn.Conv2d, nn.BatchNorm2d, Conv1D)
+"""The classes whose modules may have other shapes than the config says."""
+
+
+def built_from_config(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of the same class and config on the meta device: shapes and no data."""
+    with torch.device("meta"), no_init_weights():
+        fresh: PreTrainedModel = type(model)(copy.deepcopy(model.config))
+    return fresh
+
+
+def difference(model: PreTrainedModel, fresh: PreTrainedModel) -> Record:
+    """What of a model's shapes its config does not say.
+
+    Args:
+        model: any state of it; no tensor is read.
+        fresh: `built_from_config` of it.
+
+    Raises:
+        ModelError: a difference that is more than sizes: other modules, or other classes.
+    """
+    modules, others = dict(model.named_modules()), dict(fresh.named_modules())
+    for name in sorted(set(modules) ^ set(others)):
+        raise ModelError(
+            f"{type(model).__name__} cannot be saved so that it loads again: {name!r} is "
+            f"{'a module' if name in modules else 'missing, a module'} that its config does not "
+            f"{'build' if name in modules else 'leave out'}"
+        )
+    shapes: dict[str, dict[str, Shape | None]] = {}
+    for name, module in modules.items():
+        if changed := _changed_shapes(name, module, others[name]):
+            shapes[name] = changed
+    return Record(type(model).__name__, base_prefix(model), shapes)
+
+
+def resize(module: nn.Module, name: str, shapes: dict[str, Shape | None]) -> None:
+    """Give a module on the meta device parameters and buffers of other shapes.
+
+    Args:
+        module: of a class in `RESIZABLE`; changed in place.
+        name: where it is, for messages.
+        shapes: parameter or buffer -> its new shape; None removes it.
+
+    Raises:
+        ModelError: another class, or a tensor that it does not have.
+    """
+    if not isinstance(module, RESIZABLE):
+        raise ModelError(
+            f"config.json: the recorded module {name!r} is a {type(module).__name__} in this "
+            f"model, not a Linear, Embedding, LayerNorm or convolution; "
+            f"the record belongs to another model"
+        )
+    for key, shape in shapes.items():
+        if key not in module._parameters and key not in module._buffers:
+            raise ModelError(
+                f"config.json: the recorded module {name!r} ({type(module).__name__}) "
+                f"has no tensor {key!r}; the record belongs to another model"
+            )
+        old = getattr(module, key)
+        if shape is not None and key != "bias" and len(shape) != old.dim():
+            raise ModelError(
+                f"config.json: {name}.{key} is recorded with the shape {list(shape)}, and a "
+                f"{type(module).__name__} needs {old.dim()} sizes"
+            )
+        _replace(module, key, old, shape)
+    _tell_sizes(module)
+
+
+def _replace(module: nn.Module, key: str, old: Tensor | None, shape: Shape | None) -> None:
+    if shape is None:
+        setattr(module, key, None)
+        return
+    like = old if old is not None else cast(Tensor, module.weight)
+    new = torch.empty(shape, dtype=like.dtype, device=like.device)
+    setattr(module, key, new if key in module._buffers else nn.Parameter(new))
+
+
+def _tell_sizes(module: nn.Module) -> None:
+    """Make a module's own numbers what its weight says."""
+    resized(module)
+    weight: Any = module.weight
+    if isinstance(module, nn.LayerNorm):
+        module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, nn.BatchNorm2d):
+        module.num_features = weight.shape[0]
+    elif isinstance(module, (nn.Conv1d, nn.Conv2d)):
+        if module.groups == module.out_channels > 1:  # depthwise: one group for each channel
+            module.groups = weight.shape[0]
+        module.out_channels = weight.shape[0]
+        module.in_channels = weight.shape[1] * module.groups
+
+
+def _changed_shapes(name: str, module: nn.Module, fresh: nn.Module) -> dict[str, Shape | None]:
+    found: dict[str, Shape | None] = {}
+    for key in dict.fromkeys((*module._parameters, *module._buffers, *fresh._parameters)):
+        ours, theirs = getattr(module, key, None), getattr(fresh, key, None)
+        shape = None if ours is None else tuple(ours.shape)
+        if shape != (None if theirs is None else tuple(theirs.shape)):
+            found[key] = shape
+    # A class of the user's own derived from Linear is a Linear to whoever loads the checkpoint.
+    if found and not (isinstance(module, RESIZABLE) and isinstance(fresh, RESIZABLE)):
+        raise ModelError(
+            f"{name!r} cannot be saved so that it loads again: it is a {type(module).__name__} "
+            f"whose shapes its config does not say"
+        )
+    return found
