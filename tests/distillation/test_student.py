@@ -1,0 +1,231 @@
+"""Students made from their teacher: equal at equal sizes, smaller where asked, reloaded plainly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+
+from hfcompress.architectures import blocks, weight_matrix
+from hfcompress.distillation.feature_folding import collect_folds
+from hfcompress.distillation.layer_choice import block_influence, choose_layers
+from hfcompress.distillation.student import make_student
+from hfcompress.distillation.unit_importance import feature_norms, unit_norms
+from hfcompress.errors import ConfigError, TargetError
+from hfcompress.sublayers import sublayers
+from tests.families import IMAGES, SHRINKABLE, logits, tiny, tiny_batches
+
+ALL = (*SHRINKABLE, "mpnet")
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_the_teachers_own_sizes_give_the_teachers_logits(family: str) -> None:
+    teacher = tiny(family)
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    student = make_student(teacher, layers=3, hidden=32, heads=4, ffn=48)
+    for batch in tiny_batches(family):
+        assert torch.equal(logits(student, batch), logits(teacher, batch))
+    assert student is not teacher
+    for parameter in student.parameters():
+        parameter.data.zero_()
+    for name, tensor in teacher.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_a_student_of_any_size_is_reloaded_plainly(family: str, tmp_path: Path) -> None:
+    teacher = tiny(family)
+    student = make_student(teacher, layers=2, hidden=16, ffn=20)
+    assert len(blocks(student)) == 2
+    assert student.config.hidden_size == 16
+    assert student.config.num_attention_heads == 2
+    assert type(student) is type(teacher)
+    assert not student.training
+    student.save_pretrained(tmp_path)
+    auto: Any = AutoModelForSequenceClassification
+    if family in IMAGES:
+        auto = AutoModelForImageClassification if family == "vit" else type(teacher)
+    again = auto.from_pretrained(tmp_path)
+    for batch in tiny_batches(family):
+        assert torch.equal(logits(again, batch), logits(student, batch))
+
+
+@pytest.mark.parametrize(
+    ("layers", "init", "chosen"),
+    [
+        (3, "every-other", (1, 3, 5)),
+        (2, "every-other", (2, 5)),
+        (1, "every-other", (5,)),
+        (4, "every-other", (0, 2, 3, 5)),
+        (3, "first", (0, 1, 2)),
+        ((4, 0), "every-other", (4, 0)),
+        (None, "first", (0, 1, 2, 3, 4, 5)),
+    ],
+)
+def test_layers_are_copied_from_those_chosen(layers: Any, init: Any, chosen: Any) -> None:
+    teacher = deep_bert()
+    assert choose_layers(teacher, layers, init) == chosen
+    student = make_student(teacher, layers=layers, init=init)
+    parts, theirs = list(blocks(student).values()), list(blocks(teacher).values())
+    for part, number in zip(parts, chosen, strict=True):
+        for own, other in zip(part.parameters(), theirs[number].parameters(), strict=True):
+            assert torch.equal(own, other)
+
+
+def deep_bert() -> Any:
+    teacher = tiny("bert")
+    return make_student(teacher, layers=(0, 1, 2, 0, 1, 2))
+
+
+def test_importance_keeps_the_layers_that_change_most() -> None:
+    teacher = tiny("bert")
+    layers = list(blocks(teacher).values())
+    batches = tiny_batches("bert")
+    # A layer that writes nothing is hardly more than its norms.
+    for name, parameter in layers[1].named_parameters():
+        if "output.dense" in name:
+            parameter.data.zero_()
+    assert choose_layers(teacher, 2, "importance", batches) == (0, 2)
+    assert choose_layers(teacher, 2, "importance") == (0, 2)
+    assert choose_layers(teacher, 2) == (0, 2)
+    influence = block_influence(teacher, batches)
+    assert min(range(3), key=influence.__getitem__) == 1
+    with pytest.raises(ConfigError, match="no batch"):
+        block_influence(teacher, [])
+
+
+def test_influence_is_one_minus_the_mean_cosine_without_padding() -> None:
+    teacher = tiny("bert")
+    (batch,) = tiny_batches("bert", batches=1)
+    shown = {name: value for name, value in batch.items() if name != "labels"}
+    with torch.no_grad():
+        states = teacher(**shown, output_hidden_states=True).hidden_states
+    mask = batch["attention_mask"].bool()
+    for number, found in enumerate(block_influence(teacher, [batch])):
+        before, after = states[number][mask].double(), states[number + 1][mask].double()
+        cosine = (before * after).sum(1) / before.norm(dim=1) / after.norm(dim=1)
+        assert found == pytest.approx(1 - float(cosine.mean()), abs=1e-6)
+
+
+def test_modernbert_keeps_its_first_layer_first() -> None:
+    assert choose_layers(tiny("modernbert"), 2) == (0, 2)
+    student = make_student(tiny("modernbert"), layers=1)
+    assert len(student.config.layer_types) == 1
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "vit"])
+def test_neurons_that_do_nothing_go_first(family: str) -> None:
+    """Removing units that write nothing leaves the logits as they were."""
+    teacher = tiny(family)
+    for part in sublayers(teacher):
+        if part.kind == "neurons":
+            weight_matrix(part.out(teacher))[:, ::3] = 0
+    student = make_student(teacher, ffn=32)
+    for batch in tiny_batches(family):
+        torch.testing.assert_close(logits(student, batch), logits(teacher, batch))
+    other = make_student(teacher, ffn=24)
+    assert not torch.allclose(logits(other, batch), logits(teacher, batch), atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "vit"])
+def test_regrouped_heads_share_the_mean_of_their_patterns(family: str) -> None:
+    """Two heads with the same queries and keys attend alike, so one head can stand for both."""
+    teacher = tiny(family)
+    for part in sublayers(teacher):
+        if part.kind == "heads":
+            for name in part.producers[:2]:
+                linear = teacher.get_submodule(name)
+                for parameter in linear.parameters():
+                    pairs = parameter.data.view(2, 2, 8, -1)
+                    pairs[:, 1] = pairs[:, 0]
+    student = make_student(teacher, heads=2)
+    assert student.config.num_attention_heads == 2
+    for batch in tiny_batches(family):
+        torch.testing.assert_close(logits(student, batch), logits(teacher, batch))
+
+
+def test_hidden_states_are_folded_by_what_the_calibration_rows_say() -> None:
+    """Features that are a function of those that stay lose nothing."""
+    teacher, batches = tiny("bert"), tiny_batches("bert", batches=8, rows=8)
+    basis = torch.randn(12, 32)
+    for module in teacher.modules():
+        if isinstance(module, torch.nn.Embedding):
+            module.weight.data = torch.randn(module.num_embeddings, 12) @ basis
+    kept = torch.arange(24)
+    fold = collect_folds(teacher, kept, batches)["bert.encoder.layer.0.attention.self.query"]
+    query = next(iter(blocks(teacher).values())).get_submodule("attention.self.query")
+    states = teacher.bert.embeddings(input_ids=batches[0]["input_ids"])
+    whole = query(states)
+    weight: Any = query.weight
+    bias: Any = query.bias
+    plain = states[..., :24] @ weight[:, :24].t() + bias
+    folded = states[..., :24] @ fold.weight(weight).t() + fold.bias(bias, weight)
+    assert (folded - whole).square().sum() < 0.02 * (plain - whole).square().sum()
+
+
+def test_calibration_rows_change_a_narrower_student() -> None:
+    teacher, batches = tiny("bert"), tiny_batches("bert")
+    plain = make_student(teacher, hidden=24).state_dict()
+    folded = make_student(teacher, hidden=24, calibration=batches).state_dict()
+    changed = [name for name in plain if not torch.equal(plain[name], folded[name])]
+    readers = [part for part in sublayers(teacher) for _ in part.producers]
+    assert len(changed) == 2 * len(readers)  # a weight and a bias of each projection that reads
+    wide = make_student(teacher, ffn=24, calibration=batches).state_dict()
+    other = make_student(teacher, ffn=24).state_dict()
+    assert all(torch.equal(wide[name], other[name]) for name in wide)
+
+
+def test_importances_are_norm_products() -> None:
+    teacher = tiny("bert")
+    heads, neurons = sublayers(teacher)[:2]
+    layer: Any = next(iter(blocks(teacher).values()))
+    value, out = layer.attention.self.value.weight, layer.attention.output.dense.weight
+    wanted = torch.stack(
+        [value[8 * h : 8 * h + 8].norm() * out[:, 8 * h : 8 * h + 8].norm() for h in range(4)]
+    )
+    torch.testing.assert_close(unit_norms(teacher, heads), wanted)
+    up, down = layer.intermediate.dense.weight, layer.output.dense.weight
+    torch.testing.assert_close(unit_norms(teacher, neurons), up.norm(dim=1) * down.norm(dim=0))
+    read: Any = 0.0
+    written: Any = 0.0
+    for part in blocks(teacher).values():
+        for name, parameter in part.named_parameters():
+            if parameter.dim() == 2:
+                writes = "output.dense" in name
+                squares = parameter.square().sum(1 if writes else 0)
+                written, read = (written + squares, read) if writes else (written, read + squares)
+    torch.testing.assert_close(feature_norms(teacher), (read * written).sqrt())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"layers": 4}, "layers is 4 and the teacher has 3"),
+        ({"layers": 0}, "layers is 0"),
+        ({"layers": (0, 3)}, r"layers \[0, 3\] are not among the teacher's"),
+        ({"layers": ()}, "are not among"),
+        ({"hidden": 64}, "hidden is 64 and the teacher has 32"),
+        ({"ffn": 49}, "ffn is 49 and the teacher has 48"),
+        ({"heads": 8}, "heads is 8 and the teacher has 4"),
+        ({"heads": 3}, "hidden 32 with 3 heads does not fit"),
+        ({"hidden": 20}, "a multiple of"),
+    ],
+)
+def test_mistakes(sizes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_student(tiny("bert"), **sizes)
+
+
+def test_heads_cannot_be_regrouped_where_positions_belong_to_them() -> None:
+    with pytest.raises(ConfigError, match="write heads: 4"):
+        make_student(tiny("modernbert"), heads=2)
+
+
+def test_a_family_that_is_not_known() -> None:
+    teacher = tiny("bert")
+    teacher.config.model_type = "homemade"
+    with pytest.raises(TargetError, match="homemade"):
+        make_student(teacher, layers=1)
