@@ -73,7 +73,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     recipe = load_recipe(find_recipe(options.recipe), options.set)
     output = Path(options.output or Path("runs") / recipe.name)
     with _Display(console) as display:
-        result = run(recipe, output, display)
+        result = run(recipe, output, display, workers=options.workers, engine=options.engine)
     _show_rows(result.rows, console)
     console.print(f"written to [bold]{output}[/]: report.html, curve.png, results.csv")
     for settings, reason in result.failures:
@@ -212,6 +212,10 @@ def _parser() -> argparse.ArgumentParser:
     run = _command(commands, "run", _run, "run a recipe; go on where it stopped")
     _recipe_arguments(run)
     run.add_argument("--output", metavar="DIR", help="folder of the run (default: runs/NAME)")
+    run.add_argument("--workers", type=int, default=1, metavar="N", help="trials side by side")
+    run.add_argument(
+        "--engine", choices=("process", "ray"), default="process", help="what the workers are"
+    )
 
     sensitivity = _command(
         commands, "sensitivity", _sensitivity, "prune one layer at a time, draw a heatmap"

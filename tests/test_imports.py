@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"errors", "files", "extras", "config", "quiet"},
     {"pure"},
     {"architectures", "sources", "sublayers", "surgery"},
-    {"models", "data", "encode", "predict", "measure"},
+    {"models", "data", "encode", "predict", "predict_checked", "measure"},
     {"pruning", "distillation", "quantization", "checkpoint"},
     {"report"},
     {"recipe"},

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-from transformers import PreTrainedModel
-
-from hfcompress.errors import HfcompressError, OutputError
+from hfcompress.errors import OutputError
 from hfcompress.measure.environment import environment
-from hfcompress.measure.weights import analyze_weight_distribution
 from hfcompress.recipe.cache import StepCache
-from hfcompress.recipe.hashing import content_hash
+from hfcompress.recipe.engines import EngineName, in_process, in_workers
+from hfcompress.recipe.outcome import Outcome, Row, keep
 from hfcompress.recipe.progress import Progress
 from hfcompress.recipe.schema import Recipe, Trial, expand, load_recipe
 from hfcompress.recipe.store import RunDirectory
-from hfcompress.recipe.trial import Runner
 from hfcompress.recipe.workbench import Workbench, prepare
 from hfcompress.recipe.yaml import dump_yaml
 from hfcompress.report.write import write_report
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -59,6 +53,8 @@ def run(
     progress: Progress | None = None,
     cache: StepCache | None = None,
     draw: bool = True,
+    workers: int = 1,
+    engine: EngineName = "process",
 ) -> SweepResult:
     """Run a recipe; finish what is missing where the folder holds some of its rows.
 
@@ -68,6 +64,9 @@ def run(
         progress: is told what happens.
         cache: where results of training steps are kept.
         draw: write table, curves and page at the end.
+        workers: trials that run side by side. More than one pays on many cores; a script that
+            asks for it needs the usual ``if __name__ == "__main__"``.
+        engine: what the workers are: processes of this machine, or Ray's.
 
     Raises:
         BadInputError: anything the recipe names that does not fit, before anything is written.
@@ -86,17 +85,29 @@ def run(
             store.write_json("environment.json", environment())
     failures = []
     progress.sweep(len(rows), len(hashes))
-    for row, failure in _run_all(bench, pending, store):
-        if row is not None:
-            rows[row["hash"]] = row
-            progress.row(row)
+    folder = None if store is None else store.path
+    for outcome in _outcomes(bench, pending, folder, workers, engine):
+        if store is not None:
+            keep(outcome, store)
+        if outcome.row is not None:
+            rows[outcome.row["hash"]] = outcome.row
+            progress.row(outcome.row)
         else:
-            failures.append(failure)
+            progress.note(f"a trial failed: {outcome.reason}")
+            failures.append((outcome.settings, outcome.reason))
         progress.sweep(len(rows), len(hashes))
     ordered = _ordered(rows.values(), recipe)
     if store is not None and draw:
         report(store.path)
     return SweepResult(ordered, failures, None if store is None else store.path)
+
+
+def _outcomes(
+    bench: Workbench, pending: list[Trial], folder: Path | None, workers: int, engine: EngineName
+) -> Iterator[Outcome]:
+    if workers == 1 and engine == "process":
+        return in_process(bench, pending, folder)
+    return in_workers(bench, pending, folder, workers, engine)
 
 
 def _ordered(rows: Iterable[Row], recipe: Recipe) -> list[Row]:
@@ -106,60 +117,6 @@ def _ordered(rows: Iterable[Row], recipe: Recipe) -> list[Row]:
         {**row, "index": places.get(json.dumps(row["settings"]), row["index"])} for row in rows
     ]
     return sorted(found, key=lambda row: int(row["index"]))
-
-
-def _run_all(
-    bench: Workbench, pending: list[Trial], store: RunDirectory | None
-) -> Iterable[tuple[Row | None, tuple[dict[str, Any], str]]]:
-    """Each pending trial's row, or why it failed; one failure does not stop the others."""
-    runner = Runner(bench, pending)
-    for trial in pending:
-        try:
-            row, model, logits, dense = runner.run(trial)
-            if store is not None:
-                _keep(runner, trial, row, model, store)
-                store.save_predictions(row["hash"], logits)
-                store.save_predictions(f"dense-{runner.dense_prefix(trial)}", dense)
-                store.append(row)
-            yield row, ({}, "")
-        except (HfcompressError, RuntimeError, MemoryError) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            bench.progress.note(f"trial {trial.index} failed: {reason[0]}")
-            yield None, (trial.settings, reason[0])
-        finally:
-            runner.release(trial)
-
-
-def _keep(
-    runner: Runner, trial: Trial, row: Row, model: PreTrainedModel, store: RunDirectory
-) -> None:
-    """The touched layers' weight histogram beside the dense one's; the model where asked for."""
-    bench = runner.bench
-    weights = store.read_json("weights.json") or {}
-    names = [layer["name"] for layer in row["layers"]] or None
-    dense_key = f"dense-{content_hash([runner.dense_prefix(trial), names])}"
-    if dense_key not in weights:
-        dense = runner.dense_model(trial)
-        weights[dense_key] = analyze_weight_distribution(dense, names).plain()
-    edges = weights[dense_key]["edges"]
-    after = analyze_weight_distribution(model, names, edges=edges).plain()
-    weights[row["hash"]] = {**after, "dense": dense_key}
-    store.write_json("weights.json", weights)
-    if bench.recipe.save_models:
-        folder = store.path / "models" / f"{trial.index:03d}-{row['hash'][:8]}"
-        save_model(model, bench.loaded.processor, folder)
-
-
-def save_model(model: PreTrainedModel, processor: Any, folder: Path) -> None:
-    """Save a model with its processor so that ``from_pretrained(folder)`` gives it back.
-
-    Written beside the folder under a temporary name, then renamed.
-    """
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    model.save_pretrained(temporary)
-    processor.save_pretrained(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
 
 
 def report(directory: str | Path) -> list[Row]:

@@ -43,11 +43,13 @@ class Runner:
         bench: what all trials share.
         pending: trials still to run; decides which prefixes are worth keeping.
         predictions: logits by the hash of the weights that gave them.
+        histograms: of dense models' weights, by a key of the model and its layers.
     """
 
     bench: Workbench
     pending: list[Trial]
     predictions: dict[str, Logits] = field(default_factory=dict)
+    histograms: dict[str, dict[str, Any]] = field(default_factory=dict)
     _kept: dict[str, tuple[PreTrainedModel, list[dict[str, Any]]]] = field(default_factory=dict)
     _uses: Counter[str] = field(default_factory=Counter)
     _dense: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,97 @@
+"""What one trial leaves behind: computed by whichever process runs it, stored by one."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from hfcompress.errors import HfcompressError
+from hfcompress.measure.weights import analyze_weight_distribution
+from hfcompress.recipe.hashing import content_hash
+from hfcompress.recipe.schema import Trial
+from hfcompress.recipe.store import RunDirectory
+from hfcompress.recipe.trial import Logits, Runner
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished or failed trial.
+
+    Attributes:
+        settings: of the trial.
+        row: None where it failed.
+        reason: why it failed.
+        predictions: logits of the trial's model and of its dense model, by their key.
+        weights: weight histograms of both, by their key.
+    """
+
+    settings: dict[str, Any]
+    row: Row | None = None
+    reason: str = ""
+    predictions: dict[str, Logits] = field(default_factory=dict)
+    weights: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def perform(runner: Runner, trial: Trial, folder: Path | None) -> Outcome:
+    """Carry a trial out; a failure on the way is an outcome too.
+
+    Args:
+        runner: carries it out.
+        trial: which.
+        folder: the run's folder, where the recipe keeps models; None measures the row only.
+    """
+    try:
+        row, model, logits, dense = runner.run(trial)
+        if folder is None:
+            return Outcome(trial.settings, row)
+        weights = _histograms(runner, trial, row, model)
+        if runner.bench.recipe.save_models:
+            name = f"{trial.index:03d}-{row['hash'][:8]}"
+            save_model(model, runner.bench.loaded.processor, folder / "models" / name)
+    except (HfcompressError, RuntimeError, MemoryError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        return Outcome(trial.settings, reason=reason[0])
+    predictions = {row["hash"]: logits, f"dense-{runner.dense_prefix(trial)}": dense}
+    return Outcome(trial.settings, row, predictions=predictions, weights=weights)
+
+
+def keep(outcome: Outcome, store: RunDirectory) -> None:
+    """Write an outcome into the run's folder, its row last: with the row, all of it is there."""
+    if outcome.row is None:
+        return
+    store.write_json("weights.json", {**(store.read_json("weights.json") or {}), **outcome.weights})
+    for key, logits in outcome.predictions.items():
+        store.save_predictions(key, logits)
+    store.append(outcome.row)
+
+
+def _histograms(
+    runner: Runner, trial: Trial, row: Row, model: PreTrainedModel
+) -> dict[str, dict[str, Any]]:
+    """The touched layers' weight histogram beside the dense one's, in the same bins."""
+    names = [layer["name"] for layer in row["layers"]] or None
+    key = f"dense-{content_hash([runner.dense_prefix(trial), names])}"
+    if key not in runner.histograms:
+        dense = runner.dense_model(trial)
+        runner.histograms[key] = analyze_weight_distribution(dense, names).plain()
+    edges = runner.histograms[key]["edges"]
+    after = analyze_weight_distribution(model, names, edges=edges).plain()
+    return {key: runner.histograms[key], row["hash"]: {**after, "dense": key}}
+
+
+def save_model(model: PreTrainedModel, processor: Any, folder: Path) -> None:
+    """Save a model with its processor so that ``from_pretrained(folder)`` gives it back.
+
+    Written beside the folder under a temporary name, then renamed.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    model.save_pretrained(temporary)
+    processor.save_pretrained(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
