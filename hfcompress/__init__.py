@@ -14,6 +14,7 @@ from hfcompress.checkpoint import hook as _hook
 
 if TYPE_CHECKING:
     from hfcompress.checkpoint.save import record_shapes as record_shapes
+    from hfcompress.checkpoint.write import save_compressed as save_compressed
     from hfcompress.distillation.augment import augment_texts as augment_texts
     from hfcompress.distillation.config import DistillationConfig as DistillationConfig
     from hfcompress.distillation.losses import distillation_loss as distillation_loss
@@ -83,6 +84,7 @@ _PUBLIC = {
     "prune": "pruning.unstructured",
     "record_shapes": "checkpoint.save",
     "run": "recipe.sweep",
+    "save_compressed": "checkpoint.write",
     "sensitivity": "pruning.sensitivity",
 }
 

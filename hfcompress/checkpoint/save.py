@@ -45,6 +45,7 @@ def write_record(model: PreTrainedModel, record: Record) -> None:
         # transformers would save some families under the tensor names of older releases; the
         # record is checked against the files, and both speak of the model's own names.
         vars(model)["_weight_conversions"] = []
+        model.add_model_tags(["hfcompress"])  # push_to_hub writes it into the model card
     elif hasattr(config, "quantization_config"):
         del config.quantization_config
 

@@ -1,0 +1,76 @@
+"""A process that has never seen the model loads it, hfcompress imported first or last."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hfcompress.checkpoint.record import METHOD
+from tests.checkpoint.shrunk import uneven, without_a_layer
+from tests.families import SHRINKABLE, logits, tiny_batches
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("load_in_fresh_process.py")
+Answers = dict[str, list[list[float]]]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Answers]:
+    """Folders of shrunk models of every family with inputs, and the logits of each."""
+    root = tmp_path_factory.mktemp("saved")
+    folders, answers = [], {}
+    for model_type in SHRINKABLE:
+        model = without_a_layer(model_type) if model_type != "bert" else uneven(model_type)
+        folder = root / model_type
+        model.save_pretrained(folder)
+        batch = tiny_batches(model_type)[0]
+        del batch["labels"]
+        save_file(batch, folder / "inputs.safetensors")
+        folders.append(folder)
+        answers[model_type] = logits(model, batch).double().tolist()
+    return folders, answers
+
+
+def run(order: str, folders: list[Path]) -> tuple[Answers, str]:
+    """What the script prints, and its log."""
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), order, *map(str, folders)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        },
+    )
+    answers: Answers = json.loads(done.stdout)
+    return answers, done.stderr
+
+
+def test_every_family_loads_with_hfcompress_imported_first(
+    saved: tuple[list[Path], Answers],
+) -> None:
+    folders, answers = saved
+    found, _ = run("hfcompress first", folders)
+    assert found == answers
+
+
+def test_transformers_imported_first_says_what_to_install_and_then_loads(
+    saved: tuple[list[Path], Answers],
+) -> None:
+    folders, answers = saved
+    found, log = run("transformers first", folders[:2])
+    assert found == {folder.name: answers[folder.name] for folder in folders[:2]}
+    assert "refused without hfcompress" in log
+    assert "pip install hfcompress" in METHOD
+    assert f"Unknown quantization type, got {METHOD}" in log

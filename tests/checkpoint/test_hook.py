@@ -1,0 +1,47 @@
+"""Registering with transformers, now or when it is imported."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+import pytest
+from transformers.quantizers import auto
+
+from hfcompress.checkpoint import hook
+from hfcompress.checkpoint.quantizer import CompressedConfig, CompressedLoader, register
+from hfcompress.checkpoint.record import METHOD
+
+
+def test_the_tables_know_our_method() -> None:
+    assert auto.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] is CompressedConfig
+    assert auto.AUTO_QUANTIZER_MAPPING[METHOD] is CompressedLoader
+
+
+def test_registering_twice_is_harmless() -> None:
+    register()
+    hook.install()
+    assert auto.AUTO_QUANTIZER_MAPPING[METHOD] is CompressedLoader
+
+
+def test_the_module_is_found_once_as_the_others_find_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The finder waits for one module, leaves everything else alone, and goes when it is done."""
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    calls: list[str] = []
+    monkeypatch.setattr(hook, "_TABLES", "hfcompress.errors")
+    monkeypatch.setattr(hook, "_register", lambda: calls.append("registered"))
+    monkeypatch.delitem(sys.modules, "hfcompress.errors")
+    hook.install()
+    hook.install()
+    waiting = [finder for finder in sys.meta_path if isinstance(finder, hook._Finder)]
+    assert len(waiting) == 1
+    assert waiting[0].find_spec("json", None) is None
+    found = importlib.import_module("hfcompress.errors")
+    assert calls == ["registered"]
+    assert found.BadInputError.exit_code == 2
+    assert isinstance(found, ModuleType)
+    assert isinstance(found.__spec__, ModuleSpec)
+    assert not isinstance(found.__loader__, hook._ThenRegister)
+    assert not any(isinstance(finder, hook._Finder) for finder in sys.meta_path)
