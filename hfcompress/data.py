@@ -146,7 +146,7 @@ def fingerprint(rows: Dataset | None, columns: tuple[str, ...]) -> str:
     """
     digest = hashlib.sha256()
     if rows is not None:
-        plain = rows.select_columns([*columns, "label"])
+        plain = rows.select_columns([*columns, *({"label"} & set(rows.column_names))])
         for name, feature in plain.features.items():
             if isinstance(feature, datasets.Image):
                 plain = plain.cast_column(name, datasets.Image(decode=False))

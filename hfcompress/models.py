@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
+from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
 
 from hfcompress.config import Config, nearest
@@ -163,3 +165,12 @@ def _fingerprint(source: Source, settings: Any) -> str:
         return fingerprint_folder(source.path)
     commit = getattr(settings, "_commit_hash", None) or "unknown"
     return f"{source.location}@{commit}"
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Hash of every parameter and buffer: equal models, equal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

@@ -7,9 +7,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import nn
-
 from hfcompress.recipe.schema import Recipe, Step
 
 # Raised when the meaning of a result changes (a default, too), so that older rows and models are
@@ -39,12 +36,3 @@ def prefix_hashes(root: str, steps: Sequence[Step]) -> list[str]:
 def row_hash(recipe: Recipe, last_prefix: str, measured: str) -> str:
     """Hash of a row: the final model, the rows it is measured on, and what is measured."""
     return content_hash([last_prefix, measured, recipe.measure.identity()])
-
-
-def weights_hash(model: nn.Module) -> str:
-    """Hash of every parameter and buffer: equal models, equal digits."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]

@@ -22,9 +22,9 @@ from hfcompress.measure.summary import (
     calculate_sparsity,
     count_parameters,
 )
+from hfcompress.models import weights_hash
 from hfcompress.predict import predict
 from hfcompress.predict_checked import checking_pays, predict_checked
-from hfcompress.recipe.hashing import weights_hash
 from hfcompress.recipe.schema import Trial
 from hfcompress.recipe.steps import kind_of
 from hfcompress.recipe.workbench import Workbench
