@@ -19,6 +19,7 @@ from hfcompress.sources import (
     hub_errors,
     resolve,
 )
+from hfcompress.text_models import TextForSequenceClassification as _  # noqa: F401  # registers
 
 Modality = Literal["text", "image"]
 # The tasks that can be measured here: one label for each example.

@@ -1,0 +1,83 @@
+"""A CNN or an LSTM that learns from a transformer and shares its vocabulary."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from pydantic import Field
+from torch import nn
+from transformers import PreTrainedModel
+
+from hfcompress.config import Config
+from hfcompress.errors import ModelError
+from hfcompress.text_models import Encoder, TextConfig, TextForSequenceClassification
+
+
+class TextStudentConfig(Config):
+    """A student without attention; the options of `make_text_student`.
+
+    Raises:
+        ConfigError: an unknown field, or a value out of range.
+    """
+
+    encoder: Encoder = Field(
+        "cnn", description="cnn (1408.5882) or bidirectional lstm (1903.12136)"
+    )
+    width: int = Field(
+        128, ge=1, description="channels of each convolution, or size of the LSTM each way"
+    )
+    kernels: tuple[int, ...] = Field(
+        (1, 2, 3, 4), strict=False, min_length=1,
+        description="widths of the convolutions in tokens",
+    )  # fmt: skip
+    dense_size: int = Field(128, ge=1, description="width of the layer before the classifier")
+    dropout: float = Field(0.1, ge=0, lt=1, description="around that layer")
+    seed: int = Field(0, ge=0, description="of the initial weights")
+
+
+def make_text_student(
+    teacher: PreTrainedModel, config: TextStudentConfig | None = None
+) -> TextForSequenceClassification:
+    """A small text classifier with the teacher's labels, vocabulary and embedding table.
+
+    Args:
+        teacher: a sequence classifier that reads token ids; left as it is.
+        config: the student's sizes.
+
+    Returns:
+        A model in evaluation mode, on the teacher's device.
+
+    Raises:
+        ModelError: the teacher has no embedding table.
+    """
+    config = config or TextStudentConfig()
+    table = _table(teacher)
+    own = cast(Any, teacher.config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        student = TextForSequenceClassification(
+            TextConfig(
+                vocab_size=table.num_embeddings,
+                embedding_size=table.embedding_dim,
+                pad_token_id=own.pad_token_id or 0,
+                id2label=own.id2label,
+                label2id=own.label2id,
+                problem_type=own.problem_type,
+                **config.model_dump(exclude={"seed"}),
+            )
+        )
+    with torch.no_grad():
+        student.embeddings.weight.copy_(table.weight)
+    student = cast(Any, student).to(teacher.device).eval()
+    return cast(TextForSequenceClassification, student)
+
+
+def _table(teacher: PreTrainedModel) -> nn.Embedding:
+    table = teacher.get_input_embeddings() if teacher.main_input_name == "input_ids" else None
+    if not isinstance(table, nn.Embedding):
+        raise ModelError(
+            f"{type(teacher).__name__} reads no token ids, so a text student has no vocabulary "
+            f"to share with it; give a student of your own"
+        )
+    return table
