@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     from hfcompress.recipe.schema import load_recipe as load_recipe
     from hfcompress.recipe.sweep import SweepResult as SweepResult
     from hfcompress.recipe.sweep import run as run
+    from hfcompress.vocabulary.config import VocabularyConfig as VocabularyConfig
+    from hfcompress.vocabulary.shrink import VocabularyReport as VocabularyReport
+    from hfcompress.vocabulary.shrink import shrink_vocabulary as shrink_vocabulary
 
 __version__ = "0.1.0"
 
@@ -69,6 +72,8 @@ _PUBLIC = {
     "Recipe": "recipe.schema",
     "SweepResult": "recipe.sweep",
     "TeacherLoss": "distillation.teacher",
+    "VocabularyConfig": "vocabulary.config",
+    "VocabularyReport": "vocabulary.shrink",
     "analyze_weight_distribution": "measure.weights",
     "augment_texts": "distillation.augment",
     "calculate_model_size": "measure.summary",
@@ -86,6 +91,7 @@ _PUBLIC = {
     "run": "recipe.sweep",
     "save_compressed": "checkpoint.write",
     "sensitivity": "pruning.sensitivity",
+    "shrink_vocabulary": "vocabulary.shrink",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

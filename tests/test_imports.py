@@ -18,8 +18,8 @@ LAYERS: list[set[str]] = [
     {"errors", "files", "extras", "config", "quiet"},
     {"pure"},
     {"architectures", "sources", "sublayers", "surgery"},
-    {"models", "data", "encode", "predict", "predict_checked", "measure"},
-    {"pruning", "distillation", "quantization", "checkpoint"},
+    {"models", "text_models", "data", "encode", "predict", "predict_checked", "measure"},
+    {"pruning", "distillation", "quantization", "checkpoint", "vocabulary", "sparse"},
     {"report"},
     {"recipe"},
     {"cli"},
@@ -27,6 +27,8 @@ LAYERS: list[set[str]] = [
 PURE = {
     "pruning.scores", "pruning.masks", "pruning.patterns", "pruning.reconstruct",
     "pruning.schedule", "pruning.movement", "distillation.losses", "distillation.augment",
+    "distillation.state_losses", "distillation.outputs", "distillation.layer_map",
+    "distillation.schedule",
 }  # fmt: skip
 # Rooms that meet only in the recipe.
 STRANGERS = {"pruning", "distillation", "quantization"}

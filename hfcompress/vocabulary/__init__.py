@@ -1,0 +1,1 @@
+"""Fewer tokens: embedding and tokenizer cut together."""
