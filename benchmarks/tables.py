@@ -2,7 +2,8 @@
 
     python -m benchmarks.tables
 
-Each table stands between ``<!-- results: NAME -->`` and ``<!-- end -->``.
+Each table stands between ``<!-- results: NAME -->`` and ``<!-- end -->``. Figures that are named
+"what, 50%, unit" make a table of their own, with a column for each percentage or pattern.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
+_CELL = re.compile(r"(?P<row>.+), (?P<column>\d+%|\d+:\d+), (?P<unit>\w+)")
 _BLOCK = re.compile(r"<!-- results: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -30,12 +32,40 @@ def update_readme() -> None:
 
 def _block(name: str) -> str:
     data = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    lines = ["| figure | measured | spread | target |", "|---|---:|---:|---:|"]
-    lines += [_line(figure) for figure in data["figures"]]
+    cells = [figure for figure in data["figures"] if _CELL.fullmatch(figure["name"])]
+    others = [figure for figure in data["figures"] if figure not in cells]
+    parts = [_matrix(cells)] if cells else []
+    if others:
+        lines = ["| figure | measured | spread | target |", "|---|---:|---:|---:|"]
+        parts.append("\n".join(lines + [_line(figure) for figure in others]))
+    table = "\n\n".join(parts)
     where = data["environment"]
     place = f"{where['cpu']}, {where['threads']} threads, torch {_torch(where)}"
-    table = "\n".join(lines)
     return f"<!-- results: {name} -->\n{table}\n\n*{place}; `benchmarks/{name}.py`*\n<!-- end -->"
+
+
+def _matrix(figures: list[dict[str, Any]]) -> str:
+    """One row for each thing, one column for each sparsity or pattern."""
+    names = [match for figure in figures if (match := _CELL.fullmatch(figure["name"]))]
+    rows = list(dict.fromkeys(match["row"] for match in names))
+    columns = list(dict.fromkeys(match["column"] for match in names))
+    found = {(match["row"], match["column"]): f for match, f in zip(names, figures, strict=True)}
+    lines = [f"| {names[0]['unit']} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for row in rows:
+        cells = [_cell(found.get((row, column))) for column in columns]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(figure: dict[str, Any] | None) -> str:
+    if figure is None:
+        return ""
+    text = f"{figure['value']:.4g}"
+    if figure["low"] is not None and figure["low"] != figure["high"]:
+        text += f" ({figure['low'] + 0:.2f} to {figure['high'] + 0:.2f})"
+    if figure["target"]:
+        text = f"**{text}**; {figure['target']}" + ("" if figure["met"] else " not met")
+    return text
 
 
 def _torch(where: dict[str, Any]) -> str:
