@@ -237,6 +237,29 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
     return dict(_children(name, heaviest))
 
 
+def attention_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules that compute attention, in layer order; the second of their outputs is the
+    attention map, where the model runs with eager attention.
+
+    Raises:
+        TargetError: a family that is not in the table.
+    """
+    path = _known_family(model).query.rpartition(".")[0]
+    return [block.get_submodule(path) for block in blocks(model).values()]
+
+
+def value_projections(model: nn.Module) -> tuple[list[nn.Module], bool]:
+    """The modules that compute the values, in layer order, and whether they are fused: the values
+    are then the last third of their outputs.
+
+    Raises:
+        TargetError: a family that is not in the table.
+    """
+    family = _known_family(model)
+    modules = [block.get_submodule(family.value) for block in blocks(model).values()]
+    return modules, family.query == family.value
+
+
 def weight_matrix(module: nn.Module) -> Tensor:
     """A module's weight as a matrix of outputs x inputs, a view where the layout allows it.
 
@@ -255,6 +278,16 @@ def write_matrix(module: nn.Module, matrix: Tensor) -> None:
     if isinstance(module, Conv1D):
         matrix = matrix.t()
     weight.copy_(matrix.reshape(weight.shape))
+
+
+def _known_family(model: nn.Module) -> Family:
+    family = family_of(model)
+    if family is None:
+        raise TargetError(
+            f"where {type(model).__name__} keeps its attention is not known; "
+            f"known families are: {', '.join(FAMILIES)}"
+        )
+    return family
 
 
 def _weight(module: nn.Module) -> Tensor:

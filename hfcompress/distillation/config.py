@@ -1,4 +1,4 @@
-"""``DistillationConfig``: which losses tie a student to its teacher."""
+"""Configs of distillation: which losses tie a student to its teacher."""
 
 from __future__ import annotations
 
@@ -9,41 +9,139 @@ from typing_extensions import Self
 
 from hfcompress.config import Config
 from hfcompress.distillation.augment import Augmentation
-from hfcompress.distillation.losses import HiddenDistance
+from hfcompress.distillation.losses import Task
+from hfcompress.distillation.schedule import ScheduleKind, value_at
+from hfcompress.distillation.state_losses import HiddenDistance
 
 
-class DistillationConfig(Config):
-    """The terms of a distillation loss; a weight of 0 leaves a term out.
+class TeacherTermsConfig(Config):
+    """What a teacher's outputs are compared by; a weight of 0 leaves a term out.
 
     Raises:
-        ConfigError: an unknown field, a value out of range, or no term at all.
+        ConfigError: an unknown field or a value out of range.
     """
 
     temperature: float = Field(
         4.0, gt=0, strict=False, description="softens both distributions of the KL divergence"
-    )
-    soft_weight: float = Field(
-        1.0, ge=0, strict=False, description="of the KL divergence from the teacher, times T^2"
     )
     logits_weight: float = Field(
         0.0, ge=0, strict=False, description="of the mean squared difference of the logits"
     )
     hidden_weight: float = Field(
         0.0, ge=0, strict=False,
-        description="of the distance of hidden states after each layer, summed over the layers",
+        description="of the distance of hidden states after each mapped layer, summed over them",
     )  # fmt: skip
     hidden_distance: HiddenDistance = Field(
         "normalized_mse", description="distance of hidden states; padding does not count"
+    )
+    attention_weight: float = Field(
+        0.0, ge=0, strict=False,
+        description="of the distance of attention maps of each mapped layer, summed over them",
+    )  # fmt: skip
+    value_weight: float = Field(
+        0.0, ge=0, strict=False,
+        description="of the divergence of value relations in the last mapped layer (MiniLM)",
+    )  # fmt: skip
+    relation_heads: int | None = Field(
+        None, ge=1,
+        description="into how many heads value relations are cut; by default the student's heads",
+    )  # fmt: skip
+    layer_map: dict[int, int] | None = Field(
+        None,
+        description="student's layer: teacher's layer, from 0; by default evenly spaced, last to "
+        "last",
+    )
+    task: Task | None = Field(
+        None, description="what the logits mean; by default found from the student"
     )
     teacher_precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="bf16 runs the teacher under autocast, faster where the processor can"
     )
 
+    @property
+    def compares_layers(self) -> bool:
+        """Whether a term reads more than the logits."""
+        return bool(self.hidden_weight or self.attention_weight or self.value_weight)
+
+    def weights(self, soft: float) -> dict[str, float]:
+        """The weight of each term by its name in the logs; zeros are left out.
+
+        Args:
+            soft: weight of the soft loss.
+        """
+        weights = {
+            "soft_loss": soft,
+            "logits_loss": self.logits_weight,
+            "hidden_loss": self.hidden_weight,
+            "attention_loss": self.attention_weight,
+            "value_loss": self.value_weight,
+        }
+        return {name: weight for name, weight in weights.items() if weight}
+
+
+class DistillationConfig(TeacherTermsConfig):
+    """The terms that a teacher adds to another loss.
+
+    Raises:
+        ConfigError: an unknown field, a value out of range, or no term at all.
+    """
+
+    soft_weight: float = Field(
+        1.0, ge=0, strict=False, description="of the KL divergence from the teacher, times T^2"
+    )
+
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not (self.soft_weight or self.logits_weight or self.hidden_weight):
+        if not (self.weights(self.soft_weight)):
             raise ValueError("no term has a weight above 0; raise one of the weights")
         return self
+
+
+class DistillationTrainingConfig(TeacherTermsConfig):
+    """How a student learns from labels and teachers; the options of `DistillationTrainer`.
+
+    The loss is ``alpha * soft + (1 - alpha) * hard`` plus the weighted other terms.
+
+    Raises:
+        ConfigError: an unknown field, a value out of range, or a combination without effect.
+    """
+
+    alpha: float = Field(
+        0.5, ge=0, le=1, strict=False,
+        description="weight of the soft loss; the labels have 1 - alpha, and 1 needs no labels",
+    )  # fmt: skip
+    temperature_end: float | None = Field(
+        None, gt=0, strict=False, description="temperature of the last update, with a schedule"
+    )
+    alpha_end: float | None = Field(
+        None, ge=0, le=1, strict=False, description="alpha of the last update, with a schedule"
+    )
+    schedule: ScheduleKind = Field(
+        "constant", description="how temperature and alpha go to temperature_end and alpha_end"
+    )
+    teacher_weights: tuple[float, ...] | None = Field(
+        None, strict=False,
+        description="one weight above 0 for each teacher; they are divided by their sum",
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        ends = [n for n in ("temperature_end", "alpha_end") if getattr(self, n) is not None]
+        if ends and self.schedule == "constant":
+            raise ValueError(f"{ends[0]} has no effect; set schedule to linear or cosine")
+        if not ends and self.schedule != "constant":
+            raise ValueError(
+                f"schedule {self.schedule} has no effect; set temperature_end or alpha_end"
+            )
+        if any(weight <= 0 for weight in self.teacher_weights or ()):
+            raise ValueError(f"teacher_weights must be above 0, not {self.teacher_weights}")
+        return self
+
+    def balance(self, step: int, steps: int) -> tuple[float, float]:
+        """Temperature and alpha of update ``step`` (from 0) of ``steps``."""
+        ends = (self.temperature, self.temperature_end), (self.alpha, self.alpha_end)
+        temperature, alpha = (value_at(self.schedule, *pair, step, steps) for pair in ends)
+        return temperature, alpha
 
 
 class AugmentationConfig(Config):

@@ -7,41 +7,75 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
-LayerStates = Mapping[int, Tensor]
+States = Mapping[int, Tensor]
 """Layer number -> tensor; layers count from 0, as ``architectures.blocks`` lists them."""
 
 
 @dataclass(frozen=True)
-class TeacherOutputs:
-    """A teacher's outputs for one batch: a model's, a function's, or kept in a cache.
+class LayerStates:
+    """What the layers of a student or a teacher computed for one batch.
 
-    Only what a loss asks for needs to be there. Token dimensions may be longer than the student's
-    batch (a cache that pads to its own longest row); rows are padded at the end.
+    Only what a loss asks for needs to be there. Rows are padded at the end.
 
     Attributes:
-        logits: (batch, classes); (batch, tokens, classes) for tokens; (batch, 2, tokens), start
-            and end, for question answering; (batch, targets) for regression.
         hidden_states: after each layer, (batch, tokens, width).
         attentions: attention probabilities of each layer, (batch, heads, tokens, tokens).
         values: value projections of each layer, (batch, tokens, width), heads side by side.
     """
 
-    logits: Tensor
-    hidden_states: LayerStates = field(default_factory=dict)
-    attentions: LayerStates = field(default_factory=dict)
-    values: LayerStates = field(default_factory=dict)
+    hidden_states: States = field(default_factory=dict, kw_only=True)
+    attentions: States = field(default_factory=dict, kw_only=True)
+    values: States = field(default_factory=dict, kw_only=True)
 
-    def to(self, device: torch.device) -> TeacherOutputs:
-        """The same outputs on a device, in float32."""
+    def to(self, device: torch.device) -> Self:
+        """The same tensors on a device, in float32."""
 
-        def moved(states: LayerStates) -> LayerStates:
+        def moved(states: States) -> States:
             return {layer: state.to(device, torch.float32) for layer, state in states.items()}
 
         return replace(
             self,
-            logits=self.logits.to(device, torch.float32),
             hidden_states=moved(self.hidden_states),
             attentions=moved(self.attentions),
             values=moved(self.values),
         )
+
+
+@dataclass(frozen=True)
+class TeacherOutputs(LayerStates):
+    """A teacher's outputs for one batch: a model's, a function's, or kept in a cache.
+
+    Token dimensions may be longer than the student's batch, or shorter: a cache pads to its own
+    longest row.
+
+    Attributes:
+        logits: (batch, classes); (batch, tokens, classes) for tokens; (batch, 2, tokens), start
+            and end, for question answering; (batch, targets) for regression.
+    """
+
+    logits: Tensor
+
+    def to(self, device: torch.device) -> Self:
+        """The same tensors on a device, in float32."""
+        return replace(super().to(device), logits=self.logits.to(device, torch.float32))
+
+
+def fit_tokens(tensor: Tensor, tokens: int, *dimensions: int) -> Tensor:
+    """Cut a tensor, or pad it with zeros at the end, to the student's number of tokens.
+
+    Args:
+        tensor: a teacher's.
+        tokens: of the student's batch, padding included.
+        dimensions: which ones count tokens.
+    """
+    for dimension in dimensions:
+        missing = tokens - tensor.shape[dimension]
+        if missing > 0:
+            shape = list(tensor.shape)
+            shape[dimension] = missing
+            tensor = torch.cat([tensor, tensor.new_zeros(shape)], dimension)
+        elif missing < 0:
+            tensor = tensor.narrow(dimension, 0, tokens)
+    return tensor

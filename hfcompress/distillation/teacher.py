@@ -1,82 +1,174 @@
-"""``TeacherLoss``: what a frozen teacher adds to a student's loss."""
+"""``TeacherLoss``: what frozen teachers add to a student's loss."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
-from hfcompress.architectures import blocks
-from hfcompress.distillation.config import DistillationConfig
-from hfcompress.distillation.losses import hidden_state_loss, kl_divergence, logits_mse
-from hfcompress.errors import ModelError
+from hfcompress.architectures import blocks, family_of
+from hfcompress.distillation.config import (
+    DistillationConfig,
+    DistillationTrainingConfig,
+    TeacherTermsConfig,
+)
+from hfcompress.distillation.layer_loss import LayerLoss
+from hfcompress.distillation.layer_map import check_layer_map, uniform_layer_map
+from hfcompress.distillation.losses import DistillationLoss, Task, logits_mse
+from hfcompress.distillation.outputs import LayerStates, TeacherOutputs, fit_tokens
+from hfcompress.distillation.states import LayerWatch
+from hfcompress.distillation.tasks import infer_task, logits_of
+from hfcompress.distillation.teachers import Teacher, TeacherLike, as_teacher, check_labels
+from hfcompress.errors import ConfigError, ModelError
+
+SoftLoss = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
+"""``soft(student_logits, teacher_logits, mask)``; mask as in `losses.soft_loss`."""
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """One teacher, its share of the loss, and its layers beside the student's."""
+
+    teacher: Teacher
+    share: float
+    layers: LayerLoss
 
 
 class TeacherLoss:
-    """Runs the teacher on a batch and compares it with the student's outputs.
+    """Asks the teachers about a batch and compares them with the student's outputs.
 
     An object of this class can be called as ``terms(model, inputs, outputs)``, after the student
-    ran on the inputs, and gives one scalar for each term, weight included. Hidden states are read
-    by hooks on the student's layers; used as a context manager, it removes them at the end::
+    ran on the inputs, and gives one scalar for each term, weight included. Layers are read by
+    hooks; used as a context manager, it removes them at the end::
 
         with TeacherLoss(student, teacher, DistillationConfig(hidden_weight=1.0)) as terms:
             PruningTrainer(student, args, loss_terms=terms, ...).train()
 
+    A model as teacher is put into evaluation mode and on the batch's device, and never changed.
+    Of several teachers, each term is the weighted mean.
+
     Args:
         student: the model that trains.
-        teacher: the model to follow; it is put into evaluation mode, and never changed.
+        teacher: the teacher to follow, or several.
         config: which terms, and their weights.
+        soft: the soft loss; by default that of `DistillationLoss`.
+
+    Attributes:
+        weights: of the terms, by name; may be changed between batches.
+        loss: the `DistillationLoss` whose temperature counts.
+        task: what the logits mean.
 
     Raises:
-        ModelError: hidden states are to be compared, and the two have no layers, or not as many.
+        ModelError: labels that differ, a teacher that is the student, or layers that cannot be
+            compared.
+        ConfigError: a layer map out of range, no teacher, or not one weight for each teacher.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, config: DistillationConfig) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: TeacherLike | Sequence[TeacherLike],
+        config: DistillationConfig | DistillationTrainingConfig,
+        soft: SoftLoss | None = None,
+    ) -> None:
+        if isinstance(config, DistillationConfig):
+            soft_weight, teacher_weights = config.soft_weight, None
+        else:
+            soft_weight, teacher_weights = config.alpha, config.teacher_weights
         self.config = config
-        self.teacher = teacher.eval().requires_grad_(False)
-        self._of_student = _HiddenStates()
-        self._of_teacher = _HiddenStates()
-        if config.hidden_weight:
-            self._of_student.watch(student)
-            self._of_teacher.watch(teacher)
-            if len(self._of_student) != len(self._of_teacher):
-                raise ModelError(
-                    f"hidden states can be compared layer by layer only; the student has "
-                    f"{len(self._of_student)} layers and the teacher {len(self._of_teacher)}"
-                )
+        self.task: Task = config.task or infer_task(student)
+        self.loss = DistillationLoss(T=config.temperature, task=self.task)
+        self.soft = self.loss.soft if soft is None else soft
+        self.weights = config.weights(soft_weight)
+        teachers = listed(teacher)
+        shares = _shares(teacher_weights, len(teachers))
+        for item in teachers:
+            _check_teacher(student, item)
+        maps = [_layer_map(student, item, config) for item in teachers]
+        heads = config.relation_heads or _heads(student)
+        self._pairs = [
+            _Pair(_watched(item, config, pairs), share, LayerLoss(config, pairs, heads))
+            for item, share, pairs in zip(teachers, shares, maps, strict=True)
+        ]
+        mapped, last = {own for pairs in maps for own in pairs}, {max(p) for p in maps if p}
+        self._watch = LayerWatch(student, **_wanted(config, mapped, last))
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The layer losses of the teachers; their parameters are the learned projections."""
+        return nn.ModuleList(pair.layers for pair in self._pairs)
 
     def __call__(
         self, model: nn.Module, inputs: Mapping[str, Any], outputs: Any
     ) -> dict[str, Tensor]:
-        """The terms of one batch.
+        """The weighted terms of one batch.
 
         Args:
             model: the student; unused, its outputs and hooks say all.
-            inputs: what the student was given; labels are not shown to the teacher.
+            inputs: the batch with all of its columns; labels are not shown to the teachers.
             outputs: what the student gave, with ``logits``.
         """
-        shown = {name: value for name, value in inputs.items() if name != "labels"}
-        with torch.no_grad(), self._precision(outputs.logits.device):
-            taught = self.teacher(**shown).logits
-        student, teacher = outputs.logits.float(), taught.float()
-        terms: dict[str, Tensor] = {}
-        if self.config.soft_weight:
-            divergence = kl_divergence(student, teacher, self.config.temperature)
-            terms["soft_loss"] = self.config.soft_weight * divergence
-        if self.config.logits_weight:
-            terms["logits_loss"] = self.config.logits_weight * logits_mse(student, teacher)
-        if self.config.hidden_weight:
-            distance = self._hidden_distance(inputs.get("attention_mask"))
-            terms["hidden_loss"] = self.config.hidden_weight * distance
-        return terms
+        terms = self.terms(inputs, outputs, self.position_mask(inputs))
+        return {name: self.weights[name] * term for name, term in terms.items()}
+
+    def terms(
+        self, inputs: Mapping[str, Any], outputs: Any, mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The terms of one batch that have a weight, without it: each the mean over teachers.
+
+        Args:
+            inputs: the batch with all of its columns.
+            outputs: what the student gave.
+            mask: what counts of the logits, as in `losses.soft_loss`.
+        """
+        if not any(self.weights.values()):
+            return {}
+        logits, states = self._student(outputs)
+        total: dict[str, Tensor] = {}
+        for pair in self._pairs:
+            taught = pair.teacher.ask(inputs).to(logits.device)
+            with torch.autocast(logits.device.type, enabled=False):
+                terms = self._compare(logits, taught, mask)
+                terms |= pair.layers(states, taught, inputs.get("attention_mask"))
+            for name, term in terms.items():
+                total[name] = total.get(name, 0.0) + pair.share * term
+        return total
+
+    def add_projections(self, inputs: Mapping[str, Any], outputs: Any) -> None:
+        """Add a learned projection wherever widths of compared layers differ.
+
+        Args:
+            inputs: any batch.
+            outputs: what the student gave for it.
+        """
+        _, states = self._student(outputs)
+        for pair in self._pairs:
+            pair.layers.add_projections(states, pair.teacher.ask(inputs))
+
+    def position_mask(self, inputs: Mapping[str, Any]) -> Tensor | None:
+        """What counts of the logits: the tokens that are no padding, or all rows."""
+        mask: Tensor | None = inputs.get("attention_mask")
+        return mask if self.task in ("tokens", "spans") else None
+
+    def open(self) -> None:
+        """Set the hooks again that `close` removed."""
+        self._watch.open()
+        for pair in self._pairs:
+            pair.teacher.open()
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        self._watch.close()
+        for pair in self._pairs:
+            pair.teacher.close()
 
     def __enter__(self) -> Self:
+        self.open()
         return self
 
     def __exit__(
@@ -85,57 +177,108 @@ class TeacherLoss:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._of_student.close()
-        self._of_teacher.close()
+        self.close()
 
-    def _hidden_distance(self, mask: Tensor | None) -> Tensor:
-        pairs = zip(self._of_student.take(), self._of_teacher.take(), strict=True)
-        distances = [
-            hidden_state_loss(
-                student.float(), teacher.float(), mask, distance=self.config.hidden_distance
+    def _student(self, outputs: Any) -> tuple[Tensor, LayerStates]:
+        logits = logits_of(outputs).float()
+        return logits, self._watch.take().to(logits.device)
+
+    def _compare(
+        self, logits: Tensor, taught: TeacherOutputs, mask: Tensor | None
+    ) -> dict[str, Tensor]:
+        theirs = taught.logits
+        if self.task in ("tokens", "spans"):
+            dimension = 1 if self.task == "tokens" else 2
+            theirs = fit_tokens(theirs, logits.shape[dimension], dimension)
+        terms: dict[str, Tensor] = {}
+        if self.weights.get("soft_loss"):
+            terms["soft_loss"] = self.soft(logits, theirs, mask)
+        if self.weights.get("logits_loss"):
+            terms["logits_loss"] = logits_mse(logits, theirs, self.task, mask)
+        return terms
+
+
+def listed(teacher: TeacherLike | Sequence[TeacherLike]) -> list[TeacherLike]:
+    """One teacher or several, as a list."""
+    return list(teacher) if isinstance(teacher, (list, tuple)) else [cast(TeacherLike, teacher)]
+
+
+def _wanted(
+    config: TeacherTermsConfig, mapped: set[int], last: set[int]
+) -> dict[str, Collection[int]]:
+    """Which layers' outputs the losses need, as `LayerWatch` takes them."""
+    return {
+        "hidden": mapped if config.hidden_weight else (),
+        "attentions": mapped if config.attention_weight else (),
+        "values": last if config.value_weight else (),
+    }
+
+
+def _watched(
+    teacher: TeacherLike, config: TeacherTermsConfig, layer_map: dict[int, int]
+) -> Teacher:
+    last = {layer_map[max(layer_map)]} if layer_map else set()
+    wanted = _wanted(config, set(layer_map.values()), last)
+    return as_teacher(teacher, config.teacher_precision, **wanted)
+
+
+def _layer_map(
+    student: nn.Module, teacher: TeacherLike, config: TeacherTermsConfig
+) -> dict[int, int]:
+    """Student's layer -> teacher's; empty where no layers are compared."""
+    if not config.compares_layers:
+        return {}
+    mine = _count_layers(student)
+    if not isinstance(teacher, nn.Module):
+        if config.layer_map is None:
+            raise ConfigError(
+                "how many layers a teacher has that is no model is not known; give layer_map "
+                "when layers are compared"
             )
-            for student, teacher in pairs
-        ]
-        return torch.stack(distances).sum()
+        return check_layer_map(
+            config.layer_map, mine, max(config.layer_map.values(), default=0) + 1
+        )
+    theirs = _count_layers(teacher)
+    if config.layer_map is None:
+        return uniform_layer_map(mine, theirs)
+    return check_layer_map(config.layer_map, mine, theirs)
 
-    def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
-        if self.config.teacher_precision == "bf16":
-            return torch.autocast(device.type, torch.bfloat16)
-        return nullcontext()
+
+def _count_layers(model: nn.Module) -> int:
+    count = len(blocks(model))
+    if not count:
+        raise ModelError(
+            f"{type(model).__name__} has no repeated layers that could be compared; set "
+            "hidden_weight, attention_weight and value_weight to 0"
+        )
+    return count
 
 
-class _HiddenStates:
-    """The last outputs of a model's layers, read by forward hooks."""
+def _check_teacher(student: nn.Module, teacher: TeacherLike) -> None:
+    if not isinstance(teacher, nn.Module):
+        return
+    check_labels(student, teacher)
+    mine, theirs = (
+        {p.data_ptr() for p in model.parameters() if p.data_ptr()} for model in (student, teacher)
+    )
+    if mine & theirs:
+        raise ModelError(
+            "the student shares weights with its teacher, which training would change; give a "
+            "copy of one (copy.deepcopy)"
+        )
 
-    def __init__(self) -> None:
-        self._handles: list[RemovableHandle] = []
-        self._states: dict[int, Tensor] = {}
 
-    def watch(self, model: nn.Module) -> None:
-        layers = blocks(model)
-        if not layers:
-            raise ModelError(
-                f"{type(model).__name__} has no repeated layers whose hidden states could be "
-                "compared; set hidden_weight to 0"
-            )
-        for number, layer in enumerate(layers.values()):
-            self._handles.append(layer.register_forward_hook(self._hook(number)))
+def _heads(model: nn.Module) -> int | None:
+    family = family_of(model)
+    return None if family is None else int(getattr(model.config, family.heads))
 
-    def take(self) -> list[Tensor]:
-        """The states in layer order; they are handed out once."""
-        states, self._states = self._states, {}
-        return [states[number] for number in sorted(states)]
 
-    def close(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._states = [], {}
-
-    def __len__(self) -> int:
-        return len(self._handles)
-
-    def _hook(self, number: int) -> Any:
-        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            self._states[number] = output[0] if isinstance(output, tuple) else output
-
-        return keep
+def _shares(weights: Sequence[float] | None, teachers: int) -> list[float]:
+    if not teachers:
+        raise ConfigError("there is no teacher; give at least one")
+    given = list(weights) if weights is not None else [1.0] * teachers
+    if len(given) != teachers:
+        raise ConfigError(
+            f"there are {teachers} teachers and {len(given)} teacher_weights; give one for each"
+        )
+    return [weight / sum(given) for weight in given]

@@ -1,52 +1,197 @@
+"""Losses on logits, against numpy and scipy in float64 and against values worked out by hand."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from scipy import special
+from torch import Tensor
 
 from hfcompress.distillation.losses import (
-    HiddenDistance,
+    DistillationLoss,
+    Task,
     distillation_loss,
-    hidden_state_loss,
+    hard_loss,
     kl_divergence,
     logits_mse,
+    soft_loss,
 )
+from hfcompress.errors import ConfigError, ModelError
 
-DISTANCES: tuple[HiddenDistance, ...] = ("mse", "normalized_mse", "cosine")
+SHAPES: dict[Task, tuple[int, ...]] = {
+    "classification": (6, 3), "multi_label": (6, 4), "regression": (6, 2),
+    "tokens": (2, 5, 3), "spans": (3, 2, 7),
+}  # fmt: skip
+MASKS: dict[Task, Tensor] = {
+    "classification": torch.tensor([1, 1, 0, 1, 0, 1]),
+    "multi_label": torch.tensor([1, 1, 0, 1, 0, 1]),
+    "regression": torch.tensor([1, 1, 0, 1, 0, 1]),
+    "tokens": torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]]),
+    "spans": torch.tensor([[1] * 7, [1] * 5 + [0] * 2, [1] * 2 + [0] * 5]),
+}
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def reference_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    p = torch.exp(teacher / temperature) / torch.exp(teacher / temperature).sum(-1, keepdim=True)
-    q = torch.exp(student / temperature) / torch.exp(student / temperature).sum(-1, keepdim=True)
-    return temperature**2 * (p * (p / q).log()).sum(-1).mean()
+def both(task: Task) -> tuple[Tensor, Tensor]:
+    return random(*SHAPES[task]), random(*SHAPES[task], seed=1)
+
+
+def reference_kl(student: Any, teacher: Any, temperature: float) -> Any:
+    """One divergence for each distribution over the last axis."""
+    p = special.softmax(np.asarray(teacher) / temperature, axis=-1)
+    q = special.softmax(np.asarray(student) / temperature, axis=-1)
+    return temperature**2 * special.rel_entr(p, q).sum(-1)
+
+
+def reference(task: Task, T: float, mask: Tensor | None) -> float:
+    """The soft loss by another path: rows picked one by one, scipy's relative entropy."""
+    student, teacher = (tensor.numpy() for tensor in both(task))
+    kept = np.ones(mask.shape if mask is not None else SHAPES[task], bool)
+    if mask is not None:
+        kept = mask.numpy().astype(bool)
+    if task == "spans":
+        parts = []
+        for row in range(len(student)):
+            chosen = kept[row] if mask is not None else np.ones(student.shape[-1], bool)
+            parts += list(reference_kl(student[row][:, chosen], teacher[row][:, chosen], T))
+        return float(np.mean(parts))
+    if mask is not None:
+        student, teacher = student[kept], teacher[kept]
+    if task == "regression":
+        return float(np.mean((student - teacher) ** 2))
+    if task == "multi_label":  # a label is a distribution over right and wrong: logits z and 0
+        mine, theirs = (np.stack([part, np.zeros_like(part)], -1) for part in (student, teacher))
+        return float(np.mean(reference_kl(mine, theirs, T)))
+    return float(np.mean(reference_kl(student, teacher, T)))
+
+
+@pytest.mark.parametrize("task", SHAPES)
+@pytest.mark.parametrize("T", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("masked", [False, True])
+def test_soft_losses_are_their_formulas(task: Task, T: float, masked: bool) -> None:
+    mask = MASKS[task] if masked else None
+    found = soft_loss(*both(task), T, task, mask)
+    assert found.item() == pytest.approx(reference(task, T, mask), rel=1e-12)
+
+
+def test_a_divergence_worked_out_by_hand() -> None:
+    # The student says 1/2, 1/2 and the teacher 3/4, 1/4; at T = 2 with twice the logits too.
+    student, teacher = torch.zeros(1, 2), torch.tensor([[math.log(3.0), 0.0]])
+    expected = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert kl_divergence(student, teacher, 1.0).item() == pytest.approx(expected)
+    assert kl_divergence(student, 2 * teacher, 2.0).item() == pytest.approx(4 * expected)
+    # A label is right with 1/2 for the student and with 3/4 for the teacher: the same divergence.
+    one = soft_loss(torch.zeros(1, 1), teacher[:, :1], 1.0, "multi_label")
+    assert one.item() == pytest.approx(expected)
+    loss = distillation_loss(student, teacher, torch.tensor([0]), 1.0, 0.25)
+    assert loss.total.item() == pytest.approx(0.25 * expected + 0.75 * math.log(2))
+    assert logits_mse(student, torch.tensor([[1.0, 3.0]])).item() == 5.0
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_distillation_loss_is_the_formula(temperature: float, alpha: float) -> None:
-    student, teacher = random(6, 3), random(6, 3, seed=1)
+    student, teacher = both("classification")
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     loss = distillation_loss(student, teacher, labels, temperature, alpha)
-    soft = reference_kl(student, teacher, temperature)
-    hard = -student.log_softmax(-1)[range(6), labels].mean()
-    torch.testing.assert_close(loss.soft, soft)
-    torch.testing.assert_close(loss.hard, hard)
-    torch.testing.assert_close(loss.total, alpha * soft + (1 - alpha) * hard)
+    soft = reference("classification", temperature, None)
+    hard = -np.log(special.softmax(student.numpy(), axis=-1)[range(6), labels.numpy()]).mean()
+    assert loss.soft.item() == pytest.approx(soft)
+    assert loss.hard.item() == pytest.approx(hard)
+    assert loss.total.item() == pytest.approx(alpha * soft + (1 - alpha) * hard)
+    module = DistillationLoss(T=temperature, alpha=alpha)
+    assert module(student, teacher, labels) == loss
+    assert repr(temperature) in repr(module)
 
 
-def test_every_loss_is_zero_where_student_and_teacher_agree() -> None:
-    logits, hidden = random(4, 3), random(4, 5, 8)
-    assert abs(distillation_loss(logits, logits).total.item()) < 1e-15
-    assert logits_mse(logits, logits) == 0
-    for distance in DISTANCES:
-        assert abs(hidden_state_loss(hidden, hidden, distance=distance).item()) < 1e-12
+@pytest.mark.parametrize("task", SHAPES)
+def test_every_loss_is_zero_where_student_and_teacher_agree(task: Task) -> None:
+    logits, _ = both(task)
+    for mask in (None, MASKS[task]):
+        assert abs(soft_loss(logits, logits, 2.0, task, mask).item()) < 1e-14
+        assert logits_mse(logits, logits, task, mask) == 0
+
+
+@pytest.mark.parametrize("task", SHAPES)
+def test_gradients_reach_the_student_where_it_counts_and_never_the_teacher(task: Task) -> None:
+    mask = MASKS[task]
+    losses: list[Callable[[Tensor, Tensor], Tensor]] = [
+        lambda s, t: soft_loss(s, t, 2.0, task, mask),
+        lambda s, t: logits_mse(s, t, task, mask),
+    ]
+    for loss in losses:
+        student, teacher = (tensor.requires_grad_() for tensor in both(task))
+        loss(student, teacher).backward()  # type: ignore[no-untyped-call]
+        assert teacher.grad is None
+        assert student.grad is not None
+        counted = mask[:, None].expand(SHAPES[task]) if task == "spans" else mask
+        while counted.dim() < student.dim():
+            counted = counted[..., None].expand(SHAPES[task])
+        assert student.grad[counted.bool()].abs().min() > 0
+        assert student.grad[~counted.bool()].abs().max() == 0
+
+
+@pytest.mark.parametrize("task", SHAPES)
+def test_what_is_masked_does_not_count(task: Task) -> None:
+    student, teacher = both(task)
+    mask = MASKS[task]
+    before = soft_loss(student, teacher, 2.0, task, mask), logits_mse(student, teacher, task, mask)
+    hidden = ~(mask[:, None].expand(SHAPES[task]) if task == "spans" else mask).bool()
+    for tensor, junk in ((student, 1e3), (teacher, -torch.inf if task == "spans" else 7.0)):
+        tensor[hidden] = junk
+    assert soft_loss(student, teacher, 2.0, task, mask) == before[0]
+    if task != "spans":
+        assert logits_mse(student, teacher, task, mask) == before[1]
+
+
+def test_all_masked_is_zero() -> None:
+    for task, shape in SHAPES.items():
+        mask = torch.zeros_like(MASKS[task])
+        assert soft_loss(random(*shape), random(*shape, seed=1), 2.0, task, mask) == 0
+
+
+def test_hard_losses_are_their_formulas() -> None:
+    multi, right = random(4, 3), torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]])
+    chance = special.expit(multi.numpy())
+    expected = -np.log(np.where(right.numpy(), chance, 1 - chance)).mean()
+    assert hard_loss(multi, right, "multi_label").item() == pytest.approx(expected)
+    values = random(4, 1)
+    assert hard_loss(values, torch.ones(4), "regression").item() == pytest.approx(
+        ((values.numpy() - 1) ** 2).mean()
+    )
+    spans, ends = random(2, 2, 5), torch.tensor([[0, 4], [7, 3]])  # 7 lies outside: no label
+    chance = special.softmax(spans.numpy(), axis=-1)
+    expected = -np.log([chance[0, 0, 0], chance[0, 1, 4], chance[1, 1, 3]]).mean()
+    assert hard_loss(spans, ends, "spans").item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("task", SHAPES)
+def test_the_module_weighs_soft_and_hard_for_every_task(task: Task) -> None:
+    student, teacher = both(task)
+    labels = {
+        "classification": torch.arange(6) % 3, "multi_label": torch.ones(6, 4),
+        "regression": torch.zeros(6, 2), "tokens": torch.ones(2, 5, dtype=torch.long),
+        "spans": torch.tensor([[0, 1], [2, 3], [4, 5]]),
+    }[task]  # fmt: skip
+    module = DistillationLoss(T=3.0, alpha=0.2, task=task)
+    terms = module(student, teacher, labels, MASKS[task])
+    assert terms.soft == soft_loss(student, teacher, 3.0, task, MASKS[task])
+    assert terms.hard == hard_loss(student, labels, task)
+    assert terms.total == 0.2 * terms.soft + 0.8 * terms.hard
+    module.T, module.alpha = 1.0, 1.0
+    changed = module(student, teacher, labels, MASKS[task])
+    assert changed.total == changed.soft
+    assert (changed.soft == terms.soft) == (task == "regression")
 
 
 def test_without_labels_the_soft_part_counts_in_full() -> None:
-    student, teacher = random(4, 3), random(4, 3, seed=1)
-    loss = distillation_loss(student, teacher, None, 2.0, alpha=0.1)
+    loss = distillation_loss(*both("classification"), None, 2.0, alpha=0.1)
     assert loss.total == loss.soft
     assert loss.hard == 0
 
@@ -61,12 +206,6 @@ def test_unlabelled_examples_leave_the_hard_part_alone() -> None:
     torch.testing.assert_close(none.total, 0.5 * none.soft)
 
 
-def test_token_logits_are_a_mean_over_tokens() -> None:
-    student, teacher = random(2, 5, 3), random(2, 5, 3, seed=1)
-    flat = kl_divergence(student.reshape(10, 3), teacher.reshape(10, 3), 2.0)
-    torch.testing.assert_close(kl_divergence(student, teacher, 2.0), flat)
-
-
 def test_the_temperature_keeps_the_size_of_the_gradient() -> None:
     sizes = []
     for temperature in (1e2, 1e3):
@@ -77,64 +216,19 @@ def test_the_temperature_keeps_the_size_of_the_gradient() -> None:
     assert sizes[0] == pytest.approx(sizes[1], rel=0.05)
 
 
-def test_gradients_reach_the_student_and_not_the_teacher() -> None:
-    student, teacher = random(4, 3).requires_grad_(), random(4, 3, seed=1).requires_grad_()
-    labels = torch.tensor([0, 1, 2, 0])
-    total = distillation_loss(student, teacher, labels).total + logits_mse(student, teacher)
-    total = total + hidden_state_loss(student[None], teacher[None])
-    total.backward()  # type: ignore[no-untyped-call]
-    assert student.grad is not None
-    assert student.grad.abs().sum() > 0
-    assert teacher.grad is None
-
-
-@pytest.mark.parametrize("distance", DISTANCES)
-def test_padding_does_not_count(distance: HiddenDistance) -> None:
-    student, teacher = random(2, 4, 8), random(2, 4, 8, seed=1)
-    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
-    loss = hidden_state_loss(student, teacher, mask, distance=distance)
-    kept = torch.cat([student[0, :3], student[1, :2]])[None]
-    kept_teacher = torch.cat([teacher[0, :3], teacher[1, :2]])[None]
-    torch.testing.assert_close(loss, hidden_state_loss(kept, kept_teacher, distance=distance))
-    student[mask == 0] = 1e3
-    torch.testing.assert_close(loss, hidden_state_loss(student, teacher, mask, distance=distance))
-
-
-def test_hidden_distances_are_their_formulas() -> None:
-    student, teacher = random(2, 4, 8), random(2, 4, 8, seed=1)
-    mse = (student - teacher).pow(2).mean()
-    cosine = (student * teacher).sum(-1) / (student.norm(dim=-1) * teacher.norm(dim=-1))
-    torch.testing.assert_close(hidden_state_loss(student, teacher), mse)
-    torch.testing.assert_close(
-        hidden_state_loss(student, teacher, distance="normalized_mse"), mse / teacher.pow(2).mean()
-    )
-    torch.testing.assert_close(
-        hidden_state_loss(student, teacher, distance="cosine"), (1 - cosine).mean()
-    )
-
-
-def test_a_projection_bridges_widths_and_learns() -> None:
-    student, teacher = random(2, 4, 6), random(2, 4, 8, seed=1)
-    projection = nn.Linear(6, 8).double()
-    hidden_state_loss(student, teacher, projection=projection).backward()  # type: ignore[no-untyped-call]
-    assert projection.weight.grad is not None
-    with pytest.raises(ValueError, match="differ in shape"):
-        hidden_state_loss(student, teacher)
-
-
-def test_a_batch_of_padding_has_no_distance() -> None:
-    student = random(2, 4, 8).requires_grad_()
-    loss = hidden_state_loss(student, random(2, 4, 8, seed=1), torch.zeros(2, 4))
-    loss.backward()  # type: ignore[no-untyped-call]
-    assert loss == 0
-
-
-@pytest.mark.parametrize(("temperature", "alpha"), [(0.0, 0.5), (-1.0, 0.5), (1.0, 1.5)])
-def test_values_out_of_range_are_refused(temperature: float, alpha: float) -> None:
-    with pytest.raises(ValueError, match="must"):
+@pytest.mark.parametrize(
+    ("temperature", "alpha", "message"),
+    [(0.0, 0.5, "temperature must be above 0, not 0.0"), (-1.0, 0.5, "temperature must be above"),
+     (float("nan"), 0.5, "temperature must"), (1.0, 1.5, "alpha must lie between 0 and 1, not 1.5"),
+     (1.0, -0.1, "alpha must")],
+)  # fmt: skip
+def test_values_out_of_range_are_refused(temperature: float, alpha: float, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         distillation_loss(random(2, 3), random(2, 3), None, temperature, alpha)
 
 
-def test_an_unknown_distance_is_refused() -> None:
-    with pytest.raises(ValueError, match="normalized_mse"):
-        hidden_state_loss(random(1, 2, 3), random(1, 2, 3), distance="l1")  # type: ignore[arg-type]
+def test_other_classes_and_unknown_tasks_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"student \(2, 3\) and teacher \(2, 4\) differ"):
+        distillation_loss(random(2, 3), random(2, 4))
+    with pytest.raises(ConfigError, match="task must be one of classification, multi_label"):
+        DistillationLoss(task="tagging")  # type: ignore[arg-type]

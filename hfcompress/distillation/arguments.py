@@ -1,0 +1,71 @@
+"""``DistillationArguments``: distillation as training arguments."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from transformers import TrainingArguments
+
+from hfcompress.distillation.config import DistillationTrainingConfig
+from hfcompress.errors import ConfigError
+
+
+def _option(name: str) -> Any:
+    """A dataclass field with the default and the description of the config's field."""
+    return field(
+        default=DistillationTrainingConfig.model_fields[name].default, metadata=_help(name)
+    )
+
+
+def _help(name: str) -> dict[str, Any]:
+    return {"help": DistillationTrainingConfig.model_fields[name].description}
+
+
+@dataclass
+class DistillationArguments(TrainingArguments):
+    """Training arguments with the fields of `DistillationTrainingConfig`.
+
+    Raises:
+        ConfigError: a value out of range, or a combination that would have no effect.
+    """
+
+    alpha: float = _option("alpha")
+    alpha_end: float | None = _option("alpha_end")
+    temperature: float = _option("temperature")
+    temperature_end: float | None = _option("temperature_end")
+    schedule: str = _option("schedule")
+    logits_weight: float = _option("logits_weight")
+    hidden_weight: float = _option("hidden_weight")
+    hidden_distance: str = _option("hidden_distance")
+    attention_weight: float = _option("attention_weight")
+    value_weight: float = _option("value_weight")
+    relation_heads: int | None = _option("relation_heads")
+    layer_map: dict[int, int] | str | None = field(default=None, metadata=_help("layer_map"))
+    teacher_weights: list[float] | None = field(default=None, metadata=_help("teacher_weights"))
+    teacher_precision: str = _option("teacher_precision")
+    task: str | None = _option("task")
+
+    def __post_init__(self) -> None:
+        """Check the fields, at once and not when training starts."""
+        if isinstance(self.layer_map, str):  # from a command line
+            self.layer_map = _numbers(self.layer_map)
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        self.distillation_config()
+
+    def distillation_config(self) -> DistillationTrainingConfig:
+        """The distillation fields as a config."""
+        names = [item.name for item in fields(self)]
+        known = [name for name in names if name in DistillationTrainingConfig.model_fields]
+        values = {name: getattr(self, name) for name in known}
+        return DistillationTrainingConfig.parse(values, "DistillationArguments")
+
+
+def _numbers(text: str) -> dict[int, int]:
+    try:
+        return {int(student): int(teacher) for student, teacher in json.loads(text).items()}
+    except (ValueError, AttributeError, TypeError):
+        raise ConfigError(
+            f'layer_map must be JSON such as {{"0": 1, "1": 3}}, not {text!r}'
+        ) from None

@@ -1,0 +1,138 @@
+"""``LayerLoss``: a student's layers beside those of its teacher."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hfcompress.distillation.config import TeacherTermsConfig
+from hfcompress.distillation.outputs import LayerStates, States, fit_tokens
+from hfcompress.distillation.state_losses import (
+    attention_loss,
+    hidden_state_loss,
+    value_relation_loss,
+)
+from hfcompress.errors import ModelError
+
+
+class Projection(nn.Module):
+    """A learned linear map from the student's width to the teacher's.
+
+    No ``nn.Linear``, so that nothing that looks for a model's layers takes it for one.
+    """
+
+    def __init__(self, student_width: int, teacher_width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(teacher_width, student_width))
+        nn.init.orthogonal_(self.weight)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(..., student width) -> (..., teacher width)."""
+        return nn.functional.linear(states, self.weight)
+
+
+class LayerLoss(nn.Module):
+    """The losses on hidden states, attention maps and value relations.
+
+    Args:
+        config: which terms, and how hidden states are compared.
+        layer_map: student's layer -> teacher's layer, from 0.
+        heads: relation heads of the value relation.
+
+    Attributes:
+        projections: by the student's layer, for layers whose width is not the teacher's.
+    """
+
+    def __init__(
+        self, config: TeacherTermsConfig, layer_map: dict[int, int], heads: int | None = None
+    ) -> None:
+        super().__init__()
+        self.config, self.layer_map, self.heads = config, layer_map, heads
+        self.projections = nn.ModuleDict()
+
+    def add_projections(self, student: LayerStates, teacher: LayerStates) -> None:
+        """Add a projection for each mapped layer whose width is not its teacher's.
+
+        Args:
+            student: hidden states of any batch.
+            teacher: hidden states of any batch.
+        """
+        if not self.config.hidden_weight:
+            return
+        for own, other in self.layer_map.items():
+            state = _state(student.hidden_states, own, "student", "hidden state")
+            width = _state(teacher.hidden_states, other, "teacher", "hidden state").shape[-1]
+            if state.shape[-1] != width:
+                self.projections[str(own)] = Projection(state.shape[-1], width).to(state.device)
+
+    def forward(
+        self, student: LayerStates, teacher: LayerStates, mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Each term that has a weight, by its name in the logs and without its weight.
+
+        Args:
+            student: what its layers computed.
+            teacher: what its layers computed, for the same tokens.
+            mask: (batch, tokens), non-zero where a token counts; None counts all.
+
+        Raises:
+            ModelError: a layer is missing, widths differ, or the student's states carry no
+                gradient.
+        """
+        terms: dict[str, Tensor] = {}
+        if self.config.hidden_weight:
+            terms["hidden_loss"] = self._hidden(student.hidden_states, teacher.hidden_states, mask)
+        if self.config.attention_weight:
+            terms["attention_loss"] = self._attention(student.attentions, teacher.attentions, mask)
+        if self.config.value_weight:
+            terms["value_loss"] = self._value(student.values, teacher.values, mask)
+        for term in terms.values():
+            if torch.is_grad_enabled() and not term.requires_grad:
+                raise ModelError(
+                    "the student's layers carry no gradient; with gradient checkpointing, set "
+                    "use_reentrant to False"
+                )
+        return terms
+
+    def _hidden(self, student: States, teacher: States, mask: Tensor | None) -> Tensor:
+        total = []
+        for own, other in self.layer_map.items():
+            mine = _state(student, own, "student", "hidden state")
+            theirs = _state(teacher, other, "teacher", "hidden state")
+            known = str(own) in self.projections
+            projection = self.projections[str(own)] if known else None
+            total.append(
+                hidden_state_loss(
+                    mine,
+                    fit_tokens(theirs, mine.shape[1], 1),
+                    mask,
+                    projection,
+                    self.config.hidden_distance,
+                )
+            )
+        return torch.stack(total).sum()
+
+    def _attention(self, student: States, teacher: States, mask: Tensor | None) -> Tensor:
+        total = []
+        for own, other in self.layer_map.items():
+            mine = _state(student, own, "student", "attention map")
+            theirs = _state(teacher, other, "teacher", "attention map")
+            total.append(attention_loss(mine, fit_tokens(theirs, mine.shape[-1], 2, 3), mask))
+        return torch.stack(total).sum()
+
+    def _value(self, student: States, teacher: States, mask: Tensor | None) -> Tensor:
+        own = max(self.layer_map)
+        mine = _state(student, own, "student", "value")
+        theirs = _state(teacher, self.layer_map[own], "teacher", "value")
+        if self.heads is None:
+            raise ModelError("value_weight needs to know the heads; set relation_heads")
+        return value_relation_loss(mine, fit_tokens(theirs, mine.shape[1], 1), self.heads, mask)
+
+
+def _state(states: States, layer: int, who: str, what: str) -> Tensor:
+    if layer not in states:
+        raise ModelError(
+            f"the {who} gives no {what} of layer {layer}; let it give one, or set the weight of "
+            "that loss to 0"
+        )
+    return states[layer]

@@ -1,0 +1,138 @@
+"""Distillation losses on what layers compute: two tensors in, a scalar out (torch only).
+
+Each is zero where student and teacher agree, and leaves padding out. The teacher's tensors get no
+gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hfcompress.distillation.losses import masked_mean
+from hfcompress.errors import ConfigError, ModelError
+
+HiddenDistance = Literal["mse", "normalized_mse", "cosine", "patience"]
+Projection = Callable[[Tensor], Tensor]
+
+
+def hidden_state_loss(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None = None,
+    projection: Projection | None = None,
+    distance: HiddenDistance = "mse",
+) -> Tensor:
+    """Distance of hidden states, mean over the tokens that are no padding.
+
+    ``mse`` is the mean over features too (TinyBERT, 1909.10351); ``normalized_mse`` is that,
+    divided by the mean square of the teacher's states, so that layers of different size weigh the
+    same; ``cosine`` is 1 minus the cosine of each token (DistilBERT, 1910.01108); ``patience`` is
+    the squared distance of the first token's states, each of length 1 (PKD, 1908.09355).
+
+    Args:
+        student: (batch, tokens, student width).
+        teacher: (batch, tokens, teacher width).
+        mask: (batch, tokens), non-zero where a token counts; None counts all.
+        projection: from the student's width to the teacher's, where they differ.
+        distance: which.
+
+    Raises:
+        ConfigError: an unknown distance.
+        ModelError: widths that differ without a projection.
+    """
+    if distance not in get_args(HiddenDistance):
+        known = ", ".join(get_args(HiddenDistance))
+        raise ConfigError(f"the hidden distance must be one of {known}, not {distance!r}")
+    student = student if projection is None else projection(student)
+    if student.shape != teacher.shape:
+        raise ModelError(
+            f"hidden states of student {tuple(student.shape)} and teacher {tuple(teacher.shape)} "
+            "differ in shape; give a projection where the widths differ"
+        )
+    teacher = teacher.detach()
+    if distance == "patience":
+        return _unit_distance(student[:, 0], teacher[:, 0])
+    if mask is not None:
+        student, teacher = student[mask.bool()], teacher[mask.bool()]
+    if student.numel() == 0:  # a batch of padding only: no distance, and still a gradient
+        return student.sum()
+    if distance == "cosine":
+        return (1 - F.cosine_similarity(student, teacher, dim=-1)).mean()
+    difference = F.mse_loss(student, teacher)
+    if distance == "mse":
+        return difference
+    return difference / teacher.square().mean().clamp_min(torch.finfo(teacher.dtype).tiny)
+
+
+def attention_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Squared distance of attention maps: summed over keys, mean over heads and query tokens.
+
+    Where the numbers of heads differ, the maps are averaged over the heads first. TinyBERT
+    (1909.10351) compares attention in this way.
+
+    Args:
+        student: (batch, student heads, tokens, tokens), probabilities over the last dimension.
+        teacher: (batch, teacher heads, tokens, tokens).
+        mask: (batch, tokens), non-zero where a token counts; None counts all.
+    """
+    teacher = teacher.detach()
+    if student.shape[1] != teacher.shape[1]:
+        student, teacher = student.mean(1, keepdim=True), teacher.mean(1, keepdim=True)
+    difference = (student - teacher).square()
+    if mask is not None:
+        difference = difference * mask[:, None, None].to(difference.dtype)
+    queries = None if mask is None else mask[:, None]
+    return masked_mean(difference.sum(-1), queries)
+
+
+def value_relation_loss(
+    student: Tensor, teacher: Tensor, heads: int, mask: Tensor | None = None
+) -> Tensor:
+    """KL divergence of value relations, mean over heads and tokens (MiniLM, 2002.10957).
+
+    A relation is the softmax of the scaled products of all tokens' values, so that the widths of
+    student and teacher may differ.
+
+    Args:
+        student: (batch, tokens, student width), values of all heads side by side.
+        teacher: (batch, tokens, teacher width).
+        heads: into how many relation heads each width is cut (MiniLMv2, 2012.15828).
+        mask: (batch, tokens), non-zero where a token counts; None counts all.
+
+    Raises:
+        ModelError: a width that the heads do not divide.
+    """
+    divergence = F.kl_div(
+        _relation(student, heads, mask),
+        _relation(teacher.detach(), heads, mask),
+        reduction="none",
+        log_target=True,
+    ).sum(-1)
+    return masked_mean(divergence, None if mask is None else mask[:, None])
+
+
+def _relation(values: Tensor, heads: int, mask: Tensor | None) -> Tensor:
+    """Log-probabilities (batch, heads, tokens, tokens)."""
+    batch, tokens, width = values.shape
+    if width % heads:
+        raise ModelError(
+            f"{heads} relation heads do not divide the width {width}; set relation_heads to a "
+            "number that divides the widths of student and teacher"
+        )
+    split = values.reshape(batch, tokens, heads, width // heads).transpose(1, 2)
+    scores = split @ split.transpose(-1, -2) / (width // heads) ** 0.5
+    if mask is not None:
+        # A finite number: where a row is masked whole, infinities would give no number.
+        lowest = torch.finfo(scores.dtype).min
+        scores = scores.masked_fill(~mask[:, None, None].bool(), lowest)
+    return F.log_softmax(scores, dim=-1)
+
+
+def _unit_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    difference = F.normalize(student, dim=-1) - F.normalize(teacher, dim=-1)
+    return difference.square().sum(-1).mean()
