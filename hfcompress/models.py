@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import torch
+import transformers
 from pydantic import Field, model_validator
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
 
+import hfcompress.text_models as text_models
 from hfcompress.config import Config, nearest
 from hfcompress.errors import ConfigError, ModelError, SourceError
 from hfcompress.sources import (
@@ -19,7 +23,6 @@ from hfcompress.sources import (
     hub_errors,
     resolve,
 )
-from hfcompress.text_models import TextForSequenceClassification as _  # noqa: F401  # registers
 
 Modality = Literal["text", "image"]
 # The tasks that can be measured here: one label for each example.
@@ -132,6 +135,23 @@ def _load_processor(location: str, task: str, options: dict[str, Any]) -> Any:
     # The PIL backend: torchvision is not needed, and it gives the same pixels everywhere.
     loader: Any = AutoImageProcessor
     return loader.from_pretrained(location, backend="pil", **options)
+
+
+def saved_class(folder: Path, like: PreTrainedModel) -> type[PreTrainedModel]:
+    """The class that saved a model; that of ``like`` where it is the one, or is not known.
+
+    Args:
+        folder: as ``save_pretrained`` left it.
+        like: a model that is often of the same class.
+    """
+    data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for name in data.get("architectures") or ():
+        if name == type(like).__name__:
+            break
+        found = getattr(transformers, name, None) or getattr(text_models, name, None)
+        if found is not None:
+            return cast("type[PreTrainedModel]", found)
+    return type(like)
 
 
 def _head_options(settings: Any, labels: list[str] | None, path: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hfcompress.architectures import blocks
+from hfcompress.distillation.layer_map import uniform_layer_map
 from hfcompress.distillation.unit_importance import layer_norms
 from hfcompress.errors import ConfigError
 
@@ -63,7 +64,7 @@ def _choose(
     if init == "first":
         return tuple(range(keep))
     if init == "every-other":
-        return tuple((place + 1) * count // keep - 1 for place in range(keep))
+        return tuple(uniform_layer_map(keep, count).values())
     scores = layer_norms(teacher) if calibration is None else block_influence(teacher, calibration)
     return tuple(sorted(torch.tensor(scores).topk(keep).indices.tolist()))
 

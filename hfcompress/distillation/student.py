@@ -94,6 +94,23 @@ def make_student(
     return student
 
 
+def check_sizes(
+    teacher: PreTrainedModel,
+    *,
+    layers: int | Sequence[int] | None = None,
+    hidden: int | None = None,
+    heads: int | None = None,
+    ffn: int | None = None,
+) -> None:
+    """Refuse sizes that `make_student` would, without making anything.
+
+    Raises:
+        ConfigError, TargetError: as `make_student`.
+    """
+    known_family(teacher)
+    _smaller_config(teacher, choose_layers(teacher, layers), hidden, heads, ffn)
+
+
 def _smaller_config(
     teacher: PreTrainedModel,
     chosen: Sequence[int],

@@ -11,6 +11,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from hfcompress.models import saved_class
+
 
 class StepCache:
     """A folder of models, one for each prefix of steps that was carried out.
@@ -32,11 +34,12 @@ class StepCache:
         return self.root / "steps" / f"{key}.partial"
 
     def get(self, key: str, like: PreTrainedModel) -> PreTrainedModel | None:
-        """The kept model, loaded as the same class as ``like``; None where there is none."""
+        """The kept model, as the class that it was saved from (often that of ``like``); None where
+        there is none."""
         folder = self.folder(key)
         if not folder.is_dir():
             return None
-        model: PreTrainedModel = type(like).from_pretrained(folder, dtype=like.dtype)
+        model: PreTrainedModel = saved_class(folder, like).from_pretrained(folder, dtype=like.dtype)
         model.eval()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         return model
 

@@ -19,6 +19,7 @@ from hfcompress.data import DataConfig
 from hfcompress.errors import ConfigError
 from hfcompress.models import ModelConfig, task_modality
 from hfcompress.pruning.config import PruningConfig
+from hfcompress.recipe.distill_config import DistillConfig
 from hfcompress.recipe.finetune_config import FinetuneConfig
 from hfcompress.recipe.training_config import (
     GradualConfig,
@@ -37,6 +38,7 @@ STEP_CONFIGS: dict[str, type[Config]] = {
     "gradual": GradualConfig,
     "lottery": LotteryStepConfig,
     "progressive": ProgressiveStepConfig,
+    "distill": DistillConfig,
 }
 Choices = Annotated[tuple[Any, ...], Field(strict=False)]
 _INDEXED = re.compile(r"steps\[(\d+)\]\.(.+)")

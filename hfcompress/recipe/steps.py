@@ -14,6 +14,8 @@ from hfcompress.config import Config
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.unstructured import PruneReport, prune
 from hfcompress.recipe.context import Context
+from hfcompress.recipe.distill import check_distill, distill
+from hfcompress.recipe.distill_config import DistillConfig
 from hfcompress.recipe.finetune import finetune
 from hfcompress.recipe.finetune_config import FinetuneConfig
 from hfcompress.recipe.training import (
@@ -91,6 +93,9 @@ STEPS: dict[type[Config], StepKind] = {
         compresses=True,
         needs_rows=lambda config: config.needs_calibration,
         check=_check_targets,
+    ),
+    DistillConfig: StepKind(
+        distill, compresses=True, trains=True, needs_rows=_always, check=check_distill
     ),
     RecoverConfig: StepKind(recover, trains=True, needs_rows=_always, check=check_training),
     **{

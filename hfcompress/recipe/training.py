@@ -25,6 +25,7 @@ from hfcompress.pruning.trainer import PruningArguments, PruningTrainer
 from hfcompress.pruning.training_config import PruningTrainingConfig
 from hfcompress.pruning.training_masks import Prune
 from hfcompress.recipe.context import Context
+from hfcompress.recipe.distill_config import DistillConfig
 from hfcompress.recipe.finetune import finetune, trackers, train_with, trainer_arguments
 from hfcompress.recipe.finetune_config import FinetuneConfig
 from hfcompress.recipe.training_config import (
@@ -133,7 +134,7 @@ def _train(
     pruner: Prune | None,
 ) -> Done:
     """One training with masks, and the losses that the config adds."""
-    rows = _training_rows(config, context)
+    rows = training_rows(config, context)
     context.progress.stage(f"training with masks on {len(rows):,} rows")
     with ExitStack() as stack:
         terms = None
@@ -162,7 +163,7 @@ def _train(
     return {**done, "sparsity": trainer.pruning.sparsity}
 
 
-def _training_rows(config: RecoverConfig, context: Context) -> Encoded:
+def training_rows(config: RecoverConfig | DistillConfig, context: Context) -> Encoded:
     """The training rows, or as many as the epochs show, mixed with augmented text."""
     rows = context.training_rows("training")
     if config.augmentation is None:
@@ -207,7 +208,11 @@ def check_training(model: nn.Module, config: Any) -> None:
     for part in (config, getattr(config, "pruning", None), getattr(config, "prune", None)):
         if part is not None and hasattr(part, "targets"):
             select_modules(model, part.targets, part.exclude)
-    if isinstance(config, RecoverConfig) and config.augmentation and not _is_text(model):
+    if (
+        isinstance(config, (RecoverConfig, DistillConfig))
+        and config.augmentation
+        and not _is_text(model)
+    ):
         raise ConfigError("augmentation makes text; leave it out for a model that reads images")
 
 

@@ -59,7 +59,7 @@ def test_a_student_of_any_size_is_reloaded_plainly(family: str, tmp_path: Path) 
         (3, "every-other", (1, 3, 5)),
         (2, "every-other", (2, 5)),
         (1, "every-other", (5,)),
-        (4, "every-other", (0, 2, 3, 5)),
+        (4, "every-other", (1, 2, 4, 5)),
         (3, "first", (0, 1, 2)),
         ((4, 0), "every-other", (4, 0)),
         (None, "first", (0, 1, 2, 3, 4, 5)),
@@ -90,7 +90,7 @@ def test_importance_keeps_the_layers_that_change_most() -> None:
             parameter.data.zero_()
     assert choose_layers(teacher, 2, "importance", batches) == (0, 2)
     assert choose_layers(teacher, 2, "importance") == (0, 2)
-    assert choose_layers(teacher, 2) == (0, 2)
+    assert choose_layers(teacher, 2) == (1, 2)
     influence = block_influence(teacher, batches)
     assert min(range(3), key=influence.__getitem__) == 1
     with pytest.raises(ConfigError, match="no batch"):

@@ -1,0 +1,187 @@
+"""The step that distils: every kind of student, every option, refused before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from hfcompress.errors import ConfigError
+from hfcompress.measure.summary import count_parameters
+from hfcompress.recipe.schema import parse_recipe
+from hfcompress.recipe.sweep import run
+from tests.conftest import make_bert, make_tokenizer
+
+FAST: dict[str, Any] = {"max_steps": 6, "batch_size": 8, "learning_rate": 5e-3}
+ONE_LAYER: dict[str, Any] = {**FAST, "student": {"layers": 1}}
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def one(model_folder: Path, write_data: Callable[..., Path]) -> Run:
+    """Runs steps without a grid and gives the one row."""
+    path = write_data(rows=60)
+
+    def run_one(*steps: dict[str, Any], output: Path | None = None, **more: Any) -> dict[str, Any]:
+        data = {"model": str(model_folder), "data": {"path": str(path), "eval_fraction": 0.5}}
+        row: dict[str, Any] = run(
+            parse_recipe({**data, "steps": list(steps), **more}), output
+        ).rows[0]
+        return row
+
+    return run_one
+
+
+@pytest.fixture(autouse=True)
+def _caches_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+
+
+def test_a_student_is_smaller_and_is_reloaded(one: Run, tmp_path: Path) -> None:
+    row = one({"distill": ONE_LAYER}, output=tmp_path / "run", save_models=True)
+    (folder,) = (tmp_path / "run" / "models").iterdir()
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert model.config.num_hidden_layers == 1
+    assert row["parameters"] == count_parameters(model) < count_parameters(make_bert())
+    (done,) = row["steps"]
+    assert done["step"] == "distill"
+    assert done["teacher_layers"] == [1]
+    assert done["updates"] == 6
+    assert len(done["teacher_logits"]) == 4
+    # Kept by content hash: the second run trains nothing and gives the same.
+    again = one({"distill": ONE_LAYER})
+    assert again["weights_hash"] == row["weights_hash"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"student": {"layers": 1, "init": "first"}},
+        {"student": {"layers": 1, "init": "importance", "calibration_rows": 8}, "seed": 3},
+        {"student": {"layers": 1, "ffn": 32}},
+        {"student": {"layers": 1, "hidden": 16}},
+        {"student": {"layers": 1, "hidden": 16, "calibration_rows": 8}},
+        {"student": {"layers": 1, "heads": 2}},
+        {"student": None},
+        {"distillation": {"temperature": 1.0}},
+        {"distillation": {"alpha": 1.0}},
+        {"distillation": {"hidden_weight": 1.0}},
+        {"distillation": {"alpha": 1.0}, "augmentation": {"share": 0.5}},
+        {"distillation": {"alpha": 1.0}, "augmentation": {"share": 1.0}},
+        {"dropout": None},
+        {"freeze_embeddings": False},
+        {"epochs": 1.0, "max_steps": None},
+    ],
+)
+def test_every_option_changes_the_result(change: dict[str, Any], one: Run) -> None:
+    change = dict(change)
+    seed = change.pop("seed", 0)
+    base = one({"distill": ONE_LAYER})
+    other = one({"distill": {**ONE_LAYER, **change}}, seed=seed)
+    assert other["weights_hash"] != base["weights_hash"]
+
+
+def test_a_cached_teacher_teaches_the_same(one: Run, tmp_path: Path) -> None:
+    options = {"alpha": 1.0, "hidden_weight": 0.5}
+    live = one({"distill": {**ONE_LAYER, "distillation": options}}, output=tmp_path / "live")
+    assert not (tmp_path / "datasets" / "hfcompress-teachers").exists()
+    kept = one(
+        {"distill": {**ONE_LAYER, "distillation": options, "cache": True}},
+        output=tmp_path / "kept",
+    )
+    caches = [p for p in (tmp_path / "datasets" / "hfcompress-teachers").iterdir() if p.is_dir()]
+    assert len(caches) == 1
+    assert (caches[0] / "hidden_1.npy").is_file()
+    assert kept["steps"][0]["training_loss"] == pytest.approx(
+        live["steps"][0]["training_loss"], rel=1e-3
+    )
+
+
+def test_hidden_states_follow_the_layers_that_were_copied(one: Run) -> None:
+    """Layers by number: the map goes with them, and a map by hand wins."""
+    base = {**ONE_LAYER, "distillation": {"hidden_weight": 1.0}}
+    first = one({"distill": {**base, "student": {"layers": [0]}}})
+    mapped = {"hidden_weight": 1.0, "layer_map": {0: 0}}
+    same = one({"distill": {**base, "student": {"layers": [0]}, "distillation": mapped}})
+    mapped = {"hidden_weight": 1.0, "layer_map": {0: 1}}
+    other = one({"distill": {**base, "student": {"layers": [0]}, "distillation": mapped}})
+    assert first["steps"][0]["teacher_layers"] == [0]
+    assert first["weights_hash"] == same["weights_hash"]
+    assert first["weights_hash"] != other["weights_hash"]
+
+
+@pytest.mark.parametrize("encoder", ["cnn", "lstm"])
+def test_a_text_student(encoder: str, one: Run, tmp_path: Path) -> None:
+    step = {**FAST, "text_student": {"encoder": encoder, "width": 8}}
+    row = one({"distill": step}, output=tmp_path / "run", save_models=True)
+    (folder,) = (tmp_path / "run" / "models").iterdir()
+    assert AutoConfig.from_pretrained(folder).encoder == encoder
+    again = one({"distill": step})  # reloaded from the cache of steps, as another class
+    assert again["weights_hash"] == row["weights_hash"]
+    other = one({"distill": {**step, "text_student": {"encoder": encoder, "width": 9}}})
+    assert other["weights_hash"] != row["weights_hash"]
+
+
+def test_a_model_of_ones_own(one: Run, model_folder: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    make_bert(seed=5).save_pretrained(own)
+    make_tokenizer().save_pretrained(own)
+    row = one({"distill": {**FAST, "model": str(own)}})
+    assert row["steps"][0]["teacher_layers"] is None
+    assert row["weights_hash"] != one({"distill": FAST})["weights_hash"]
+    assert row["parameters"] == count_parameters(make_bert())
+
+
+def test_a_model_of_ones_own_with_other_words(
+    model_folder: Path, write_data: Callable[..., Path], tmp_path: Path
+) -> None:
+    own, tokenizer = tmp_path / "own", make_tokenizer()
+    tokenizer.add_tokens(["another"])
+    make_bert().save_pretrained(own)
+    tokenizer.save_pretrained(own)
+    recipe = parse_recipe(
+        {
+            "model": str(model_folder),
+            "data": {"path": str(write_data(rows=60)), "eval_fraction": 0.5},
+            "steps": [{"distill": {**FAST, "model": str(own)}}],
+        }
+    )
+    ((_, reason),) = run(recipe).failures
+    assert "has another tokenizer than the teacher" in reason
+
+
+def test_the_teacher_is_the_model_before_it_was_pruned(one: Run) -> None:
+    prune = {"prune": {"sparsity": 0.9, "scope": "global"}}
+    train = {**FAST, "distillation": {"alpha": 1.0}}
+    row = one(prune, {"distill": train})
+    assert row["steps"][1]["training_loss"] > 0
+    alone = one({"distill": train})  # a student that is its own teacher has nothing to learn
+    assert alone["steps"][0]["training_loss"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ({"student": {"layers": 3}}, "layers is 3 and the teacher has 2"),
+        ({"student": {"hidden": 12}}, "a multiple of"),
+        ({"student": {}, "text_student": {}}, "are two students"),
+        ({"augmentation": {}}, "set distillation.alpha to 1"),
+        (
+            {"text_student": {}, "distillation": {"hidden_weight": 1}},
+            "no layers to compare",
+        ),
+        (
+            {"cache": True, "distillation": {"attention_weight": 1}},
+            "a cache keeps logits and hidden states",
+        ),
+        ({"distillation": {"temperature": 0}}, "temperature"),
+        ({"distillation": {"alpha": 1.5}}, "alpha"),
+    ],
+)
+def test_mistakes(step: dict[str, Any], message: str, one: Run, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        one({"distill": {**FAST, **step}}, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
