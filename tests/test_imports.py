@@ -28,7 +28,7 @@ PURE = {
     "pruning.scores", "pruning.masks", "pruning.patterns", "pruning.reconstruct",
     "pruning.schedule", "pruning.movement", "distillation.losses", "distillation.augment",
     "distillation.state_losses", "distillation.outputs", "distillation.layer_map",
-    "distillation.schedule",
+    "distillation.schedule", "quantization.affine",
 }  # fmt: skip
 # Rooms that meet only in the recipe.
 STRANGERS = {"pruning", "distillation", "quantization"}
