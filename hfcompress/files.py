@@ -9,6 +9,12 @@ from pathlib import Path
 from hfcompress.errors import OutputError
 
 
+def cache_folder() -> Path:
+    """Where results that may be computed again are kept: ``$HFCOMPRESS_CACHE``, or
+    ``~/.cache/hfcompress``."""
+    return Path(os.environ.get("HFCOMPRESS_CACHE") or Path.home() / ".cache" / "hfcompress")
+
+
 def atomic_write(path: str | Path, content: str | bytes) -> Path:
     """Write a file under a temporary name beside it, then rename it into place.
 

@@ -42,13 +42,17 @@ class Prediction:
 
 
 def checking_pays(model: nn.Module, data: Encoded) -> bool:
-    """True for an fp32 model on a processor with bf16 matrix products, and more than a few rows."""
+    """True where `bf16_is_faster`, and for more than a few rows."""
+    return bf16_is_faster(model) and len(data) > 2 * SAMPLE
+
+
+def bf16_is_faster(model: nn.Module) -> bool:
+    """True for an fp32 model on a processor with bf16 matrix products."""
     parameter = next(model.parameters())
     if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
         return False
     abilities = torch.cpu.get_capabilities()
-    fast = abilities.get("amx_bf16") or abilities.get("avx512_bf16")
-    return bool(fast) and len(data) > 2 * SAMPLE
+    return bool(abilities.get("amx_bf16") or abilities.get("avx512_bf16"))
 
 
 def predict_checked(

@@ -28,6 +28,7 @@ class Sublayer:
     Attributes:
         name: path of the output projection, which names the sublayer.
         layer: path of the layer.
+        attention: path of the output projection of the layer's attention.
         kind: what its units are.
         producers: paths of the projections whose outputs are the units.
         size: columns of the output projection that belong to one unit.
@@ -39,6 +40,7 @@ class Sublayer:
 
     name: str
     layer: str
+    attention: str
     kind: Kind
     producers: tuple[str, ...]
     size: int
@@ -119,6 +121,7 @@ def _sublayer(model: nn.Module, family: Family, layer: str, kind: Kind) -> Subla
     return Sublayer(
         name=f"{layer}.{out}",
         layer=layer,
+        attention=f"{layer}.{family.out}",
         kind=kind,
         producers=tuple(f"{layer}.{path}" for path in dict.fromkeys(paths)),
         size=size,

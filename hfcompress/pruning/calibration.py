@@ -128,7 +128,7 @@ class Calibration:
         count = 0
         with evaluating(model), torch.enable_grad(), _requiring_gradients(weights):
             for row in self._single_rows():
-                loss = _loss(model, row)
+                loss = task_loss(model, row)
                 gradients = torch.autograd.grad(loss, weights)
                 for name, gradient in zip(modules, gradients, strict=True):
                     if not bool(torch.isfinite(gradient.sum())):
@@ -209,11 +209,7 @@ class Calibration:
     def _single_rows(self) -> list[Batch]:
         rows = []
         for index, batch in enumerate(self.batches):
-            if "labels" not in batch:
-                raise CalibrationError(
-                    "this method needs the loss, and the calibration batches have no 'labels'; "
-                    "add them or take a method without gradients (wanda, sparsegpt, alps)"
-                )
+            require_labels(batch)
             tokens = self.tokens(index)
             for row in range(_length(batch)):
                 rows.append(_one_row(batch, row, None if tokens is None else tokens[row]))
@@ -295,7 +291,25 @@ def _one_row(batch: Batch, row: int, tokens: Tensor | None) -> Batch:
     return {key: value[:, :end] if key in lengthy else value for key, value in single.items()}
 
 
-def _loss(model: nn.Module, batch: Batch) -> Tensor:
+def require_labels(batch: Batch) -> None:
+    """Refuse rows without labels.
+
+    Raises:
+        CalibrationError: there are none.
+    """
+    if "labels" not in batch:
+        raise CalibrationError(
+            "this method needs the loss, and the calibration batches have no 'labels'; "
+            "add them or take a method without gradients (wanda, sparsegpt, alps, reconstruction)"
+        )
+
+
+def task_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """The model's own loss on a labelled batch, the mean over its rows.
+
+    Raises:
+        CalibrationError: the model returns none.
+    """
     device = next(model.parameters()).device
     result = model(**{key: value.to(device) for key, value in batch.items()})
     loss = getattr(result, "loss", None)

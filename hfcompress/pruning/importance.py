@@ -29,29 +29,48 @@ class Importance:
         outputs: groups x outputs, the mean over tokens.
         tokens: for each batch, its tokens' share of the gradient in their row, mean 1.
         count: tokens seen.
+        matrix: outputs x outputs, summed over tokens; each row's gradient has length one, so that
+            the few rows near a decision do not outweigh all others. None unless asked for.
     """
 
     outputs: Tensor
     tokens: list[Tensor]
     count: int = 0
+    matrix: Tensor | None = None
 
 
 def importance(
-    model: nn.Module, modules: Mapping[str, nn.Module], calibration: Calibration, seed: int
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    calibration: Calibration,
+    seed: int,
+    *,
+    matrices: bool = False,
 ) -> dict[str, Importance]:
     """The importance of each module's outputs and of the tokens there.
 
     Kept by the calibration for the same weights, modules and seed.
 
+    Args:
+        model: run in eval mode, left as it was.
+        modules: ``nn.Linear`` and the like; for matrices, none with groups.
+        calibration: rows; labels are not used.
+        seed: of the random combination of logits.
+        matrices: which directions of the outputs matter, too.
+
     Raises:
         CalibrationError: a module that does not reach the model's output.
     """
-    key = ("importance", fingerprint(model), seed, *modules)
-    return calibration.kept(key, lambda: _collect(model, modules, calibration, seed))
+    key = ("importance", fingerprint(model), seed, matrices, *modules)
+    return calibration.kept(key, lambda: _collect(model, modules, calibration, seed, matrices))
 
 
 def _collect(
-    model: nn.Module, modules: Mapping[str, nn.Module], calibration: Calibration, seed: int
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    calibration: Calibration,
+    seed: int,
+    matrices: bool,
 ) -> dict[str, Importance]:
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, Importance] = {}
@@ -67,28 +86,40 @@ def _collect(
                 if gradient is None:
                     raise CalibrationError(f"{name} does not reach the model's output; exclude it")
                 mask = calibration.tokens(index)
-                squares = output_rows(modules[name], gradient, mask).float().square()
+                rows = output_rows(modules[name], gradient, mask).float()
+                squares = rows.square()
                 part = found.setdefault(name, Importance(squares.new_zeros(()), []))
                 part.outputs = part.outputs + squares.sum(1)
                 part.count += squares.shape[1]
-                part.tokens.append(_shares(squares.sum((0, 2)), len(gradient), mask))
+                by_token = squares.sum((0, 2))
+                sums = _row_sums(by_token, len(gradient), mask)
+                part.tokens.append(_shares(by_token, sums))
+                if matrices:
+                    unit = rows[0] / sums.sqrt()[:, None]
+                    product = unit.T @ unit
+                    part.matrix = product if part.matrix is None else part.matrix + product
     for part in found.values():
         part.outputs = part.outputs / max(part.count, 1)
     return found
 
 
-def _shares(squares: Tensor, rows: int, mask: Tensor | None) -> Tensor:
-    """Each token's share of its row's sum, scaled to a mean of 1.
-
-    Without that, the few rows near a decision would outweigh all others.
-    """
+def _row_sums(squares: Tensor, rows: int, mask: Tensor | None) -> Tensor:
+    """For each token the sum over the tokens of its row."""
     if mask is not None and len(squares) == int(mask.sum()):
         row = mask.nonzero()[:, 0].to(squares.device)
     else:
         row = torch.arange(rows, device=squares.device).repeat_interleave(len(squares) // rows)
-    tiny = torch.finfo(squares.dtype).tiny
     sums = squares.new_zeros(rows).index_add_(0, row, squares)
-    shares = squares / sums[row].clamp_min(tiny)
+    return sums[row].clamp_min(torch.finfo(squares.dtype).tiny)
+
+
+def _shares(squares: Tensor, sums: Tensor) -> Tensor:
+    """Each token's share of its row's sum, scaled to a mean of 1.
+
+    Without that, the few rows near a decision would outweigh all others.
+    """
+    shares = squares / sums
+    tiny = torch.finfo(squares.dtype).tiny
     return shares / shares.mean().clamp_min(tiny) if len(shares) else shares
 
 

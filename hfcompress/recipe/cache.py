@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from hfcompress.files import cache_folder
 from hfcompress.models import saved_class
 
 
@@ -22,8 +23,7 @@ class StepCache:
     """
 
     def __init__(self, root: Path | None = None) -> None:
-        default = Path.home() / ".cache" / "hfcompress"
-        self.root = root or Path(os.environ.get("HFCOMPRESS_CACHE") or default)
+        self.root = root or cache_folder()
 
     def folder(self, key: str) -> Path:
         """Where the model of a key lies, or would lie."""

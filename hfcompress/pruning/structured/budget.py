@@ -1,0 +1,174 @@
+"""A budget of any kind: which widths fit it, by arithmetic or by the clock of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from torch import Tensor, nn
+
+from hfcompress.architectures import blocks
+from hfcompress.errors import CalibrationError, ConfigError
+from hfcompress.pruning.calibration import Calibration
+from hfcompress.pruning.structured.config import ShrinkConfig
+from hfcompress.pruning.structured.costs import Allowed, Costs, layer_macs, macs_costs, size_costs
+from hfcompress.pruning.structured.report import Latencies
+from hfcompress.pruning.structured.timing import time_table, timed, timed_inputs
+from hfcompress.pruning.structured.timing import with_widths as narrowed
+from hfcompress.pruning.structured.widths import Widths, check_budget, total
+from hfcompress.pruning.tracing import evaluating, recorded_calls
+from hfcompress.sublayers import Sublayer, sublayers
+
+Choose = Callable[[Costs], Widths]
+DEFAULT_LENGTH = 128
+"""Tokens that are counted where nothing says how long rows are."""
+_CLOSE = 0.02
+_TRIES = 5
+
+
+class Budget:
+    """The budget of a config, for a dense model.
+
+    Args:
+        dense: not changed.
+        config: which budget.
+        calibration: for the length that is counted or timed.
+
+    Raises:
+        ConfigError: a budget above the dense model.
+        CalibrationError: a latency without calibration data.
+    """
+
+    def __init__(
+        self, dense: nn.Module, config: ShrinkConfig, calibration: Calibration | None
+    ) -> None:
+        self.config = config
+        self.length = config.length or mean_length(dense, calibration)
+        self.macs = layer_macs(dense, sublayers(dense), self.length)
+        self.latency: float | None = None
+        self.predicted: float | None = None
+        self._dense = dense
+        if config.budget in ("latency", "speedup"):
+            if calibration is None:
+                raise CalibrationError(
+                    "a latency is measured on real rows; pass Calibration(batches) to shrink"
+                )
+            self._inputs = timed_inputs(calibration, config.batch_size, round(self.length))
+            self._times = time_table(dense, sublayers(dense), self._inputs, config)
+            self.latency = self._times.dense
+            if config.latency is not None and config.latency > self.latency:
+                raise ConfigError(
+                    f"the budget of {config.latency:.3g} ms is above the dense model, which takes "
+                    f"{self.latency:.3g} ms here; write less"
+                )
+
+    def fit(
+        self,
+        model: nn.Module,
+        parts: Sequence[Sublayer],
+        allowed: Allowed,
+        choose: Choose,
+        progress: float,
+    ) -> Widths:
+        """The widths that fit, for a part of the way.
+
+        Args:
+            model: as it is now.
+            parts: sublayers that may lose units.
+            allowed: widths that each may have.
+            choose: the widths for some costs.
+            progress: 1 for the budget itself; less for a round before.
+
+        Raises:
+            ConfigError: the budget is below what can be reached; the least is named.
+        """
+        if self.latency is not None:
+            return self._fit_latency(model, parts, allowed, choose, progress)
+        if self.config.macs is not None:
+            goal = self.macs * self.config.macs**progress
+            costs = macs_costs(model, parts, allowed, self.length, goal)
+        else:
+            costs = size_costs(model, self._dense, parts, allowed, self.config, progress)
+        check_budget(costs)
+        return choose(costs)
+
+    def latencies(self, model: nn.Module | None) -> Latencies | None:
+        """What is to be reported of the shrunk model (None: of a preview)."""
+        if self.latency is None or self.predicted is None:
+            return None
+        if model is None:
+            return Latencies(self.latency, self.predicted)
+        dense, measured = self.measure(model)
+        return Latencies(dense, self.predicted, measured)
+
+    def measure(self, model: nn.Module) -> tuple[float, float]:
+        """Milliseconds of the dense and of another model, interleaved."""
+        times = timed(
+            {"dense": self._dense, "other": model}, self._inputs, self.config.precision
+        ).times
+        return times["dense"].median, times["other"].median
+
+    def _fit_latency(
+        self,
+        model: nn.Module,
+        parts: Sequence[Sublayer],
+        allowed: Allowed,
+        choose: Choose,
+        progress: float,
+    ) -> Widths:
+        """Widths by the table; then they are built and timed, and the goal is moved by what the
+        table got wrong, until it fits."""
+        assert self.latency is not None
+        dense = self.latency
+        wish = self.config.latency or dense / cast(float, self.config.speedup)
+        goal = wanted = dense * (wish / dense) ** progress
+        best: tuple[float, Widths] | None = None
+        for _ in range(_TRIES):
+            costs = self._latency_costs(model, parts, allowed, goal)
+            check_budget(costs)
+            widths = choose(costs)
+            now, took = self.measure(narrowed(model, parts, widths))
+            took *= 1.0 if self.config.latency else dense / now
+            if best is None or abs(took - wanted) < abs(best[0] - wanted):
+                best = took, widths
+                self.predicted = took
+            if abs(took / wanted - 1) < _CLOSE or total(costs.table, widths) == costs.most:
+                break
+            goal *= wanted / took
+        assert best is not None
+        return best[1]
+
+    def _latency_costs(
+        self, model: nn.Module, parts: Sequence[Sublayer], allowed: Allowed, goal: float
+    ) -> Costs:
+        times = self._times
+        table = {
+            part.name: {width: times.cost(part.kind, width) for width in allowed[part.name]}
+            for part in parts
+        }
+        inside = {part.name for part in parts}
+        fixed = times.empty + sum(
+            times.cost(part.kind, part.units(model))
+            for part in sublayers(model)
+            if part.name not in inside
+        )
+        return Costs(table, goal - fixed, fixed, "ms")
+
+
+def mean_length(model: nn.Module, calibration: Calibration | None) -> float:
+    """Real tokens of a row in the layers, the mean over the calibration rows.
+
+    Args:
+        model: run on one batch where rows have no mask (images).
+        calibration: None gives `DEFAULT_LENGTH`.
+    """
+    if calibration is None:
+        return float(DEFAULT_LENGTH)
+    masks = [calibration.tokens(index) for index in range(len(calibration.batches))]
+    if all(mask is not None for mask in masks):
+        found = [mask.sum(1) for mask in masks if mask is not None]
+        return float(sum(int(mask.sum()) for mask in found) / sum(len(mask) for mask in found))
+    with evaluating(model), recorded_calls(blocks(model)) as calls:
+        calibration.run(model, 0)
+    states: Tensor = next(iter(calls.values()))[0][0]
+    return float(states.shape[1])

@@ -1,0 +1,164 @@
+"""``ShrinkConfig``: how small a model is to become, and how the units that go are chosen."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from hfcompress.config import Config
+
+Score = Literal["reconstruction", "magnitude", "taylor", "fisher"]
+BUDGETS = ("macs", "parameters", "bytes", "latency", "speedup")
+"""The fields of which exactly one says how small."""
+
+
+class ShrinkConfig(Config):
+    """Structured pruning; the argument of `shrink` and a recipe's ``shrink`` step.
+
+    Raises:
+        ConfigError: an unknown field, a wrong type, a value out of range, no budget or two.
+    """
+
+    macs: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        strict=False,
+        description="share of the layers' multiply-accumulates to keep, (0, 1]",
+    )
+    parameters: int | None = Field(None, ge=1, description="parameters of the whole model, at most")
+    bytes: int | None = Field(None, ge=1, description="bytes of the whole model's tensors, at most")
+    latency: float | None = Field(
+        None, gt=0, strict=False, description="milliseconds of a forward pass on this machine"
+    )
+    speedup: float | None = Field(
+        None, ge=1, strict=False, description="times faster than the dense model on this machine"
+    )
+    layers: int | None = Field(
+        None, ge=1, description="whole layers to keep: those whose removal moves predictions most"
+    )
+    heads: bool = Field(True, description="attention heads may go")
+    neurons: bool = Field(True, description="feed-forward neurons may go")
+    score: Score = Field(
+        "reconstruction",
+        description="which units go. reconstruction: those whose part in the dense model's "
+        "outputs the others can take over (no labels); magnitude: small weights; taylor and "
+        "fisher: absolute or squared gradient of the loss by a unit's mask (labels)",
+    )
+    allocation: Literal["auto", "uniform", "global", "optimal"] = Field(
+        "auto",
+        description="each layer's width. uniform: the same share everywhere; global: one ranking "
+        "of score by cost; optimal: a table of measured change of the predictions by width, and "
+        "dynamic programming; auto: optimal for reconstruction, uniform for magnitude, else global",
+    )
+    repair: Literal["auto", "none", "mean", "ridge"] = Field(
+        "auto",
+        description="what makes up for the units that went. mean: their mean output goes into "
+        "the bias; ridge: the output projection is fitted anew to the dense model's outputs; "
+        "auto: ridge for reconstruction, else none",
+    )
+    follow_dense: bool = Field(
+        True,
+        description="the repair's target is the dense model's residual stream, so that a layer "
+        "makes up for the layers before; otherwise what the layer itself put out",
+    )
+    multiple_of: int = Field(
+        1, ge=1, description="neurons of a layer come in multiples of this (8 or 16 for speed)"
+    )
+    min_heads: int = Field(0, ge=0, description="heads that every layer keeps")
+    min_neurons: int = Field(0, ge=0, description="neurons that every layer keeps")
+    rounds: int = Field(
+        1, ge=1, description="reach the budget in so many rounds, with recovery in between"
+    )
+    output_importance: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        strict=False,
+        description="how much directions of a layer's output count by how far they move the "
+        "logits: exponent of the Fisher matrix's eigenvalues, 0 treats all alike",
+    )
+    token_importance: float = Field(
+        0.8,
+        ge=0,
+        le=1,
+        strict=False,
+        description="how much tokens count by how far they move the logits; 0 treats all alike",
+    )
+    damping: float = Field(
+        0.01,
+        ge=0,
+        strict=False,
+        description="added to each Gram matrix's diagonal, as a share of its mean",
+    )
+    calibration_rows: int | None = Field(
+        None, ge=1, description="rows of the calibration data to use; default: all"
+    )
+    table_rows: int = Field(
+        512, ge=1, description="rows on which allocation 'optimal' measures predictions"
+    )
+    batch_size: int = Field(1, ge=1, description="of the forward pass that is timed")
+    length: int | None = Field(
+        None, ge=1, description="tokens of the forward pass that is counted and timed; default: "
+        "the calibration rows' mean"
+    )  # fmt: skip
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the forward pass that is timed"
+    )
+    seed: int = Field(0, ge=0, description="of the random directions of importance")
+    dry_run: bool = Field(False, description="only say what would go")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
+        if len(given) > 1 or not (given or self.layers):
+            raise ValueError(
+                f"give one budget of {', '.join(BUDGETS)} (or layers alone), "
+                f"not {' and '.join(given) or 'none'}"
+            )
+        if not (self.heads or self.neurons):
+            raise ValueError("heads and neurons are both false, so that nothing could go")
+        if self.allocation == "global" and self.score == "reconstruction":
+            raise ValueError(
+                "allocation global ranks scores, and reconstruction has none that compare "
+                "between layers; write allocation: optimal"
+            )
+        if self.dry_run and self.rounds > 1:
+            raise ValueError("dry_run previews one round; write rounds: 1")
+        return self
+
+    @property
+    def budget(self) -> str | None:
+        """Which budget is given."""
+        return next((name for name in BUDGETS if getattr(self, name) is not None), None)
+
+    @property
+    def spreads(self) -> str:
+        """``allocation`` with auto resolved."""
+        if self.allocation != "auto":
+            return self.allocation
+        return {"reconstruction": "optimal", "magnitude": "uniform"}.get(self.score, "global")
+
+    @property
+    def repairs(self) -> str:
+        """``repair`` with auto resolved."""
+        if self.repair != "auto":
+            return self.repair
+        return "ridge" if self.score == "reconstruction" else "none"
+
+    @property
+    def uses_moments(self) -> bool:
+        """Whether statistics of the output projections' inputs are needed."""
+        return self.score == "reconstruction" or self.repairs != "none"
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether `shrink` needs calibration data for this config."""
+        return (
+            self.score != "magnitude"
+            or self.repairs != "none"
+            or self.spreads == "optimal"
+            or self.layers is not None
+        )

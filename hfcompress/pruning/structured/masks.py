@@ -1,0 +1,39 @@
+"""Masks on heads and neurons: one mechanism for scores, tests and previews."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from hfcompress.sublayers import Sublayer
+
+
+@contextmanager
+def masked(
+    model: nn.Module, parts: Sequence[Sublayer], masks: Mapping[str, Tensor]
+) -> Iterator[None]:
+    """Multiply the units of sublayers with masks inside (forward pre-hooks on the outputs).
+
+    Args:
+        model: any model of a known family.
+        parts: its sublayers.
+        masks: by sublayer; units, or rows x units for a mask of each row's own.
+    """
+    handles = []
+    for part in parts:
+        if part.name in masks:
+            mask = masks[part.name].repeat_interleave(part.size, dim=-1)
+
+            def multiply(_: nn.Module, args: Any, mask: Tensor = mask) -> tuple[Any, ...]:
+                wide = mask if mask.dim() == 1 else mask[:, None]
+                return (args[0] * wide, *args[1:])
+
+            handles.append(part.out(model).register_forward_pre_hook(multiply))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

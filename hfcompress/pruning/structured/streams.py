@@ -1,0 +1,180 @@
+"""What flows through the dense model and through the one that shrinks, layer after layer.
+
+Each sublayer's statistics come from the model as shrunk so far; what its output projection is to
+reproduce comes from the dense model: the residual stream behind the sublayer, so that each
+sublayer also makes up for the drift of those before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hfcompress.architectures import blocks
+from hfcompress.errors import CalibrationError
+from hfcompress.pruning.calibration import Calibration, finite_moments
+from hfcompress.pruning.moments import Moments, MomentSum, input_rows
+from hfcompress.pruning.tracing import first_tensor, recorded_calls
+from hfcompress.sublayers import Sublayer
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One sublayer in one batch.
+
+    Attributes:
+        inputs: of its output projection, batch x length x (units * size).
+        output: of its output projection, batch x length x features.
+        residual: what the output is added to.
+    """
+
+    inputs: Tensor
+    output: Tensor
+    residual: Tensor
+
+
+class Stream:
+    """One model's hidden states in front of the layer that is next, for every batch.
+
+    Args:
+        model: of a known family, in eval mode.
+        calibration: the batches.
+
+    Raises:
+        CalibrationError: a model whose layers are not called one after the other.
+    """
+
+    def __init__(self, model: nn.Module, calibration: Calibration) -> None:
+        self.model = model
+        self._layers = blocks(model)
+        self._states: list[Tensor] = []
+        self._calls: list[dict[str, tuple[tuple[Any, ...], dict[str, Any]]]] = []
+        for index in range(len(calibration.batches)):
+            with recorded_calls(self._layers) as calls, torch.no_grad():
+                calibration.run(model, index)
+            if list(calls) != list(self._layers):
+                raise CalibrationError(
+                    f"the layers of {type(model).__name__} are not called one after the other"
+                )
+            self._states.append(next(iter(calls.values()))[0][0].clone())
+            self._calls.append({name: (call[0][1:], call[1]) for name, call in calls.items()})
+
+    def look(self, parts: Sequence[Sublayer], index: int) -> tuple[list[Seen], Tensor]:
+        """Sublayers of the next layer at work on one batch, and what the layer puts out."""
+        notes: dict[str, Tensor] = {}
+        with _watching(self.model, parts, notes):
+            after = self._run(parts[0].layer, index)
+        return [self._seen(part, notes, index) for part in parts], after
+
+    def advance(self, layer: str) -> None:
+        """Move on behind a layer."""
+        for index in range(len(self._states)):
+            self._states[index] = self._run(layer, index)
+
+    def move(self, index: int, state: Tensor) -> None:
+        """Move one batch on."""
+        self._states[index] = state
+
+    def _seen(self, part: Sublayer, notes: Mapping[str, Tensor], index: int) -> Seen:
+        residual = notes[f"read {part.name}"]
+        if part.prenorm:  # what is read is normalised; the stream itself goes around it
+            residual = self._states[index]
+            if part.kind == "neurons":
+                residual = residual + notes[f"out {part.attention}"]
+        return Seen(notes[f"in {part.name}"], notes[f"out {part.name}"], residual)
+
+    @torch.no_grad()
+    def _run(self, layer: str, index: int) -> Tensor:
+        args, kwargs = self._calls[index][layer]
+        return first_tensor(self._layers[layer](self._states[index], *args, **kwargs))
+
+
+class Streams:
+    """The dense model's stream beside the shrinking one's.
+
+    Args:
+        dense, shrunk: two models, in eval mode; the same one for a first look.
+        calibration: the batches.
+        follow_dense: targets make up for the drift of the residual stream, too.
+    """
+
+    def __init__(
+        self, dense: nn.Module, shrunk: nn.Module, calibration: Calibration, follow_dense: bool
+    ) -> None:
+        self._calibration = calibration
+        self._follow = follow_dense
+        self._dense = Stream(dense, calibration)
+        self._shrunk = self._dense if shrunk is dense else Stream(shrunk, calibration)
+        self._targets: dict[str, list[Tensor]] = {}
+
+    def enter(self, parts: Sequence[Sublayer]) -> None:
+        """Note what the next layer's sublayers put out in the dense model, which moves on."""
+        self._targets = {part.name: [] for part in parts}
+        for index in range(len(self._calibration.batches)):
+            seen, after = self._dense.look(parts, index)
+            for part, one in zip(parts, seen, strict=True):
+                wanted = one.output + one.residual if self._follow else one.output
+                self._targets[part.name].append(wanted)
+            if self._shrunk is not self._dense:
+                self._dense.move(index, after)
+
+    def moments(self, part: Sublayer, weights: Sequence[Tensor] | None) -> Moments:
+        """Moments of a sublayer's inputs, as shrunk so far, with what it should put out.
+
+        Args:
+            part: a sublayer of the layer that was entered.
+            weights: for each batch, how much each real token counts; None counts all alike.
+
+        Raises:
+            CalibrationError: NaN in the inputs, or nothing but padding.
+        """
+        total = MomentSum()
+        for index in range(len(self._calibration.batches)):
+            tokens = self._calibration.tokens(index)
+            if tokens is not None and not bool(tokens.any()):
+                continue
+            ((now,), _) = self._shrunk.look([part], index)
+            target = self._targets[part.name][index]
+            target = target - now.residual if self._follow else target
+            linear = part.out(self._shrunk.model)
+            total.add(
+                input_rows(linear, now.inputs, tokens),
+                {part.name: input_rows(linear, target, tokens)},
+                None if weights is None else weights[index],
+            )
+        return finite_moments(part.name, total)
+
+    def leave(self, layer: str) -> None:
+        """The shrunk model moves on behind the layer that was entered."""
+        self._shrunk.advance(layer)
+
+
+@contextmanager
+def _watching(
+    model: nn.Module, parts: Sequence[Sublayer], notes: dict[str, Tensor]
+) -> Iterator[None]:
+    """Note what sublayers read, and what goes into and out of their output projections."""
+
+    def reads(name: str, _: nn.Module, args: Any) -> None:
+        notes[f"read {name}"] = args[0]
+
+    def puts_out(name: str, _: nn.Module, args: Any, output: Any) -> None:
+        notes[f"in {name}"], notes[f"out {name}"] = args[0], output
+
+    hooks = []
+    for name in dict.fromkeys(name for part in parts for name in (part.attention, part.name)):
+        hooks.append(model.get_submodule(name).register_forward_hook(partial(puts_out, name)))
+    for part in parts:
+        first = model.get_submodule(part.producers[0])
+        hooks.append(first.register_forward_pre_hook(partial(reads, part.name)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
