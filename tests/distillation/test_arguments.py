@@ -1,0 +1,148 @@
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import HfArgumentParser, TrainingArguments
+
+from hfcompress.distillation.arguments import DistillationArguments
+from hfcompress.distillation.config import DistillationTrainingConfig
+from hfcompress.distillation.schedule import value_at
+from hfcompress.distillation.trainer import DistillationTrainer
+from hfcompress.errors import ConfigError, DataError, ModelError
+from tests.conftest import make_tokenizer
+from tests.distillation.tiny import arguments, bert, distill, rows
+
+
+def test_the_arguments_are_the_fields_of_the_config_with_help() -> None:
+    own = {f.name for f in fields(DistillationArguments)} - {
+        f.name for f in fields(TrainingArguments)
+    }
+    assert own == set(DistillationTrainingConfig.model_fields)
+    for item in fields(DistillationArguments):
+        if item.name in own:
+            field = DistillationTrainingConfig.model_fields[item.name]
+            assert item.metadata["help"] == field.description
+            assert item.default == field.default
+
+
+def test_the_arguments_parse_from_a_command_line(tmp_path: Path) -> None:
+    parser = HfArgumentParser(DistillationArguments)  # type: ignore[arg-type]
+    line = ["--output_dir", str(tmp_path), "--use_cpu", "--alpha", "0.7", "--hidden_weight", "1"]
+    line += ["--layer_map", '{"0": 1, "1": 3}', "--teacher_weights", "2", "1"]
+    (args,) = parser.parse_args_into_dataclasses(line)
+    config = args.distillation_config()
+    assert (config.alpha, config.layer_map) == (0.7, {0: 1, 1: 3})
+    assert config.teacher_weights == (2.0, 1.0)
+    assert "softens both distributions" in parser.format_help()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"temperature": 0.0}, r"DistillationArguments\.temperature should be greater than 0, not 0"),
+     ({"temperature": -2.0}, "temperature should be greater than 0"),
+     ({"alpha": 1.5}, r"DistillationArguments\.alpha should be less than or equal to 1, not 1\.5"),
+     ({"alpha": -0.5}, "alpha should be greater than or equal to 0"),
+     ({"hidden_weight": -1.0}, "hidden_weight should be greater than or equal to 0"),
+     ({"hidden_distance": "l1"}, "hidden_distance should be 'mse'"),
+     ({"schedule": "linear"}, "schedule linear has no effect; set temperature_end or alpha_end"),
+     ({"alpha_end": 1.0}, "alpha_end has no effect; set schedule to linear or cosine"),
+     ({"alpha_end": 2.0, "schedule": "linear"}, "alpha_end should be less than or equal to 1"),
+     ({"temperature_end": 0.0, "schedule": "linear"}, "temperature_end should be greater than 0"),
+     ({"teacher_weights": [1.0, 0.0]}, "teacher_weights must be above 0"),
+     ({"relation_heads": 0}, "relation_heads should be greater than or equal to 1"),
+     ({"layer_map": "0-1"}, "layer_map must be JSON such as"),
+     ({"task": "tagging"}, "task should be 'classification'")],
+)  # fmt: skip
+def test_bad_arguments_are_refused(given: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        DistillationArguments(**arguments(tmp_path, **given))
+    assert "\n" not in str(error.value)
+
+
+def test_a_schedule_goes_from_the_start_to_the_end() -> None:
+    linear = [value_at("linear", 4.0, 1.0, step, 4) for step in range(4)]
+    assert linear == pytest.approx([4.0, 3.0, 2.0, 1.0])
+    cosine = [value_at("cosine", 0.0, 1.0, step, 5) for step in range(5)]
+    assert cosine == pytest.approx([0.0, 0.1464466, 0.5, 0.8535534, 1.0])
+    assert value_at("constant", 4.0, None, 3, 4) == 4.0
+    assert value_at("linear", 4.0, 1.0, 9, 4) == 1.0
+    assert value_at("linear", 4.0, 1.0, 0, 1) == 4.0
+
+
+def test_plain_training_arguments_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs DistillationArguments, not TrainingArguments"):
+        DistillationTrainer(
+            model=bert(0), args=TrainingArguments(**arguments(tmp_path)),  # type: ignore[arg-type]
+            teacher=bert(1), train_dataset=rows(),
+        )  # fmt: skip
+
+
+def other_tokenizer() -> Any:
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["otherwise"])
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "change"),
+    [(DataError, "train dataset is empty", {"data": []}),
+     (ModelError, "labels are a, b and the teacher's b, a", {
+         "student": lambda: bert(0, id2label={0: "a", 1: "b"}),
+         "teacher": lambda: bert(1, id2label={0: "b", 1: "a"})}),
+     (ConfigError, "the teacher has 2 layers, 0 to 1", {"hidden_weight": 1.0,
+                                                        "layer_map": {0: 2}}),
+     (ConfigError, "2 teachers and 3 teacher_weights", {
+         "teacher": lambda: [bert(1), bert(2)], "teacher_weights": [1.0, 1.0, 1.0]}),
+     (DataError, "the rows have no labels; set alpha to 1", {
+         "data": [{"input_ids": torch.tensor([1, 2])}] * 8}),
+     (DataError, "no column 'row' to find the kept outputs by", {"teacher": lambda: Kept()})],
+)  # fmt: skip
+def test_what_cannot_be_distilled_is_refused(
+    error: type[Exception], message: str, change: dict[str, Any], tmp_path: Path
+) -> None:
+    for name in ("student", "teacher"):
+        if name in change:
+            change = {**change, name: change[name]()}
+    with pytest.raises(error, match=message) as raised:
+        distill(tmp_path, **change)
+    assert "\n" not in str(raised.value)
+
+
+class Kept:
+    def lookup(self, rows: torch.Tensor) -> Any:
+        raise AssertionError("not asked")
+
+
+@pytest.mark.parametrize("layers", [False, True])
+def test_tokenizers_that_differ_are_refused(tmp_path: Path, layers: bool) -> None:
+    given: dict[str, Any] = {"hidden_weight": 1.0} if layers else {}
+    other = {"processing_class": make_tokenizer(), "teacher_processing_class": other_tokenizer()}
+    error = ModelError if layers else DataError
+    message = (
+        r"student's tokenizer \(25 tokens\) and the teacher's \(26\) differ"
+        if layers
+        else "add what it reads to the rows as teacher_input_ids"
+    )
+    with pytest.raises(error, match=message):
+        distill(tmp_path, options=other, **given)
+    same = {"processing_class": make_tokenizer(), "teacher_processing_class": make_tokenizer()}
+    distill(tmp_path, options=same, max_steps=1, **given)
+
+
+def test_vocabularies_of_other_sizes_are_refused_where_layers_are_compared(tmp_path: Path) -> None:
+    teacher = bert(1)
+    teacher.resize_token_embeddings(60)
+    with pytest.raises(ModelError, match="vocabularies of 50 and 60 tokens"):
+        distill(tmp_path, teacher=teacher, hidden_weight=1.0)
+    distill(tmp_path, teacher=teacher, max_steps=1)
+
+
+def test_layers_need_the_whole_student_in_each_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda args: 2))
+    monkeypatch.setattr(TrainingArguments, "place_model_on_device", False, raising=False)
+    with pytest.raises(ConfigError, match="comparing layers needs the whole student"):
+        distill(tmp_path, hidden_weight=1.0)
