@@ -26,6 +26,7 @@ BENCHMARKS = {
     "published_table": True,
     "oneshot_quality": True,
     "oneshot_levers": True,
+    "distillation_quality": True,
 }
 
 

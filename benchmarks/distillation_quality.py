@@ -1,0 +1,322 @@
+"""How close students come to their teacher, beside others' ways to train the same students.
+
+    python -m benchmarks.distillation_quality --data FOLDER --json FILE
+
+The teacher is MiniLM-L6 fine-tuned on SST-2 (recipes/minilm-sst2-teacher.yaml, kept by content
+hash); accuracy is that of the 872 dev sentences, where one standard error is 1.1 points. Ours are
+recipes/distill-minilm-3layer.yaml with other sizes of the student, and recipes/distill-to-cnn.yaml.
+Beside them: the same students fine-tuned on the labels without a teacher, a bare KL loop, and
+TextBrewer (pip install --no-deps textbrewer==0.2.1.post1). FOLDER holds train.tsv and dev.tsv;
+without it the hub's GLUE is read. Each student's row is kept in --work, so that a run that was cut
+goes on; --only NAME makes one row (--only list names them) and no table.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from transformers import PreTrainedModel
+
+from benchmarks._distillation_peers import (
+    EPOCHS,
+    bare_kl_loop,
+    textbrewer,
+    textbrewer_missing,
+)
+from benchmarks._figures import Figure, parse_arguments, report
+from benchmarks.oneshot_quality import teacher_folder
+from hfcompress.architectures import blocks
+from hfcompress.distillation.layer_choice import choose_layers
+from hfcompress.distillation.student import make_student
+from hfcompress.distillation.text_student import TextStudentConfig, make_text_student
+from hfcompress.files import atomic_write
+from hfcompress.measure.latency import measure_latency
+from hfcompress.measure.summary import count_parameters
+from hfcompress.predict import predict
+from hfcompress.quiet import quiet_libraries
+from hfcompress.recipe.cache import StepCache
+from hfcompress.recipe.context import Context
+from hfcompress.recipe.distill import distill
+from hfcompress.recipe.distill_config import DistillConfig
+from hfcompress.recipe.finetune import finetune
+from hfcompress.recipe.finetune_config import FinetuneConfig
+from hfcompress.recipe.progress import Progress
+from hfcompress.recipe.schema import Recipe, load_recipe, parse_steps
+from hfcompress.recipe.shipped import find_recipe
+from hfcompress.recipe.workbench import Workbench, prepare
+
+SEEDS = (0, 1, 2)
+MINUTES = 8.0
+# Students by name: their sizes, and the points against the teacher that are to be reached.
+STUDENTS: dict[str, tuple[dict[str, Any], float]] = {
+    "3 layers": ({"layers": 3}, 0.0),
+    "2 layers, half the FFN": ({"layers": 2, "ffn": 768}, -1.5),
+    "1 layer": ({"layers": 1}, -4.0),
+    "3 layers, half the FFN": ({"layers": 3, "ffn": 768}, 0.0),
+}
+# DistilBERT's claim, beaten: this student, share of the accuracy, share of the weights, speed.
+CLAIM, SHARE, LEFT, FASTER = "3 layers, half the FFN", 99.5, 40.0, 2.4
+# The CNN: points against the teacher, points over itself without one, weights; and the points
+# over itself without a teacher of the student of three layers.
+CNN_POINTS, CNN_GAIN, CNN_WEIGHTS = -5.0, 2.0, 1e6
+GAIN = 1.5
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trained student.
+
+    Attributes:
+        accuracy: on dev, in [0, 1].
+        minutes: of training; what the teacher says is computed in them.
+        weights: of the encoder, or beside the embedding where there is no encoder.
+    """
+
+    accuracy: float
+    minutes: float
+    weights: int
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all students share."""
+
+    bench: Workbench
+    steps: dict[str, DistillConfig]
+
+    @property
+    def teacher(self) -> PreTrainedModel:
+        """A model of one's own to ask."""
+        return self.bench.start(self.bench.trials[0])
+
+    def context(self, seed: int) -> Context:
+        """The surroundings of a step, without checkpoints."""
+        (trial,) = self.bench.trials
+        common = self.bench.context(trial, "", lambda: self.teacher, None)
+        return replace(common, seed=seed, workdir=None)
+
+
+Train = Callable[[Setting], PreTrainedModel]
+
+
+def main() -> None:
+    quiet_libraries()
+    arguments = parse_arguments(
+        __doc__,
+        data="folder with train.tsv and dev.tsv",
+        work="folder of the rows",
+        only="make one row only; list names them",
+    )
+    console = Console(stderr=True, highlight=False)
+    trainings = all_trainings()
+    if arguments.only == "list":
+        Console().print("\n".join(trainings))
+        return
+    work = Path(arguments.work or "runs/distillation_quality")
+    setting = prepare_setting(work, [f"data.path={arguments.data}"] if arguments.data else [])
+    wanted = [arguments.only] if arguments.only else [*trainings]
+    rows = {}
+    for name in wanted:
+        rows[name] = kept_row(work / "rows", name, trainings[name], setting)
+        row = rows[name]
+        console.print(f"{name}: {row.accuracy:.2%}, {row.minutes:.1f} min, {row.weights:,} weights")
+    if not arguments.only:
+        report(figures(rows, setting), "distillation_quality", arguments.json)
+
+
+def prepare_setting(work: Path, overrides: list[str]) -> Setting:
+    """The teacher, the rows, and the recipes' steps."""
+    teacher = teacher_folder(work, overrides)
+    steps = {}
+    for name in ("distill-minilm-3layer", "distill-to-cnn"):
+        recipe = load_recipe(find_recipe(name), overrides)
+        steps[name] = _distill_step(recipe)
+    plain = load_recipe(find_recipe("distill-minilm-3layer"), [f"model={teacher}", *overrides])
+    last = tuple(step for step in plain.steps if "distill" in step)
+    return Setting(prepare(plain.changed(steps=last), Progress(), StepCache()), steps)
+
+
+def _distill_step(recipe: Recipe) -> DistillConfig:
+    found = [step.config for step in parse_steps(recipe.steps)]
+    (step,) = [config for config in found if isinstance(config, DistillConfig)]
+    return step
+
+
+def all_trainings() -> dict[str, Train]:
+    """Every student by name, and how it is trained; the first three seeds in turn."""
+    trainings: dict[str, Train] = {}
+    for name, (sizes, _) in STUDENTS.items():
+        for seed in SEEDS if name == "3 layers" else SEEDS[:1]:
+            trainings[f"ours, {name}, seed {seed}"] = partial(ours, sizes, seed)
+            trainings[f"labels only, {name}, seed {seed}"] = partial(labels_only, sizes, seed)
+    trainings["ours, CNN"] = ours_cnn
+    trainings["labels only, CNN"] = cnn_labels_only
+    trainings["bare KL loop, 3 layers"] = partial(by_peer, bare_kl_loop)
+    if textbrewer_missing() is None:
+        trainings["TextBrewer, 3 layers"] = partial(by_peer, by_textbrewer)
+    return trainings
+
+
+def kept_row(folder: Path, name: str, train: Train, setting: Setting) -> Row:
+    """A row from the folder, or made and put there."""
+    path = folder / f"{name}.json"
+    if path.is_file():
+        return Row(**json.loads(path.read_text(encoding="utf-8")))
+    started = time.perf_counter()
+    model = train(setting)
+    minutes = (time.perf_counter() - started) / 60
+    bench = setting.bench
+    logits = predict(model, bench.eval, bench.recipe.measure.batch_size)
+    accuracy = float(np.mean(logits.argmax(1) == bench.eval.labels))
+    row = Row(accuracy, minutes, encoder_weights(model))
+    atomic_write(path, json.dumps(asdict(row)) + "\n")
+    return row
+
+
+# --- training ----------------------------------------------------------------------------------
+
+
+def ours(sizes: dict[str, Any], seed: int, setting: Setting) -> PreTrainedModel:
+    step = setting.steps["distill-minilm-3layer"]
+    assert step.student is not None
+    return distilled(step.changed(student=step.student.changed(**sizes)), seed, setting)
+
+
+def ours_cnn(setting: Setting) -> PreTrainedModel:
+    return distilled(setting.steps["distill-to-cnn"], 0, setting)
+
+
+def distilled(step: DistillConfig, seed: int, setting: Setting) -> PreTrainedModel:
+    return distill(setting.teacher, step, setting.context(seed))[0]
+
+
+def labels_only(sizes: dict[str, Any], seed: int, setting: Setting) -> PreTrainedModel:
+    """The same start, fine-tuned as the teacher was."""
+    return fine_tuned(make_student(setting.teacher, **sizes), seed, setting)
+
+
+def cnn_labels_only(setting: Setting) -> PreTrainedModel:
+    config = setting.steps["distill-to-cnn"].text_student or TextStudentConfig()
+    step = setting.steps["distill-to-cnn"]
+    student = make_text_student(setting.teacher, config)
+    return fine_tuned(student, 0, setting, step.learning_rate)
+
+
+def fine_tuned(
+    student: PreTrainedModel, seed: int, setting: Setting, rate: float = 8e-5
+) -> PreTrainedModel:
+    config = FinetuneConfig(epochs=EPOCHS, batch_size=32, learning_rate=rate, bf16=True)
+    return finetune(student, config, setting.context(seed))[0]
+
+
+def by_peer(train: Callable[..., None], setting: Setting) -> PreTrainedModel:
+    teacher, rows = setting.teacher, setting.bench.train
+    assert rows is not None
+    student = make_student(teacher, layers=3)
+    train(student, teacher, rows)
+    return student
+
+
+def by_textbrewer(student: PreTrainedModel, teacher: PreTrainedModel, rows: Any) -> None:
+    textbrewer(student, teacher, rows, list(choose_layers(teacher, 3)))
+
+
+# --- figures -----------------------------------------------------------------------------------
+
+
+def figures(rows: dict[str, Row], setting: Setting) -> list[Figure]:
+    """The rows against what is to be reached."""
+    teacher, bench = setting.teacher, setting.bench
+    logits = predict(teacher, bench.eval, bench.recipe.measure.batch_size)
+    level = 100 * float(np.mean(logits.argmax(1) == bench.eval.labels))
+    made = [Figure("teacher, accuracy", level, "%")]
+    for name, (_, points) in STUDENTS.items():
+        target = None if name == CLAIM else f">= {points:g}"
+        made.append(against(f"ours, {name}", rows, level, target))
+        made.append(against(f"labels only, {name}", rows, level))
+    made.append(against("ours, CNN", rows, level, f">= {CNN_POINTS:g}"))
+    for name in ("labels only, CNN", "bare KL loop, 3 layers", "TextBrewer, 3 layers"):
+        if name in rows:
+            made.append(against(name, rows, level))
+    reason = textbrewer_missing()
+    if reason is not None:
+        Console(stderr=True).print(f"TextBrewer is left out: {reason}")
+    made.append(gain("3 layers, points over labels only", "3 layers", rows, GAIN))
+    made.append(gain("CNN, points over labels only", "CNN", rows, CNN_GAIN))
+    weights = rows["ours, CNN"].weights
+    made.append(Figure("CNN, weights beside the words", weights, "", target=f"<= {CNN_WEIGHTS:g}"))
+    slowest = max(row.minutes for name, row in rows.items() if name.startswith("ours"))
+    made.append(
+        Figure("ours, slowest student, minutes", round(slowest, 1), "min", target=f"<= {MINUTES:g}")
+    )
+    return made + claim(rows, level, setting)
+
+
+def against(name: str, rows: dict[str, Row], level: float, target: str | None = None) -> Figure:
+    """Points of a student against its teacher: the mean over seeds, with the worst and best."""
+    found = seeds(name, rows)
+    points = [100 * row.accuracy - level for row in found]
+    mean = round(statistics.mean(points), 2)
+    minutes = statistics.mean(row.minutes for row in found)
+    note = f"{len(found)} seeds, {minutes:.1f} min each, {found[0].weights:,} weights"
+    return Figure(f"{name}, points", mean, "points", min(points), max(points), target, note)
+
+
+def seeds(name: str, rows: dict[str, Row]) -> list[Row]:
+    return [row for key, row in rows.items() if key == name or key.startswith(f"{name}, seed")]
+
+
+def gain(title: str, student: str, rows: dict[str, Row], target: float) -> Figure:
+    """What the teacher is worth: ours less the same student without it, means over seeds."""
+    ours_, alone = (
+        statistics.mean(row.accuracy for row in seeds(f"{who}, {student}", rows))
+        for who in ("ours", "labels only")
+    )
+    return Figure(title, round(100 * (ours_ - alone), 2), "points", target=f">= {target:g}")
+
+
+def claim(rows: dict[str, Row], level: float, setting: Setting) -> list[Figure]:
+    """DistilBERT's claim with our student: accuracy kept, weights left, speed in one engine."""
+    (row,) = seeds(f"ours, {CLAIM}", rows)
+    teacher = setting.teacher
+    student = make_student(teacher, **STUDENTS[CLAIM][0])
+    left = 100 * row.weights / encoder_weights(teacher)
+    kept = 100 * 100 * row.accuracy / level
+    made = [
+        Figure(f"{CLAIM}, accuracy kept", round(kept, 2), "%", target=f">= {SHARE:g}"),
+        Figure(f"{CLAIM}, encoder weights left", round(left, 1), "%", target=f"<= {LEFT:g}"),
+    ]
+    for size in (1, 32):
+        ids = torch.randint(1000, 5000, (size, 32))
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        times = measure_latency(
+            {"teacher": partial(teacher, **inputs), "student": partial(student, **inputs)},
+            warmup=5, repeats=30,
+        )  # fmt: skip
+        ratio = times.ratio("teacher", "student")
+        name = f"{CLAIM}, times faster, torch fp32, {size}x32 tokens"
+        target = f">= {FASTER:g}" if size == 32 else None
+        made.append(Figure(name, round(ratio.median, 2), "x", ratio.low, ratio.high, target))
+    return made
+
+
+def encoder_weights(model: PreTrainedModel) -> int:
+    """Parameters of the layers; of a model without layers, all but its embedding."""
+    layers = blocks(model) if model.config.model_type != "hfcompress-text" else {}
+    if layers:
+        return sum(count_parameters(layer) for layer in layers.values())
+    return count_parameters(model) - count_parameters(model.get_input_embeddings())
+
+
+if __name__ == "__main__":
+    main()
