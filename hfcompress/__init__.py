@@ -37,6 +37,13 @@ if TYPE_CHECKING:
     from hfcompress.pruning.lottery import find_ticket as find_ticket
     from hfcompress.pruning.progressive import progressive as progressive
     from hfcompress.pruning.sensitivity import sensitivity as sensitivity
+    from hfcompress.pruning.structured.config import ShrinkConfig as ShrinkConfig
+    from hfcompress.pruning.structured.neurons import (
+        compute_neuron_importance as compute_neuron_importance,
+    )
+    from hfcompress.pruning.structured.neurons import prune_layer_neurons as prune_layer_neurons
+    from hfcompress.pruning.structured.report import ShrinkReport as ShrinkReport
+    from hfcompress.pruning.structured.shrink import shrink as shrink
     from hfcompress.pruning.trainer import PruningArguments as PruningArguments
     from hfcompress.pruning.trainer import PruningTrainer as PruningTrainer
     from hfcompress.pruning.training_config import LotteryConfig as LotteryConfig
@@ -70,6 +77,8 @@ _PUBLIC = {
     "PruningTrainer": "pruning.trainer",
     "PruningTrainingConfig": "pruning.training_config",
     "Recipe": "recipe.schema",
+    "ShrinkConfig": "pruning.structured.config",
+    "ShrinkReport": "pruning.structured.report",
     "SweepResult": "recipe.sweep",
     "TeacherLoss": "distillation.teacher",
     "VocabularyConfig": "vocabulary.config",
@@ -79,6 +88,7 @@ _PUBLIC = {
     "calculate_model_size": "measure.summary",
     "calculate_sparsity": "measure.summary",
     "compare": "measure.quality",
+    "compute_neuron_importance": "pruning.structured.neurons",
     "count_macs": "measure.macs",
     "count_parameters": "measure.summary",
     "distillation_loss": "distillation.losses",
@@ -88,9 +98,11 @@ _PUBLIC = {
     "progressive": "pruning.progressive",
     "prune": "pruning.unstructured",
     "record_shapes": "checkpoint.save",
+    "prune_layer_neurons": "pruning.structured.neurons",
     "run": "recipe.sweep",
     "save_compressed": "checkpoint.write",
     "sensitivity": "pruning.sensitivity",
+    "shrink": "pruning.structured.shrink",
     "shrink_vocabulary": "vocabulary.shrink",
 }
 

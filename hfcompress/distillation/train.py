@@ -1,0 +1,170 @@
+"""``train_with_distillation``: from a student, a teacher and data to a trained student."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, Value
+from torch import nn
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
+
+from hfcompress.data import DataConfig, Examples, load_examples
+from hfcompress.distillation.arguments import DistillationArguments
+from hfcompress.distillation.cache import TeacherCache
+from hfcompress.distillation.teachers import ROW, TeacherLike
+from hfcompress.distillation.trainer import DistillationTrainer
+from hfcompress.encode import Encoded, encode
+from hfcompress.errors import ConfigError, DataError, ModelError
+
+_ENCODED = ("input_ids", "pixel_values")
+_TEXT = (Value("string"), Value("large_string"))
+_DEFAULTS: dict[str, Any] = {
+    "output_dir": "distilled",
+    "num_train_epochs": 3.0,
+    "per_device_train_batch_size": 32,
+    "learning_rate": 1e-4,
+    "save_strategy": "no",
+    "report_to": [],
+    "remove_unused_columns": False,
+}
+
+
+def train_with_distillation(
+    student: nn.Module,
+    teacher: TeacherLike | Sequence[TeacherLike],
+    data: str | Path | Dataset,
+    processor: Any = None,
+    *,
+    cache: bool = True,
+    max_length: int | None = None,
+    **arguments: Any,
+) -> DistillationTrainer:
+    """Train a student on what a teacher says of the data::
+
+        student = make_student(teacher, layers=3)
+        trainer = train_with_distillation(student, teacher, "sst2/train.tsv")
+        student.save_pretrained("distilled")
+
+    Args:
+        student: trained in place; in evaluation mode at the end.
+        teacher: as `DistillationTrainer` takes it.
+        data: a file, folder or hub name as a recipe's ``data`` takes it (its measured side becomes
+            the Trainer's evaluation data); or a dataset of one or two columns of text and a
+            ``label``; or one of model inputs.
+        processor: the tokenizer or image processor; by default that of the teacher's checkpoint.
+        cache: ask a teacher that is a model once for each row and keep its logits, where no
+            layers are compared.
+        max_length: longest token sequence, cut beyond.
+        arguments: of `DistillationArguments`; 3 epochs of batches of 32 at a learning rate of
+            1e-4 by default.
+
+    Returns:
+        The trainer, with its logs and its ``evaluate``.
+
+    Raises:
+        ConfigError: an argument out of range, or no processor to be found.
+        DataError: data that cannot be read or encoded, or no row.
+        ModelError: student, teacher and data whose labels differ.
+    """
+    args = _arguments(arguments)
+    train, evaluation = _rows(teacher, data, processor, max_length)
+    rows, collate = train.rows, train.collate
+    if cache and isinstance(teacher, nn.Module) and not args.distillation_config().compares_layers:
+        precision = args.distillation_config().teacher_precision
+        teacher = TeacherCache.build(teacher, rows, collate, precision=precision)
+        rows, collate = teacher.attach(rows), _numbered(collate)
+    trainer = DistillationTrainer(
+        model=student,
+        args=args,
+        teacher=teacher,
+        train_dataset=rows,
+        eval_dataset=None if evaluation is None else evaluation.rows,
+        data_collator=collate,
+    )
+    trainer.train()
+    student.eval()
+    return trainer
+
+
+def _arguments(given: dict[str, Any]) -> DistillationArguments:
+    unknown = set(given) - set(DistillationArguments.__dataclass_fields__)
+    if unknown:
+        raise ConfigError(f"DistillationArguments has no field {min(unknown)!r}")
+    defaults = {**_DEFAULTS, "use_cpu": not torch.accelerator.is_available()}
+    return DistillationArguments(**{**defaults, **given})
+
+
+def _rows(
+    teacher: Any, data: str | Path | Dataset, processor: Any, max_length: int | None
+) -> tuple[Encoded, Encoded | None]:
+    """What to train on, and what to evaluate on."""
+    if isinstance(data, Dataset) and any(name in data.column_names for name in _ENCODED):
+        processor = processor or _processor(teacher, "input_ids" in data.column_names)
+        return Encoded(data, None, _collator(processor)), None
+    if isinstance(data, Dataset):
+        examples = _examples(data)
+    else:
+        images = getattr(_model(teacher), "main_input_name", "input_ids") == "pixel_values"
+        config = DataConfig(path=str(data))
+        examples = load_examples(config, "image" if images else "text", need_train=True)
+        _check_order(teacher, examples.labels)
+    processor = processor or _processor(teacher, examples.modality == "text")
+    assert examples.train is not None
+    train = encode(examples, examples.train, processor, max_length)
+    if isinstance(data, Dataset):
+        return train, None
+    return train, encode(examples, examples.eval, processor, max_length)
+
+
+def _examples(data: Dataset) -> Examples:
+    """A dataset of texts, as `load_examples` gives one."""
+    texts = [name for name, kind in data.features.items() if kind in _TEXT]
+    if len(texts) not in (1, 2):
+        raise DataError(
+            f"data needs one or two columns of text, or input_ids; it has: "
+            f"{', '.join(data.column_names)}"
+        )
+    return Examples(data, data, tuple(texts), "text", [])
+
+
+def _check_order(teacher: Any, labels: list[str]) -> None:
+    names = getattr(getattr(_model(teacher), "config", None), "id2label", {})
+    known = [str(names[key]) for key in sorted(names)]
+    if sorted(known) == sorted(labels) and known != labels:
+        raise ModelError(
+            f"the data's labels are {', '.join(labels)} and the teacher's {', '.join(known)}; "
+            "give both in the same order"
+        )
+
+
+def _collator(processor: Any) -> Any:
+    if isinstance(processor, PreTrainedTokenizerBase):
+        return lambda items: dict(processor.pad(items, return_tensors="pt"))
+    return lambda items: {name: torch.stack([torch.as_tensor(item[name]) for item in items])
+                          for name in items[0]}  # fmt: skip
+
+
+def _numbered(collate: Any) -> Any:
+    """A collator that takes the rows' numbers along, where they have one: evaluation has none."""
+    with_row = TeacherCache.collator(collate)
+    return lambda items: with_row(items) if ROW in items[0] else collate(items)
+
+
+def _model(teacher: Any) -> Any:
+    return teacher[0] if isinstance(teacher, (list, tuple)) and teacher else teacher
+
+
+def _processor(teacher: Any, text: bool) -> Any:
+    """The tokenizer or image processor that lies beside the teacher's weights."""
+    where = getattr(_model(teacher), "name_or_path", "")
+    auto: Any = AutoTokenizer if text else AutoImageProcessor
+    if where:
+        try:
+            return auto.from_pretrained(where)
+        except (OSError, ValueError):
+            pass
+    what = "tokenizer" if text else "image processor"
+    raise ConfigError(f"no {what} was found beside the teacher's weights; give it as 'processor'")
