@@ -104,6 +104,13 @@ class PruningConfig(Config):
     calibration_rows: int | None = Field(
         default=None, ge=1, description="rows of the calibration data to use; default: all"
     )
+    augmented_rows: int = Field(
+        default=0,
+        ge=0,
+        description="rows of new text that a recipe calibrates on besides calibration_rows: "
+        "training texts corrupted and recombined. A model is surer of its training texts than "
+        "of new ones, and those are where its prediction changes first",
+    )
     damping: float = Field(
         default=0.01,
         ge=0,
@@ -178,6 +185,11 @@ class PruningConfig(Config):
             )
         if self.token_importance and not self.is_sequential:
             raise ValueError("token_importance needs statistics: sequential")
+        if self.augmented_rows and self.method in GRADIENT_METHODS:
+            raise ValueError(
+                f"augmented_rows are text without labels and method {self.method} needs labels; "
+                f"leave augmented_rows out"
+            )
         if self.scope == "global" and self.allocation != "uniform":
             raise ValueError("scope global is an allocation itself; leave allocation out")
         if self.scope == "row" and not pattern.unstructured:

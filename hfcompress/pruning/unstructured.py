@@ -200,6 +200,11 @@ def _check_pattern(modules: Mapping[str, nn.Module], config: PruningConfig) -> N
 def _calibration(config: PruningConfig, calibration: Calibration | None) -> Calibration | None:
     if not config.needs_calibration:
         return None
+    if config.augmented_rows:
+        raise CalibrationError(
+            "augmented_rows is made by a recipe's prune step; to call prune, give Calibration "
+            "the batches of augment_texts, too, and leave augmented_rows out"
+        )
     if calibration is None:
         raise CalibrationError(
             f"method {config.method} with these options needs calibration data; "

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from transformers import PreTrainedModel
 
 from hfcompress.data import Examples
-from hfcompress.encode import Encoded
+from hfcompress.distillation.augment import Augmentation, augment_texts
+from hfcompress.encode import Encoded, encode_texts
 from hfcompress.errors import CalibrationError, DataError
 from hfcompress.pruning.calibration import Calibration
 from hfcompress.recipe.progress import Progress
@@ -72,16 +73,17 @@ class Context:
             raise DataError("augmentation works on rows of one text; leave it out")
         return list(self.examples.train[self.examples.columns[0]])
 
-    def calibration(self, rows: int | None, seed: int) -> Calibration:
+    def calibration(self, rows: int | None, seed: int, augmented: int = 0) -> Calibration:
         """Training rows to calibrate on, labels included; the same object for the same choice,
         so that what it collects is shared by every method and sparsity of a sweep.
 
         Args:
             rows: how many; None draws `CALIBRATION_ROWS`, or all where there are fewer.
             seed: which ones.
+            augmented: rows of new text besides, made from the training texts, without labels.
 
         Raises:
-            DataError: no training rows.
+            DataError: no training rows, or augmentation of rows that are not one text.
             CalibrationError: fewer rows than asked.
         """
         data = self.training_rows("calibration")
@@ -91,10 +93,19 @@ class Context:
                 f"calibration asks for {count} rows and the training side has {len(data)}; "
                 f"lower calibration_rows or give more data"
             )
-        key = f"calibration {id(data)} {count} {seed}"
+        key = f"calibration {id(data)} {count} {seed} {augmented}"
         if key not in self.shared:
             chosen = np.random.default_rng(seed).choice(len(data), count, replace=False)
-            batches = data.batches(_CALIBRATION_BATCH, np.sort(chosen))
-            self.shared[key] = Calibration([batch for _, batch in batches])
+            parts = [data.batches(_CALIBRATION_BATCH, np.sort(chosen))]
+            if augmented:
+                parts.append(self._augmented(augmented, seed).batches(_CALIBRATION_BATCH))
+            self.shared[key] = Calibration([batch for part in parts for _, batch in part])
         kept: Calibration = self.shared[key]
         return kept
+
+    def _augmented(self, count: int, seed: int) -> Encoded:
+        """New texts, made from the training texts."""
+        mask = self.processor.mask_token
+        methods = [name for name in get_args(Augmentation) if name != "mask" or mask]
+        texts = augment_texts(self.training_texts(), count, seed, methods, mask_token=mask or "")
+        return encode_texts(texts, self.processor, self.max_length)

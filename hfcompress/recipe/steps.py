@@ -69,8 +69,8 @@ def prune_by(model: nn.Module, config: PruningConfig, context: Context) -> Prune
     """Prune in place, with training rows drawn by the config's seed where the method calibrates."""
     if not config.needs_calibration:
         return prune(model, config)
-    calibration = context.calibration(config.calibration_rows, config.seed)
-    return prune(model, config.changed(calibration_rows=None), calibration)
+    calibration = context.calibration(config.calibration_rows, config.seed, config.augmented_rows)
+    return prune(model, config.changed(calibration_rows=None, augmented_rows=0), calibration)
 
 
 def _check_targets(model: PreTrainedModel, config: PruningConfig) -> None:
