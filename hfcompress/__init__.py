@@ -15,10 +15,15 @@ from hfcompress.checkpoint import hook as _hook
 if TYPE_CHECKING:
     from hfcompress.checkpoint.save import record_shapes as record_shapes
     from hfcompress.checkpoint.write import save_compressed as save_compressed
+    from hfcompress.distillation.arguments import DistillationArguments as DistillationArguments
     from hfcompress.distillation.augment import augment_texts as augment_texts
     from hfcompress.distillation.config import DistillationConfig as DistillationConfig
+    from hfcompress.distillation.losses import DistillationLoss as DistillationLoss
     from hfcompress.distillation.losses import distillation_loss as distillation_loss
+    from hfcompress.distillation.outputs import TeacherOutputs as TeacherOutputs
     from hfcompress.distillation.teacher import TeacherLoss as TeacherLoss
+    from hfcompress.distillation.train import train_with_distillation as train_with_distillation
+    from hfcompress.distillation.trainer import DistillationTrainer as DistillationTrainer
     from hfcompress.errors import BadInputError as BadInputError
     from hfcompress.errors import HfcompressError as HfcompressError
     from hfcompress.measure.latency import measure_latency as measure_latency
@@ -66,7 +71,10 @@ _PUBLIC = {
     "BadInputError": "errors",
     "Calibration": "pruning.calibration",
     "CompressionMetrics": "measure.summary",
+    "DistillationArguments": "distillation.arguments",
     "DistillationConfig": "distillation.config",
+    "DistillationLoss": "distillation.losses",
+    "DistillationTrainer": "distillation.trainer",
     "HfcompressError": "errors",
     "LotteryConfig": "pruning.training_config",
     "ProgressiveConfig": "pruning.training_config",
@@ -81,6 +89,7 @@ _PUBLIC = {
     "ShrinkReport": "pruning.structured.report",
     "SweepResult": "recipe.sweep",
     "TeacherLoss": "distillation.teacher",
+    "TeacherOutputs": "distillation.outputs",
     "VocabularyConfig": "vocabulary.config",
     "VocabularyReport": "vocabulary.shrink",
     "analyze_weight_distribution": "measure.weights",
@@ -104,6 +113,7 @@ _PUBLIC = {
     "sensitivity": "pruning.sensitivity",
     "shrink": "pruning.structured.shrink",
     "shrink_vocabulary": "vocabulary.shrink",
+    "train_with_distillation": "distillation.train",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]
