@@ -18,6 +18,7 @@ from hfcompress.distillation.text_student import make_text_student
 from hfcompress.distillation.trainer import DistillationTrainer
 from hfcompress.encode import Encoded
 from hfcompress.errors import ConfigError, ModelError
+from hfcompress.measure.summary import count_parameters
 from hfcompress.models import TASK_MODALITY, load_model
 from hfcompress.recipe.context import Context
 from hfcompress.recipe.distill_config import DistillConfig
@@ -36,7 +37,7 @@ def distill(model: Model, config: DistillConfig, context: Context) -> tuple[Mode
 
     Returns:
         The student, and what was done: updates, loss, the teacher's layers that it started from,
-        and the teacher's logits of some measured rows.
+        the teacher's size, and its logits of some measured rows.
 
     Raises:
         ConfigError: sizes that the teacher cannot give.
@@ -67,8 +68,12 @@ def distill(model: Model, config: DistillConfig, context: Context) -> tuple[Mode
         stack.enter_context(fast_attention(student))
         stack.enter_context(fast_attention(teacher))
         done, _ = train_with(build, student, context, rows)
-    taught = teacher_logits(teacher, context.eval)
-    return student, {**done, "teacher_layers": layers, "teacher_logits": taught}
+    shown = {
+        "teacher_layers": layers,
+        "teacher_parameters": count_parameters(teacher),
+        "teacher_logits": teacher_logits(teacher, context.eval),
+    }
+    return student, {**done, **shown}
 
 
 def _student(

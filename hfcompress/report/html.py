@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hfcompress.report.curve import draw_curve
 from hfcompress.report.rows import Row, metric_of
+from hfcompress.report.size import size_sentence
 from hfcompress.report.sweet_spot import sweet_spot_sentence
 from hfcompress.report.table import result_table
 
@@ -21,6 +22,8 @@ def html_page(
     title: str = "Compression report",
     curve: bytes | None = None,
     weights: bytes | None = None,
+    size: bytes | None = None,
+    temperature: bytes | None = None,
     recipe_text: str | None = None,
     environment: Mapping[str, Any] | None = None,
 ) -> str:
@@ -31,6 +34,8 @@ def html_page(
         title: heading of the page.
         curve: the PNG of `draw_curve`; drawn anew where it is not given.
         weights: the PNG of `draw_weights`; left out where it is not given.
+        size: the PNG of `draw_size`; given, it stands in the curve's place.
+        temperature: the PNG of `draw_temperatures`; left out where it is not given.
         recipe_text: the recipe as it was run.
         environment: names and values; nested mappings are written with dotted names.
     """
@@ -40,11 +45,13 @@ def html_page(
     ).get_template("page.html")
     return template.render(
         title=title,
-        headline=sweet_spot_sentence(rows),
+        headline=sweet_spot_sentence(rows) if size is None else size_sentence(rows),
         metric=metric_of(rows).replace("_", " "),
         curve=_data_uri(draw_curve(rows) if curve is None else curve),
         table=result_table(rows),
         weights=None if weights is None else _data_uri(weights),
+        size=None if size is None else _data_uri(size),
+        temperature=None if temperature is None else _data_uri(temperature),
         recipe=recipe_text,
         environment=flat_environment(environment or {}),
     )

@@ -11,7 +11,9 @@ from hfcompress.report.curve import draw_curve
 from hfcompress.report.histograms import draw_weights, weight_panels
 from hfcompress.report.html import html_page
 from hfcompress.report.rows import Row
+from hfcompress.report.size import draw_size, teacher_parameters
 from hfcompress.report.table import write_csv
+from hfcompress.report.temperature import draw_temperatures, teacher_logits
 
 
 def write_report(
@@ -23,7 +25,8 @@ def write_report(
     weights: Mapping[str, Mapping[str, Any]] | None = None,
     title: str = "Compression report",
 ) -> list[Path]:
-    """Write ``results.csv``, ``curve.png``, ``weights.png`` and ``report.html``.
+    """Write ``results.csv``, ``curve.png``, ``weights.png`` and ``report.html``; of students
+    ``size.png`` and ``temperature.png`` too.
 
     Each file is replaced whole or not at all, so the report may be written after every row.
 
@@ -45,10 +48,13 @@ def write_report(
     """
     directory = Path(directory)
     curve = draw_curve(rows)
+    pictures = _about_students(rows)
     panels = weight_panels(rows, weights or {})
     histograms = draw_weights(panels) if panels else None
     written = [write_csv(rows, directory / "results.csv")]
     written.append(atomic_write(directory / "curve.png", curve))
+    for name, picture in pictures.items():
+        written.append(atomic_write(directory / f"{name}.png", picture))
     if histograms is not None:
         written.append(atomic_write(directory / "weights.png", histograms))
     elif (directory / "weights.png").is_file():
@@ -58,8 +64,21 @@ def write_report(
         title=title,
         curve=curve,
         weights=histograms,
+        size=pictures.get("size"),
+        temperature=pictures.get("temperature"),
         recipe_text=recipe_text,
         environment=environment,
     )
     written.append(atomic_write(directory / "report.html", page))
     return written
+
+
+def _about_students(rows: Sequence[Row]) -> dict[str, bytes]:
+    """Pictures of rows that were distilled: accuracy against size, and softmax by temperature."""
+    if teacher_parameters(rows) is None:
+        return {}
+    pictures = {"size": draw_size(rows)}
+    logits = teacher_logits(rows)
+    if logits is not None:
+        pictures["temperature"] = draw_temperatures(logits)
+    return pictures
