@@ -24,7 +24,8 @@ from hfcompress.sources import Source, hub_errors, resolve
 _TEXT_COLUMNS = ("text", "sentence", "content", "review")
 _IMAGE_COLUMNS = ("image", "img", "pixel_values")
 _LABEL_COLUMNS = ("label", "labels", "category", "class")
-_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet",
+            ".txt": "text"}  # fmt: skip
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zip", ".zst")
 # The file names by which people tell splits apart, and what each is called here.
 _SPLIT_NAMES = {"train": "train", "training": "train", "dev": "validation", "valid": "validation",
@@ -138,6 +139,34 @@ def load_examples(config: DataConfig, modality: Modality, need_train: bool) -> E
     return Examples(limited["train"], limited["eval"], columns, modality, names, dropped, notes)
 
 
+def load_texts(config: DataConfig) -> list[str]:
+    """Texts without labels: one column of a data set, or the lines of a ``.txt`` file.
+
+    Args:
+        config: which data; of several splits the one that ``train`` names. Labels are not read.
+
+    Raises:
+        SourceError: the path, package or hub is not there.
+        DataError: no such column or split, or no text.
+    """
+    raw, _ = _read(config, "text")
+    if len(raw) > 1 and config.train not in raw:
+        known = list(raw)
+        raise DataError(
+            f"data.train: there is no split {config.train!r}{nearest(config.train, known)}"
+        )
+    rows = raw[config.train] if config.train in raw else next(iter(raw.values()))
+    (column, *more) = _input_columns(config, "text", rows)
+    if more:
+        raise DataError("texts without labels come from one column; name one in text")
+    limited = _limit(rows.select_columns(column), config.max_train, config.seed)
+    assert limited is not None
+    texts = [text for text in limited[column][:] if text and text.strip()]
+    if not texts:
+        raise DataError(f"data: {config.path!r} holds no text in column {column!r}")
+    return texts
+
+
 def fingerprint(rows: Dataset | None, columns: tuple[str, ...]) -> str:
     """A hash of what the rows say, whatever file, hub or cache they came from.
 
@@ -186,7 +215,9 @@ def _read_files(
     source: Source, path: Path, config: DataConfig
 ) -> tuple[DatasetDict, tuple[str, ...]]:
     """One data file, or a folder of files named after their splits."""
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if _format(p))
+    # A text file in a folder is a read-me; one of texts is given by its own name.
+    kept = (p for p in path.iterdir() if _format(p) not in (None, "text")) if path.is_dir() else ()
+    files = sorted(kept) if path.is_dir() else [path]
     if not files or not _format(files[0]):
         raise SourceError(
             f"data: {config.path!r} holds no data file; give a csv, tsv, json, jsonl or parquet "

@@ -13,7 +13,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from PIL import Image
 
-from hfcompress.data import DataConfig, Examples, fingerprint, load_examples
+from hfcompress.data import DataConfig, Examples, fingerprint, load_examples, load_texts
 from hfcompress.errors import ConfigError, DataError, SourceError
 
 TEXT = "sentence"
@@ -251,3 +251,37 @@ def test_a_hub_data_set_without_network() -> None:
 def test_configs_that_contradict_themselves(fields: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         DataConfig(path="x", **fields)
+
+
+def test_texts_without_labels(tmp_path: Path) -> None:
+    lines = tmp_path / "texts.txt"
+    lines.write_text("one film\n\n  \ntwo films\n")
+    assert load_texts(DataConfig(path=str(lines))) == ["one film", "two films"]
+    table = tmp_path / "train.csv"
+    table.write_text("review,stars\ngood film,5\nbad film,1\n")
+    config = DataConfig(path=str(table), text="review")
+    assert load_texts(config) == ["good film", "bad film"]
+    assert len(load_texts(config.changed(max_train=1))) == 1
+    (tmp_path / "dev.csv").write_text("review,stars\nother film,5\n")
+    folder = config.changed(path=str(tmp_path))
+    assert load_texts(folder) == ["good film", "bad film"]
+    assert load_texts(folder.changed(train="validation")) == ["other film"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text": "reviw"}, "no column 'reviw'; did you mean 'review'"),
+        ({"train": "trian"}, "no split 'trian'; did you mean 'train'"),
+        ({"text": ("review", "stars")}, "come from one column"),
+        ({"text": "empty"}, "holds no text in column 'empty'"),
+    ],
+)
+def test_mistakes_in_texts_without_labels(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    for name in ("train.csv", "dev.csv"):
+        (tmp_path / name).write_text("review,stars,empty\ngood film,5,\n")
+    config = DataConfig(path=str(tmp_path), text="review").changed(**changes)
+    with pytest.raises(DataError, match=message):
+        load_texts(config)

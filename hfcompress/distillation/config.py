@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from hfcompress.config import Config
+from hfcompress.data import DataConfig
 from hfcompress.distillation.augment import Augmentation
 from hfcompress.distillation.losses import Task
 from hfcompress.distillation.schedule import ScheduleKind, value_at
@@ -145,7 +146,9 @@ class DistillationTrainingConfig(TeacherTermsConfig):
 
 
 class AugmentationConfig(Config):
-    """Text that is made for a teacher to label; the options of `mixed_texts`.
+    """Text for a teacher to label: made from the training texts, or found elsewhere.
+
+    The first three fields are the options of `mixed_texts`.
 
     Raises:
         ConfigError: an unknown field or method, or a value out of range.
@@ -159,4 +162,9 @@ class AugmentationConfig(Config):
     )
     rate: float = Field(
         0.2, ge=0, le=1, strict=False, description="share of a text's words that is corrupted"
+    )
+    unlabelled: DataConfig | None = Field(
+        None,
+        description="further texts, used as the training texts are; those that are measured are "
+        "left out",
     )

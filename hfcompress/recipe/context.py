@@ -73,6 +73,13 @@ class Context:
             raise DataError("augmentation works on rows of one text; leave it out")
         return list(self.examples.train[self.examples.columns[0]])
 
+    def unmeasured(self, texts: list[str]) -> list[str]:
+        """Texts without those that are measured, whatever their case and spaces."""
+        measured = {
+            _folded(text) for column in self.examples.columns for text in self.examples.eval[column]
+        }
+        return [text for text in texts if _folded(text) not in measured]
+
     def calibration(self, rows: int | None, seed: int, augmented: int = 0) -> Calibration:
         """Training rows to calibrate on, labels included; the same object for the same choice,
         so that what it collects is shared by every method and sparsity of a sweep.
@@ -109,3 +116,7 @@ class Context:
         methods = [name for name in get_args(Augmentation) if name != "mask" or mask]
         texts = augment_texts(self.training_texts(), count, seed, methods, mask_token=mask or "")
         return encode_texts(texts, self.processor, self.max_length)
+
+
+def _folded(text: str) -> str:
+    return "".join(text.split()).lower()

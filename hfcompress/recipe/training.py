@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from hfcompress.architectures import select_modules
+from hfcompress.data import load_texts
 from hfcompress.distillation.augment import mixed_texts
 from hfcompress.distillation.teacher import TeacherLoss
 from hfcompress.encode import Encoded, encode_texts
@@ -164,15 +165,21 @@ def _train(
 
 
 def training_rows(config: RecoverConfig | DistillConfig, context: Context) -> Encoded:
-    """The training rows, or as many as the epochs show, mixed with augmented text."""
+    """The training rows; with augmentation as many texts as the epochs show rows, without labels.
+
+    Raises:
+        DataError: no training rows; rows that are not one text; no further texts where named.
+    """
     rows = context.training_rows("training")
     if config.augmentation is None:
         return rows
-    texts = context.training_texts()
-    options = config.augmentation
+    texts, options = context.training_texts(), config.augmentation
+    count = round(len(texts) * config.epochs)
+    if options.unlabelled is not None:
+        texts = [*texts, *context.unmeasured(load_texts(options.unlabelled))]
     corpus = mixed_texts(
         texts,
-        round(len(texts) * config.epochs),
+        count,
         context.seed,
         share=options.share,
         methods=options.methods,

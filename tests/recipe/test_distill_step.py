@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from hfcompress.errors import ConfigError
 from hfcompress.measure.summary import count_parameters
+from hfcompress.recipe.context import Context
 from hfcompress.recipe.schema import parse_recipe
 from hfcompress.recipe.sweep import run
 from tests.conftest import make_bert, make_tokenizer
@@ -82,6 +84,20 @@ def test_every_option_changes_the_result(change: dict[str, Any], one: Run) -> No
     base = one({"distill": ONE_LAYER})
     other = one({"distill": {**ONE_LAYER, **change}}, seed=seed)
     assert other["weights_hash"] != base["weights_hash"]
+
+
+def test_further_texts_are_used_and_measured_ones_are_not(one: Run, tmp_path: Path) -> None:
+    step = {**ONE_LAYER, "distillation": {"alpha": 1.0}, "augmentation": {"share": 0.0}}
+    plain = one({"distill": step})
+    texts = tmp_path / "more.txt"
+    texts.write_text("a warm scene was bright\nthe cold plot is grim\n" * 20)
+    more = {**step, "augmentation": {"share": 0.0, "unlabelled": str(texts)}}
+    assert one({"distill": more})["weights_hash"] != plain["weights_hash"]
+    context: Any = SimpleNamespace(
+        examples=SimpleNamespace(columns=("a", "b"), eval={"a": ["One  film"], "b": ["x y"]})
+    )
+    found = Context.unmeasured(context, ["one film", "ONE FILM ", "X y", "another film"])
+    assert found == ["another film"]
 
 
 def test_a_cached_teacher_teaches_the_same(one: Run, tmp_path: Path) -> None:
