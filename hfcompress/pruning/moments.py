@@ -151,7 +151,7 @@ def _real(tensor: Tensor, tokens: Tensor | None) -> Tensor:
     if tokens is not None and tensor.shape[:2] == tokens.shape and tensor.dim() == 3:
         # Without padding nothing has to be copied.
         return tensor.flatten(0, 1) if bool(tokens.all()) else tensor[tokens]
-    return tensor.reshape(-1, tensor.shape[-1])
+    return tensor.flatten(0, -2)
 
 
 def _added(total: Tensor | None, part: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from hfcompress.models import ModelConfig, task_modality
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.recipe.distill_config import DistillConfig
 from hfcompress.recipe.finetune_config import FinetuneConfig
+from hfcompress.recipe.shrink_config import ShrinkStepConfig
 from hfcompress.recipe.training_config import (
     GradualConfig,
     LotteryStepConfig,
@@ -34,6 +35,7 @@ from hfcompress.recipe.yaml import parse_yaml
 STEP_CONFIGS: dict[str, type[Config]] = {
     "finetune": FinetuneConfig,
     "prune": PruningConfig,
+    "shrink": ShrinkStepConfig,
     "recover": RecoverConfig,
     "gradual": GradualConfig,
     "lottery": LotteryStepConfig,

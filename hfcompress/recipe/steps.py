@@ -18,6 +18,8 @@ from hfcompress.recipe.distill import check_distill, distill
 from hfcompress.recipe.distill_config import DistillConfig
 from hfcompress.recipe.finetune import finetune
 from hfcompress.recipe.finetune_config import FinetuneConfig
+from hfcompress.recipe.shrink_config import ShrinkStepConfig
+from hfcompress.recipe.shrinking import check_shrink, shrink_step
 from hfcompress.recipe.training import (
     check_training,
     gradual,
@@ -93,6 +95,12 @@ STEPS: dict[type[Config], StepKind] = {
         compresses=True,
         needs_rows=lambda config: config.needs_calibration,
         check=_check_targets,
+    ),
+    ShrinkStepConfig: StepKind(
+        shrink_step,
+        compresses=True,
+        needs_rows=lambda config: config.needs_calibration or config.recover is not None,
+        check=check_shrink,
     ),
     DistillConfig: StepKind(
         distill, compresses=True, trains=True, needs_rows=_always, check=check_distill

@@ -49,6 +49,8 @@ def eliminate(
     Returns:
         for each width the units' numbers, ascending.
     """
+    if not weight.shape[1]:
+        return {0: torch.arange(0)}
     fitted, inverse = _fit(weight, gram, cross, damping)
     fitted = fitted if metric is None else metric.to(fitted) @ fitted
     alive = torch.arange(weight.shape[1] // size)

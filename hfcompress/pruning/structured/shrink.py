@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
+from hfcompress.checkpoint.save import record_shapes
 from hfcompress.errors import CalibrationError, TargetError
 from hfcompress.measure.summary import count_parameters
 from hfcompress.pruning.calibration import Calibration
@@ -87,6 +89,8 @@ def shrink(
                 kept = {name: kept[name][stayed[name]] for name in kept}
                 if recover is not None and number + 1 < config.rounds:
                     recover(model)
+        if isinstance(model, PreTrainedModel) and not config.dry_run:
+            record_shapes(model)
         after = with_widths(model, parts, widths) if config.dry_run else model
         return ShrinkReport(
             budget=config.budget,

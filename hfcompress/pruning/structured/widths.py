@@ -53,13 +53,16 @@ def optimal(costs: Table, errors: Table, limit: float) -> Widths:
         errors: by sublayer and width, at the same widths.
         limit: what all may cost; `check_budget` says whether it can be met.
     """
-    unit = limit / _BUCKETS or 1.0
+    widest = {name: max(levels) for name, levels in costs.items()}
+    if total(costs, widest) <= limit * (1 + 1e-9):
+        return widest  # nothing has to go
+    unit = max(limit, 1e-12) / _BUCKETS
     best = np.zeros(_BUCKETS + 1)
     chosen: list[npt.NDArray[np.intp]] = []
     for name, levels in costs.items():
         new = np.full(_BUCKETS + 1, np.inf)
         width_at = np.zeros(_BUCKETS + 1, dtype=np.intp)
-        for width in levels:
+        for width in sorted(levels, reverse=True):  # of equal errors the widest
             price = _price(levels[width], unit)
             if price > _BUCKETS:
                 continue
