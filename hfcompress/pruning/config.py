@@ -93,6 +93,15 @@ class PruningConfig(Config):
         description="how much sparsegpt and alps prefer outputs that move the model's logits: "
         "exponent of the mean squared gradient, 0 treats all outputs alike",
     )
+    output_coupling: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        strict=False,
+        description="how far alps lets errors of a layer's outputs cancel each other in the "
+        "model's logits (K-FAC): weight of the outputs' mean product of gradients against the "
+        "identity, 0 reproduces each output for itself; needs some thousand calibration rows",
+    )
     token_importance: float = Field(
         default=0.0,
         ge=0,
@@ -182,6 +191,10 @@ class PruningConfig(Config):
         if fixed is not None and self.recomputations > 1:
             raise ValueError(
                 f"pattern {self.pattern} cannot be reached in steps; leave recomputations out"
+            )
+        if self.output_coupling and self.method != "alps":
+            raise ValueError(
+                f"output_coupling is for method alps, not {self.method}; leave output_coupling out"
             )
         if self.token_importance and not self.is_sequential:
             raise ValueError("token_importance needs statistics: sequential")

@@ -14,7 +14,7 @@ from hfcompress.pruning.config import MOMENT_METHODS, RECONSTRUCTING, PruningCon
 from hfcompress.pruning.fisher import BlockFisher
 from hfcompress.pruning.importance import Importance, importance
 from hfcompress.pruning.layer_error import LEVELS, layer_errors, surgeon_scores
-from hfcompress.pruning.moments import as_matrix, grouped_weight
+from hfcompress.pruning.moments import as_matrix, grouped_weight, groups_of
 from hfcompress.pruning.sequential import layer_by_layer
 from hfcompress.pruning.solve import Remember, Task, Upper, solve_layer
 
@@ -58,18 +58,28 @@ class OneShot:
             self.config.method != "wanda" or self.config.is_sequential
         ):
             counts = self._counts(self.config.wanted)
-            outputs = self._importance() if self.config.output_importance else {}
-            self._by_moments(
-                {
-                    name: Task(name, counts[name], None, outputs[name].outputs if outputs else None)
-                    for name in counts
-                }
-            )
+            self._by_moments(self._tasks(counts))
         elif self.config.repairs_bias:
             counts = self._with_bias_repair()
         else:
             counts = self._by_rounds()
         return counts, tuple(self._notes)
+
+    def _tasks(self, counts: Mapping[str, int]) -> dict[str, Task]:
+        """What is to happen to each layer, and which of its outputs count how much."""
+        if not self.config.output_importance and not self.config.output_coupling:
+            return {name: Task(name, drop) for name, drop in counts.items()}
+        found = self._importance()
+        return {
+            # A convolution's groups would each need a matrix of their own.
+            name: Task(
+                name,
+                drop,
+                importance=found[name].outputs,
+                products=found[name].matrix if groups_of(self.modules[name]) == 1 else None,
+            )
+            for name, drop in counts.items()
+        }
 
     def _by_rounds(self) -> dict[str, int]:
         rounds = self.config.recomputations
@@ -176,7 +186,14 @@ class OneShot:
         }
 
     def _importance(self) -> dict[str, Importance]:
-        return importance(self.model, self.modules, self.calibration, self.config.seed)
+        config = self.config
+        return importance(
+            self.model,
+            self.modules,
+            self.calibration,
+            config.seed,
+            matrices=config.output_coupling > 0,
+        )
 
     def _token_weights(self) -> dict[str, list[Tensor]]:
         share = self.config.token_importance

@@ -31,12 +31,15 @@ class Task:
         drop: weights to drop.
         settled: the new weight where it is known already (outputs x inputs), else None.
         importance: groups x outputs, how much each output counts; None for all alike.
+        products: outputs x outputs, what errors of two outputs count together; None where each
+            output is reproduced for itself.
     """
 
     name: str
     drop: int
     settled: Tensor | None = None
     importance: Tensor | None = None
+    products: Tensor | None = None
 
 
 def solve_layer(
@@ -72,6 +75,7 @@ def solve_layer(
                 _part(moments, group, module),
                 task.drop * (group + 1) // groups - task.drop * group // groups,
                 None if task.importance is None else task.importance[group],
+                task.products,
                 config,
                 lambda text: note(f"{task.name}: {text}"),
                 partial(_upper, moments, group, config, remember),
@@ -124,6 +128,7 @@ def _solve_group(
     part: _Part,
     drop: int,
     importance: Tensor | None,
+    products: Tensor | None,
     config: PruningConfig,
     note: Callable[[str], None],
     factored: Callable[[_Part], Upper],
@@ -139,7 +144,7 @@ def _solve_group(
         upper, share = factored(part)
         new = _sparsegpt(weight, upper, drop, choose, relative, config)
     else:
-        new, share = _by_target(weight, part, drop, choose, relative, config)
+        new, share = _by_target(weight, part, drop, choose, relative, products, config)
     if share > config.damping:
         note(f"the Gram matrix is singular and was damped by {share:g} of its mean diagonal")
     return new
@@ -151,6 +156,7 @@ def _by_target(
     drop: int,
     choose: Chooser,
     importance: Tensor | None,
+    products: Tensor | None,
     config: PruningConfig,
 ) -> tuple[Tensor, float]:
     """The dense weight that fits the wanted outputs best, pruned; and the damping."""
@@ -165,7 +171,19 @@ def _by_target(
     keep = reconstruct.alps_mask(
         target, hessian, drop, choose, iterations=config.iterations, output_weight=importance
     )
-    return reconstruct.least_squares(target, hessian, keep), share
+    new = reconstruct.least_squares(target, hessian, keep)
+    if products is not None and config.output_coupling:
+        metric = _metric(products, config.output_coupling).to(target.dtype)
+        new = reconstruct.joint_least_squares(target, hessian, keep, metric, new)
+    return new, share
+
+
+def _metric(products: Tensor, coupling: float) -> Tensor:
+    """Products of gradients, scaled to a mean diagonal of 1 and mixed with the identity."""
+    mean = products.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    metric = products * (coupling / mean)
+    metric.diagonal().add_(1 - coupling)
+    return metric
 
 
 def _sparsegpt(

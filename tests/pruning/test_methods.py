@@ -113,6 +113,7 @@ OPTIONS: list[tuple[Options, Options]] = [
     ({"bias_repair": True, "reference": "outputs"}, {"bias_repair": True}),
     ({"method": "sparsegpt", "output_importance": 0.5}, {"method": "sparsegpt"}),
     ({"method": "alps", "output_importance": 1.0}, {"method": "alps"}),
+    ({"method": "alps", "output_coupling": 0.5}, {"method": "alps"}),
     ({"method": "sparsegpt", "token_importance": 0.5}, {"method": "sparsegpt"}),
     ({"method": "wanda", "calibration_rows": 5}, {"method": "wanda"}),
     ({"method": "sparsegpt", "damping": 1.0}, {"method": "sparsegpt"}),
@@ -208,6 +209,22 @@ def test_convolutions(method: str, extra: Options) -> None:
     for layer in report.layers:
         assert abs(layer.zeros - layer.requested) <= 1
     assert report.zeros == round(0.5 * report.weights)
+
+
+def test_coupling_leaves_layers_with_groups_alone() -> None:
+    def weights(coupling: float) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model: Any = Convolutions()
+        config = PruningConfig(
+            method="alps", sparsity=0.5, statistics="dense", output_coupling=coupling
+        )
+        prune(model, config, pictures())
+        return {name: module.weight.detach() for name, module in model.named_children()}
+
+    plain, coupled = weights(0.0), weights(0.5)
+    assert not torch.equal(plain["stem"], coupled["stem"])
+    assert torch.equal(plain["grouped"], coupled["grouped"])
+    assert torch.equal(plain["depthwise"], coupled["depthwise"])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -307,6 +324,7 @@ def test_a_layer_that_cannot_hold_the_pattern_is_named(pattern: str) -> None:
         ({"pattern": "2:4", "recomputations": 2}, "cannot be reached in steps"),
         ({"sparsity": 0.5, "scope": "global", "allocation": "owl"}, "allocation itself"),
         ({"sparsity": 0.5, "token_importance": 0.5}, "needs statistics: sequential"),
+        ({"sparsity": 0.5, "output_coupling": 0.5}, "is for method alps, not magnitude"),
         ({"sparsity": 0.5, "scope": "row", "pattern": "4x1"}, "scope row does not go"),
         ({"sparsity": 0.5, "pattern": "4/1"}, "pattern: must be 'unstructured'"),
         ({"sparsity": 0.5, "method": "wande"}, "method"),
