@@ -29,11 +29,12 @@ PURE = {
     "pruning.schedule", "pruning.movement", "distillation.losses", "distillation.augment",
     "distillation.state_losses", "distillation.outputs", "distillation.layer_map",
     "distillation.schedule", "quantization.affine",
+    "distillation.divergences", "distillation.batch",
 }  # fmt: skip
 # Rooms that meet only in the recipe.
 STRANGERS = {"pruning", "distillation", "quantization"}
 OPTIONAL = {"onnx", "onnxruntime", "onnxscript", "openvino", "nncf", "torchao", "torch_pruning",
-            "ray", "trackio", "timm", "PIL", "sklearn"}  # fmt: skip
+            "ray", "trackio", "timm", "PIL", "sklearn", "llvmlite"}  # fmt: skip
 
 
 def name_of(path: Path) -> str:

@@ -8,19 +8,24 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hfcompress.distillation.losses import Task
+from hfcompress.distillation.state_losses import HiddenDistance
+
 Unit = Literal["rows", "labels", "positions", "tokens"]
 """What a loss is a mean over: rows, rows or tokens with a label, positions of the logits that
 count, tokens that are no padding."""
 
-UNITS: dict[str, Unit] = {
-    "hard_loss": "labels",
-    "soft_loss": "positions",
-    "logits_loss": "positions",
-    "hidden_loss": "tokens",
-    "attention_loss": "tokens",
-    "value_loss": "tokens",
-}
-"""The unit of each loss; hidden states compared by ``patience`` have rows."""
+
+def units_of(task: Task, hidden_distance: HiddenDistance) -> dict[str, Unit]:
+    """What each loss is a mean over, by its name in the logs."""
+    return {
+        "hard_loss": "labels",
+        "soft_loss": "positions",
+        "logits_loss": "tokens" if task == "spans" else "positions",
+        "hidden_loss": "rows" if hidden_distance == "patience" else "tokens",
+        "attention_loss": "tokens",
+        "value_loss": "tokens",
+    }
 
 
 def count_units(

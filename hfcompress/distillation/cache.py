@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hfcompress.data import fingerprint
+from hfcompress.distillation.batch import LABELS, ROW
 from hfcompress.distillation.cache_build import CacheBuild, Progress
 from hfcompress.distillation.cache_files import ArraySpec, Meta, open_arrays, read_meta
 from hfcompress.distillation.outputs import TeacherOutputs
 from hfcompress.distillation.tasks import infer_task
-from hfcompress.distillation.teachers import LABELS, ROW, TeacherFunction, as_teacher
+from hfcompress.distillation.teachers import TeacherFunction, as_teacher
 from hfcompress.errors import ConfigError, DataError
 from hfcompress.models import weights_hash
 

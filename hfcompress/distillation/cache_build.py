@@ -13,6 +13,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hfcompress.distillation.batch import TEACHER_PREFIX
 from hfcompress.distillation.cache_files import (
     ArraySpec,
     Meta,
@@ -22,7 +23,7 @@ from hfcompress.distillation.cache_files import (
     write_progress,
 )
 from hfcompress.distillation.losses import Task
-from hfcompress.distillation.teachers import TEACHER_PREFIX, Teacher
+from hfcompress.distillation.teachers import Teacher
 from hfcompress.encode import Encoded
 
 Progress = Callable[[int, int], None]

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+from hfcompress.distillation.batch import TEACHER_PREFIX
 from hfcompress.distillation.config import TeacherTermsConfig
-from hfcompress.distillation.teachers import TEACHER_PREFIX, TeacherLike
+from hfcompress.distillation.teachers import TeacherLike
 from hfcompress.errors import ConfigError, DataError, ModelError
 
 
@@ -84,3 +85,49 @@ def _check_vocabulary_sizes(student: nn.Module, models: Sequence[nn.Module]) -> 
                 "layers cannot be compared token by token; set hidden_weight, attention_weight "
                 "and value_weight to 0, or give both tokenizers if they are the same"
             )
+
+
+def check_teacher(student: nn.Module, teacher: TeacherLike) -> None:
+    """Refuse a model whose classes are not the student's, or that training would change.
+
+    Raises:
+        ModelError: other labels, or shared weights.
+    """
+    if not isinstance(teacher, nn.Module):
+        return
+    _check_labels(student, teacher)
+    mine, theirs = (
+        {p.data_ptr() for p in model.parameters() if p.data_ptr()} for model in (student, teacher)
+    )
+    if mine & theirs:
+        raise ModelError(
+            "the student shares weights with its teacher, which training would change; give a "
+            "copy of one (copy.deepcopy)"
+        )
+
+
+def _check_labels(student: nn.Module, teacher: nn.Module) -> None:
+    """Refuse a teacher whose classes are not the student's, in the student's order.
+
+    Names that a config made up (``LABEL_0``) say nothing and fit all of the same number.
+
+    Raises:
+        ModelError: the classes differ.
+    """
+    names = [_label_names(model) for model in (student, teacher)]
+    if None in names:
+        return
+    mine, theirs = names
+    assert mine is not None
+    assert theirs is not None
+    made_up = any(item == [f"LABEL_{n}" for n in range(len(item))] for item in (mine, theirs))
+    if len(mine) != len(theirs) or (mine != theirs and not made_up):
+        raise ModelError(
+            f"the student's labels are {', '.join(mine)} and the teacher's {', '.join(theirs)}; "
+            "give both the same labels in the same order (id2label)"
+        )
+
+
+def _label_names(model: nn.Module) -> list[str] | None:
+    names = getattr(getattr(model, "config", None), "id2label", None)
+    return [str(names[key]) for key in sorted(names, key=int)] if names else None

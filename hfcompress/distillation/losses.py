@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hfcompress.errors import ConfigError, ModelError
+from hfcompress.distillation.divergences import (
+    check_shapes,
+    check_temperature,
+    kl_divergence,
+    masked_mean,
+    sigmoid_divergence,
+    span_divergence,
+)
+from hfcompress.errors import ConfigError
 
 Task = Literal["classification", "multi_label", "regression", "tokens", "spans"]
 """What logits mean.
@@ -139,7 +147,6 @@ def soft_loss(
         ConfigError: a temperature that is not above 0.
         ModelError: logits of different shapes.
     """
-    _check(T)
     if task == "spans":
         return span_divergence(student_logits, teacher_logits, T, mask)
     if task == "multi_label":
@@ -147,80 +154,6 @@ def soft_loss(
     if task == "regression":
         return logits_mse(student_logits, teacher_logits, task, mask)
     return kl_divergence(student_logits, teacher_logits, T, mask)
-
-
-def kl_divergence(
-    student_logits: Tensor, teacher_logits: Tensor, T: float, mask: Tensor | None = None
-) -> Tensor:
-    """``T^2 KL(teacher || student)`` of the distributions at temperature T, mean over examples.
-
-    The square keeps the gradient's size independent of the temperature.
-
-    Args:
-        student_logits: (..., classes).
-        teacher_logits: as the student's.
-        T: above 0.
-        mask: (...), non-zero where an example or a token counts.
-
-    Raises:
-        ConfigError: a temperature that is not above 0.
-        ModelError: logits of different shapes.
-    """
-    _check(T)
-    _same_shape(student_logits, teacher_logits)
-    student = F.log_softmax(student_logits / T, dim=-1)
-    teacher = F.log_softmax(teacher_logits.detach() / T, dim=-1)
-    divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
-    return masked_mean(divergence, mask) * T**2
-
-
-def sigmoid_divergence(
-    student_logits: Tensor, teacher_logits: Tensor, T: float, mask: Tensor | None = None
-) -> Tensor:
-    """``T^2 KL`` of a Bernoulli distribution for each label, mean over labels and examples.
-
-    Args:
-        student_logits: (..., labels); each label is right with the logit's sigmoid.
-        teacher_logits: as the student's.
-        T: above 0.
-        mask: (...), non-zero where an example counts.
-
-    Raises:
-        ConfigError: a temperature that is not above 0.
-        ModelError: logits of different shapes.
-    """
-    _check(T)
-    _same_shape(student_logits, teacher_logits)
-    student, teacher = student_logits / T, teacher_logits.detach() / T
-    right = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
-    wrong = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
-    return masked_mean((right + wrong).mean(-1), mask) * T**2
-
-
-def span_divergence(
-    student_logits: Tensor, teacher_logits: Tensor, T: float, mask: Tensor | None = None
-) -> Tensor:
-    """`kl_divergence` of distributions over the tokens that are no padding.
-
-    Args:
-        student_logits: (batch, 2, tokens), where a span starts and ends.
-        teacher_logits: as the student's.
-        T: above 0.
-        mask: (batch, tokens), non-zero where a token counts.
-
-    Raises:
-        ConfigError: a temperature that is not above 0.
-        ModelError: logits of different shapes.
-    """
-    _check(T)
-    _same_shape(student_logits, teacher_logits)
-    if mask is not None:
-        padding = ~mask.bool().unsqueeze(-2)
-        # A finite number, as 0 * infinity is not 0, that stays finite when it is divided by T.
-        lowest = min(T, 1.0) * torch.finfo(student_logits.dtype).min / 4
-        student_logits = student_logits.masked_fill(padding, lowest)
-        teacher_logits = teacher_logits.masked_fill(padding, lowest)
-    return kl_divergence(student_logits, teacher_logits, T)
 
 
 def logits_mse(
@@ -237,7 +170,7 @@ def logits_mse(
         task: what the logits mean.
         mask: as in `soft_loss`.
     """
-    _same_shape(student_logits, teacher_logits)
+    check_shapes(student_logits, teacher_logits)
     difference = (student_logits - teacher_logits.detach()).square()
     if task == "spans":
         return masked_mean(difference, None if mask is None else mask.unsqueeze(-2))
@@ -267,24 +200,7 @@ def hard_loss(student_logits: Tensor, labels: Tensor, task: Task = "classificati
     return total / (labels != -100).sum().clamp_min(1)
 
 
-def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of the values where the mask is non-zero; zero where it is nowhere."""
-    if mask is None:
-        return values.mean()
-    counted = mask.bool().expand(values.shape)
-    return values.masked_fill(~counted, 0).sum() / counted.sum().clamp_min(1)
-
-
-def _check(T: float, alpha: float = 0.0) -> None:
-    if not T > 0:
-        raise ConfigError(f"the temperature must be above 0, not {T}")
+def _check(T: float, alpha: float) -> None:
+    check_temperature(T)
     if not 0 <= alpha <= 1:
         raise ConfigError(f"alpha must lie between 0 and 1, not {alpha}")
-
-
-def _same_shape(student: Tensor, teacher: Tensor) -> None:
-    if student.shape != teacher.shape:
-        raise ModelError(
-            f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in shape; "
-            "give logits of the same classes"
-        )

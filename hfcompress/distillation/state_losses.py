@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hfcompress.distillation.losses import masked_mean
+from hfcompress.distillation.divergences import masked_mean
 from hfcompress.errors import ConfigError, ModelError
 
 HiddenDistance = Literal["mse", "normalized_mse", "cosine", "patience"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, cast
@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from hfcompress.architectures import blocks, family_of
+from hfcompress.distillation.checks import check_teacher
 from hfcompress.distillation.config import (
     DistillationConfig,
     DistillationTrainingConfig,
     TeacherTermsConfig,
 )
 from hfcompress.distillation.layer_loss import LayerLoss
-from hfcompress.distillation.layer_map import check_layer_map, uniform_layer_map
+from hfcompress.distillation.layers import layer_map_of, relation_heads, wanted_layers
 from hfcompress.distillation.losses import DistillationLoss, Task, logits_mse
 from hfcompress.distillation.outputs import LayerStates, TeacherOutputs, fit_tokens
 from hfcompress.distillation.states import LayerWatch
 from hfcompress.distillation.tasks import infer_task, logits_of
-from hfcompress.distillation.teachers import Teacher, TeacherLike, as_teacher, check_labels
-from hfcompress.errors import ConfigError, ModelError
+from hfcompress.distillation.teachers import Teacher, TeacherLike, as_teacher
+from hfcompress.errors import ConfigError
 
 SoftLoss = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 """``soft(student_logits, teacher_logits, mask)``; mask as in `losses.soft_loss`."""
@@ -88,15 +88,15 @@ class TeacherLoss:
         teachers = listed(teacher)
         shares = _shares(teacher_weights, len(teachers))
         for item in teachers:
-            _check_teacher(student, item)
-        maps = [_layer_map(student, item, config) for item in teachers]
-        heads = config.relation_heads or _heads(student)
+            check_teacher(student, item)
+        maps = [layer_map_of(student, item, config) for item in teachers]
+        heads = config.relation_heads or relation_heads(student)
         self._pairs = [
             _Pair(_watched(item, config, pairs), share, LayerLoss(config, pairs, heads))
             for item, share, pairs in zip(teachers, shares, maps, strict=True)
         ]
         mapped, last = {own for pairs in maps for own in pairs}, {max(p) for p in maps if p}
-        self._watch = LayerWatch(student, **_wanted(config, mapped, last))
+        self._watch = LayerWatch(student, **wanted_layers(config, mapped, last))
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -203,74 +203,12 @@ def listed(teacher: TeacherLike | Sequence[TeacherLike]) -> list[TeacherLike]:
     return list(teacher) if isinstance(teacher, (list, tuple)) else [cast(TeacherLike, teacher)]
 
 
-def _wanted(
-    config: TeacherTermsConfig, mapped: set[int], last: set[int]
-) -> dict[str, Collection[int]]:
-    """Which layers' outputs the losses need, as `LayerWatch` takes them."""
-    return {
-        "hidden": mapped if config.hidden_weight else (),
-        "attentions": mapped if config.attention_weight else (),
-        "values": last if config.value_weight else (),
-    }
-
-
 def _watched(
     teacher: TeacherLike, config: TeacherTermsConfig, layer_map: dict[int, int]
 ) -> Teacher:
     last = {layer_map[max(layer_map)]} if layer_map else set()
-    wanted = _wanted(config, set(layer_map.values()), last)
+    wanted = wanted_layers(config, set(layer_map.values()), last)
     return as_teacher(teacher, config.teacher_precision, **wanted)
-
-
-def _layer_map(
-    student: nn.Module, teacher: TeacherLike, config: TeacherTermsConfig
-) -> dict[int, int]:
-    """Student's layer -> teacher's; empty where no layers are compared."""
-    if not config.compares_layers:
-        return {}
-    mine = _count_layers(student)
-    if not isinstance(teacher, nn.Module):
-        if config.layer_map is None:
-            raise ConfigError(
-                "how many layers a teacher has that is no model is not known; give layer_map "
-                "when layers are compared"
-            )
-        return check_layer_map(
-            config.layer_map, mine, max(config.layer_map.values(), default=0) + 1
-        )
-    theirs = _count_layers(teacher)
-    if config.layer_map is None:
-        return uniform_layer_map(mine, theirs)
-    return check_layer_map(config.layer_map, mine, theirs)
-
-
-def _count_layers(model: nn.Module) -> int:
-    count = len(blocks(model))
-    if not count:
-        raise ModelError(
-            f"{type(model).__name__} has no repeated layers that could be compared; set "
-            "hidden_weight, attention_weight and value_weight to 0"
-        )
-    return count
-
-
-def _check_teacher(student: nn.Module, teacher: TeacherLike) -> None:
-    if not isinstance(teacher, nn.Module):
-        return
-    check_labels(student, teacher)
-    mine, theirs = (
-        {p.data_ptr() for p in model.parameters() if p.data_ptr()} for model in (student, teacher)
-    )
-    if mine & theirs:
-        raise ModelError(
-            "the student shares weights with its teacher, which training would change; give a "
-            "copy of one (copy.deepcopy)"
-        )
-
-
-def _heads(model: nn.Module) -> int | None:
-    family = family_of(model)
-    return None if family is None else int(getattr(model.config, family.heads))
 
 
 def _shares(weights: Sequence[float] | None, teachers: int) -> list[float]:

@@ -11,21 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hfcompress.distillation.batch import ROW, Inputs, teacher_inputs
 from hfcompress.distillation.outputs import TeacherOutputs
 from hfcompress.distillation.states import LayerWatch
 from hfcompress.distillation.tasks import logits_of
-from hfcompress.errors import ConfigError, DataError, ModelError
+from hfcompress.errors import ConfigError, DataError
 
-ROW = "row"
-"""The column with each row's number in the data; kept outputs are found by it."""
-
-TEACHER_PREFIX = "teacher_"
-"""Columns that only the teacher reads, under the name that follows the prefix."""
-
-LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions")
-"""Columns that no teacher is shown."""
-
-Inputs = Mapping[str, Any]
 TeacherFunction = Callable[[Mapping[str, Tensor]], Any]
 
 
@@ -86,53 +77,6 @@ def as_teacher(
     raise ConfigError(
         f"a teacher must be a model, a function or kept outputs, not {type(teacher).__name__}"
     )
-
-
-def student_inputs(inputs: Inputs) -> dict[str, Any]:
-    """A batch without what is for the teacher only."""
-    return {
-        name: value
-        for name, value in inputs.items()
-        if name != ROW and not name.startswith(TEACHER_PREFIX)
-    }
-
-
-def teacher_inputs(inputs: Inputs) -> dict[str, Any]:
-    """What the teacher reads of a batch: its own columns where it has any; no labels."""
-    own = {
-        name.removeprefix(TEACHER_PREFIX): value
-        for name, value in inputs.items()
-        if name.startswith(TEACHER_PREFIX)
-    }
-    shared = {name: value for name, value in student_inputs(inputs).items() if name not in LABELS}
-    return own or shared
-
-
-def check_labels(student: nn.Module, teacher: nn.Module) -> None:
-    """Refuse a teacher whose classes are not the student's, in the student's order.
-
-    Names that a config made up (``LABEL_0``) say nothing and fit all of the same number.
-
-    Raises:
-        ModelError: the classes differ.
-    """
-    names = [_label_names(model) for model in (student, teacher)]
-    if None in names:
-        return
-    mine, theirs = names
-    assert mine is not None
-    assert theirs is not None
-    made_up = any(item == [f"LABEL_{n}" for n in range(len(item))] for item in (mine, theirs))
-    if len(mine) != len(theirs) or (mine != theirs and not made_up):
-        raise ModelError(
-            f"the student's labels are {', '.join(mine)} and the teacher's {', '.join(theirs)}; "
-            "give both the same labels in the same order (id2label)"
-        )
-
-
-def _label_names(model: nn.Module) -> list[str] | None:
-    names = getattr(getattr(model, "config", None), "id2label", None)
-    return [str(names[key]) for key in sorted(names, key=int)] if names else None
 
 
 class _ModelTeacher:

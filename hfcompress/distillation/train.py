@@ -13,8 +13,9 @@ from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerB
 
 from hfcompress.data import DataConfig, Examples, load_examples
 from hfcompress.distillation.arguments import DistillationArguments
+from hfcompress.distillation.batch import ROW
 from hfcompress.distillation.cache import TeacherCache
-from hfcompress.distillation.teachers import ROW, TeacherLike
+from hfcompress.distillation.teachers import TeacherLike
 from hfcompress.distillation.trainer import DistillationTrainer
 from hfcompress.encode import Encoded, encode
 from hfcompress.errors import ConfigError, DataError, ModelError

@@ -12,8 +12,22 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
-from hfcompress.distillation.accumulation import UNITS, LoggedParts, Unit, UpdateShares, count_units
+from hfcompress.distillation.accumulation import (
+    LoggedParts,
+    Unit,
+    UpdateShares,
+    count_units,
+    units_of,
+)
 from hfcompress.distillation.arguments import DistillationArguments
+from hfcompress.distillation.batch import (
+    LABELS,
+    ROW,
+    is_for_teacher,
+    labels_of,
+    student_inputs,
+    without_labels,
+)
 from hfcompress.distillation.checks import check_setup, check_tokenizers
 from hfcompress.distillation.losses import hard_loss
 from hfcompress.distillation.projections import (
@@ -23,13 +37,7 @@ from hfcompress.distillation.projections import (
 )
 from hfcompress.distillation.tasks import first_row, infer_task, logits_of
 from hfcompress.distillation.teacher import TeacherLoss, listed
-from hfcompress.distillation.teachers import (
-    LABELS,
-    ROW,
-    TEACHER_PREFIX,
-    TeacherLike,
-    student_inputs,
-)
+from hfcompress.distillation.teachers import TeacherLike
 from hfcompress.errors import ConfigError, DataError
 
 
@@ -89,7 +97,7 @@ class DistillationTrainer(Trainer):
         self.teaching = TeacherLoss(student, teacher, self.distillation, self.soft_loss)
         self.teaching.close()  # its hooks are there while it trains
         self.add_callback(ProjectionCallback(self.teaching.layers, self.accelerator))
-        self._columns = set(row)
+        self._columns = sorted({ROW, *row})
         self._shares = UpdateShares()
         self._logged = LoggedParts()
         self._projected = False
@@ -126,14 +134,15 @@ class DistillationTrainer(Trainer):
         if not model.training:
             loss, outputs = self._hard_loss(model, own, num_items_in_batch)
             return (loss, outputs) if return_outputs else loss
-        self.teaching.loss.T, alpha = self._balance()
+        progress = self.state.global_step, self.state.max_steps
+        self.teaching.loss.T, alpha = self.distillation.balance(*progress)
         self.teaching.weights["soft_loss"] = alpha
         parts: dict[str, Tensor] = {}
         if alpha < 1 and self._labelled(own):
             # No number of items: the mean of this batch, which _shared weighs among the others.
             parts["hard_loss"], outputs = self._hard_loss(model, own)
         else:
-            outputs = model(**_without_labels(own))
+            outputs = model(**without_labels(own))
         parts |= self.teaching.terms(inputs, outputs, self.position_mask(inputs))
         parts = self._shared(parts, inputs)
         self._logged.add(parts, self.state.global_step)
@@ -153,18 +162,14 @@ class DistillationTrainer(Trainer):
                 model, inputs, return_outputs=True, num_items_in_batch=num_items
             )
             return loss, outputs
-        outputs = model(**_without_labels(inputs))
-        labels = _labels(inputs)
+        outputs = model(**without_labels(inputs))
+        labels = labels_of(inputs)
         assert labels is not None
         return hard_loss(logits_of(outputs).float(), labels, self.teaching.task), outputs
 
-    def _balance(self) -> tuple[float, float]:
-        """Temperature and alpha of this update."""
-        return self.distillation.balance(self.state.global_step, self.state.max_steps)
-
     def _labelled(self, inputs: Mapping[str, Any]) -> bool:
         """Whether any row of the batch has a label."""
-        labels = _labels(inputs)
+        labels = labels_of(inputs)
         if labels is None:
             raise DataError(
                 "the rows have no labels; set alpha to 1 to learn from the teacher only"
@@ -183,7 +188,9 @@ class DistillationTrainer(Trainer):
         return samples, items
 
     def _units(self, inputs: Mapping[str, Any]) -> dict[Unit, Tensor]:
-        return count_units(inputs, _labels(inputs), self.position_mask(inputs))
+        # A span is a distribution over the positions: what counts then is the rows.
+        spans = self.teaching.task == "spans"
+        return count_units(inputs, labels_of(inputs), None if spans else self.position_mask(inputs))
 
     def _everywhere(self, count: Tensor) -> Tensor:
         """A number over all processes; a process's part of it, as gradients are averaged."""
@@ -197,9 +204,7 @@ class DistillationTrainer(Trainer):
         if not self._shares:
             return parts
         shares = self._shares.of(self._units(inputs))
-        units = dict(UNITS)
-        if self.distillation.hidden_distance == "patience":
-            units["hidden_loss"] = "rows"
+        units = units_of(self.teaching.task, self.distillation.hidden_distance)
         return {name: part * shares[units[name]] for name, part in parts.items()}
 
     def _division(self, num_items_in_batch: Tensor | int | None) -> float:
@@ -248,7 +253,7 @@ class DistillationTrainer(Trainer):
             loader = self.get_train_dataloader()
             batch = self._prepare_inputs(loader.collate_fn([next(iter(loader.dataset))]))
             student.eval()
-            outputs = student(**_without_labels(student_inputs(batch)))
+            outputs = student(**without_labels(student_inputs(batch)))
             self.teaching.add_projections(batch, outputs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -282,19 +287,6 @@ class DistillationTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         kept: list[str] = getattr(self, "_signature_columns")  # noqa: B009  # typed as None
-        kept += [name for name in (ROW, *self._columns) if name not in kept and _for_teacher(name)]
-
-
-def _for_teacher(column: str) -> bool:
-    return column == ROW or column.startswith(TEACHER_PREFIX)
-
-
-def _labels(inputs: Mapping[str, Any]) -> Tensor | None:
-    """The labels as `losses.hard_loss` takes them."""
-    if "start_positions" in inputs and "end_positions" in inputs:
-        return torch.stack([inputs["start_positions"], inputs["end_positions"]], dim=1)
-    return next((inputs[name] for name in LABELS if name in inputs), None)
-
-
-def _without_labels(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in inputs.items() if name not in LABELS}
+        kept += [
+            name for name in (ROW, *self._columns) if name not in kept and is_for_teacher(name)
+        ]

@@ -55,7 +55,7 @@ def test_another_loss(tmp_path: Path) -> None:
     trainer = example("another_loss").train(student, teacher, rows(), **given)
     assert logged(trainer, "soft_loss")[0] == pytest.approx(expected, rel=1e-4)
     plain = distill(tmp_path, bert(0, **STILL), temperature=2.0, alpha=0.9, **SEQUENTIAL)
-    assert logged(plain, "soft_loss")[0] != pytest.approx(expected, rel=1e-2)
+    assert logged(plain, "soft_loss")[0] != pytest.approx(expected, rel=1e-3)
 
 
 def test_another_teacher_that_is_an_ensemble(tmp_path: Path) -> None:

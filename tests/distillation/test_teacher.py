@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from hfcompress.distillation.config import DistillationConfig, DistillationTrainingConfig
-from hfcompress.distillation.losses import kl_divergence, logits_mse
+from hfcompress.distillation.divergences import kl_divergence
+from hfcompress.distillation.losses import logits_mse
 from hfcompress.distillation.outputs import TeacherOutputs
 from hfcompress.distillation.state_losses import (
     attention_loss,
