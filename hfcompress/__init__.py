@@ -60,6 +60,10 @@ if TYPE_CHECKING:
     from hfcompress.recipe.schema import load_recipe as load_recipe
     from hfcompress.recipe.sweep import SweepResult as SweepResult
     from hfcompress.recipe.sweep import run as run
+    from hfcompress.sparse.choose import SparseReport as SparseReport
+    from hfcompress.sparse.choose import densify as densify
+    from hfcompress.sparse.choose import sparsify as sparsify
+    from hfcompress.sparse.linear import SparseLinear as SparseLinear
     from hfcompress.vocabulary.config import VocabularyConfig as VocabularyConfig
     from hfcompress.vocabulary.shrink import VocabularyReport as VocabularyReport
     from hfcompress.vocabulary.shrink import shrink_vocabulary as shrink_vocabulary
@@ -87,6 +91,8 @@ _PUBLIC = {
     "Recipe": "recipe.schema",
     "ShrinkConfig": "pruning.structured.config",
     "ShrinkReport": "pruning.structured.report",
+    "SparseLinear": "sparse.linear",
+    "SparseReport": "sparse.choose",
     "SweepResult": "recipe.sweep",
     "TeacherLoss": "distillation.teacher",
     "TeacherOutputs": "distillation.outputs",
@@ -100,6 +106,7 @@ _PUBLIC = {
     "compute_neuron_importance": "pruning.structured.neurons",
     "count_macs": "measure.macs",
     "count_parameters": "measure.summary",
+    "densify": "sparse.choose",
     "distillation_loss": "distillation.losses",
     "find_ticket": "pruning.lottery",
     "load_recipe": "recipe.schema",
@@ -113,6 +120,7 @@ _PUBLIC = {
     "sensitivity": "pruning.sensitivity",
     "shrink": "pruning.structured.shrink",
     "shrink_vocabulary": "vocabulary.shrink",
+    "sparsify": "sparse.choose",
     "train_with_distillation": "distillation.train",
 }
 

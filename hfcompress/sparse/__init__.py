@@ -1,0 +1,1 @@
+"""Sparse inference on CPU: layers whose zeros are skipped, where that is faster."""
