@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     from hfcompress.checkpoint.write import save_compressed as save_compressed
     from hfcompress.distillation.arguments import DistillationArguments as DistillationArguments
     from hfcompress.distillation.augment import augment_texts as augment_texts
+    from hfcompress.distillation.cache import TeacherCache as TeacherCache
     from hfcompress.distillation.config import DistillationConfig as DistillationConfig
     from hfcompress.distillation.losses import DistillationLoss as DistillationLoss
     from hfcompress.distillation.losses import distillation_loss as distillation_loss
     from hfcompress.distillation.outputs import TeacherOutputs as TeacherOutputs
+    from hfcompress.distillation.student import make_student as make_student
     from hfcompress.distillation.teacher import TeacherLoss as TeacherLoss
+    from hfcompress.distillation.text_student import TextStudentConfig as TextStudentConfig
+    from hfcompress.distillation.text_student import make_text_student as make_text_student
     from hfcompress.distillation.train import train_with_distillation as train_with_distillation
     from hfcompress.distillation.trainer import DistillationTrainer as DistillationTrainer
     from hfcompress.errors import BadInputError as BadInputError
@@ -94,10 +98,12 @@ _PUBLIC = {
     "SparseLinear": "sparse.linear",
     "SparseReport": "sparse.choose",
     "SweepResult": "recipe.sweep",
+    "TeacherCache": "distillation.cache",
     "TeacherLoss": "distillation.teacher",
     "TeacherOutputs": "distillation.outputs",
     "VocabularyConfig": "vocabulary.config",
     "VocabularyReport": "vocabulary.shrink",
+    "TextStudentConfig": "distillation.text_student",
     "analyze_weight_distribution": "measure.weights",
     "augment_texts": "distillation.augment",
     "calculate_model_size": "measure.summary",
@@ -110,6 +116,8 @@ _PUBLIC = {
     "distillation_loss": "distillation.losses",
     "find_ticket": "pruning.lottery",
     "load_recipe": "recipe.schema",
+    "make_student": "distillation.student",
+    "make_text_student": "distillation.text_student",
     "measure_latency": "measure.latency",
     "progressive": "pruning.progressive",
     "prune": "pruning.unstructured",
