@@ -7,6 +7,7 @@ one are computed again in fp32.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -64,9 +65,10 @@ def predict_checked(
 ) -> Prediction:
     """Logits whose largest entry stands where fp32 puts it.
 
-    All rows are predicted under bf16 autocast. A sample of them, the ones nearest to a decision
-    boundary among it, is predicted in fp32; the largest error seen there, times `SAFETY`, is what
-    a row may be wrong by, and every row nearer to a boundary is computed in fp32 too.
+    All rows are predicted by a copy of the model in bf16. A sample of them, the ones nearest to a
+    decision boundary among it, is predicted in fp32; the largest error seen there, times
+    `SAFETY`, is what a row may be wrong by, and every row nearer to a boundary is computed in
+    fp32 too.
 
     Args:
         model: a classifier of two or more classes; put in eval mode.
@@ -75,8 +77,8 @@ def predict_checked(
         progress: called with (rows done, rows in all) after each batch of the first pass.
         batches: as in `predict`.
     """
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = predict(model, data, batch_size, progress, batches)
+    half: nn.Module = copy.deepcopy(model).to(torch.bfloat16)
+    logits = predict(half, data, batch_size, progress, batches)
     rough = logits.copy()
     margins = _margins(rough)
     done = np.zeros(len(data), bool)

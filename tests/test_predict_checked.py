@@ -27,16 +27,17 @@ def encoded(write_data: Callable[..., Path]) -> Encoded:
 
 
 class Noisy(nn.Module):
-    """Logits with known margins in fp32, wrong by up to ``error`` under autocast."""
+    """Logits with known margins in fp32, wrong by up to ``error`` in bf16."""
 
     def __init__(self, margins: torch.Tensor, error: float) -> None:
         super().__init__()
-        self.margins, self.error = nn.Parameter(margins), error
+        self.precision = nn.Parameter(torch.zeros(1))
+        self.margins, self.error = margins, error
         self.rows: list[int] = []  # how many rows each fp32 batch had
 
     def forward(self, row: torch.Tensor) -> SequenceClassifierOutput:
         margins = self.margins[row]
-        if torch.is_autocast_enabled("cpu"):
+        if self.precision.dtype == torch.bfloat16:
             margins = margins + self.error * torch.sin(37.0 * row)
         else:
             self.rows.append(len(row))

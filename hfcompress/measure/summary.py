@@ -15,6 +15,7 @@ from torch import nn
 
 from hfcompress.config import nearest
 from hfcompress.errors import ConfigError
+from hfcompress.measure.count import count_nonzeros
 from hfcompress.measure.layers import LINEAR_TYPES, weighted_layers
 from hfcompress.measure.macs import count_macs
 from hfcompress.measure.weights import analyze_weight_distribution
@@ -34,7 +35,7 @@ def count_parameters(model: nn.Module, nonzero: bool = False, trainable_only: bo
     """
     parameters = [p for p in model.parameters() if p.requires_grad or not trainable_only]
     if nonzero:
-        return sum(int(torch.count_nonzero(parameter)) for parameter in parameters)
+        return sum(count_nonzeros(parameter) for parameter in parameters)
     return sum(parameter.numel() for parameter in parameters)
 
 
@@ -85,7 +86,7 @@ def calculate_sparsity(model: nn.Module, targets: Iterable[str] | None = None) -
         TargetError: a target that the model does not have, or that has no weight.
     """
     layers = tuple(
-        LayerSparsity(name, weight.numel(), weight.numel() - int(torch.count_nonzero(weight)))
+        LayerSparsity(name, weight.numel(), weight.numel() - count_nonzeros(weight))
         for name, weight in weighted_layers(model, targets).items()
     )
     total = count_parameters(model)
@@ -129,7 +130,8 @@ def calculate_model_size(model: nn.Module, dtype: StorageType = "fp32") -> int:
         elif tensor.is_floating_point():
             entries.append((name, _CODES[dtype], shape, _BYTES[dtype] * tensor.numel()))
         else:
-            entries.append((name, "I64", shape, tensor.element_size() * tensor.numel()))
+            size = tensor.element_size()
+            entries.append((name, f"I{8 * size}", shape, size * tensor.numel()))
     return _header_bytes(entries) + sum(size for *_, size in entries)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hfcompress.errors import ConfigError, ModelError, TargetError
+from hfcompress.measure.count import count_nonzeros
 from hfcompress.measure.layers import weighted_layers
 
 CHUNK = 2**22
@@ -78,7 +79,7 @@ def analyze_weight_distribution(
     """
     tensors = _tensors(weights, targets)
     count = sum(tensor.numel() for tensor in tensors.values())
-    zeros = count - sum(int(torch.count_nonzero(tensor)) for tensor in tensors.values())
+    zeros = count - sum(count_nonzeros(tensor) for tensor in tensors.values())
     minimum, maximum = _extremes(tensors)
     mean, std = _mean_and_std(list(tensors.values()), count)
     chosen = _edges(minimum, maximum, mean, std, bins) if edges is None else _checked(edges)
@@ -152,7 +153,7 @@ def _histogram(
         for part in torch.split(tensor.reshape(-1), CHUNK):
             counts += _bin(part.float(), bins, low, high)
             # Zeros leave the bin that holds them; picking out the others would copy the weights.
-            zeros = part.numel() - int(torch.count_nonzero(part))
+            zeros = part.numel() - count_nonzeros(part)
             counts -= zeros * _bin(part.new_zeros(1).float(), bins, low, high)
     below, *inside, above = (int(value) for value in counts.tolist())
     return tuple(inside), below, above
