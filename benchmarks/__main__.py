@@ -23,6 +23,7 @@ from benchmarks.tables import RESULTS, update_readme
 BENCHMARKS = {
     "prune_time": False,
     "sweep_throughput": False,
+    "distillation_step": False,
     "published_table": True,
     "oneshot_quality": True,
     "oneshot_levers": True,
