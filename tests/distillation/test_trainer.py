@@ -19,6 +19,8 @@ from tests.distillation.tiny import (
     distill,
     logged,
     rows,
+    span_bert,
+    span_rows,
     token_bert,
     token_rows,
     weights,
@@ -70,7 +72,7 @@ def test_logs_are_means_over_the_updates_since_the_last_one(tmp_path: Path) -> N
         assert logged(every_third, name) == pytest.approx(means, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["rows", "unlabelled rows", "tokens", "module"])
+@pytest.mark.parametrize("kind", ["rows", "unlabelled rows", "tokens", "spans", "module"])
 def test_two_accumulated_batches_are_one_large_batch(tmp_path: Path, kind: str) -> None:
     """Batches differ in rows with labels and in tokens, so that a mean of means is wrong."""
 
@@ -82,6 +84,8 @@ def test_two_accumulated_batches_are_one_large_batch(tmp_path: Path, kind: str) 
         if kind == "unlabelled rows":
             for row in data[:3]:
                 row["labels"] = torch.tensor(-100)
+        if kind == "spans":
+            student, teacher, data = span_bert(0, **STILL), span_bert(1), span_rows(8)
         if kind == "module":
             student, given = ConvStudent(), {"logits_weight": 0.5}
         return distill(

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from hfcompress.distillation.losses import soft_loss
+from hfcompress.distillation.losses import hard_loss, soft_loss
 from hfcompress.distillation.outputs import TeacherOutputs
 from hfcompress.errors import ModelError
 from hfcompress.pruning.callback import PruningCallback
@@ -26,6 +26,8 @@ from tests.distillation.tiny import (
     distill,
     logged,
     rows,
+    span_bert,
+    span_rows,
     weights,
 )
 from tests.distillation.two_processes import run as run_two_processes
@@ -52,6 +54,11 @@ def test_rows_find_their_outputs_whatever_the_order(tmp_path: Path) -> None:
     kept = distill(tmp_path, teacher=Kept(), data=numbered.shuffle(seed=5), **given)
     live = distill(tmp_path, teacher=bert(1), data=numbered.shuffle(seed=5), **given)
     assert logged(kept) == pytest.approx(logged(live), rel=1e-5)
+    # Kept layers that are as many as the student's are followed in order.
+    Kept.hidden_layers = (0, 1)  # type: ignore[attr-defined]
+    del given["layer_map"]
+    in_order = distill(tmp_path, teacher=Kept(), data=numbered.shuffle(seed=5), **given)
+    assert logged(in_order) == logged(kept)
 
 
 def test_a_teacher_with_its_own_tokens_reads_its_own_columns(tmp_path: Path) -> None:
@@ -166,22 +173,7 @@ def test_trackers_get_the_parts(tmp_path: Path, tracker: str, monkeypatch: Any) 
 
 
 def test_question_answering_leaves_padding_out(tmp_path: Path) -> None:
-    from transformers import BertConfig, BertForQuestionAnswering
-
-    def model(seed: int) -> Any:
-        torch.manual_seed(seed)
-        return BertForQuestionAnswering(
-            BertConfig(
-                vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-                num_attention_heads=2, max_position_embeddings=16,
-            )
-        ).train(False)  # fmt: skip
-
-    data = []
-    for row in rows():
-        positions = {"start_positions": torch.tensor(1), "end_positions": torch.tensor(2)}
-        data.append({**{k: v for k, v in row.items() if k != "labels"}, **positions})
-    student, teacher = model(0), model(1)
+    student, teacher, data = span_bert(0, **STILL), span_bert(1), span_rows()
     trainer = distill(tmp_path, student, teacher, data, max_steps=1, learning_rate=0.0,
                       train_sampling_strategy="sequential")  # fmt: skip
     batch = {k: torch.stack([row[k] for row in data[:4]]) for k in ("input_ids", "attention_mask")}
@@ -192,9 +184,11 @@ def test_question_answering_leaves_padding_out(tmp_path: Path) -> None:
     )
     assert trainer.teaching.task == "spans"
     expected = soft_loss(mine, theirs, 4.0, "spans", batch["attention_mask"])
-    # The student's dropout is on in training: near, and far from what padding would make of it.
-    assert logged(trainer, "soft_loss")[0] == pytest.approx(expected.item(), rel=0.5)
-    assert 0 < logged(trainer, "hard_loss")[0] < 5
+    assert logged(trainer, "soft_loss")[0] == pytest.approx(expected.item(), rel=1e-4)
+    assert expected != soft_loss(mine, theirs, 4.0, "spans")
+    answers = torch.tensor([[1, 2]] * 4)
+    hard = hard_loss(mine, answers, "spans").item()
+    assert logged(trainer, "hard_loss")[0] == pytest.approx(hard, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["multi_label", "regression"])

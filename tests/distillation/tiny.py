@@ -6,7 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification
+from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+)
 
 from hfcompress.distillation.arguments import DistillationArguments
 from hfcompress.distillation.trainer import DistillationTrainer
@@ -32,7 +37,8 @@ def bert(
             num_hidden_layers=layers, num_attention_heads=2, max_position_embeddings=16, **config,
         )
     )  # fmt: skip
-    model.classifier.weight.data.mul_(20)
+    head = model.qa_outputs if kind is BertForQuestionAnswering else model.classifier
+    head.weight.data.mul_(20)
     return model.eval()
 
 
@@ -57,6 +63,21 @@ def token_rows(count: int = 32) -> list[Row]:
         labels[1::3] = -100
         made.append({**row, "labels": labels})
     return made
+
+
+def span_rows(count: int = 32) -> list[Row]:
+    """Questions whose answers start and end somewhere."""
+    answers = {"start_positions": torch.tensor(1), "end_positions": torch.tensor(2)}
+    made = []
+    for row in rows(count):
+        del row["labels"]
+        made.append({**row, **answers})
+    return made
+
+
+def span_bert(seed: int = 0, **config: Any) -> Any:
+    """A tiny BERT that says where an answer starts and ends."""
+    return bert(seed, kind=BertForQuestionAnswering, **config)
 
 
 def token_bert(seed: int = 0, **config: Any) -> Any:
