@@ -1,7 +1,7 @@
 """Small text classifiers without attention: a convolutional and a recurrent one.
 
 They are transformers models like any other: ``save_pretrained``, ``from_pretrained``, ``Trainer``
-and ``pipeline`` know them, and the Auto classes do once this file is imported.
+and ``pipeline`` know them, and the Auto classes do after ``import hfcompress``.
 """
 
 from __future__ import annotations
@@ -170,5 +170,12 @@ class TextForSequenceClassification(PreTrainedModel):
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
-AutoConfig.register(TextConfig.model_type, TextConfig)
-AutoModelForSequenceClassification.register(TextConfig, TextForSequenceClassification)
+def register() -> None:
+    """Make the Auto classes know these models."""
+    AutoConfig.register(TextConfig.model_type, TextConfig, exist_ok=True)
+    AutoModelForSequenceClassification.register(
+        TextConfig, TextForSequenceClassification, exist_ok=True
+    )
+
+
+register()

@@ -79,7 +79,7 @@ def test_another_process_reloads_it_by_the_auto_class(tmp_path: Path) -> None:
         student.save_pretrained(tmp_path / encoder)
         wanted.append(student(input_ids=IDS).logits.tolist())
     code = (
-        "import sys, json, torch; import hfcompress.models\n"
+        "import sys, json, torch, hfcompress\n"
         "from transformers import AutoModelForSequenceClassification as Auto\n"
         "ids = torch.tensor(json.loads(sys.argv[2]))\n"
         "for encoder in ('cnn', 'lstm'):\n"

@@ -1,8 +1,9 @@
 """Makes transformers know our checkpoints as soon as it is loaded, without loading it.
 
 transformers looks up how to load a checkpoint by the ``quant_method`` in its ``config.json``, in
-two tables of ``transformers.quantizers.auto``. Importing hfcompress must stay cheap, so the entry
-is made when that module is imported, by whoever imports it.
+two tables of ``transformers.quantizers.auto``, and which class by its ``model_type``, in those of
+``transformers.models.auto.modeling_auto``. Importing hfcompress must stay cheap, so the entries
+are made when these modules are imported, by whoever imports them.
 """
 
 from __future__ import annotations
@@ -15,24 +16,33 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-_TABLES = "transformers.quantizers.auto"
+# Module of transformers -> our module whose `register` makes the entries. By name: ours import
+# transformers, which must not happen before it is wanted.
+_WAITED = {
+    "transformers.quantizers.auto": "hfcompress.checkpoint.quantizer",
+    "transformers.models.auto.modeling_auto": "hfcompress.text_models",
+}
 
 
 def install() -> None:
     """Register now where transformers is loaded already, else when it will be."""
-    if _TABLES in sys.modules:
-        _register()
-    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+    waiting = {finder.awaited for finder in sys.meta_path if isinstance(finder, _Finder)}
+    for awaited in _WAITED:
+        if awaited in sys.modules:
+            _register(awaited)
+        elif awaited not in waiting:
+            sys.meta_path.insert(0, _Finder(awaited))
 
 
-def _register() -> None:
-    # By name: that file imports transformers, which must not happen before it is wanted.
-    importlib.import_module("hfcompress.checkpoint.quantizer").register()
+def _register(awaited: str) -> None:
+    importlib.import_module(_WAITED[awaited]).register()
 
 
 class _Finder(MetaPathFinder):
-    """Finds one module, the tables, as the other finders do, and wraps its loader."""
+    """Finds one module as the other finders do, and wraps its loader."""
+
+    def __init__(self, awaited: str) -> None:
+        self.awaited = awaited
 
     def find_spec(
         self,
@@ -40,7 +50,7 @@ class _Finder(MetaPathFinder):
         path: Sequence[str] | None,
         target: ModuleType | None = None,
     ) -> ModuleSpec | None:
-        if fullname != _TABLES:
+        if fullname != self.awaited:
             return None
         sys.meta_path.remove(self)  # its work is done, and the search below must not end here
         spec = importlib.util.find_spec(fullname)
@@ -50,7 +60,7 @@ class _Finder(MetaPathFinder):
 
 
 class _ThenRegister(Loader):
-    """Loads a module as its own loader does, then registers our method."""
+    """Loads a module as its own loader does, then makes our entries."""
 
     def __init__(self, inner: Loader) -> None:
         self.inner = inner
@@ -66,4 +76,4 @@ class _ThenRegister(Loader):
             spec.loader = self.inner
         module.__loader__ = self.inner
         self.inner.exec_module(module)
-        _register()
+        _register(module.__name__)

@@ -30,8 +30,8 @@ def test_the_module_is_found_once_as_the_others_find_it(monkeypatch: pytest.Monk
     """The finder waits for one module, leaves everything else alone, and goes when it is done."""
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     calls: list[str] = []
-    monkeypatch.setattr(hook, "_TABLES", "hfcompress.errors")
-    monkeypatch.setattr(hook, "_register", lambda: calls.append("registered"))
+    monkeypatch.setattr(hook, "_WAITED", {"hfcompress.errors": "ours"})
+    monkeypatch.setattr(hook, "_register", calls.append)
     monkeypatch.delitem(sys.modules, "hfcompress.errors")
     hook.install()
     hook.install()
@@ -39,7 +39,7 @@ def test_the_module_is_found_once_as_the_others_find_it(monkeypatch: pytest.Monk
     assert len(waiting) == 1
     assert waiting[0].find_spec("json", None) is None
     found = importlib.import_module("hfcompress.errors")
-    assert calls == ["registered"]
+    assert calls == ["hfcompress.errors"]
     assert found.BadInputError.exit_code == 2
     assert isinstance(found, ModuleType)
     assert isinstance(found.__spec__, ModuleSpec)
