@@ -164,9 +164,9 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tracker", ["tensorboard", "trackio"])
 def test_trackers_get_the_parts(tmp_path: Path, tracker: str, monkeypatch: Any) -> None:
-    pytest.importorskip(tracker)
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    pytest.importorskip(tracker)
     distill(tmp_path, report_to=[tracker])
     folder = tmp_path / ("logs" if tracker == "tensorboard" else "trackio")
     assert any(b"soft_loss" in file.read_bytes() for file in folder.rglob("*") if file.is_file())
