@@ -18,6 +18,8 @@ from hfcompress.sublayers import head_size, known_family
 Numbers = Annotated[tuple[int, ...], Field(strict=False)]
 # Fields that are a second name for the hidden size where a teacher has them equal to it.
 _FOLLOW_HIDDEN = ("embedding_size", "pooler_hidden_size", "pooler_output_size")
+# Fields of vision configs that list the layers; left out, the config makes them anew.
+_NAME_LAYERS = ("stage_names", "out_features", "out_indices")
 
 
 class StudentConfig(Config):
@@ -145,6 +147,9 @@ def _smaller_config(
         changes["layer_types"] = [own.layer_types[number] for number in chosen]
     attributes = own.attribute_map  # DistilBERT and GPT-2 call the sizes by names of their own
     data = own.to_dict() | {attributes.get(name, name): item for name, item in changes.items()}
+    if len(chosen) != own.num_hidden_layers:
+        for field in _NAME_LAYERS:
+            data.pop(field, None)
     return type(own).from_dict(data)
 
 

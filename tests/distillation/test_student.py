@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    BeitForImageClassification,
+    DebertaV2ForSequenceClassification,
+    GPT2ForSequenceClassification,
+)
 
 from hfcompress.architectures import blocks, weight_matrix
 from hfcompress.distillation.feature_folding import collect_folds
@@ -51,6 +58,48 @@ def test_a_student_of_any_size_is_reloaded_plainly(family: str, tmp_path: Path) 
     again = auto.from_pretrained(tmp_path)
     for batch in tiny_batches(family):
         assert torch.equal(logits(again, batch), logits(student, batch))
+
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48,
+}  # fmt: skip
+_CLASSES = {
+    "beit": BeitForImageClassification,
+    "deberta-v2": DebertaV2ForSequenceClassification,
+    "gpt2": GPT2ForSequenceClassification,
+}
+
+
+def unshrinkable(kind: str) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A model of a family that has no uneven widths, and inputs for it."""
+    torch.manual_seed(0)
+    make: Any = _CLASSES[kind]  # transformers' configs have loose types
+    if kind == "beit":
+        sizes = SIZES | {"image_size": 16, "patch_size": 8, "use_relative_position_bias": True}
+        inputs = {"pixel_values": torch.randn(2, 3, 16, 16)}
+    else:
+        sizes = SIZES | {"vocab_size": 60, "max_position_embeddings": 40, "pad_token_id": 0}
+        ids = torch.randint(2, 50, (3, 7))
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if kind == "deberta-v2":
+        sizes |= {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
+        sizes |= {"share_att_key": True, "position_buckets": 8}
+    if kind == "gpt2":
+        sizes |= {"n_inner": sizes.pop("intermediate_size")}
+    return make(AutoConfig.for_model(kind, **sizes)).eval(), inputs
+
+
+@pytest.mark.parametrize("kind", ["beit", "deberta-v2", "gpt2"])
+@pytest.mark.filterwarnings("ignore")  # DeBERTa scripts functions as torch no longer likes
+def test_the_other_families_of_the_table(kind: str, tmp_path: Path) -> None:
+    teacher, inputs = unshrinkable(kind)
+    with torch.no_grad():
+        assert torch.equal(make_student(teacher)(**inputs).logits, teacher(**inputs).logits)
+        student = make_student(teacher, layers=2, hidden=16, ffn=20)
+        assert len(blocks(student)) == 2
+        student.save_pretrained(tmp_path)
+        again = type(teacher).from_pretrained(tmp_path)
+        assert torch.equal(again(**inputs).logits, student(**inputs).logits)
 
 
 @pytest.mark.parametrize(
