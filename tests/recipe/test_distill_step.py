@@ -8,7 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, AutoModelForSequenceClassification
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+)
 
 from hfcompress.errors import ConfigError
 from hfcompress.measure.summary import count_parameters
@@ -149,6 +155,21 @@ def test_a_model_of_ones_own(one: Run, model_folder: Path, tmp_path: Path) -> No
     assert row["steps"][0]["teacher_layers"] is None
     assert row["weights_hash"] != one({"distill": FAST})["weights_hash"]
     assert row["parameters"] == count_parameters(make_bert())
+
+
+def test_bert_teaches_distilbert(one: Run, tmp_path: Path) -> None:
+    """Another family: it has no token types, which the rows hold for the teacher."""
+    config = DistilBertConfig(
+        vocab_size=25, dim=32, n_layers=1, n_heads=4, hidden_dim=32, max_position_embeddings=64
+    )
+    torch.manual_seed(0)
+    DistilBertForSequenceClassification(config).save_pretrained(tmp_path / "own")
+    make_tokenizer().save_pretrained(tmp_path / "own")
+    step = {**FAST, "model": str(tmp_path / "own"), "distillation": {"hidden_weight": 1.0}}
+    row = one({"distill": step}, output=tmp_path / "run", save_models=True)
+    (folder,) = (tmp_path / "run" / "models").iterdir()
+    assert AutoConfig.from_pretrained(folder).model_type == "distilbert"
+    assert row["steps"][0]["updates"] == 6
 
 
 def test_a_model_of_ones_own_with_other_words(
