@@ -28,6 +28,7 @@ BENCHMARKS = {
     "oneshot_quality": True,
     "oneshot_levers": True,
     "distillation_quality": True,
+    "structured_quality": True,
 }
 
 

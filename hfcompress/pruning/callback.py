@@ -119,7 +119,8 @@ class PruningCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Say so when training ends without a single dropped weight."""
-        if self.masks is not None and self.masks.sparsity == 0:
+        expected = not self.config.may_be_dense
+        if self.masks is not None and expected and self.masks.sparsity == 0:
             warnings.warn(
                 f"training ended at step {state.global_step} with no weight pruned; "
                 + ("raise 'regularization'" if self.config.method == "soft_movement"

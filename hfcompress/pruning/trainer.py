@@ -54,6 +54,7 @@ class PruningArguments(TrainingArguments):
     pruning_threshold: float = _option("threshold")
     pruning_regularization: float = _option("regularization")
     pruning_score_learning_rate: float = _option("score_learning_rate")
+    pruning_may_be_dense: bool = _option("may_be_dense")
     pruning_targets: list[str] | None = field(default=None, metadata=_help("targets"))
     pruning_exclude: list[str] | None = field(default=None, metadata=_help("exclude"))
     task_loss_weight: float = field(

@@ -17,11 +17,11 @@ TrainingMethod = Literal["magnitude", "movement", "soft_movement", "keep_zeros",
 _SOFT = ("threshold", "regularization", "score_learning_rate")
 _TIMES = ("schedule", "start", "end", "warmup", "cooldown", "frequency", "initial_sparsity")
 _UNUSED_BY_METHOD: dict[str, tuple[str, ...]] = {
-    "magnitude": _SOFT,
-    "movement": _SOFT,
-    "soft_movement": ("scope", "initial_sparsity"),
+    "magnitude": (*_SOFT, "may_be_dense"),
+    "movement": (*_SOFT, "may_be_dense"),
+    "soft_movement": ("scope", "initial_sparsity", "may_be_dense"),
     "keep_zeros": ("scope", *_SOFT, *_TIMES),
-    "custom": ("scope", *_SOFT),
+    "custom": ("scope", *_SOFT, "may_be_dense"),
 }
 _UNUSED_BY_SCHEDULE: dict[str, tuple[str, ...]] = {
     "cubic": (),
@@ -94,6 +94,9 @@ class PruningTrainingConfig(Config):
     )  # fmt: skip
     score_learning_rate: float = Field(
         0.02, gt=0, strict=False, description="step size of the scores (soft_movement)"
+    )
+    may_be_dense: bool = Field(
+        False, description="keep_zeros: train a model that has no zeros, too (a shrunk one)"
     )
     targets: tuple[str, ...] | None = Field(
         None, strict=False, min_length=1,

@@ -276,7 +276,8 @@ def _weights(
         weight = module.weight
         assert isinstance(weight, nn.Parameter)
         weights[name] = weight
-    if config.method == "keep_zeros" and not any((w == 0).any() for w in weights.values()):
+    dense = not any((weight == 0).any() for weight in weights.values())
+    if config.method == "keep_zeros" and dense and not config.may_be_dense:
         raise TargetError(
             f"method 'keep_zeros' would prune nothing: no weight of the {len(weights)} targets is "
             "zero; prune the model first, or ask for another method"

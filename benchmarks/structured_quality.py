@@ -1,0 +1,244 @@
+"""What smaller shapes cost in accuracy, one shot and distilled, beside others in the same run.
+
+    python -m benchmarks.structured_quality --data FOLDER --json FILE
+
+The model is MiniLM-L6 fine-tuned on SST-2 (recipes/minilm-sst2-teacher.yaml, kept by content
+hash); heads and neurons of its encoder go until a share of the encoder's multiply-accumulates is
+left; accuracy is that of the 872 dev sentences, where one standard error is 1.1 points. Ours is the
+shrink step of recipes/shrink-half.yaml at other budgets, and its distill step after it. Beside
+it: even widths by magnitude, and Torch-Pruning's Taylor importance (pip install --no-deps
+torch-pruning==1.6.1), both distilled by the same step, too. FOLDER holds train.tsv and dev.tsv;
+without it the hub's GLUE is read. Each row is kept in --work, so that a run that was cut goes on;
+--only NAME makes one row (--only list names them) and no table.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from transformers import PreTrainedModel
+
+from benchmarks._figures import Figure, parse_arguments, report
+from benchmarks._structured_peers import ROWS, torch_pruning_missing, torch_pruning_taylor
+from benchmarks.oneshot_quality import recipe as shipped
+from benchmarks.oneshot_quality import teacher_folder
+from hfcompress.files import atomic_write
+from hfcompress.predict import predict
+from hfcompress.pruning.structured.costs import layer_macs
+from hfcompress.quiet import quiet_libraries
+from hfcompress.recipe.cache import StepCache
+from hfcompress.recipe.context import Context
+from hfcompress.recipe.distill import distill
+from hfcompress.recipe.distill_config import DistillConfig
+from hfcompress.recipe.progress import Progress
+from hfcompress.recipe.schema import parse_steps
+from hfcompress.recipe.shrink_config import ShrinkStepConfig
+from hfcompress.recipe.shrinking import shrink_step
+from hfcompress.recipe.workbench import Workbench, prepare
+from hfcompress.sublayers import sublayers
+
+SEEDS = (0, 1, 2)
+# Share of the encoder's multiply-accumulates -> points that may be lost.
+ONE_SHOT = {0.5: 0.5, 0.33: 2.0, 0.25: 5.0, 0.15: None}
+DISTILLED = {0.5: 0.0, 0.33: 0.7, 0.25: 1.5, 0.15: 3.0}
+PEERS_DISTILLED = (0.25,)
+ONE_SHOT_MINUTES, DISTILLED_MINUTES = 3.0, 15.0
+# Tokens of a sentence, for the attention products: a few percent of all.
+LENGTH = 26
+
+
+@dataclass(frozen=True)
+class Row:
+    """One shrunk model: accuracy on dev in [0, 1], minutes, and the share of MACs left."""
+
+    accuracy: float
+    minutes: float
+    left: float
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all rows share."""
+
+    bench: Workbench
+    shrink: ShrinkStepConfig
+    distill: DistillConfig
+    dense: float
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The dense model, yours to change."""
+        return self.bench.start(self.bench.trials[0])
+
+    def context(self, seed: int) -> Context:
+        """The surroundings of a step, without checkpoints."""
+        (trial,) = self.bench.trials
+        common = self.bench.context(trial, "", lambda: self.model, None)
+        return replace(common, seed=seed, workdir=None)
+
+
+Shrink = Callable[[Setting, float, int], PreTrainedModel]
+
+
+def ours(setting: Setting, share: float, seed: int) -> PreTrainedModel:
+    config = setting.shrink.changed(macs=share, seed=seed)
+    return shrink_step(setting.model, config, setting.context(seed))[0]
+
+
+def even_magnitude(setting: Setting, share: float, seed: int) -> PreTrainedModel:
+    config = setting.shrink.changed(macs=share, score="magnitude")
+    return shrink_step(setting.model, config, setting.context(seed))[0]
+
+
+def torch_pruning(setting: Setting, share: float, seed: int) -> PreTrainedModel:
+    model = setting.model
+    torch_pruning_taylor(model, list(setting.context(seed).calibration(ROWS, seed).batches), share)
+    return model
+
+
+PEERS: dict[str, Shrink] = {
+    "even widths by magnitude": even_magnitude,
+    "Torch-Pruning, Taylor": torch_pruning,
+}
+
+
+def main() -> None:
+    quiet_libraries()
+    arguments = parse_arguments(
+        __doc__,
+        data="folder with train.tsv and dev.tsv",
+        work="folder of the rows",
+        only="make one row only; list names them",
+    )
+    makers = all_rows()
+    if arguments.only == "list":
+        Console().print("\n".join(makers))
+        return
+    work = Path(arguments.work or "runs/structured_quality")
+    setting = prepare_setting(work, [f"data.path={arguments.data}"] if arguments.data else [])
+    rows = {}
+    for name in [arguments.only] if arguments.only else makers:
+        rows[name] = row = kept_row(work / "rows", name, makers[name], setting)
+        told = f"{row.accuracy:.2%}, {row.minutes:.1f} min, {row.left:.1%} left"
+        Console(stderr=True, highlight=False).print(f"{name}: {told}")
+    if not arguments.only:
+        report(figures(rows, setting), "structured_quality", arguments.json)
+
+
+def prepare_setting(work: Path, overrides: list[str]) -> Setting:
+    """The teacher, the rows, and the recipe's steps."""
+    recipe = shipped("shrink-half", teacher_folder(work, overrides), overrides)
+    bench = prepare(recipe, Progress(), StepCache())
+    shrink, training = (step.config for step in parse_steps(recipe.steps))
+    assert isinstance(shrink, ShrinkStepConfig)
+    assert isinstance(training, DistillConfig)
+    setting = Setting(bench, shrink, training, 0.0)
+    return replace(setting, dense=accuracy(setting.model, bench))
+
+
+def accuracy(model: PreTrainedModel, bench: Workbench) -> float:
+    logits = predict(model, bench.eval, bench.recipe.measure.batch_size)
+    return float(np.mean(logits.argmax(1) == bench.eval.labels))
+
+
+def all_rows() -> dict[str, Callable[[Setting], Row]]:
+    """Every row by name, the quick ones first."""
+    peers = {} if torch_pruning_missing() else {"Torch-Pruning, Taylor": torch_pruning}
+    peers |= {"even widths by magnitude": even_magnitude}
+    rows: dict[str, Callable[[Setting], Row]] = {}
+    for share in ONE_SHOT:
+        for seed in SEEDS:
+            rows[f"ours, {share:.0%}, seed {seed}"] = partial(one_shot, ours, share, seed)
+        for name, peer in peers.items():
+            rows[f"{name}, {share:.0%}"] = partial(one_shot, peer, share, 0)
+    for share in DISTILLED:
+        rows[f"ours, {share:.0%}, distilled"] = partial(distilled, ours, share)
+    for share in PEERS_DISTILLED:
+        for name, peer in peers.items():
+            rows[f"{name}, {share:.0%}, distilled"] = partial(distilled, peer, share)
+    return rows
+
+
+def one_shot(method: Shrink, share: float, seed: int, setting: Setting) -> Row:
+    started = time.perf_counter()
+    model = method(setting, share, seed)
+    minutes = (time.perf_counter() - started) / 60
+    return Row(accuracy(model, setting.bench), minutes, left(model, setting))
+
+
+def distilled(method: Shrink, share: float, setting: Setting) -> Row:
+    started = time.perf_counter()
+    model = method(setting, share, 0)
+    model, _ = distill(model, setting.distill, setting.context(0))
+    minutes = (time.perf_counter() - started) / 60
+    return Row(accuracy(model, setting.bench), minutes, left(model, setting))
+
+
+def left(model: PreTrainedModel, setting: Setting) -> float:
+    dense = setting.model
+    return layer_macs(model, sublayers(model), LENGTH) / layer_macs(dense, sublayers(dense), LENGTH)
+
+
+def kept_row(folder: Path, name: str, make: Callable[[Setting], Row], setting: Setting) -> Row:
+    """The row from the folder, or made and put there."""
+    path = folder / f"{name.replace(' ', '_').replace('%', '')}.json"
+    if path.is_file():
+        return Row(**json.loads(path.read_text(encoding="utf-8")))
+    row = make(setting)
+    atomic_write(path, json.dumps(asdict(row)))
+    return row
+
+
+def figures(rows: dict[str, Row], setting: Setting) -> list[Figure]:
+    """Points against the dense model, and minutes."""
+
+    def points(row: Row) -> float:
+        return round(100 * (row.accuracy - setting.dense), 2)
+
+    found = [Figure("dense accuracy", 100 * setting.dense, "%")]
+    for share, limit in ONE_SHOT.items():
+        mine = [rows[f"ours, {share:.0%}, seed {seed}"] for seed in SEEDS]
+        values = [points(row) for row in mine]
+        found.append(
+            Figure(
+                f"ours, {share:.0%} of MACs, one shot, points",
+                round(statistics.mean(values), 2),
+                "points",
+                min(values),
+                max(values),
+                None if limit is None else f">= {-limit:g}",
+                f"{mine[0].left:.1%} left, {len(values)} seeds",
+            )
+        )
+    one = [row.minutes for name, row in rows.items() if name.startswith("ours") and "seed" in name]
+    slowest = round(max(one), 2)
+    found.append(
+        Figure("ours, one shot, minutes", slowest, "min", target=f"<= {ONE_SHOT_MINUTES:g}")
+    )
+    for name, row in rows.items():
+        if "seed" not in name:
+            limit = DISTILLED.get(round(row_share(name), 2)) if name.startswith("ours") else None
+            target = None if limit is None else f">= {0 - limit:g}"
+            note = f"{row.left:.1%} left, {row.minutes:.1f} minutes"
+            found.append(Figure(f"{name}, points", points(row), "points", target=target, note=note))
+    longest = round(max(row.minutes for name, row in rows.items() if "distilled" in name), 1)
+    target = f"<= {DISTILLED_MINUTES:g}"
+    found.append(Figure("distilled, minutes", longest, "min", target=target))
+    return found
+
+
+def row_share(name: str) -> float:
+    """The budget that a row's name says."""
+    return float(next(part for part in name.split(", ") if part.endswith("%"))[:-1]) / 100
+
+
+if __name__ == "__main__":
+    main()
