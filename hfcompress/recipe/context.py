@@ -16,6 +16,7 @@ from hfcompress.encode import Encoded, encode_texts
 from hfcompress.errors import CalibrationError, DataError
 from hfcompress.pruning.calibration import Calibration
 from hfcompress.recipe.progress import Progress
+from hfcompress.vocabulary.tokenizer import CutTokenizer
 
 # Enough for stable second moments of sentence classifiers; more is slower and hardly better.
 CALIBRATION_ROWS = 1024
@@ -36,8 +37,11 @@ class Context:
         dense_model: gives a copy of the model before the trial's first compressing step.
         max_length: longest token sequence.
         pruned: names of the layers that earlier steps pruned; None where none did.
+        shrunk: an earlier step has made matrices of the model smaller.
         workdir: where a long step keeps checkpoints until it is done; None to keep none.
         shared: what steps of several trials share (calibration), by key.
+        replace_tokenizer: told by a step that gives the model another tokenizer, so that rows
+            are encoded anew for what follows.
     """
 
     examples: Examples
@@ -49,8 +53,10 @@ class Context:
     dense_model: Callable[[], PreTrainedModel]
     max_length: int | None = None
     pruned: tuple[str, ...] | None = None
+    shrunk: bool = False
     workdir: Path | None = None
     shared: dict[str, Any] = field(default_factory=dict)
+    replace_tokenizer: Callable[[CutTokenizer], None] = lambda cut: None
 
     def training_rows(self, step: str) -> Encoded:
         """The training side.

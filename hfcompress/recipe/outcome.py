@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from hfcompress.checkpoint.write import save_compressed
 from hfcompress.errors import HfcompressError
 from hfcompress.measure.weights import analyze_weight_distribution
 from hfcompress.recipe.hashing import content_hash
@@ -53,7 +54,9 @@ def perform(runner: Runner, trial: Trial, folder: Path | None) -> Outcome:
         weights = _histograms(runner, trial, row, model)
         if runner.bench.recipe.save_models:
             name = f"{trial.index:03d}-{row['hash'][:8]}"
-            save_model(model, runner.bench.loaded.processor, folder / "models" / name)
+            processor = runner.bench.encoding(trial, len(trial.steps)).processor
+            packed = runner.bench.recipe.save_sparse
+            save_model(model, processor, folder / "models" / name, packed)
     except (HfcompressError, RuntimeError, MemoryError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         return Outcome(trial.settings, reason=reason[0])
@@ -85,13 +88,13 @@ def _histograms(
     return {key: runner.histograms[key], row["hash"]: {**after, "dense": key}}
 
 
-def save_model(model: PreTrainedModel, processor: Any, folder: Path) -> None:
+def save_model(model: PreTrainedModel, processor: Any, folder: Path, sparse: bool = False) -> None:
     """Save a model with its processor so that ``from_pretrained(folder)`` gives it back.
 
     Written beside the folder under a temporary name, then renamed.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
-    model.save_pretrained(temporary)
+    save_compressed(model, temporary, sparse)
     processor.save_pretrained(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

@@ -29,6 +29,7 @@ from hfcompress.recipe.training_config import (
     RecoverConfig,
 )
 from hfcompress.recipe.yaml import parse_yaml
+from hfcompress.vocabulary.config import VocabularyConfig
 
 # What a step is called in YAML, and the config class that checks it. The function that carries a
 # config out is in steps.py; a test holds the two together.
@@ -41,6 +42,7 @@ STEP_CONFIGS: dict[str, type[Config]] = {
     "lottery": LotteryStepConfig,
     "progressive": ProgressiveStepConfig,
     "distill": DistillConfig,
+    "vocabulary": VocabularyConfig,
 }
 Choices = Annotated[tuple[Any, ...], Field(strict=False)]
 _INDEXED = re.compile(r"steps\[(\d+)\]\.(.+)")
@@ -104,6 +106,9 @@ class Recipe(Config):
     seed: int = Field(0, ge=0, description="of everything random")
     reference: ReferenceConfig | None = Field(None, description="published figures")
     save_models: bool = Field(False, description="keep the model of every trial")
+    save_sparse: bool = Field(
+        False, description="keep them with zeros packed; import hfcompress to load such a model"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -116,6 +121,8 @@ class Recipe(Config):
     def _check(self) -> Recipe:
         task_modality(self.task)
         expand(self)
+        if self.save_sparse and not self.save_models:
+            raise ValueError("save_sparse says how models are kept; write save_models: true, too")
         return self
 
     def plain(self) -> dict[str, Any]:

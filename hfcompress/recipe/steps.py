@@ -33,6 +33,8 @@ from hfcompress.recipe.training_config import (
     ProgressiveStepConfig,
     RecoverConfig,
 )
+from hfcompress.recipe.vocabulary import check_vocabulary, vocabulary_step
+from hfcompress.vocabulary.config import VocabularyConfig
 
 Done = dict[str, Any]
 StepFunction = Callable[[PreTrainedModel, Any, Context], tuple[PreTrainedModel, Done]]
@@ -104,6 +106,9 @@ STEPS: dict[type[Config], StepKind] = {
     ),
     DistillConfig: StepKind(
         distill, compresses=True, trains=True, needs_rows=_always, check=check_distill
+    ),
+    VocabularyConfig: StepKind(
+        vocabulary_step, compresses=True, needs_rows=_always, check=check_vocabulary
     ),
     RecoverConfig: StepKind(recover, trains=True, needs_rows=_always, check=check_training),
     **{

@@ -6,7 +6,7 @@ import copy
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from hfcompress.architectures import default_targets
-from hfcompress.encode import Batch
 from hfcompress.measure.macs import count_macs
 from hfcompress.measure.quality import compare, compute_metric
 from hfcompress.measure.summary import (
@@ -25,6 +24,7 @@ from hfcompress.measure.summary import (
 from hfcompress.models import weights_hash
 from hfcompress.predict import predict
 from hfcompress.predict_checked import checking_pays, predict_checked
+from hfcompress.recipe.encodings import Encoding
 from hfcompress.recipe.schema import Trial
 from hfcompress.recipe.steps import kind_of
 from hfcompress.recipe.workbench import Workbench
@@ -54,7 +54,6 @@ class Runner:
     _uses: Counter[str] = field(default_factory=Counter)
     _dense: dict[str, str] = field(default_factory=dict)
     _exact_rows: dict[str, int] = field(default_factory=dict)
-    _batches: list[tuple[NDArray[np.int64], Batch]] | None = None
 
     def __post_init__(self) -> None:
         for trial in self.pending:
@@ -103,24 +102,28 @@ class Runner:
             return kept, [*done, cache.done(prefix)]
         layers = [layer["name"] for layer in _compression(done)[1]]
         context = self.bench.context(
-            trial, prefix, lambda: self.dense_model(trial), tuple(layers) or None
+            trial, prefix, lambda: self._teacher(trial, place), tuple(layers) or None
         )
+        context = replace(context, shrunk=any("parts" in did for did in done))
         model, did = kind.function(before, step.config, context)
         if kind.trains:
             cache.put(prefix, model, did)
         return model, [*done, did]
 
-    def predict(self, model: PreTrainedModel) -> tuple[str, Logits]:
+    def _teacher(self, trial: Trial, place: int) -> PreTrainedModel:
+        """The dense model, reading the rows that the step before ``place`` ends reads."""
+        prefixes = self.bench.prefixes(trial)[self._dense_place(trial) + 1 : place]
+        return self.bench.encodings.adapt(self.dense_model(trial), prefixes)
+
+    def predict(self, model: PreTrainedModel, encoding: Encoding) -> tuple[str, Logits]:
         """The model's weights hash, and its logits; computed once for equal weights."""
         key = weights_hash(model)
         if key not in self.predictions:
             bench = self.bench
             bench.progress.stage(f"predicting {len(bench.eval):,} rows")
             size = bench.recipe.measure.batch_size
-            if self._batches is None and bench.eval.lengths is not None:
-                self._batches = list(bench.eval.batches(size))  # tokens are small; images are not
-            rows = (bench.eval, size, bench.progress.work, self._batches)
-            if bench.recipe.measure.precision == "auto" and checking_pays(model, bench.eval):
+            rows = (encoding.eval, size, bench.progress.work, encoding.batches(size))
+            if bench.recipe.measure.precision == "auto" and checking_pays(model, encoding.eval):
                 found = predict_checked(model, *rows)
                 self.predictions[key], self._exact_rows[key] = found.logits, found.exact_rows
             else:
@@ -131,7 +134,8 @@ class Runner:
         """Logits of the model that the trial is compared with; computed once."""
         prefix = self.dense_prefix(trial)
         if prefix not in self._dense:
-            self._dense[prefix] = self.predict(self.dense_model(trial))[0]
+            encoding = self.bench.encoding(trial, self._dense_place(trial))
+            self._dense[prefix] = self.predict(self.dense_model(trial), encoding)[0]
         return self.predictions[self._dense[prefix]]
 
     def dense_model(self, trial: Trial) -> PreTrainedModel:
@@ -147,7 +151,8 @@ class Runner:
         dense_logits = self.dense_logits(trial)
         started = time.perf_counter()
         model, done = self.model_after(trial, len(trial.steps))
-        key, logits = self.predict(model)
+        encoding = self.bench.encoding(trial, len(trial.steps))
+        key, logits = self.predict(model, encoding)
         row = self._row(trial, model, done, key, dense_logits)
         row["seconds"] = round(time.perf_counter() - started, 3)
         return row, model, logits, dense_logits
@@ -179,7 +184,8 @@ class Runner:
             "parameters": count_parameters(model),
             "nonzero_parameters": count_parameters(model, nonzero=True),
             "bytes": calculate_model_size(model),
-            "macs": self._macs(model) if measure.macs else None,
+            "macs": self._macs(model, trial) if measure.macs else None,
+            "latency": _latency(done),
             **quality.plain(),
             "other_metrics": {name: compute_metric(name, logits, labels) for name in measure.also},
             "reference": _near(reference.values if reference else {}, requested),
@@ -193,13 +199,14 @@ class Runner:
             ],
         }
 
-    def _macs(self, model: PreTrainedModel) -> int:
+    def _macs(self, model: PreTrainedModel, trial: Trial) -> int:
         """Multiply-accumulates of one example of median length."""
-        lengths = self.bench.eval.lengths
+        rows = self.bench.encoding(trial, len(trial.steps)).eval
+        lengths = rows.lengths
         middle = (
             0 if lengths is None else int(np.argsort(lengths, kind="stable")[len(lengths) // 2])
         )
-        ((_, batch),) = self.bench.eval.batches(1, np.array([middle]))
+        ((_, batch),) = rows.batches(1, np.array([middle]))
         batch.pop("labels", None)
         return count_macs(model, batch).total
 
@@ -210,6 +217,11 @@ def _compression(done: list[dict[str, Any]]) -> tuple[float | None, list[dict[st
         if "layers" in did:
             return did.get("requested"), did["layers"]
     return None, []
+
+
+def _latency(done: list[dict[str, Any]]) -> dict[str, float] | None:
+    """Milliseconds that a step measured of the dense and of its own model; None where none did."""
+    return next((did["latency"] for did in reversed(done) if did.get("latency")), None)
 
 
 def _near(values: dict[float, Any], requested: float | None) -> Any:

@@ -19,6 +19,7 @@ from hfcompress.models import LoadedModel, load_model, model_source, task_modali
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.recipe.cache import StepCache
 from hfcompress.recipe.context import Context
+from hfcompress.recipe.encodings import Encoding, Encodings
 from hfcompress.recipe.hashing import prefix_hashes, root_hash, row_hash
 from hfcompress.recipe.progress import Progress
 from hfcompress.recipe.schema import Recipe, Trial, expand
@@ -34,8 +35,7 @@ class Workbench:
         trials: its grid.
         examples: raw rows, labels, what was dropped.
         loaded: the model as the checkpoint has it.
-        train: encoded training rows, where a step reads them.
-        eval: encoded measured rows.
+        encodings: the rows as the tokenizer of each model encodes them.
         train_hash: what the training rows say.
         eval_hash: what the measured rows say.
         progress: is told what happens.
@@ -47,13 +47,26 @@ class Workbench:
     trials: list[Trial]
     examples: Examples
     loaded: LoadedModel
-    train: Encoded | None
-    eval: Encoded
+    encodings: Encodings
     train_hash: str
     eval_hash: str
     progress: Progress
     cache: StepCache
     shared: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def train(self) -> Encoded | None:
+        """Encoded training rows as the first step reads them, where a step does."""
+        return self.encodings.first.train
+
+    @property
+    def eval(self) -> Encoded:
+        """Encoded measured rows as the first model reads them."""
+        return self.encodings.first.eval
+
+    def encoding(self, trial: Trial, place: int) -> Encoding:
+        """The rows as the model after the first ``place`` steps reads them."""
+        return self.encodings.after(self.prefixes(trial)[: place + 1])
 
     def prefixes(self, trial: Trial) -> list[str]:
         """Hashes of the trial's model before and after each of its steps."""
@@ -79,18 +92,22 @@ class Workbench:
         pruned: tuple[str, ...] | None,
     ) -> Context:
         """The surroundings of the step that makes ``prefix``."""
+        prefixes = self.prefixes(trial)
+        before = prefixes[: prefixes.index(prefix)] if prefix in prefixes else prefixes[:1]
+        encoding = self.encodings.after(before)
         return Context(
             examples=self.examples,
             dense_model=dense_model,
             max_length=self.recipe.data.max_length,
             pruned=pruned,
-            train=self.train,
-            eval=self.eval,
-            processor=self.loaded.processor,
+            train=encoding.train,
+            eval=encoding.eval,
+            processor=encoding.processor,
             seed=trial.seed,
             progress=self.progress,
             workdir=self.cache.partial(prefix),
             shared=self.shared,
+            replace_tokenizer=lambda cut: self.encodings.cut(prefix, cut),
         )
 
 
@@ -118,13 +135,17 @@ def prepare(recipe: Recipe, progress: Progress, cache: StepCache) -> Workbench:
     progress.stage("encoding the data")
     limit = recipe.data.max_length
     train = examples.train if need_rows else None
+    first = Encoding(
+        loaded.processor,
+        None if train is None else encode(examples, train, loaded.processor, limit),
+        encode(examples, examples.eval, loaded.processor, limit),
+    )
     return Workbench(
         recipe=recipe,
         trials=trials,
         examples=examples,
         loaded=loaded,
-        train=None if train is None else encode(examples, train, loaded.processor, limit),
-        eval=encode(examples, examples.eval, loaded.processor, limit),
+        encodings=Encodings(first, examples, limit),
         train_hash=fingerprint(train, examples.columns),
         eval_hash=fingerprint(examples.eval, examples.columns),
         progress=progress,

@@ -129,7 +129,7 @@ def _times(linear: nn.Linear, candidates: dict[Method, SparseLinear], tokens: in
 
 
 def _note(choices: list[LayerChoice], tokens: int) -> str:
-    still = "dense int8 is faster still on most CPUs"
+    still = "dense int8 in ONNX Runtime or OpenVINO is faster still"
     gained = [choice for choice in choices if choice.method is not None]
     if not gained:
         most = max((choice.sparsity for choice in choices), default=0.0)

@@ -14,7 +14,7 @@ from hfcompress.errors import ModelError
 from hfcompress.measure.summary import count_parameters
 from hfcompress.surgery import keep_outputs, keep_rows, resized
 from hfcompress.vocabulary.config import VocabularyConfig
-from hfcompress.vocabulary.tokenizer import cut_tokenizer
+from hfcompress.vocabulary.tokenizer import CutTokenizer, cut_tokenizer
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,18 @@ def shrink_vocabulary(
         ModelError: a tokenizer of another kind, or one that does not belong to the model.
     """
     cut = cut_tokenizer(tokenizer, texts, config, required_tokens(model))
+    return cut.tokenizer, apply_cut(model, cut)
+
+
+def apply_cut(model: PreTrainedModel, cut: CutTokenizer) -> VocabularyReport:
+    """Make a model read what a cut tokenizer writes.
+
+    Raises:
+        ModelError: a tokenizer that does not belong to the model.
+    """
     rows, parameters = _embedding(model).num_embeddings, count_parameters(model)
     keep_tokens(model, cut.kept)
-    return cut.tokenizer, VocabularyReport(rows, len(cut.kept), parameters, count_parameters(model))
+    return VocabularyReport(rows, len(cut.kept), parameters, count_parameters(model))
 
 
 def required_tokens(model: PreTrainedModel) -> list[int]:
