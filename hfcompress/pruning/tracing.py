@@ -13,7 +13,7 @@ from torch import Tensor, nn
 Run = Callable[[], Any]
 
 
-class _Stop(Exception):
+class Stop(Exception):
     """Ends a forward pass whose remaining layers are not needed."""
 
 
@@ -82,11 +82,11 @@ def inputs_of(run: Run, modules: Mapping[str, nn.Module], group: Group) -> list[
     def take(_: str, inputs: Tensor) -> None:
         found.append(inputs)
         if group.once:
-            raise _Stop
+            raise Stop
 
     name = group.names[0]
     with _hooked({name: (modules[name], take, None)}):
-        _until_stop(run)
+        until_stop(run)
     return found
 
 
@@ -97,10 +97,10 @@ def outputs_of(run: Run, modules: Mapping[str, nn.Module], group: Group) -> list
     def take(name: str, output: Tensor) -> None:
         found[name].append(output)
         if group.once and all(found.values()):
-            raise _Stop
+            raise Stop
 
     with _hooked({name: (modules[name], None, take) for name in group.names}):
-        _until_stop(run)
+        until_stop(run)
     calls = len(found[group.names[0]])
     return [{name: found[name][call] for name in group.names} for call in range(calls)]
 
@@ -171,9 +171,10 @@ def _hooked(hooks: Mapping[str, tuple[nn.Module, Look | None, Look | None]]) -> 
             handle.remove()
 
 
-def _until_stop(run: Run) -> None:
+def until_stop(run: Run) -> None:
+    """Run until a hook raises `Stop`, or to the end."""
     with torch.no_grad():
         try:
             run()
-        except _Stop:
+        except Stop:
             return

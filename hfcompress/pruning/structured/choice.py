@@ -124,9 +124,7 @@ def options(
     tried: dict[str, dict[int, Projection]] = {}
     moments: dict[str, Centred] = {}
     if around.config.uses_moments and (not known.scores or config.spreads == "optimal"):
-        passing = _passing(model, parts, around)
-        seen = {part.name: look() for part, look in passing}
-        moments = {name: one for name, one in seen.items() if one is not None}
+        moments = _moments(model, parts, around)
     for index, part in enumerate(parts):
         around.tell("choosing units", index, len(parts))
         here = moments.get(part.name)
@@ -226,18 +224,46 @@ def _passing(
 ) -> Iterator[tuple[Sublayer, Callable[[], Centred | None]]]:
     """Each sublayer in turn and its moments (None where the config uses none); what is done to
     it before the next is asked for counts from there on."""
-    if around.calibration is None or not around.config.uses_moments:
+    if not around.config.uses_moments:
         yield from ((part, lambda: None) for part in parts)
         return
-    streams = Streams(around.dense, model, around.calibration, around.config.follow_dense)
-    for number, (layer, group) in enumerate(groupby(parts, key=lambda part: part.layer)):
-        around.tell("layers", number, len({part.layer for part in parts}))
-        members = list(group)
+    streams = _streams(model, around)
+    for layer, members in _by_layer(parts, around):
         streams.enter(members)
         for part in members:
-            yield part, lru_cache(partial(_centred, part, model, streams, around))
+            yield part, lru_cache(partial(_centred, part, model, streams))
         streams.leave(layer)
 
 
-def _centred(part: Sublayer, model: nn.Module, streams: Streams, around: Surroundings) -> Centred:
-    return centred(part.out(model), streams.moments(part, around.tokens.get(part.name)))
+def _moments(
+    model: nn.Module, parts: Sequence[Sublayer], around: Surroundings
+) -> dict[str, Centred]:
+    """Moments of every sublayer of the model as it is."""
+    if model is not around.dense:
+        seen = {part.name: look() for part, look in _passing(model, parts, around)}
+        return {name: one for name, one in seen.items() if one is not None}
+    found: dict[str, Centred] = {}
+    streams = _streams(model, around)
+    for _, members in _by_layer(parts, around):
+        moments = streams.dense_moments(members)
+        found |= {part.name: centred(part.out(model), moments[part.name]) for part in members}
+    return found
+
+
+def _streams(model: nn.Module, around: Surroundings) -> Streams:
+    assert around.calibration is not None
+    follow = around.config.follow_dense
+    return Streams(around.dense, model, around.calibration, follow, around.tokens)
+
+
+def _by_layer(
+    parts: Sequence[Sublayer], around: Surroundings
+) -> Iterator[tuple[str, list[Sublayer]]]:
+    layers = len({part.layer for part in parts})
+    for number, (layer, members) in enumerate(groupby(parts, key=lambda part: part.layer)):
+        around.tell("layers", number, layers)
+        yield layer, list(members)
+
+
+def _centred(part: Sublayer, model: nn.Module, streams: Streams) -> Centred:
+    return centred(part.out(model), streams.moments(part))

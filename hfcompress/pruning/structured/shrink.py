@@ -81,7 +81,9 @@ def shrink(
         kept = {name: torch.arange(units) for name, units in before.items()}
         found, widths = Options(), before
         for number in range(config.rounds if config.budget else 0):
-            found, widths = _plan(model, parts, budget, around, (number + 1) / config.rounds)
+            # As long as nothing has gone the dense model is looked at: one stream, not two.
+            now, progress = model if number else around.dense, (number + 1) / config.rounds
+            found, widths = _plan(now, parts, budget, around, progress)
             if config.dry_run:
                 kept = {name: found.kept[name][width] for name, width in widths.items()}
             else:

@@ -20,7 +20,7 @@ from hfcompress.architectures import blocks
 from hfcompress.errors import CalibrationError
 from hfcompress.pruning.calibration import Calibration, finite_moments
 from hfcompress.pruning.moments import Moments, MomentSum, input_rows
-from hfcompress.pruning.tracing import first_tensor, recorded_calls
+from hfcompress.pruning.tracing import Stop, first_tensor, recorded_calls, until_stop
 from hfcompress.sublayers import Sublayer
 
 
@@ -65,21 +65,26 @@ class Stream:
             self._states.append(next(iter(calls.values()))[0][0].clone())
             self._calls.append({name: (call[0][1:], call[1]) for name, call in calls.items()})
 
-    def look(self, parts: Sequence[Sublayer], index: int) -> tuple[list[Seen], Tensor]:
-        """Sublayers of the next layer at work on one batch, and what the layer puts out."""
+    def look(self, part: Sublayer, index: int) -> Seen:
+        """A sublayer of the next layer at work on one batch; what follows it is not computed."""
+        notes: dict[str, Tensor] = {}
+        with _watching(self.model, [part], notes, stop_at=part.name):
+            until_stop(partial(self._run, part.layer, index))
+        return self._seen(part, notes, index)
+
+    def pass_through(self, parts: Sequence[Sublayer], index: int) -> list[Seen]:
+        """All sublayers of the next layer at work on one batch, which moves on behind it."""
         notes: dict[str, Tensor] = {}
         with _watching(self.model, parts, notes):
             after = self._run(parts[0].layer, index)
-        return [self._seen(part, notes, index) for part in parts], after
+        seen = [self._seen(part, notes, index) for part in parts]
+        self._states[index] = after
+        return seen
 
     def advance(self, layer: str) -> None:
         """Move on behind a layer."""
         for index in range(len(self._states)):
             self._states[index] = self._run(layer, index)
-
-    def move(self, index: int, state: Tensor) -> None:
-        """Move one batch on."""
-        self._states[index] = state
 
     def _seen(self, part: Sublayer, notes: Mapping[str, Tensor], index: int) -> Seen:
         residual = notes[f"read {part.name}"]
@@ -102,62 +107,89 @@ class Streams:
         dense, shrunk: two models, in eval mode; the same one for a first look.
         calibration: the batches.
         follow_dense: targets make up for the drift of the residual stream, too.
+        weights: for each sublayer and batch, how much each real token counts; all alike where a
+            sublayer has none.
     """
 
     def __init__(
-        self, dense: nn.Module, shrunk: nn.Module, calibration: Calibration, follow_dense: bool
+        self,
+        dense: nn.Module,
+        shrunk: nn.Module,
+        calibration: Calibration,
+        follow_dense: bool,
+        weights: Mapping[str, Sequence[Tensor]],
     ) -> None:
         self._calibration = calibration
         self._follow = follow_dense
+        self._weights = weights
         self._dense = Stream(dense, calibration)
         self._shrunk = self._dense if shrunk is dense else Stream(shrunk, calibration)
         self._targets: dict[str, list[Tensor]] = {}
+        self._batches = range(len(calibration.batches))
+
+    def dense_moments(self, parts: Sequence[Sublayer]) -> dict[str, Moments]:
+        """Moments of all sublayers of the next layer in the dense model, which moves on.
+
+        Raises:
+            CalibrationError: NaN in the inputs, or nothing but padding.
+        """
+        sums = {part.name: MomentSum() for part in parts}
+        for index in self._batches:
+            seen = self._dense.pass_through(parts, index)
+            for part, one in zip(parts, seen, strict=True):
+                self._add(sums[part.name], part, one, one.output, index)
+        return {name: finite_moments(name, total) for name, total in sums.items()}
 
     def enter(self, parts: Sequence[Sublayer]) -> None:
         """Note what the next layer's sublayers put out in the dense model, which moves on."""
         self._targets = {part.name: [] for part in parts}
-        for index in range(len(self._calibration.batches)):
-            seen, after = self._dense.look(parts, index)
+        for index in self._batches:
+            seen = self._dense.pass_through(parts, index)
             for part, one in zip(parts, seen, strict=True):
                 wanted = one.output + one.residual if self._follow else one.output
                 self._targets[part.name].append(wanted)
-            if self._shrunk is not self._dense:
-                self._dense.move(index, after)
 
-    def moments(self, part: Sublayer, weights: Sequence[Tensor] | None) -> Moments:
+    def moments(self, part: Sublayer) -> Moments:
         """Moments of a sublayer's inputs, as shrunk so far, with what it should put out.
 
         Args:
             part: a sublayer of the layer that was entered.
-            weights: for each batch, how much each real token counts; None counts all alike.
 
         Raises:
             CalibrationError: NaN in the inputs, or nothing but padding.
         """
         total = MomentSum()
-        for index in range(len(self._calibration.batches)):
-            tokens = self._calibration.tokens(index)
-            if tokens is not None and not bool(tokens.any()):
-                continue
-            ((now,), _) = self._shrunk.look([part], index)
+        for index in self._batches:
+            now = self._shrunk.look(part, index)
             target = self._targets[part.name][index]
-            target = target - now.residual if self._follow else target
-            linear = part.out(self._shrunk.model)
-            total.add(
-                input_rows(linear, now.inputs, tokens),
-                {part.name: input_rows(linear, target, tokens)},
-                None if weights is None else weights[index],
-            )
+            self._add(total, part, now, target - now.residual if self._follow else target, index)
         return finite_moments(part.name, total)
 
     def leave(self, layer: str) -> None:
         """The shrunk model moves on behind the layer that was entered."""
         self._shrunk.advance(layer)
 
+    def _add(
+        self, total: MomentSum, part: Sublayer, seen: Seen, target: Tensor, index: int
+    ) -> None:
+        tokens = self._calibration.tokens(index)
+        if tokens is not None and not bool(tokens.any()):
+            return
+        linear = part.out(self._shrunk.model)
+        weights = self._weights.get(part.name)
+        total.add(
+            input_rows(linear, seen.inputs, tokens),
+            {part.name: input_rows(linear, target, tokens)},
+            None if weights is None else weights[index],
+        )
+
 
 @contextmanager
 def _watching(
-    model: nn.Module, parts: Sequence[Sublayer], notes: dict[str, Tensor]
+    model: nn.Module,
+    parts: Sequence[Sublayer],
+    notes: dict[str, Tensor],
+    stop_at: str | None = None,
 ) -> Iterator[None]:
     """Note what sublayers read, and what goes into and out of their output projections."""
 
@@ -166,6 +198,8 @@ def _watching(
 
     def puts_out(name: str, _: nn.Module, args: Any, output: Any) -> None:
         notes[f"in {name}"], notes[f"out {name}"] = args[0], output
+        if name == stop_at:
+            raise Stop
 
     hooks = []
     for name in dict.fromkeys(name for part in parts for name in (part.attention, part.name)):
