@@ -32,7 +32,8 @@ def shrink_step(
 
     def retrain(network: nn.Module) -> None:
         if training is not None:
-            recover(network, training, replace(context, workdir=None))  # type: ignore[arg-type]
+            inner = replace(context, workdir=None, shrunk=True)
+            recover(network, training, inner)  # type: ignore[arg-type]
 
     stages: set[str] = set()
 

@@ -42,13 +42,15 @@ Model = PreTrainedModel
 
 
 def recover(model: Model, config: RecoverConfig, context: Context) -> tuple[Model, Done]:
-    """Train a pruned model; its zeros stay.
+    """Train a pruned model, whose zeros stay, or a shrunk one, all of which trains.
 
     Raises:
-        TargetError: the model has no zeros to keep.
+        TargetError: no step has shrunk the model, and it has no zeros to keep.
         DataError: no training rows.
     """
-    keep = PruningTrainingConfig(method="keep_zeros", targets=context.pruned)
+    keep = PruningTrainingConfig(
+        method="keep_zeros", targets=context.pruned, may_be_dense=context.shrunk
+    )
     return model, _train(model, config, context, keep, None)
 
 
