@@ -22,7 +22,9 @@ from benchmarks.tables import RESULTS, update_readme
 # In the order in which they run, the quick ones first; True where SST-2 is read.
 BENCHMARKS = {
     "prune_time": False,
+    "latency": False,
     "sweep_throughput": False,
+    "sparse_inference": False,
     "distillation_step": False,
     "published_table": True,
     "oneshot_quality": True,

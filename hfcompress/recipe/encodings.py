@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
@@ -17,24 +19,40 @@ from hfcompress.vocabulary.tokenizer import CutTokenizer
 
 @dataclass
 class Encoding:
-    """Rows encoded by one processor.
+    """Rows encoded by one processor, each side when it is first asked for.
 
     Attributes:
         processor: the model's tokenizer or image processor.
-        train: training rows, where a step reads them.
-        eval: measured rows.
+        examples: raw rows.
+        max_length: longest token sequence.
+        trains: some step reads training rows.
     """
 
     processor: Any
-    train: Encoded | None
-    eval: Encoded
+    examples: Examples
+    max_length: int | None
+    trains: bool
     _batches: list[tuple[NDArray[np.int64], Batch]] | None = None
+
+    @cached_property
+    def train(self) -> Encoded | None:
+        """Training rows; None where no step reads them, or there are none."""
+        rows = self.examples.train if self.trains else None
+        return None if rows is None else self._encoded(rows)
+
+    @cached_property
+    def eval(self) -> Encoded:
+        """Measured rows."""
+        return self._encoded(self.examples.eval)
 
     def batches(self, size: int) -> list[tuple[NDArray[np.int64], Batch]] | None:
         """The measured rows in batches, made once; None for images, which are too many to keep."""
         if self._batches is None and self.eval.lengths is not None:
             self._batches = list(self.eval.batches(size))
         return self._batches
+
+    def _encoded(self, rows: Dataset) -> Encoded:
+        return encode(self.examples, rows, self.processor, self.max_length)
 
 
 @dataclass
@@ -43,13 +61,9 @@ class Encodings:
 
     Attributes:
         first: what all trials start from.
-        examples: raw rows.
-        max_length: longest token sequence.
     """
 
     first: Encoding
-    examples: Examples
-    max_length: int | None
     _cuts: dict[str, CutTokenizer] = field(default_factory=dict)
     _made: dict[str, Encoding] = field(default_factory=dict)
 
@@ -63,14 +77,8 @@ class Encodings:
         if last is None:
             return self.first
         if last not in self._made:
-            processor, limit = self._cuts[last].tokenizer, self.max_length
-            examples, train = self.examples, self.examples.train
-            self._made[last] = Encoding(
-                processor,
-                None if self.first.train is None or train is None
-                else encode(examples, train, processor, limit),
-                encode(examples, examples.eval, processor, limit),
-            )  # fmt: skip
+            processor = self._cuts[last].tokenizer
+            self._made[last] = replace(self.first, processor=processor, _batches=None)
         return self._made[last]
 
     def adapt(self, model: PreTrainedModel, prefixes: list[str]) -> PreTrainedModel:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from hfcompress.architectures import select_modules
 from hfcompress.data import Examples, fingerprint, load_examples
-from hfcompress.encode import Encoded, encode
+from hfcompress.encode import Encoded
 from hfcompress.errors import ModelError
 from hfcompress.measure.quality import compute_metric, metric_names
 from hfcompress.models import LoadedModel, load_model, model_source, task_modality
@@ -133,19 +133,15 @@ def prepare(recipe: Recipe, progress: Progress, cache: StepCache) -> Workbench:
     for note in touched_layers(loaded.model, trials):
         progress.note(note)
     progress.stage("encoding the data")
-    limit = recipe.data.max_length
     train = examples.train if need_rows else None
-    first = Encoding(
-        loaded.processor,
-        None if train is None else encode(examples, train, loaded.processor, limit),
-        encode(examples, examples.eval, loaded.processor, limit),
-    )
+    first = Encoding(loaded.processor, examples, recipe.data.max_length, need_rows)
+    _ = first.train, first.eval  # now, so that what cannot be encoded shows at once
     return Workbench(
         recipe=recipe,
         trials=trials,
         examples=examples,
         loaded=loaded,
-        encodings=Encodings(first, examples, limit),
+        encodings=Encodings(first),
         train_hash=fingerprint(train, examples.columns),
         eval_hash=fingerprint(examples.eval, examples.columns),
         progress=progress,

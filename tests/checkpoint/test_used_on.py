@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification as AutoModelForText
 from transformers import Trainer, TrainingArguments, pipeline
 
 from hfcompress.checkpoint.record import METHOD
+from hfcompress.models import ModelConfig, load_model
 from tests.checkpoint.shrunk import uneven, without_a_layer
 from tests.conftest import make_tokenizer
 from tests.families import logits, tiny_batches
@@ -82,6 +83,23 @@ def test_a_pipeline_runs_on_the_folder(tmp_path: Path) -> None:
         inputs = tokenizer(texts, padding=True, return_tensors="pt")
         expected = model(**inputs).logits.softmax(-1).max(-1).values
     assert np.allclose([row["score"] for row in found], expected, atol=1e-6)
+
+
+def test_a_recipe_starts_from_the_folder(tmp_path: Path) -> None:
+    model = uneven("bert")
+    model.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    same = load_model(ModelConfig(path=str(tmp_path)), "text-classification")
+    assert not same.new_head
+    loaded: Any = same.model
+    assert torch.equal(loaded.classifier.weight, model.classifier.weight)
+    labels = ["one", "two", "three", "four", "five"]
+    other = load_model(ModelConfig(path=str(tmp_path)), "text-classification", labels)
+    assert other.new_head
+    loaded = other.model
+    assert loaded.classifier.weight.shape == (5, 32)
+    for name, tensor in model.bert.state_dict().items():
+        assert torch.equal(loaded.bert.state_dict()[name], tensor), name
 
 
 def test_what_push_to_hub_sends_loads_again(
