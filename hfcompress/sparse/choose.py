@@ -17,7 +17,7 @@ from hfcompress.sparse.linear import Method, SparseLinear
 
 # Below this gain a layer stays dense: it would be lost in the noise of the measurement.
 WORTH_IT = 1.05
-_WARMUP, _REPEATS = 3, 15
+_WARMUP, _REPEATS = 2, 9
 
 
 @dataclass(frozen=True)
