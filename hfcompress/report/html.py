@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hfcompress.report.curve import draw_curve
+from hfcompress.report.front import front_sentence
 from hfcompress.report.rows import Row, metric_of
 from hfcompress.report.size import size_sentence
 from hfcompress.report.sweet_spot import sweet_spot_sentence
@@ -23,6 +24,7 @@ def html_page(
     curve: bytes | None = None,
     weights: bytes | None = None,
     size: bytes | None = None,
+    front: bytes | None = None,
     temperature: bytes | None = None,
     recipe_text: str | None = None,
     environment: Mapping[str, Any] | None = None,
@@ -35,6 +37,7 @@ def html_page(
         curve: the PNG of `draw_curve`; drawn anew where it is not given.
         weights: the PNG of `draw_weights`; left out where it is not given.
         size: the PNG of `draw_size`; given, it stands in the curve's place.
+        front: the PNG of `draw_front`; given, it stands in the curve's place.
         temperature: the PNG of `draw_temperatures`; left out where it is not given.
         recipe_text: the recipe as it was run.
         environment: names and values; nested mappings are written with dotted names.
@@ -45,16 +48,23 @@ def html_page(
     ).get_template("page.html")
     return template.render(
         title=title,
-        headline=sweet_spot_sentence(rows) if size is None else size_sentence(rows),
+        headline=_headline(rows, size, front),
         metric=metric_of(rows).replace("_", " "),
         curve=_data_uri(draw_curve(rows) if curve is None else curve),
         table=result_table(rows),
         weights=None if weights is None else _data_uri(weights),
         size=None if size is None else _data_uri(size),
+        front=None if front is None else _data_uri(front),
         temperature=None if temperature is None else _data_uri(temperature),
         recipe=recipe_text,
         environment=flat_environment(environment or {}),
     )
+
+
+def _headline(rows: Sequence[Row], size: bytes | None, front: bytes | None) -> str:
+    if size is not None:
+        return size_sentence(rows)
+    return sweet_spot_sentence(rows) if front is None else front_sentence(rows)
 
 
 def _data_uri(png: bytes) -> str:

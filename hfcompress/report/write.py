@@ -8,6 +8,7 @@ from typing import Any
 
 from hfcompress.files import atomic_write
 from hfcompress.report.curve import draw_curve
+from hfcompress.report.front import draw_front, timed_points
 from hfcompress.report.histograms import draw_weights, weight_panels
 from hfcompress.report.html import html_page
 from hfcompress.report.rows import Row
@@ -26,7 +27,7 @@ def write_report(
     title: str = "Compression report",
 ) -> list[Path]:
     """Write ``results.csv``, ``curve.png``, ``weights.png`` and ``report.html``; of students
-    ``size.png`` and ``temperature.png`` too.
+    ``size.png`` and ``temperature.png`` too, of measured latencies ``front.png``.
 
     Each file is replaced whole or not at all, so the report may be written after every row.
 
@@ -49,6 +50,8 @@ def write_report(
     directory = Path(directory)
     curve = draw_curve(rows)
     pictures = _about_students(rows)
+    if timed_points(rows):
+        pictures["front"] = draw_front(rows)
     panels = weight_panels(rows, weights or {})
     histograms = draw_weights(panels) if panels else None
     written = [write_csv(rows, directory / "results.csv")]
@@ -65,6 +68,7 @@ def write_report(
         curve=curve,
         weights=histograms,
         size=pictures.get("size"),
+        front=pictures.get("front"),
         temperature=pictures.get("temperature"),
         recipe_text=recipe_text,
         environment=environment,
