@@ -27,6 +27,7 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     PreTrainedModel,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -40,7 +41,7 @@ from hfcompress.distillation.student import make_student
 from hfcompress.distillation.trainer import DistillationTrainer
 from hfcompress.quiet import quiet_libraries
 
-ROUNDS = 11
+ROUNDS = 7
 STEPS, WARM_UP = 16, 4
 ROWS = 32 * STEPS
 MEMORY_STEPS = 12
@@ -120,7 +121,9 @@ def train(
 ) -> float:
     """Seconds of the updates after the warm-up; without options it is plain fine-tuning."""
     times = StepTimes()
-    trainer_of(setting, teacher, rows, options, folder, STEPS, times).train()
+    trainer = trainer_of(setting, teacher, rows, options, folder, STEPS, times)
+    trainer.remove_callback(PrinterCallback)  # it prints every log line
+    trainer.train()
     return times.total
 
 
@@ -194,6 +197,7 @@ def peak_memory(folder: str, kept: bool) -> int:
         MEMORY_STEPS,
     )
     del teacher
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     return peak_of_process() - before
 

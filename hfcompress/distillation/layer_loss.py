@@ -51,7 +51,7 @@ class LayerLoss(nn.Module):
         self.projections = nn.ModuleDict()
 
     def add_projections(self, student: LayerStates, teacher: LayerStates) -> None:
-        """Add a projection for each mapped layer whose width is not its teacher's.
+        """A new projection for each mapped layer whose width is not its teacher's.
 
         Args:
             student: hidden states of any batch.
@@ -59,6 +59,7 @@ class LayerLoss(nn.Module):
         """
         if not self.config.hidden_weight:
             return
+        self.projections.clear()
         for own, other in self.layer_map.items():
             state = _state(student.hidden_states, own, "student", "hidden state")
             width = _state(teacher.hidden_states, other, "teacher", "hidden state").shape[-1]

@@ -95,8 +95,7 @@ class TeacherLoss:
             _Pair(_watched(item, config, pairs), share, LayerLoss(config, pairs, heads))
             for item, share, pairs in zip(teachers, shares, maps, strict=True)
         ]
-        mapped, last = {own for pairs in maps for own in pairs}, {max(p) for p in maps if p}
-        self._watch = LayerWatch(student, **wanted_layers(config, mapped, last))
+        self._watch = self._watch_of(student)
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -140,7 +139,7 @@ class TeacherLoss:
         return total
 
     def add_projections(self, inputs: Mapping[str, Any], outputs: Any) -> None:
-        """Add a learned projection wherever widths of compared layers differ.
+        """A new learned projection wherever widths of compared layers differ.
 
         Args:
             inputs: any batch.
@@ -154,6 +153,11 @@ class TeacherLoss:
         """What counts of the logits: the tokens that are no padding, or all rows."""
         mask: Tensor | None = inputs.get("attention_mask")
         return mask if self.task in ("tokens", "spans") else None
+
+    def watch(self, student: nn.Module) -> None:
+        """Take another student of the same shape in place of the first one."""
+        self._watch.close()
+        self._watch = self._watch_of(student)
 
     def open(self) -> None:
         """Set the hooks again that `close` removed."""
@@ -178,6 +182,11 @@ class TeacherLoss:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _watch_of(self, student: nn.Module) -> LayerWatch:
+        maps = [pair.layers.layer_map for pair in self._pairs]
+        mapped, last = {own for pairs in maps for own in pairs}, {max(p) for p in maps if p}
+        return LayerWatch(student, **wanted_layers(self.config, mapped, last))
 
     def _student(self, outputs: Any) -> tuple[Tensor, LayerStates]:
         logits = logits_of(outputs).float()

@@ -101,6 +101,7 @@ class DistillationTrainer(Trainer):
         self._shares = UpdateShares()
         self._logged = LoggedParts()
         self._projected = False
+        self._renews_model = kwargs.get("model_init") is not None
 
     # --- what a subclass may change --------------------------------------------------------------
 
@@ -237,15 +238,24 @@ class DistillationTrainer(Trainer):
     ) -> TrainOutput:
         """As ``Trainer.train``; layers are read while it runs."""
         with self.teaching:
-            self._add_projections()
+            if not self._renews_model:
+                self._add_projections(self.model)
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
-    def _add_projections(self) -> None:
+    def call_model_init(self, trial: Any = None) -> Any:
+        """As ``Trainer.call_model_init``; the new student is the one that is watched."""
+        student = super().call_model_init(trial)
+        if hasattr(self, "teaching"):  # not while the Trainer is built
+            self.teaching.watch(student)
+            self._projected = False
+            self._add_projections(student.to(self.args.device))
+        return student
+
+    def _add_projections(self, student: Any) -> None:
         """Learned projections where widths differ: one row shows the widths."""
         if not self.distillation.hidden_weight or self._projected:
             return
         self._projected = True
-        student: Any = self.model
         cuda = [self.args.device] if self.args.device.type == "cuda" else []
         # The weights of the projections and the look at one row leave the training's chance alone.
         with torch.random.fork_rng(devices=cuda), torch.no_grad():

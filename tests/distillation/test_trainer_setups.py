@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
+from hfcompress.distillation.arguments import DistillationArguments
 from hfcompress.distillation.losses import hard_loss, soft_loss
 from hfcompress.distillation.outputs import TeacherOutputs
+from hfcompress.distillation.trainer import DistillationTrainer
 from hfcompress.errors import ModelError
 from hfcompress.pruning.callback import PruningCallback
 from hfcompress.pruning.training_config import PruningTrainingConfig
@@ -214,6 +216,27 @@ class TwoHeads(nn.Module):
         outputs = self.inner(input_ids, attention_mask, labels=labels)
         given = {"logits": outputs.logits}
         return given if labels is None else {"loss": outputs.loss, **given}
+
+
+def test_each_training_of_a_model_init_starts_anew(tmp_path: Path) -> None:
+    """As in a hyperparameter search: the layers of the new student are the ones compared."""
+    made: list[Any] = []
+
+    def model_init() -> Any:
+        made.append(bert(0))
+        return made[-1]
+
+    trainer = DistillationTrainer(
+        model_init=model_init, teacher=bert(1, width=24), train_dataset=rows(),
+        args=DistillationArguments(**arguments(tmp_path, **ALL)),
+    )  # fmt: skip
+    losses = []
+    for _ in range(2):
+        trainer.train()
+        losses.append(logged(trainer))
+    assert len(made) == 3  # one to look at, and one for each training
+    assert losses[0] == losses[1]
+    assert not any(module._forward_hooks for module in made[-1].modules())
 
 
 def test_a_wrapped_student_is_the_same_student(tmp_path: Path) -> None:
