@@ -60,6 +60,12 @@ if TYPE_CHECKING:
     from hfcompress.pruning.training_config import PruningTrainingConfig as PruningTrainingConfig
     from hfcompress.pruning.unstructured import PruneReport as PruneReport
     from hfcompress.pruning.unstructured import prune as prune
+    from hfcompress.quantization.affine import dequantize_layer_weights as dequantize_layer_weights
+    from hfcompress.quantization.affine import quantize_layer_weights as quantize_layer_weights
+    from hfcompress.quantization.config import QuantizationConfig as QuantizationConfig
+    from hfcompress.quantization.predictor import load as load
+    from hfcompress.quantization.quantize import quantize as quantize
+    from hfcompress.quantization.quantized import QuantizedModel as QuantizedModel
     from hfcompress.recipe.schema import Recipe as Recipe
     from hfcompress.recipe.schema import load_recipe as load_recipe
     from hfcompress.recipe.sweep import SweepResult as SweepResult
@@ -92,6 +98,8 @@ _PUBLIC = {
     "PruningConfig": "pruning.config",
     "PruningTrainer": "pruning.trainer",
     "PruningTrainingConfig": "pruning.training_config",
+    "QuantizationConfig": "quantization.config",
+    "QuantizedModel": "quantization.quantized",
     "Recipe": "recipe.schema",
     "ShrinkConfig": "pruning.structured.config",
     "ShrinkReport": "pruning.structured.report",
@@ -101,9 +109,9 @@ _PUBLIC = {
     "TeacherCache": "distillation.cache",
     "TeacherLoss": "distillation.teacher",
     "TeacherOutputs": "distillation.outputs",
+    "TextStudentConfig": "distillation.text_student",
     "VocabularyConfig": "vocabulary.config",
     "VocabularyReport": "vocabulary.shrink",
-    "TextStudentConfig": "distillation.text_student",
     "analyze_weight_distribution": "measure.weights",
     "augment_texts": "distillation.augment",
     "calculate_model_size": "measure.summary",
@@ -113,16 +121,20 @@ _PUBLIC = {
     "count_macs": "measure.macs",
     "count_parameters": "measure.summary",
     "densify": "sparse.choose",
+    "dequantize_layer_weights": "quantization.affine",
     "distillation_loss": "distillation.losses",
     "find_ticket": "pruning.lottery",
+    "load": "quantization.predictor",
     "load_recipe": "recipe.schema",
     "make_student": "distillation.student",
     "make_text_student": "distillation.text_student",
     "measure_latency": "measure.latency",
     "progressive": "pruning.progressive",
     "prune": "pruning.unstructured",
-    "record_shapes": "checkpoint.save",
     "prune_layer_neurons": "pruning.structured.neurons",
+    "quantize": "quantization.quantize",
+    "quantize_layer_weights": "quantization.affine",
+    "record_shapes": "checkpoint.save",
     "run": "recipe.sweep",
     "save_compressed": "checkpoint.write",
     "sensitivity": "pruning.sensitivity",

@@ -37,11 +37,32 @@ def predict(
     """
     model.eval()
     device = next(model.parameters()).device
+
+    def run(batch: Batch) -> Logits:
+        inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
+        found: Logits = model(**inputs).logits.float().cpu().numpy()
+        return found
+
+    return predict_with(run, data, batch_size, progress, batches)
+
+
+def predict_with(
+    run: Callable[[Batch], Logits],
+    data: Encoded,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
+    batches: Batches | None = None,
+) -> Logits:
+    """As `predict`, by whatever gives one batch's logits.
+
+    Args:
+        run: one batch -> float32 [rows of the batch, classes].
+        data, batch_size, progress, batches: as in `predict`.
+    """
     logits: Logits | None = None
     done = 0
     for indices, batch in data.batches(batch_size) if batches is None else batches:
-        inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
-        part = model(**inputs).logits.float().cpu().numpy()
+        part = run(batch)
         if logits is None:
             logits = np.empty((len(data), part.shape[1]), np.float32)
         logits[indices] = part

@@ -8,6 +8,7 @@
       "base": "bert",                       where the base model lies in that class
       "modules": {"bert.encoder.layer.0.attention.self.query": {"weight": [24, 32], "bias": [24]}},
       "packed": {"bert.encoder.layer.0.output.dense": 1638}     non-zeros of a packed weight
+      "int8": ["bert.pooler.dense"]                              Linears whose weight is int8
     }
 
 Plain data in, plain data out: nothing in it is code, and nothing is taken unchecked.
@@ -25,7 +26,7 @@ METHOD = "hfcompress (write: pip install hfcompress, and: import hfcompress)"
 """The ``quant_method``. transformers quotes it to people who have not imported hfcompress."""
 
 Shape = tuple[int, ...]
-_FIELDS = ("model", "base", "modules", "packed")
+_FIELDS = ("model", "base", "modules", "packed", "int8")
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,17 @@ class Record:
         base: name of the base model inside it (``"bert"``), or ``""``.
         modules: module -> parameter or buffer -> shape; None for a parameter that is not there.
         packed: module -> non-zero values of its weight, which is stored as bitmask and values.
+        int8: Linears whose weight is stored, and multiplied, as int8.
     """
 
     model: str = ""
     base: str = ""
     modules: dict[str, dict[str, Shape | None]] = field(default_factory=dict)
     packed: dict[str, int] = field(default_factory=dict)
+    int8: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.modules or self.packed)
+        return bool(self.modules or self.packed or self.int8)
 
     def plain(self) -> dict[str, Any]:
         """As it stands in ``config.json``."""
@@ -53,7 +56,7 @@ class Record:
             name: {key: None if shape is None else list(shape) for key, shape in shapes.items()}
             for name, shapes in self.modules.items()
         }
-        data = {"modules": modules, "packed": dict(self.packed)}
+        data = {"modules": modules, "packed": dict(self.packed), "int8": list(self.int8)}
         head = {"quant_method": METHOD, "model": self.model, "base": self.base}
         return {**head, **{key: value for key, value in data.items() if value}}
 
@@ -85,6 +88,7 @@ class Record:
                 name: _count(name, number)
                 for name, number in _mapping(data.get("packed", {}), "packed").items()
             },
+            int8=_names(data.get("int8", ()), "int8"),
         )
 
 
@@ -92,6 +96,12 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise _damaged(f"holds {value!r} under {where!r}, which is no mapping of names")
     return dict(value)
+
+
+def _names(value: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
+        raise _damaged(f"holds {value!r} under {where!r}, which is no list of names")
+    return tuple(value)
 
 
 def _shape(module: str, key: str, shape: Any) -> Shape | None:

@@ -6,14 +6,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from hfcompress.architectures import base_prefix
+from hfcompress.architectures import base_prefix, weight_matrix
 from hfcompress.checkpoint.packing import hold_packed, unpack_all
 from hfcompress.checkpoint.record import Record, Shape
 from hfcompress.checkpoint.save import write_record
 from hfcompress.checkpoint.shapes import resize
 from hfcompress.errors import ModelError
+from hfcompress.quantization.int8_linear import Int8Linear
 
 
 def apply_record(
@@ -40,6 +43,8 @@ def apply_record(
             resize(module, name, record.modules[recorded])
         if recorded in record.packed:
             hold_packed(module, name, record.packed[recorded])
+        if recorded in record.int8:
+            _hold_int8(model, name)
     if files and all(str(file).endswith(".safetensors") for file in files):
         _check_files(model, list(names.values()), record.base, files)
     return names
@@ -61,6 +66,7 @@ def finish(model: PreTrainedModel, record: Record, names: dict[str, str]) -> Non
         type(model).__name__,
         base_prefix(model),
         {names[name]: shapes for name, shapes in record.modules.items() if name in names},
+        int8=tuple(names[name] for name in record.int8 if name in names),
     )
     write_record(model, here)
     for module in model.modules():
@@ -70,11 +76,23 @@ def finish(model: PreTrainedModel, record: Record, names: dict[str, str]) -> Non
         vars(model).pop(name, None)
 
 
+def _hold_int8(model: PreTrainedModel, name: str) -> None:
+    """Put an `Int8Linear` of the same shape in a Linear's place, on the meta device."""
+    module = model.get_submodule(name)
+    if not isinstance(module, (nn.Linear, Conv1D)):
+        raise ModelError(
+            f"config.json: the int8 module {name!r} is a {type(module).__name__} in this model, "
+            f"not a Linear; the record belongs to another model"
+        )
+    outputs, inputs = weight_matrix(module).shape
+    model.set_submodule(name, Int8Linear(outputs, inputs, module.bias is not None, "meta"))
+
+
 def _names_here(model: PreTrainedModel, record: Record) -> dict[str, str]:
     """Recorded names -> names in a model that may be another class of the same family."""
     modules = {name for name, _ in model.named_modules()}
     found: dict[str, str] = {}
-    for name in dict.fromkeys((*record.modules, *record.packed)):
+    for name in dict.fromkeys((*record.modules, *record.packed, *record.int8)):
         inside = not record.base or name == record.base or name.startswith(f"{record.base}.")
         if not inside and type(model).__name__ != record.model:
             continue  # another class's head

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from hfcompress.architectures import base_prefix
 from hfcompress.checkpoint.record import Record, Shape
 from hfcompress.errors import ModelError
+from hfcompress.quantization.int8_linear import Int8Linear
 from hfcompress.surgery import resized
 
 RESIZABLE = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.Conv1d, nn.Conv2d, nn.BatchNorm2d, Conv1D)
@@ -48,7 +49,8 @@ def difference(model: PreTrainedModel, fresh: PreTrainedModel) -> Record:
     for name, module in modules.items():
         if changed := _changed_shapes(name, module, others[name]):
             shapes[name] = changed
-    return Record(type(model).__name__, base_prefix(model), shapes)
+    int8 = tuple(name for name, module in modules.items() if isinstance(module, Int8Linear))
+    return Record(type(model).__name__, base_prefix(model), shapes, int8=int8)
 
 
 def resize(module: nn.Module, name: str, shapes: dict[str, Shape | None]) -> None:
@@ -110,6 +112,8 @@ def _tell_sizes(module: nn.Module) -> None:
 
 def _changed_shapes(name: str, module: nn.Module, fresh: nn.Module) -> dict[str, Shape | None]:
     found: dict[str, Shape | None] = {}
+    if isinstance(module, Int8Linear):
+        module = _stands_for(module, fresh)
     for key in dict.fromkeys((*module._parameters, *module._buffers, *fresh._parameters)):
         ours, theirs = getattr(module, key, None), getattr(fresh, key, None)
         shape = None if ours is None else tuple(ours.shape)
@@ -122,3 +126,12 @@ def _changed_shapes(name: str, module: nn.Module, fresh: nn.Module) -> dict[str,
             f"whose shapes its config does not say"
         )
     return found
+
+
+def _stands_for(module: Int8Linear, fresh: nn.Module) -> nn.Module:
+    """The Linear or Conv1D, without data, in whose place an `Int8Linear` is."""
+    outputs, inputs = module.out_features, module.in_features
+    with torch.device("meta"):
+        if isinstance(fresh, Conv1D):
+            return Conv1D(outputs, inputs)  # type: ignore[no-untyped-call]
+        return nn.Linear(inputs, outputs, module.bias is not None)

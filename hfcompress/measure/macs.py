@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hfcompress.errors import ModelError
-from hfcompress.measure.layers import evaluation_mode
+from hfcompress.measure.layers import evaluation_mode, frozen
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def count_macs(model: nn.Module, inputs: Mapping[str, Any]) -> Macs:
     # two matrix products everywhere.
     counter = FlopCounterMode(display=False)
     try:
-        with evaluation_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        with evaluation_mode(model), frozen(model), sdpa_kernel(SDPBackend.MATH), counter:
             model(**inputs)
     except Exception as error:  # whatever a forward raises is about these inputs
         line = (str(error).strip() or type(error).__name__).splitlines()[0]

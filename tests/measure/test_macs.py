@@ -7,6 +7,7 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 
 from hfcompress.errors import ModelError
 from hfcompress.measure.macs import count_macs
+from tests.quantization.models import small
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -66,3 +67,10 @@ def test_inputs_that_do_not_fit_are_named() -> None:
     with pytest.raises(ModelError, match=r"Linear cannot be run on the inputs \['input'\]"):
         count_macs(model, {"input": torch.zeros(1, 4)})
     assert model.training
+
+
+def test_a_model_that_hands_parameters_to_its_modules() -> None:
+    model = small("deberta-v2")  # its relative positions are a parameter that a norm reads
+    ids = torch.ones(2, 5, dtype=torch.long)
+    assert count_macs(model, {"input_ids": ids}).modules["classifier"] == 2 * 32 * 3
+    assert all(parameter.requires_grad for parameter in model.parameters())

@@ -1,0 +1,268 @@
+"""ONNX Runtime: an exported graph, its matrix products and tables in int8, dynamic or static."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+import weakref
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+from transformers import PreTrainedModel
+
+from hfcompress.errors import ModelError
+from hfcompress.extras import require
+from hfcompress.quantization.config import QuantizationConfig
+from hfcompress.quantization.engine import Arrays, arranged, check_inputs
+from hfcompress.quantization.export import check_against_torch, export_onnx
+
+FILE = "model.onnx"
+_OPERATORS = ("MatMul", "Conv")
+_CALIBRATIONS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
+
+
+class OnnxEngine:
+    """A session over one file.
+
+    Args:
+        path: the file; it must stay as long as the engine is used.
+        threads: of one operator; None leaves it to ONNX Runtime.
+        folder: a temporary folder that goes with the engine.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+        ModelError: ONNX Runtime refuses the file, or it reads other inputs.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, path: Path, threads: int | None = None, folder: Path | None = None) -> None:
+        ort = require("onnxruntime", "onnx")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3
+        self.path = path
+        if folder is not None:
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        try:
+            self._session = ort.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # its errors share no base class
+            raise ModelError(f"ONNX Runtime refuses {path}: {_first_line(error)}") from error
+        self.inputs = tuple(str(item.name) for item in self._session.get_inputs())
+        check_inputs(self.inputs, str(path))
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the file, and of the weights beside it."""
+        return sum(file.stat().st_size for file in _files(self.path))
+
+    @property
+    def digest(self) -> str:
+        """Hash of the file."""
+        digest = hashlib.sha256()
+        for file in _files(self.path):
+            digest.update(file.read_bytes())
+        return digest.hexdigest()[:16]
+
+    def logits(self, arrays: Arrays) -> NDArray[np.float32]:
+        """Logits of one batch."""
+        (found,) = self._session.run(None, arranged(arrays, self.inputs))
+        return np.asarray(found, np.float32)
+
+    def write(self, folder: Path) -> None:
+        """Copy the file."""
+        for file in _files(self.path):
+            shutil.copyfile(file, folder / file.name)
+
+
+def load_engine(folder: Path, threads: int | None = None) -> OnnxEngine:
+    """The engine of a saved folder.
+
+    Raises:
+        MissingExtraError, ModelError: as `OnnxEngine`.
+    """
+    return OnnxEngine(folder / FILE, threads)
+
+
+def quantize_model(
+    model: PreTrainedModel,
+    config: QuantizationConfig,
+    excluded: Collection[str],
+    batches: Sequence[Arrays],
+) -> tuple[OnnxEngine, set[str]]:
+    """Export and quantize.
+
+    Args:
+        model: fp32.
+        config: of this backend.
+        excluded: modules that stay in fp32.
+        batches: calibration inputs; read in static mode.
+
+    Returns:
+        The engine, and the names of the modules that are quantized.
+
+    Raises:
+        MissingExtraError: a package is not installed.
+        ModelError: torch cannot export the model, its outputs differ, or ONNX Runtime refuses
+            the graph; the fp32 file is kept then and named.
+    """
+    require("onnxruntime", "onnx")
+    folder = Path(tempfile.mkdtemp(prefix="hfcompress-"))
+    try:
+        dense = export_onnx(model, folder / "fp32" / FILE)
+        check_against_torch(model, OnnxEngine(dense).logits, "ONNX Runtime")
+        if config.resolved_mode == "none":
+            return OnnxEngine(dense, folder=folder), set()
+        target = folder / FILE
+        try:
+            _quantize(dense, target, config, excluded, batches)
+            engine = OnnxEngine(target, folder=folder)
+        except Exception as error:  # whatever it is, the export is good and has cost time
+            raise ModelError(
+                f"ONNX Runtime cannot quantize {type(model).__name__}: {_first_line(error)}; "
+                f"the fp32 model is kept as {_keep(dense)}"
+            ) from error
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(dense.parent)
+    return engine, _integer_modules(target)
+
+
+def why_not(module: nn.Module, config: QuantizationConfig) -> str:
+    """Why a module of this class stays in fp32."""
+    if config.resolved_mode == "none":
+        return "mode: none"
+    if isinstance(module, nn.Embedding):
+        return "embeddings: false" if not config.embeddings else "its table is not in the graph"
+    if isinstance(module, nn.Conv2d) and config.resolved_mode == "dynamic":
+        return "dynamic quantization leaves convolutions in fp32; mode: static takes them"
+    return "ONNX Runtime found no product with its weight in the graph"
+
+
+# --- quantizing --------------------------------------------------------------------------------
+
+
+def _quantize(
+    source: Path,
+    target: Path,
+    config: QuantizationConfig,
+    excluded: Collection[str],
+    batches: Sequence[Arrays],
+) -> None:
+    onnx = require("onnx", "onnx")
+    tools = require("onnxruntime.quantization", "onnx")
+    graph = onnx.load(str(source))
+    # The dynamo exporter's shapes make ONNX Runtime's own inference fail.
+    del graph.graph.value_info[:]
+    static = config.resolved_mode == "static"
+    common: dict[str, Any] = {
+        "per_channel": config.per_channel,
+        "reduce_range": config.reduce_range,
+        "weight_type": tools.QuantType.QInt8,
+        "nodes_to_exclude": sorted(excluded),
+        "op_types_to_quantize": [*_OPERATORS, *(["Gather"] if config.embeddings else [])],
+    }
+    with _quiet():
+        if not static:
+            # Its convolutions in int8 are slower than in fp32 and need calibration to be good.
+            common["op_types_to_quantize"].remove("Conv")
+            extra = {"MatMulConstBOnly": True}
+            tools.quantize_dynamic(graph, str(target), extra_options=extra, **common)
+        else:
+            tools.quantize_static(
+                graph,
+                str(target),
+                _Reader(batches, tuple(item.name for item in graph.graph.input)),
+                quant_format=tools.QuantFormat.QDQ,
+                activation_type=tools.QuantType.QUInt8,
+                calibrate_method=getattr(tools.CalibrationMethod, _CALIBRATIONS[config.calibrate]),
+                extra_options={
+                    "MatMulConstBOnly": True,
+                    "CalibPercentile": config.percentile,
+                    # One batch at a time: they differ in length, and all activations of all
+                    # batches would be many times the model.
+                    "CalibStridedMinMax": 1,
+                },
+                **common,
+            )
+
+
+class _Reader:
+    """Calibration batches, one after the other, as ONNX Runtime asks for them."""
+
+    def __init__(self, batches: Sequence[Arrays], inputs: tuple[str, ...]) -> None:
+        self._batches, self._inputs = batches, inputs
+        self._iterator = iter(batches)
+
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        """The next batch, None at the end."""
+        batch = next(self._iterator, None)
+        return None if batch is None else arranged(batch, self._inputs)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """Go on with some of the batches."""
+        self._iterator = iter(self._batches[start_index:end_index])
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+
+def _integer_modules(path: Path) -> set[str]:
+    """Modules whose weight stands in the graph as integers."""
+    onnx = require("onnx", "onnx")
+    graph = onnx.load(str(path), load_external_data=False).graph
+    integers = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+    suffix = ".weight_quantized"
+    return {
+        item.name.removesuffix(suffix)
+        for item in graph.initializer
+        if item.data_type in integers and item.name.endswith(suffix)
+    }
+
+
+def _files(path: Path) -> list[Path]:
+    beside = path.with_name(f"{path.name}.data")
+    return [path, beside] if beside.is_file() else [path]
+
+
+def _keep(dense: Path) -> Path:
+    """Move the fp32 export out of the folder that is about to go."""
+    kept = Path(tempfile.mkdtemp(prefix="hfcompress-kept-"))
+    for file in _files(dense):
+        os.replace(file, kept / file.name)
+    return kept / dense.name
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the quantizer prints, and its advice on the root logger at every call."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return "pre-processing before quantization" not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(wanted)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            # onnxruntime 1.31, 2026-11: raised by its own use of numpy and onnx.
+            warnings.filterwarnings("ignore", module=r"(onnxruntime|onnx)\b")
+            yield
+    finally:
+        root.removeFilter(wanted)

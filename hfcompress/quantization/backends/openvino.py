@@ -1,0 +1,237 @@
+"""OpenVINO: int8 after calibration with NNCF; fp32 or bf16 where a sum is not int8."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+import weakref
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+from transformers import PreTrainedModel
+
+from hfcompress.errors import ModelError
+from hfcompress.extras import require
+from hfcompress.quantization.config import QuantizationConfig
+from hfcompress.quantization.engine import Arrays, arranged, check_inputs
+from hfcompress.quantization.export import check_against_torch, export_onnx
+from hfcompress.quantization.folder import read_manifest
+
+FILE = "model.xml"
+_PRECISION = "INFERENCE_PRECISION_HINT"
+
+
+class OpenVinoEngine:
+    """A compiled model.
+
+    Args:
+        path: ``model.xml``, ``model.bin`` beside it; or an ONNX file. It must stay as long as the
+            engine is used.
+        threads: None leaves it to OpenVINO.
+        floats: ``fp32``, or ``auto`` for bf16 where the processor has it.
+        folder: a temporary folder that goes with the engine.
+
+    Raises:
+        MissingExtraError: openvino is not installed.
+        ModelError: OpenVINO refuses the file, or it reads other inputs.
+    """
+
+    name = "openvino"
+
+    def __init__(
+        self,
+        path: Path,
+        threads: int | None = None,
+        floats: str = "fp32",
+        folder: Path | None = None,
+    ) -> None:
+        openvino = require("openvino", "openvino")
+        options: dict[str, Any] = {} if floats == "auto" else {_PRECISION: "f32"}
+        if threads:
+            options["INFERENCE_NUM_THREADS"] = threads
+        self.path = path
+        if folder is not None:
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        try:
+            self._compiled = openvino.Core().compile_model(str(path), "CPU", options)
+        except Exception as error:  # its errors share no base class
+            raise ModelError(f"OpenVINO refuses {path}: {_first_line(error)}") from error
+        self.inputs = tuple(str(item.any_name) for item in self._compiled.inputs)
+        check_inputs(self.inputs, str(path))
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of graph and weights."""
+        return sum(file.stat().st_size for file in _files(self.path))
+
+    @property
+    def digest(self) -> str:
+        """Hash of graph and weights."""
+        digest = hashlib.sha256()
+        for file in _files(self.path):
+            digest.update(file.read_bytes())
+        return digest.hexdigest()[:16]
+
+    def logits(self, arrays: Arrays) -> NDArray[np.float32]:
+        """Logits of one batch."""
+        return np.array(self._compiled(arranged(arrays, self.inputs))[0], np.float32)
+
+    def write(self, folder: Path) -> None:
+        """Copy graph and weights."""
+        for file in _files(self.path):
+            shutil.copyfile(file, folder / file.name)
+
+
+def load_engine(folder: Path, threads: int | None = None) -> OpenVinoEngine:
+    """The engine of a saved folder.
+
+    Raises:
+        MissingExtraError, ModelError: as `OpenVinoEngine`.
+    """
+    floats = read_manifest(folder)["quantization"]["floats"]
+    return OpenVinoEngine(folder / FILE, threads, floats)
+
+
+def quantize_model(
+    model: PreTrainedModel,
+    config: QuantizationConfig,
+    excluded: Collection[str],
+    batches: Sequence[Arrays],
+) -> tuple[OpenVinoEngine, set[str]]:
+    """Export to ONNX, convert and quantize.
+
+    Args:
+        model: fp32.
+        config: of this backend.
+        excluded: modules that stay in fp32.
+        batches: calibration inputs.
+
+    Returns:
+        The engine, and the names of the modules that are quantized.
+
+    Raises:
+        MissingExtraError: a package is not installed.
+        ModelError: torch cannot export the model, its outputs differ, or OpenVINO or NNCF
+            refuses the graph; the fp32 ONNX file is kept then and named.
+    """
+    openvino = require("openvino", "openvino")
+    if config.resolved_mode == "static":
+        require("nncf", "openvino")
+    folder = Path(tempfile.mkdtemp(prefix="hfcompress-"))
+    try:
+        dense = export_onnx(model, folder / "fp32" / "model.onnx")
+        check_against_torch(model, OpenVinoEngine(dense).logits, "OpenVINO")
+        try:
+            with _quiet():
+                graph = openvino.convert_model(str(dense))
+                if config.resolved_mode == "static":
+                    graph = _quantize(graph, model, config, excluded, batches)
+                openvino.save_model(graph, str(folder / FILE), compress_to_fp16=False)
+            names = _integer_modules(graph, model)
+            del graph  # it maps the ONNX file, and is as large as the model
+            engine = OpenVinoEngine(folder / FILE, floats=config.floats, folder=folder)
+        except Exception as error:  # whatever it is, the export is good and has cost time
+            kept = Path(tempfile.mkdtemp(prefix="hfcompress-kept-"))
+            for file in dense.parent.iterdir():
+                os.replace(file, kept / file.name)
+            raise ModelError(
+                f"OpenVINO cannot quantize {type(model).__name__}: {_first_line(error)}; "
+                f"the fp32 model is kept as {kept / dense.name}"
+            ) from error
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(dense.parent)
+    return engine, names
+
+
+def why_not(module: nn.Module, config: QuantizationConfig) -> str:
+    """Why a module of this class stays in fp32."""
+    if config.resolved_mode == "none":
+        return "mode: none"
+    if isinstance(module, nn.Embedding) and not config.embeddings:
+        return "embeddings: false"
+    return "NNCF left its operation in floating point"
+
+
+# --- quantizing --------------------------------------------------------------------------------
+
+
+def _quantize(
+    graph: Any,
+    model: PreTrainedModel,
+    config: QuantizationConfig,
+    excluded: Collection[str],
+    batches: Sequence[Arrays],
+) -> Any:
+    nncf = require("nncf", "openvino")
+    inputs = tuple(item.any_name for item in graph.inputs)
+    rows = [arranged(batch, inputs) for batch in batches]
+    ignored = {op.get_friendly_name() for op in graph.get_ops()} & set(excluded)
+    if not config.embeddings:
+        ignored |= _tables(graph, model)
+    return nncf.quantize(
+        graph,
+        nncf.Dataset(rows),
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(rows),
+        ignored_scope=nncf.IgnoredScope(names=sorted(ignored)) if ignored else None,
+    )
+
+
+def _tables(graph: Any, model: PreTrainedModel) -> set[str]:
+    names = {name for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    return {op.get_friendly_name() for op in graph.get_ops()} & names
+
+
+def _integer_modules(graph: Any, model: PreTrainedModel) -> set[str]:
+    """Modules whose operation reads a constant of integers, through scales and shifts."""
+    names = {name for name, _ in model.named_modules()}
+    return {
+        op.get_friendly_name()
+        for op in graph.get_ops()
+        if op.get_friendly_name() in names
+        and any(_reads_integers(value.get_source_output().get_node()) for value in op.inputs())
+    }
+
+
+def _reads_integers(node: Any) -> bool:
+    kind = node.get_type_name()
+    if kind == "Constant":
+        return str(node.get_element_type().to_string()) in ("i8", "u8", "i4", "u4")
+    if kind not in ("Convert", "Multiply", "Subtract", "Reshape", "Transpose"):
+        return False
+    return _reads_integers(node.input_value(0).get_node())
+
+
+def _files(path: Path) -> list[Path]:
+    beside = [path.with_suffix(".bin"), path.with_name(f"{path.name}.data")]
+    return [path, *(file for file in beside if file.is_file())]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without NNCF's log and bars."""
+    logger = logging.getLogger("nncf")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # nncf 3.4, 2026-11: raised by its own use of torch and numpy.
+            warnings.filterwarnings("ignore", module=r"(nncf|openvino)\b")
+            yield
+    finally:
+        logger.setLevel(level)

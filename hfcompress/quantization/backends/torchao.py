@@ -1,0 +1,166 @@
+"""torchao, through transformers' own ``TorchAoConfig``: int8 and int4 checkpoints without ours."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+import weakref
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from transformers import PreTrainedModel
+
+from hfcompress.errors import ModelError
+from hfcompress.extras import require
+from hfcompress.quantization.backends.torch import load_checkpoint
+from hfcompress.quantization.config import QuantizationConfig
+from hfcompress.quantization.engine import Arrays, arranged
+from hfcompress.quantization.export import input_names
+from hfcompress.quantization.quantized import dense_logits
+
+# Weights that share a scale with 4 bits.
+_GROUP = 32
+
+
+class TorchAoEngine:
+    """A checkpoint with torchao's tensors in it, and the model loaded from it.
+
+    Args:
+        folder: the checkpoint; it must stay as long as the engine is used.
+        temporary: the folder goes with the engine.
+
+    Raises:
+        MissingExtraError: torchao is not installed.
+    """
+
+    name = "torchao"
+
+    def __init__(self, folder: Path, temporary: bool = False) -> None:
+        require("torchao", "torchao")
+        self.folder = folder
+        if temporary:
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self.model = load_checkpoint(folder).train(False)
+        self.inputs = input_names(self.model)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the weights' files."""
+        return sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
+
+    @property
+    def digest(self) -> str:
+        """Hash of the weights' files."""
+        digest = hashlib.sha256()
+        for file in sorted(self.folder.glob("*.safetensors")):
+            digest.update(file.read_bytes())
+        return digest.hexdigest()[:16]
+
+    def logits(self, arrays: Arrays) -> NDArray[np.float32]:
+        """Logits of one batch."""
+        return dense_logits(self.model, arranged(arrays, self.inputs))
+
+    def write(self, folder: Path) -> None:
+        """Copy the checkpoint."""
+        for file in self.folder.iterdir():
+            shutil.copyfile(file, folder / file.name)
+
+
+def load_engine(folder: Path, threads: int | None = None) -> TorchAoEngine:
+    """The engine of a saved folder; torch has one number of threads for the whole process."""
+    return TorchAoEngine(folder)
+
+
+def quantize_model(
+    model: PreTrainedModel,
+    config: QuantizationConfig,
+    excluded: Collection[str],
+    batches: Sequence[Arrays],
+) -> tuple[TorchAoEngine, set[str]]:
+    """Save, load with torchao's config, save again.
+
+    transformers quantizes while it loads; the engine is loaded from what is saved in the end, so
+    that it is what others will load.
+
+    Args:
+        model: fp32, not shrunk: a checkpoint has one quantization method.
+        config: of this backend.
+        excluded: modules that stay in fp32.
+        batches: not needed.
+
+    Returns:
+        The engine, and the names of the modules that are quantized.
+
+    Raises:
+        MissingExtraError: torchao is not installed.
+        ModelError: a shrunk model, or torchao refuses it.
+    """
+    require("torchao", "torchao")
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise ModelError(
+            f"{type(model).__name__} was shrunk to widths that torchao's checkpoints cannot "
+            f"record; use backend: torch, onnxruntime or openvino"
+        )
+    root = Path(tempfile.mkdtemp(prefix="hfcompress-"))
+    try:
+        model.save_pretrained(root / "fp32")
+        kind: Any = type(model)
+        quantized = kind.from_pretrained(
+            root / "fp32",
+            quantization_config=_settings(config, {*excluded, *_indivisible(model, config)}),
+            dtype=torch.float32,
+        )
+        names = {name for name, module in quantized.named_modules() if _is_quantized(module)}
+        quantized.save_pretrained(root)
+        shutil.rmtree(root / "fp32")
+        engine = TorchAoEngine(root, temporary=True)
+    except Exception as error:  # whatever torchao raises is about this model
+        shutil.rmtree(root, ignore_errors=True)
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"torchao cannot quantize {type(model).__name__}: {line}") from error
+    return engine, names
+
+
+def why_not(module: nn.Module, config: QuantizationConfig) -> str:
+    """Why a module of this class stays in fp32."""
+    if isinstance(module, nn.Linear):
+        if config.bits == 4 and module.in_features % _GROUP:
+            return f"its inputs are no multiple of {_GROUP}, which share a scale"
+        return "transformers leaves the output head in fp32 for torchao"
+    return "torchao quantizes Linears only"
+
+
+def _indivisible(model: nn.Module, config: QuantizationConfig) -> set[str]:
+    """Linears that 4 bits cannot take."""
+    if config.bits != 4:
+        return set()
+    linears = {name: item for name, item in model.named_modules() if isinstance(item, nn.Linear)}
+    return {name for name, linear in linears.items() if linear.in_features % _GROUP}
+
+
+def _settings(config: QuantizationConfig, excluded: Collection[str]) -> Any:
+    from transformers import TorchAoConfig
+
+    tools = require("torchao.quantization", "torchao")
+    if config.resolved_mode == "dynamic":
+        kind = tools.Int8DynamicActivationInt8WeightConfig()
+    elif config.bits == 8:
+        kind = tools.Int8WeightOnlyConfig()
+    else:
+        # Its packed forms need a GPU; on a CPU 4-bit numbers lie one in a byte.
+        kind = tools.IntxWeightOnlyConfig(
+            weight_dtype=getattr(torch, "int4"),  # noqa: B009  # torch's types do not know it
+            granularity=tools.PerGroup(_GROUP),
+        )
+    return TorchAoConfig(kind, modules_to_not_convert=sorted(excluded) or None)
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    weight = module._parameters.get("weight")
+    return weight is not None and type(weight.data).__module__.startswith("torchao")

@@ -1,0 +1,131 @@
+"""What became of each module of a quantized model, and why; nothing is passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from hfcompress.architectures import COMPRESSIBLE
+from hfcompress.measure.macs import count_macs
+from hfcompress.quantization.export import example_inputs
+
+# Multiply-accumulates are counted for one example of so many tokens.
+_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class ModuleCoverage:
+    """One module that holds parameters of its own.
+
+    Attributes:
+        name: as ``model.named_modules()`` gives it.
+        kind: its class.
+        bytes: of its parameters in fp32, bias included.
+        integer_bytes: of those, what is stored as integers now: the weight's.
+        macs: multiply-accumulates for one example of 32 tokens, or one image.
+        quantized: its weight is stored and multiplied as integers (a table: looked up).
+        why: the reason where it is not.
+    """
+
+    name: str
+    kind: str
+    bytes: int
+    integer_bytes: int
+    macs: int
+    quantized: bool
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Every module with parameters, and what the whole comes to.
+
+    Attributes:
+        modules: in the model's order; tied weights once.
+        total_macs: of the whole model, attention's own products included.
+    """
+
+    modules: tuple[ModuleCoverage, ...]
+    total_macs: int
+
+    @property
+    def share_of_bytes(self) -> float:
+        """Share of the fp32 model's bytes that are integers now."""
+        total = sum(module.bytes for module in self.modules)
+        return sum(module.integer_bytes for module in self.modules) / total if total else 0.0
+
+    @property
+    def share_of_macs(self) -> float:
+        """Share of the multiply-accumulates whose weights are integers now.
+
+        Attention multiplies activations with each other; that counts as not quantized.
+        """
+        done = sum(module.macs for module in self.modules if module.quantized)
+        return done / self.total_macs if self.total_macs else 0.0
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Why modules stay in floating point -> how many do."""
+        counts: dict[str, int] = {}
+        for module in self.modules:
+            if not module.quantized:
+                counts[module.why] = counts.get(module.why, 0) + 1
+        return counts
+
+    def plain(self) -> dict[str, Any]:
+        """As data that JSON can hold: the shares, the reasons and every module."""
+        return {
+            "share_of_bytes": self.share_of_bytes,
+            "share_of_macs": self.share_of_macs,
+            "quantized_modules": sum(module.quantized for module in self.modules),
+            "left_alone": self.reasons,
+            "modules": [asdict(module) for module in self.modules],
+        }
+
+
+def cover(
+    model: PreTrainedModel,
+    quantized: Collection[str],
+    why: Callable[[nn.Module], str],
+    excluded: Collection[str] = (),
+) -> Coverage:
+    """Report on every module of the fp32 model.
+
+    Args:
+        model: as it was before.
+        quantized: names of the modules that were.
+        why: the backend's reason for leaving a module of this class alone.
+        excluded: names that the config leaves out.
+    """
+    macs = count_macs(model, example_inputs(model, 1, _TOKENS))
+    rows: list[ModuleCoverage] = []
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        own = [p for p in module._parameters.values() if p is not None and id(p) not in seen]
+        if not own:
+            continue
+        seen.update(id(parameter) for parameter in own)
+        reason = "excluded by the config" if name in excluded else _reason(module, why)
+        weight: Any = module._parameters.get("weight")
+        rows.append(
+            ModuleCoverage(
+                name=name,
+                kind=type(module).__name__,
+                bytes=sum(parameter.numel() * 4 for parameter in own),
+                integer_bytes=weight.numel() * 4 if name in quantized else 0,
+                macs=macs.modules.get(name, 0),
+                quantized=name in quantized,
+                why="" if name in quantized else reason,
+            )
+        )
+    return Coverage(tuple(rows), macs.total)
+
+
+def _reason(module: nn.Module, why: Callable[[nn.Module], str]) -> str:
+    if isinstance(module, (*COMPRESSIBLE, nn.Embedding)):
+        return why(module)
+    return "norms and single parameters stay in floating point"

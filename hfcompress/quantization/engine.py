@@ -1,0 +1,87 @@
+"""What every backend gives: something that turns arrays into logits and can be written down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hfcompress.errors import DataError, ModelError
+from hfcompress.quantization.export import IMAGE_INPUT, TEXT_INPUTS
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class Engine(Protocol):
+    """A model inside the engine that runs it.
+
+    Attributes:
+        name: ``torch``, ``torchao``, ``onnxruntime`` or ``openvino``.
+        inputs: names of what it reads.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the model's own files."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Hash of the model's content: equal models, equal digits."""
+        ...
+
+    def logits(self, arrays: Arrays) -> NDArray[np.float32]:
+        """Logits of one batch.
+
+        Args:
+            arrays: ``input_ids`` and the like, int64 [batch, length], or ``pixel_values``.
+        """
+        ...
+
+    def write(self, folder: Path) -> None:
+        """Write the model's own files into a folder that is there and is nobody else's."""
+        ...
+
+
+def check_inputs(inputs: tuple[str, ...], where: str) -> None:
+    """Refuse a graph that reads what we cannot give.
+
+    Args:
+        inputs: names in the graph.
+        where: the file, for the message.
+
+    Raises:
+        ModelError: an unknown name, or neither tokens nor pixels.
+    """
+    known = (*TEXT_INPUTS, IMAGE_INPUT)
+    unknown = [name for name in inputs if name not in known]
+    if unknown or not {"input_ids", IMAGE_INPUT} & set(inputs):
+        raise ModelError(
+            f"{where} reads {', '.join(inputs) or 'nothing'}; a classifier reads "
+            f"{', '.join(TEXT_INPUTS)} or {IMAGE_INPUT}, so export the model anew"
+        )
+
+
+def arranged(arrays: Arrays, inputs: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+    """What the graph reads, of what a batch holds; token types that are not given are 0.
+
+    Raises:
+        DataError: something else is missing.
+    """
+    given = dict(arrays)
+    if "input_ids" in given:
+        given.setdefault("attention_mask", np.ones_like(given["input_ids"]))
+        given.setdefault("token_type_ids", np.zeros_like(given["input_ids"]))
+    missing = [name for name in inputs if name not in given]
+    if missing:
+        raise DataError(
+            f"the model reads {', '.join(inputs)} and the batch holds {', '.join(arrays)}; "
+            f"{missing[0]} is missing"
+        )
+    return {name: given[name] for name in inputs}

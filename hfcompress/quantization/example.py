@@ -1,0 +1,113 @@
+"""``example.py`` of a deployable folder: reads sentences with the engine and `tokenizers` alone."""
+
+from __future__ import annotations
+
+_HEAD = '''\
+"""Classify sentences with this folder: python example.py "a gripping film" "a dull one"
+
+Needs: pip install {packages}
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+{imports}
+from tokenizers import Tokenizer
+
+FOLDER = Path(__file__).parent
+
+
+def read(name):
+    return json.loads((FOLDER / name).read_text(encoding="utf-8"))
+
+
+def make_tokenizer(settings):
+    tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+    tokenizer.enable_truncation(settings["max_length"])
+    tokenizer.enable_padding(
+        direction=settings["padding_side"],
+        pad_id=settings["pad_id"],
+        pad_token=settings["pad_token"],
+    )
+    return tokenizer
+
+
+def encode(tokenizer, sentences):
+    rows = tokenizer.encode_batch(sentences)
+    return {{
+        "input_ids": np.array([row.ids for row in rows], np.int64),
+        "attention_mask": np.array([row.attention_mask for row in rows], np.int64),
+        "token_type_ids": np.array([row.type_ids for row in rows], np.int64),
+    }}
+
+
+{run}
+
+def main(sentences):
+    manifest, labels = read("hfcompress.json"), read("config.json")["id2label"]
+    arrays = encode(make_tokenizer(manifest["text"]), sentences)
+    logits = np.asarray(run({{name: arrays[name] for name in manifest["inputs"]}}))
+    chances = np.exp(logits - logits.max(axis=1, keepdims=True))
+    chances /= chances.sum(axis=1, keepdims=True)
+    for sentence, row in zip(sentences, chances):
+        print(f"{{labels[str(row.argmax())]}} {{row.max():.4f}} {{sentence}}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or ["a gripping film", "a dull one"])
+'''
+_ENGINES = {
+    "onnxruntime": (
+        "onnxruntime tokenizers",
+        "import onnxruntime",
+        """\
+def run(arrays):
+    session = onnxruntime.InferenceSession(str(FOLDER / "model.onnx"))
+    return session.run(None, arrays)[0]
+""",
+    ),
+    "openvino": (
+        "openvino tokenizers",
+        "import openvino",
+        """\
+def run(arrays):
+    floats = read("hfcompress.json")["quantization"]["floats"]
+    options = {} if floats == "auto" else {"INFERENCE_PRECISION_HINT": "f32"}
+    return openvino.Core().compile_model(FOLDER / "model.xml", "CPU", options)(arrays)[0]
+""",
+    ),
+    "torch": (
+        "hfcompress",
+        "import hfcompress  # it tells transformers how to load the int8 weights\n"
+        "import torch\n"
+        "from transformers import AutoModelForSequenceClassification",
+        """\
+def run(arrays):
+    model = AutoModelForSequenceClassification.from_pretrained(FOLDER)
+    with torch.no_grad():
+        return model(**{name: torch.from_numpy(array) for name, array in arrays.items()}).logits
+""",
+    ),
+    "torchao": (
+        "torchao transformers",
+        "import torch\nfrom transformers import AutoModelForSequenceClassification",
+        """\
+def run(arrays):
+    model = AutoModelForSequenceClassification.from_pretrained(FOLDER)
+    with torch.no_grad():
+        return model(**{name: torch.from_numpy(array) for name, array in arrays.items()}).logits
+""",
+    ),
+}
+
+
+def example_script(backend: str) -> str:
+    """The text of ``example.py``.
+
+    Args:
+        backend: which engine it uses.
+    """
+    packages, imports, run = _ENGINES[backend]
+    return _HEAD.format(packages=packages, imports=imports, run=run)

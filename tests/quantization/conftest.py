@@ -1,0 +1,37 @@
+"""Exports cost seconds: each model is exported once, and the tests share the file."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hfcompress.models import weights_hash
+from hfcompress.quantization.export import export_onnx
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Path]:
+    """A model -> its ONNX file; equal models share one."""
+    root = tmp_path_factory.mktemp("exports")
+
+    def give(model: Any) -> Path:
+        path = root / f"{type(model).__name__}-{weights_hash(model)}.onnx"
+        return path if path.exists() else export_onnx(model, path)
+
+    return give
+
+
+@pytest.fixture
+def shared_exports(exported: Callable[[Any], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backends take the shared files instead of exporting anew."""
+
+    def copied(model: Any, path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.copyfile(exported(model), path))
+
+    for backend in ("onnxruntime", "openvino"):
+        monkeypatch.setattr(f"hfcompress.quantization.backends.{backend}.export_onnx", copied)

@@ -1,0 +1,249 @@
+"""Every backend: what it quantizes, what it says of it, and that the result stays near the model.
+
+Backends that are not installed are skipped; ONNX Runtime is installed by ``make test``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import ResNetConfig, ResNetForImageClassification
+
+from hfcompress import Calibration
+from hfcompress.config import Config
+from hfcompress.errors import (
+    CalibrationError,
+    ConfigError,
+    MissingExtraError,
+    ModelError,
+    TargetError,
+)
+from hfcompress.quantization.config import QuantizationConfig
+from hfcompress.quantization.quantize import quantize
+from hfcompress.quantization.quantized import QuantizedModel
+from tests.quantization.models import batches, logits, small
+
+PACKAGES = {"torchao": "torchao", "onnxruntime": "onnxruntime", "openvino": "nncf"}
+BACKENDS = ("torch", "torchao", "onnxruntime", "openvino")
+pytestmark = pytest.mark.usefixtures("shared_exports")
+
+
+def make(model: Any = None, **options: Any) -> QuantizedModel:
+    """Quantize the small BERT, with calibration data at hand."""
+    config = QuantizationConfig(**options)
+    for package in ("onnx", "openvino") if config.backend == "openvino" else ():
+        pytest.importorskip(package)
+    pytest.importorskip(PACKAGES.get(config.backend, "torch"))
+    return quantize(model or small(), config, Calibration(batches()))
+
+
+def same(first: QuantizedModel, second: QuantizedModel) -> bool:
+    """Whether two give the same logits, bit for bit."""
+    batch = batches()[0]
+    return np.array_equal(first.logits(batch), second.logits(batch))
+
+
+def change(quantized: QuantizedModel, model: Any = None) -> float:
+    """The largest difference of a logit from the fp32 model's, by the largest logit."""
+    batch = batches()[0]
+    expected = logits(model or small(), batch)
+    found: Any = quantized(**batch).logits
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_default_mode_is_near_the_model_and_covers_its_linears(backend: str) -> None:
+    model = small()
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = make(model, backend=backend)
+    assert 0 < change(found) < 0.15
+    assert all(torch.equal(weights[name], new) for name, new in model.state_dict().items())
+    rows = {row.name: row for row in found.coverage.modules}
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    assert all(rows[name].quantized for name in linears)
+    norm = rows["bert.encoder.layer.0.output.LayerNorm"]
+    assert (norm.quantized, norm.why) == (
+        False,
+        "norms and single parameters stay in floating point",
+    )
+    table = rows["bert.embeddings.word_embeddings"]
+    assert table.quantized is (backend in ("onnxruntime", "openvino"))
+    assert table.quantized or "only" in table.why
+    weight = sum(4 * module.weight.numel() for module in linears.values())
+    tables = sum(4 * m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
+    total = sum(4 * parameter.numel() for parameter in model.parameters())
+    integers = weight + (tables if table.quantized else 0)
+    assert found.coverage.share_of_bytes == pytest.approx(integers / total)
+    assert 0.7 < found.coverage.share_of_macs < 1
+    assert found.plain()["left_alone"] == found.coverage.reasons
+
+
+def test_dynamic_int8_of_torch_equals_a_float64_reference() -> None:
+    model = small()
+    found = make(model, backend="torch")
+    linear: Any = model.classifier
+    x = torch.randn(5, 32)
+    engine: Any = found.engine
+    got = engine.model.classifier(x)
+    low, high = min(x.min().item(), 0.0), max(x.max().item(), 0.0)
+    step = (high - low) / 255
+    zero = round(-low / step)
+    x_integers = ((x.double() / step).round() + zero).clamp(0, 255) - zero
+    scale = linear.weight.abs().amax(1).double() / 127
+    w_integers = (linear.weight.double() / scale[:, None]).round()
+    expected = (x_integers @ w_integers.T) * step * scale + linear.bias.double()
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_onnxruntime_weights_equal_a_float64_reference() -> None:
+    onnx = pytest.importorskip("onnx")
+    model = small()
+    engine: Any = make(model).engine
+    graph = onnx.load(str(engine.path)).graph
+    tensors = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
+    weight = model.bert.pooler.dense.weight.detach().double().numpy()
+    name = "bert.pooler.dense.weight"
+    scale = np.abs(weight).max(axis=1) / 127
+    np.testing.assert_allclose(tensors[f"{name}_scale"], scale, rtol=1e-6)
+    integers = tensors[f"{name}_quantized"].T.astype(np.int64)
+    assert np.abs(integers - weight / scale[:, None]).max() <= 0.5 + 1e-4
+
+
+@pytest.mark.parametrize(
+    ("options", "other"),
+    [
+        ({"backend": "torch"}, {"per_channel": False}),
+        ({"backend": "torchao"}, {"mode": "weight-only"}),
+        ({"backend": "torchao", "mode": "weight-only"}, {"bits": 4}),
+        ({}, {"per_channel": False}),
+        ({}, {"embeddings": False}),
+        ({}, {"reduce_range": True}),
+        ({}, {"mode": "none"}),
+        ({}, {"mode": "static"}),
+        ({"mode": "static"}, {"embeddings": False}),
+        ({"mode": "static"}, {"calibrate": "entropy"}),
+        ({"mode": "static", "calibrate": "percentile"}, {"percentile": 90.0}),
+        ({"backend": "openvino"}, {"embeddings": False}),
+        ({"backend": "openvino"}, {"mode": "none"}),
+    ],
+)
+def test_every_option_changes_the_result(options: dict[str, Any], other: dict[str, Any]) -> None:
+    first, second = make(**options), make(**{**options, **other})
+    assert not same(first, second)
+    assert change(second) < 0.8
+    if other.get("mode") == "none":
+        assert change(second) < 1e-4
+        assert second.coverage.share_of_macs == 0
+    if "embeddings" in other:
+        assert second.coverage.reasons["embeddings: false"] == 3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_excluded_modules_stay_in_fp32(backend: str) -> None:
+    found = make(backend=backend, exclude=("*.query", "classifier"))
+    rows = {row.name: row for row in found.coverage.modules}
+    for name in ("bert.encoder.layer.0.attention.self.query", "classifier"):
+        assert (rows[name].quantized, rows[name].why) == (False, "excluded by the config")
+    assert rows["bert.encoder.layer.0.attention.self.key"].quantized
+    whole = make(backend=backend)
+    assert found.bytes > whole.bytes
+    assert not same(found, whole)
+
+
+def test_openvino_in_bf16_where_the_processor_has_it() -> None:
+    exact = make(backend="openvino", mode="none")
+    fast = make(backend="openvino", mode="none", floats="auto")
+    assert same(exact, fast) is not bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+def test_a_model_without_a_linear() -> None:
+    settings: Any = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])
+    model: Any = ResNetForImageClassification(settings)
+    model.classifier = torch.nn.Identity()
+    with pytest.raises(TargetError, match="ResNetForImageClassification has no Linear to quantize"):
+        quantize(model, QuantizationConfig())
+
+
+def test_a_processor_without_vnni_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    (note,) = make(backend="torch").notes
+    assert "no VNNI, AMX or dot-product instructions" in note
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True})
+    assert make(backend="torch").notes == ()
+
+
+# --- bad input ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backend": "tensorrt"}, "backend should be 'torch', 'torchao', 'onnxruntime'"),
+        ({"backend": "torch", "mode": "static"}, "torch has no mode static; it has: dynamic"),
+        ({"bits": 4}, "bits: 4 needs backend: torchao and mode: weight-only"),
+        ({"backend": "torch", "embeddings": False}, "embeddings is an option of onnxruntime and"),
+        ({"calibrate": "entropy"}, "calibrate: entropy needs mode: static"),
+        ({"mode": "static", "percentile": 99.0}, "percentile needs calibrate: percentile"),
+        ({"mode": "none", "exclude": ("x",)}, "mode: none quantizes nothing"),
+        ({"backnd": "torch"}, "did you mean 'backend'"),
+    ],
+)
+def test_a_config_that_does_not_fit(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        QuantizationConfig(**options)
+    assert issubclass(QuantizationConfig, Config)
+
+
+@pytest.mark.parametrize(
+    ("backend", "module", "extra"),
+    [("torchao", "torchao", "torchao"), ("onnxruntime", "onnxruntime", "onnx"),
+     ("openvino", "openvino", "openvino")],
+)  # fmt: skip
+def test_a_backend_that_is_not_installed(
+    backend: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, module, None)
+    with pytest.raises(MissingExtraError, match=rf"pip install 'hfcompress\[{extra}\]'"):
+        quantize(small(), QuantizationConfig.parse({"backend": backend}), batches())
+
+
+def test_static_mode_without_calibration_data() -> None:
+    config = QuantizationConfig(mode="static")
+    with pytest.raises(CalibrationError, match="onnxruntime in mode static needs calibration data"):
+        quantize(small(), config)
+    with pytest.raises(CalibrationError, match="needs calibration data"):
+        quantize(small(), QuantizationConfig(backend="openvino"), [])
+
+
+def test_models_that_cannot_be_quantized() -> None:
+    config = QuantizationConfig(backend="torch")
+    with pytest.raises(TargetError, match="'nothing' matches no module"):
+        quantize(small(), config.changed(exclude=("nothing",)))
+    with pytest.raises(
+        ModelError, match=r"holds torch\.bfloat16; load it with dtype=torch.float32"
+    ):
+        quantize(small().bfloat16(), config)
+    engine: Any = quantize(small(), config).engine
+    with pytest.raises(TargetError, match="no Linear to quantize"):
+        quantize(engine.model, config)
+
+
+def test_an_engine_that_refuses_the_graph_leaves_the_fp32_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tools = pytest.importorskip("onnxruntime.quantization")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no kernel for this graph\nand more lines")
+
+    monkeypatch.setattr(tools, "quantize_dynamic", refuse)
+    with pytest.raises(
+        ModelError, match="no kernel for this graph; the fp32 model is kept"
+    ) as error:
+        make()
+    kept = str(error.value).rpartition(" ")[2]
+    runtime = pytest.importorskip("onnxruntime")
+    assert runtime.InferenceSession(kept).get_inputs()[0].name == "input_ids"
