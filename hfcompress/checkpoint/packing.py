@@ -16,7 +16,9 @@ from transformers.pytorch_utils import Conv1D
 from hfcompress.errors import ModelError
 
 PACKABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, Conv1D)
-BITMASK, VALUES = "weight_bitmask", "weight_values"
+# The bitmask has the weight's own name: whoever loads the file without knowing of packed weights
+# is told that the shape is wrong, where a missing weight would quietly be made up.
+BITMASK, VALUES = "weight", "weight_values"
 _BITS = 8
 
 
@@ -89,7 +91,7 @@ def hold_packed(module: nn.Module, name: str, nonzeros: int) -> None:
     bits = torch.empty(-(-weight.numel() // _BITS), dtype=torch.uint8, device=weight.device)
     values = torch.empty(nonzeros, dtype=weight.dtype, device=weight.device)
     module._packed_shape = tuple(weight.shape)  # type: ignore[assignment]
-    module._parameters["weight"] = None
+    del module._parameters["weight"]
     module.register_buffer(BITMASK, bits)
     module.register_buffer(VALUES, values)
 
@@ -106,8 +108,6 @@ def unpack_all(model: nn.Module, names: Sequence[str]) -> None:
     """
     for name in names:
         module: Any = model.get_submodule(name)
-        bitmask, values = getattr(module, BITMASK), getattr(module, VALUES)
+        bitmask, values = module._buffers.pop(BITMASK), module._buffers.pop(VALUES)
         module.weight = nn.Parameter(unpack(bitmask, values, module._packed_shape))
-        for key in (BITMASK, VALUES):
-            del module._buffers[key]
         del module._packed_shape

@@ -17,10 +17,12 @@ from torch import nn
 from transformers import AutoModelForImageClassification as AutoModelForImages
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 from transformers import AutoModelForSequenceClassification as AutoModelForText
+from transformers.quantizers import auto
 
 import hfcompress
 from hfcompress import PruningConfig, prune
 from hfcompress.checkpoint.packing import pack, packed_bytes, unpack
+from hfcompress.checkpoint.record import METHOD
 from hfcompress.checkpoint.write import save_compressed
 from hfcompress.errors import ModelError, OutputError
 from tests.checkpoint.shrunk import uneven
@@ -68,8 +70,7 @@ def test_a_model_at_90_percent_takes_at_most_17_percent(tmp_path: Path) -> None:
     packed, dense = stored(tmp_path / "sparse"), stored(tmp_path / "dense")
     before = sum(dense[f"{name}.weight"].nbytes for name in names)
     after = sum(
-        packed[f"{name}.weight_bitmask"].nbytes + packed[f"{name}.weight_values"].nbytes
-        for name in names
+        packed[f"{name}.weight"].nbytes + packed[f"{name}.weight_values"].nbytes for name in names
     )
     assert after <= 0.17 * before
     assert (saved.packed, saved.dense_bytes, saved.bytes) == (len(names), before, after)
@@ -91,7 +92,7 @@ def test_in_memory_it_is_dense_and_a_later_save_is_plain(tmp_path: Path) -> None
     again = AutoModelForText.from_pretrained(tmp_path / "sparse")
     again.save_pretrained(tmp_path / "dense")
     assert "quantization_config" not in json.loads((tmp_path / "dense/config.json").read_text())
-    assert not any("bitmask" in name for name in stored(tmp_path / "dense"))
+    assert not any("values" in name for name in stored(tmp_path / "dense"))
 
 
 def test_shrunk_and_sparse_at_once(tmp_path: Path) -> None:
@@ -111,8 +112,8 @@ def test_convolutions_are_packed_and_what_would_grow_is_not(tmp_path: Path) -> N
         convolution.weight[:, :2] = 0
     save_compressed(model, tmp_path, sparse=True)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
-        packed = {name for name in file.keys() if "bitmask" in name}  # noqa: SIM118
-    assert packed == {"vit.embeddings.patch_embeddings.projection.weight_bitmask"}
+        packed = {name for name in file.keys() if "values" in name}  # noqa: SIM118
+    assert packed == {"vit.embeddings.patch_embeddings.projection.weight_values"}
     again = AutoModelForImages.from_pretrained(tmp_path)
     assert torch.equal(again.vit.embeddings.patch_embeddings.projection.weight, convolution.weight)
 
@@ -163,7 +164,7 @@ def test_damaged_packed_checkpoints_are_refused(tmp_path: Path) -> None:
     prune(model, PruningConfig(sparsity=0.9))
     save_compressed(model, tmp_path, sparse=True)
     tensors = stored(tmp_path)
-    wrong = {**tensors, f"{LAYER}.weight_bitmask": tensors[f"{LAYER}.weight_bitmask"] * 0}
+    wrong = {**tensors, f"{LAYER}.weight": tensors[f"{LAYER}.weight"] * 0}
     save_file(wrong, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="0 bits set and"):
         AutoModelForText.from_pretrained(tmp_path)
@@ -174,6 +175,19 @@ def test_damaged_packed_checkpoints_are_refused(tmp_path: Path) -> None:
         AutoModelForText.from_pretrained(tmp_path)
     break_record(tmp_path, lambda packed: packed.update({"bert.embeddings.LayerNorm": 7}))
     with pytest.raises(ModelError, match="is a LayerNorm in this model, not a Linear or"):
+        AutoModelForText.from_pretrained(tmp_path)
+
+
+def test_without_hfcompress_nothing_is_made_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library that does not know packed weights must fail, not draw new ones."""
+    model = tiny("bert")
+    prune(model, PruningConfig(sparsity=0.9))
+    save_compressed(model, tmp_path, sparse=True)
+    monkeypatch.delitem(auto.AUTO_QUANTIZATION_CONFIG_MAPPING, METHOD)
+    monkeypatch.delitem(auto.AUTO_QUANTIZER_MAPPING, METHOD)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         AutoModelForText.from_pretrained(tmp_path)
 
 

@@ -43,6 +43,26 @@ def test_uneven_widths_come_back_bit_for_bit(model_type: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("model_type", SHRINKABLE)
+def test_sublayers_without_any_unit_come_back(model_type: str, tmp_path: Path) -> None:
+    model = tiny(model_type)
+    _, neurons, heads, *_ = sublayers(model)
+    keep_units(model, neurons, [])
+    keep_units(model, heads, [])
+    record_shapes(model)
+    model.save_pretrained(tmp_path)
+    batch = tiny_batches(model_type)[0]
+    assert torch.equal(logits(load(model_type, tmp_path), batch), logits(model, batch))
+
+
+def test_several_files_come_back(tmp_path: Path) -> None:
+    model = uneven("bert")
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    batch = tiny_batches("bert")[0]
+    assert torch.equal(logits(load("bert", tmp_path), batch), logits(model, batch))
+
+
+@pytest.mark.parametrize("model_type", SHRINKABLE)
 def test_one_width_for_all_layers_stays_plain(model_type: str, tmp_path: Path) -> None:
     model = tiny(model_type)
     for sublayer in sublayers(model)[1::2]:
