@@ -29,7 +29,7 @@ PURE = {
     "pruning.schedule", "pruning.movement", "distillation.losses", "distillation.augment",
     "distillation.state_losses", "distillation.outputs", "distillation.layer_map",
     "distillation.schedule", "quantization.affine",
-    "distillation.divergences", "distillation.batch",
+    "distillation.divergences", "distillation.batch", "distillation.casts",
 }  # fmt: skip
 # Rooms that meet only in the recipe.
 STRANGERS = {"pruning", "distillation", "quantization"}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfcompress.distillation.batch import ROW, Inputs, teacher_inputs
+from hfcompress.distillation.casts import KeptCasts
 from hfcompress.distillation.outputs import TeacherOutputs
 from hfcompress.distillation.states import LayerWatch
 from hfcompress.distillation.tasks import logits_of
@@ -86,6 +87,7 @@ class _ModelTeacher:
         self.model = model.eval()
         self.watch = watch
         self.precision = precision
+        self._casts = KeptCasts(model)
         parameters = inspect.signature(model.forward).parameters
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         # A transformers model takes anything and hands it down; it reads what it names.
@@ -101,7 +103,7 @@ class _ModelTeacher:
         device = next(v.device for v in shown.values() if isinstance(v, Tensor))
         self._place(device)
         with torch.no_grad(), self._autocast(device):
-            outputs = self.model(**shown)
+            outputs = self._casts(shown) if self.precision == "bf16" else self.model(**shown)
         states = self.watch.take()
         return TeacherOutputs(
             logits_of(outputs),

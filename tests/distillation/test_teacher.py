@@ -31,6 +31,7 @@ from hfcompress.distillation.state_losses import (
     value_relation_loss,
 )
 from hfcompress.distillation.teacher import TeacherLoss
+from hfcompress.distillation.teachers import as_teacher
 from hfcompress.errors import ConfigError, DataError, ModelError, TargetError
 
 
@@ -112,6 +113,25 @@ def test_the_distance_and_the_precision_change_the_loss() -> None:
     totals = [total(hidden_distance=name) for name in ("mse", "normalized_mse", "cosine")]
     totals += [total(teacher_precision="bf16"), total(temperature=1.0)]
     assert len(set(totals)) == 5
+
+
+def test_weights_rounded_once_give_what_autocast_does() -> None:
+    model, inputs = bert(1), batch()
+    before = copy.deepcopy(model.state_dict())
+    teacher = as_teacher(model, "bf16", hidden=[0, 1])
+    for change in (0.0, 0.1):
+        with torch.no_grad():  # changes are noticed
+            model.classifier.weight.add_(change)
+        answer = teacher.ask(inputs)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            expected = model(**inputs, output_hidden_states=True)
+        assert torch.equal(answer.logits, expected.logits)
+        for number in range(2):
+            assert torch.equal(answer.hidden_states[number], expected.hidden_states[number + 1])
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    del before["classifier.weight"]
+    for name, value in before.items():
+        assert torch.equal(model.state_dict()[name], value)
 
 
 def test_the_hooks_are_gone_at_the_end() -> None:
