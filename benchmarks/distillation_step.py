@@ -14,8 +14,10 @@ recipes train (bf16, embeddings frozen, plain attention) and with ``Trainer``'s 
 from __future__ import annotations
 
 import multiprocessing
+import statistics
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ from hfcompress.distillation.student import make_student
 from hfcompress.distillation.trainer import DistillationTrainer
 from hfcompress.quiet import quiet_libraries
 
-ROUNDS = 7
+ROUNDS = 5
 STEPS, WARM_UP = 16, 4
 ROWS = 32 * STEPS
 MEMORY_STEPS = 12
@@ -65,9 +67,10 @@ class StepTimes(TrainerCallback):
         self.ends.append(time.perf_counter())
 
     @property
-    def total(self) -> float:
-        """Seconds of the updates after the warm-up."""
-        return self.ends[-1] - self.ends[WARM_UP - 1]
+    def steps(self) -> list[float]:
+        """Seconds of each update after the warm-up."""
+        ends = self.ends[WARM_UP - 1 :]
+        return [after - before for before, after in pairwise(ends)]
 
 
 def main() -> None:
@@ -96,18 +99,22 @@ def step_times(setting: str, folder: Path) -> list[Figure]:
     }  # fmt: skip
     if not bf16:
         options["teacher asked in bf16"] = {"teacher": teacher, "precision": "bf16"}
-    times: dict[str, list[float]] = {name: [] for name in options}
+    times: dict[str, list[list[float]]] = {name: [] for name in options}
     for start in range(ROUNDS):
         names = list(options)
         for name in names[start % len(names) :] + names[: start % len(names)]:
             times[name].append(train(setting, teacher, cache.attach(rows), options[name], folder))
     targets = {"kept logits": CACHED, "teacher asked": LIVE}
     figures = [
-        spread(f"{setting}: {name}", [1e3 * value / (STEPS - WARM_UP) for value in values], "ms")
-        for name, values in times.items()
+        spread(f"{setting}: {name}", [1e3 * statistics.median(steps) for steps in rounds], "ms")
+        for name, rounds in times.items()
     ]
-    for name, values in list(times.items())[1:]:
-        ratios = [value / plain for value, plain in zip(values, times["plain"], strict=True)]
+    for name, rounds in list(times.items())[1:]:
+        ratios = [
+            # Each step beside the plain step on the same batch: a pause spoils one of them only.
+            statistics.median(mine / plain for mine, plain in zip(steps, plain_steps, strict=True))
+            for steps, plain_steps in zip(rounds, times["plain"], strict=True)
+        ]
         figures.append(spread(f"{setting}: {name}, over plain", ratios, "x", targets.get(name)))
     return figures
 
@@ -118,13 +125,13 @@ def train(
     rows: Dataset,
     options: dict[str, Any] | None,
     folder: Path,
-) -> float:
-    """Seconds of the updates after the warm-up; without options it is plain fine-tuning."""
+) -> list[float]:
+    """Seconds of each update after the warm-up; without options it is plain fine-tuning."""
     times = StepTimes()
     trainer = trainer_of(setting, teacher, rows, options, folder, STEPS, times)
     trainer.remove_callback(PrinterCallback)  # it prints every log line
     trainer.train()
-    return times.total
+    return times.steps
 
 
 def trainer_of(
