@@ -57,7 +57,8 @@ class UpdateShares:
 
     A mean of means is not the mean where batches differ in what they count. Each loss of a batch
     is scaled by its share, so that the sum over the batches of an update is what one large batch
-    would give.
+    would give. Only hidden states by ``normalized_mse`` are near it and not equal: that divides by
+    the size of the teacher's states in the batch.
     """
 
     def __init__(self) -> None:

@@ -37,7 +37,8 @@ class TeacherTermsConfig(Config):
     )
     attention_weight: float = Field(
         0.0, ge=0, strict=False,
-        description="of the distance of attention maps of each mapped layer, summed over them",
+        description="of the distance of attention maps of each mapped layer, summed over them; "
+        "the student's attention dropout is noise to it, so set that to 0",
     )  # fmt: skip
     value_weight: float = Field(
         0.0, ge=0, strict=False,
