@@ -59,6 +59,12 @@ class Calibration:
             return self
         return self.kept(("first", rows), lambda: Calibration(self.batches, rows))
 
+    def spread(self, rows: int) -> Calibration:
+        """At most so many rows, from batches all over; all where there are fewer."""
+        step = max(1, self.rows // rows)
+        picked = self.kept(("spread", step), lambda: Calibration(self.batches[::step]))
+        return picked.first(min(rows, picked.rows))
+
     @property
     def rows(self) -> int:
         """Number of rows."""

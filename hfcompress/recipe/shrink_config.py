@@ -16,6 +16,12 @@ class ShrinkStepConfig(ShrinkConfig):
         ConfigError: as `ShrinkConfig`, or ``recover`` without rounds to recover between.
     """
 
+    augmented_rows: int = Field(
+        0,
+        ge=0,
+        description="rows of new text to calibrate on besides, made from the training texts "
+        "(without labels): the dense model is surer of rows that it was trained on",
+    )
     recover: RecoverConfig | None = Field(
         None, description="the training between rounds; after the last a recover step follows"
     )
@@ -24,6 +30,8 @@ class ShrinkStepConfig(ShrinkConfig):
     def _recovers_between_rounds(self) -> Self:
         if self.recover is not None and self.rounds == 1:
             raise ValueError("recover trains between rounds; write rounds: 2 or more, or a step")
+        if self.augmented_rows and self.score in ("taylor", "fisher"):
+            raise ValueError(f"augmented rows have no labels, which score {self.score} needs")
         return self
 
     @property

@@ -27,7 +27,7 @@ def shrink_step(
     """
     rows = None
     if config.needs_calibration or config.budget in ("latency", "speedup"):
-        rows = context.calibration(config.calibration_rows, config.seed)
+        rows = context.calibration(config.calibration_rows, config.seed, config.augmented_rows)
     training = config.recover
 
     def retrain(network: nn.Module) -> None:

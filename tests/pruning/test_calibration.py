@@ -216,3 +216,14 @@ def test_a_layer_that_is_never_called_is_named() -> None:
         Calibration([{"x": torch.ones(2, 3)}]).moments(
             model, {"used": model.used, "idle": model.idle}
         )
+
+
+def test_spread_takes_rows_from_all_over() -> None:
+    rows = Calibration(sentences(batches=8, rows=4))
+    few = rows.spread(12)
+    assert few.rows == 12
+    assert [torch.equal(few.batches[1]["input_ids"], b["input_ids"]) for b in rows.batches] == [
+        False, False, True, False, False, False, False, False
+    ]  # fmt: skip
+    assert rows.spread(100).rows == 32
+    assert rows.spread(1).rows == 1

@@ -61,6 +61,13 @@ def test_recovery_between_rounds_changes_the_result(one: Callable[..., Any]) -> 
     assert trained["steps"][0]["macs"]["shrunk"] <= 0.5 * trained["steps"][0]["macs"]["dense"]
 
 
+def test_new_text_to_calibrate_on_changes_the_result(one: Callable[..., Any]) -> None:
+    plain, more = one({"shrink": HALF}), one({"shrink": {**HALF, "augmented_rows": 16}})
+    assert plain["weights_hash"] != more["weights_hash"]
+    with pytest.raises(ConfigError, match="augmented rows have no labels"):
+        one({"shrink": {**HALF, "augmented_rows": 16, "score": "taylor"}})
+
+
 def test_a_latency_stands_in_the_row(one: Callable[..., Any]) -> None:
     row = one({"shrink": {"speedup": 1.01, "length": 8, "calibration_rows": 24}})
     assert row["latency"]["measured"] > 0

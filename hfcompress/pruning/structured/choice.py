@@ -56,7 +56,7 @@ class Surroundings:
         """Note the dense model's predictions, where the config compares any."""
         config = self.config
         if self.calibration and (config.spreads == "optimal" or config.layers is not None):
-            self.judges = self.calibration.first(min(config.table_rows, self.calibration.rows))
+            self.judges = self.calibration.spread(config.table_rows)
             self.predictions = predictions(self.dense, self.judges)
 
     def look(self, parts: Sequence[Sublayer]) -> None:
