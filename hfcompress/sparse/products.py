@@ -16,6 +16,8 @@ from hfcompress.sparse.kernel import ARGUMENTS, Shape
 _PAGE = 4096  # panels of two threads never share a page
 # Blocks for each thread from which on all rows stay with one thread: packing is done once then.
 _ENOUGH_BLOCKS = 4
+# Multiply-adds that are worth waking another thread for: some 60 microseconds of one core.
+_WORTH_A_THREAD = 2_000_000
 
 
 class Product(Protocol):
@@ -50,8 +52,10 @@ class KernelProduct:
         self.no_bias = torch.zeros(self.outputs)
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """The product plus bias; torch's number of threads compute it."""
-        tokens, threads = x.shape[0], torch.get_num_threads()
+        """The product plus bias, by as many of torch's threads as the work is worth."""
+        tokens = x.shape[0]
+        work = tokens * len(self.values) // _WORTH_A_THREAD
+        threads = max(1, min(torch.get_num_threads(), work))
         y = torch.empty(tokens, self.outputs)
         bias = self.no_bias if bias is None else bias
         panel_bytes = -(-self.inputs * self.shape.tokens * 4 // _PAGE) * _PAGE

@@ -49,9 +49,10 @@ def test_empty_rows_and_full_ones(density: float) -> None:
 
 
 @pytest.mark.parametrize("tokens", [5, 32, 70, 96, 300, 1000])
-def test_several_threads_share_the_work(tokens: int) -> None:
+def test_several_threads_share_the_work(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = sparse(40, 32, 0.2)
     x, bias = torch.randn(tokens, 32), torch.randn(40)
+    monkeypatch.setattr("hfcompress.sparse.products._WORTH_A_THREAD", 1)
     product, before = KernelProduct(weight), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -62,6 +63,19 @@ def test_several_threads_share_the_work(tokens: int) -> None:
         torch.set_num_threads(before)
     assert torch.equal(alone, together)
     assert close(alone, x, weight, bias)
+
+
+def test_little_work_wakes_no_other_thread() -> None:
+    product, asked = KernelProduct(sparse(32, 32, 0.2)), []
+    product.run = lambda arguments, threads: asked.append(threads)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        product(torch.randn(32, 32), None)
+        product(torch.randn(100_000, 32), None)
+    finally:
+        torch.set_num_threads(before)
+    assert asked == [1, 2]
 
 
 def test_without_openmp_one_thread_does_all(monkeypatch: pytest.MonkeyPatch) -> None:
