@@ -1,4 +1,4 @@
-"""The command line: ``hfcompress run | validate | inspect | report | recipes``.
+"""The command line: ``hfcompress run | validate | inspect | predict | report | recipes``.
 
 The only file that prints. Exit codes: 0 done, 2 bad input, 1 a failure on the way.
 """
@@ -134,6 +134,15 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _predict(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.quantization.predictor import load
+
+    found: Any = load(options.directory)(options.texts)
+    for text, best in zip(options.texts, found, strict=True):
+        console.print(f"{best['label']} {best['score']:.4f}  {text}", markup=False)
+    return 0
+
+
 def _recipes(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.recipe.shipped import headline, shipped_recipes
 
@@ -232,6 +241,10 @@ def _parser() -> argparse.ArgumentParser:
 
     report = _command(commands, "report", _report, "draw table, curves and page of a run again")
     report.add_argument("directory", metavar="DIR", help="folder of a run")
+
+    predict = _command(commands, "predict", _predict, "classify texts with a quantized folder")
+    predict.add_argument("directory", metavar="DIR", help="folder of a quantized model")
+    predict.add_argument("texts", metavar="TEXT", nargs="+", help="what to classify")
 
     _command(commands, "recipes", _recipes, "list the recipes that come with hfcompress")
     return parser

@@ -61,10 +61,7 @@ def save_folder(
         temporary.mkdir(parents=True)
         manifest = _manifest(quantized, processor)
         quantized.engine.write(temporary)
-        if not (temporary / "config.json").exists():
-            (temporary / "config.json").write_text(
-                quantized.source.config.to_json_string(), encoding="utf-8"
-            )
+        _write_config(quantized.source, temporary / "config.json")
         if processor is not None:
             processor.save_pretrained(temporary)
         texts = {
@@ -137,6 +134,16 @@ def default_card(quantized: QuantizedModel) -> str:
         '```python\nimport hfcompress\n\nprint(hfcompress.load("FOLDER")("a sentence"))\n```',
     ]
     return "\n".join(lines) + "\n"
+
+
+def _write_config(model: PreTrainedModel, path: Path) -> None:
+    """The engine's ``config.json``, or the model's; transformers leaves default labels out."""
+    config: Any = model.config
+    text = path.read_text(encoding="utf-8") if path.exists() else config.to_json_string()
+    labels = {str(number): str(name) for number, name in config.id2label.items()}
+    numbers = {name: int(number) for number, name in labels.items()}
+    data = {**json.loads(text), "id2label": labels, "label2id": numbers}
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 def _manifest(quantized: QuantizedModel, processor: Any) -> dict[str, Any]:

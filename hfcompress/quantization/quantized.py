@@ -73,6 +73,9 @@ class QuantizedModel:
 
         return save_folder(self, directory, processor, card)
 
+    def __deepcopy__(self, memo: object) -> QuantizedModel:
+        return self  # an engine cannot be copied, and nothing changes it
+
     def plain(self) -> dict[str, Any]:
         """What was done, as data that JSON can hold."""
         return {

@@ -12,10 +12,12 @@ from transformers import PreTrainedModel
 from hfcompress.checkpoint.write import save_compressed
 from hfcompress.errors import HfcompressError
 from hfcompress.measure.weights import analyze_weight_distribution
+from hfcompress.quantization.quantized import QuantizedModel
 from hfcompress.recipe.hashing import content_hash
 from hfcompress.recipe.schema import Trial
 from hfcompress.recipe.store import RunDirectory
-from hfcompress.recipe.trial import Logits, Runner
+from hfcompress.recipe.trial import Logits, Runner, plain_model
+from hfcompress.report.card import model_card
 
 Row = dict[str, Any]
 
@@ -51,12 +53,15 @@ def perform(runner: Runner, trial: Trial, folder: Path | None) -> Outcome:
         row, model, logits, dense = runner.run(trial)
         if folder is None:
             return Outcome(trial.settings, row)
-        weights = _histograms(runner, trial, row, model)
+        weights = _histograms(runner, trial, row, plain_model(model))
         if runner.bench.recipe.save_models:
             name = f"{trial.index:03d}-{row['hash'][:8]}"
             processor = runner.bench.encoding(trial, len(trial.steps)).processor
-            packed = runner.bench.recipe.save_sparse
-            save_model(model, processor, folder / "models" / name, packed)
+            if isinstance(model, QuantizedModel):
+                model.save(folder / "models" / name, processor, model_card(row, name=name))
+            else:
+                packed = runner.bench.recipe.save_sparse
+                save_model(model, processor, folder / "models" / name, packed)
     except (HfcompressError, RuntimeError, MemoryError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         return Outcome(trial.settings, reason=reason[0])

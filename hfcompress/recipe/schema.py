@@ -19,6 +19,7 @@ from hfcompress.data import DataConfig
 from hfcompress.errors import ConfigError
 from hfcompress.models import ModelConfig, task_modality
 from hfcompress.pruning.config import PruningConfig
+from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.recipe.distill_config import DistillConfig
 from hfcompress.recipe.finetune_config import FinetuneConfig
 from hfcompress.recipe.shrink_config import ShrinkStepConfig
@@ -36,6 +37,7 @@ from hfcompress.vocabulary.config import VocabularyConfig
 STEP_CONFIGS: dict[str, type[Config]] = {
     "finetune": FinetuneConfig,
     "prune": PruningConfig,
+    "quantize": QuantizationConfig,
     "shrink": ShrinkStepConfig,
     "recover": RecoverConfig,
     "gradual": GradualConfig,
@@ -211,6 +213,11 @@ def parse_steps(steps: Sequence[Any]) -> tuple[Step, ...]:
         ((name, fields),) = item.items()
         config = STEP_CONFIGS[name].parse(fields or {}, f"steps[{index}].{name}")
         parsed.append(Step(name, config))
+        if isinstance(config, QuantizationConfig) and index < len(steps) - 1:
+            raise ConfigError(
+                f"steps[{index}].quantize leaves no torch model for the steps after it; "
+                f"write it last"
+            )
     return tuple(parsed)
 
 

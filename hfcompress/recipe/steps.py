@@ -13,6 +13,9 @@ from hfcompress.architectures import select_modules
 from hfcompress.config import Config
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.unstructured import PruneReport, prune
+from hfcompress.quantization.config import QuantizationConfig
+from hfcompress.quantization.quantize import check_quantizable, quantize
+from hfcompress.quantization.quantized import QuantizedModel
 from hfcompress.recipe.context import Context
 from hfcompress.recipe.distill import check_distill, distill
 from hfcompress.recipe.distill_config import DistillConfig
@@ -37,7 +40,8 @@ from hfcompress.recipe.vocabulary import check_vocabulary, vocabulary_step
 from hfcompress.vocabulary.config import VocabularyConfig
 
 Done = dict[str, Any]
-StepFunction = Callable[[PreTrainedModel, Any, Context], tuple[PreTrainedModel, Done]]
+# Quantizing ends in an engine, every other step in a torch model.
+StepFunction = Callable[[PreTrainedModel, Any, Context], tuple[Any, Done]]
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,24 @@ def prune_by(model: nn.Module, config: PruningConfig, context: Context) -> Prune
     return prune(model, config.changed(calibration_rows=None, augmented_rows=0), calibration)
 
 
+def quantize_step(
+    model: PreTrainedModel, config: QuantizationConfig, context: Context
+) -> tuple[QuantizedModel, Done]:
+    """Quantize for an engine, with training rows where the mode calibrates."""
+    context.progress.stage(f"quantizing: {config.backend}, {config.resolved_mode}")
+    calibration = (
+        context.calibration(config.calibration_rows, config.seed)
+        if config.needs_calibration
+        else None
+    )
+    quantized = quantize(model, config, calibration)
+    for note in quantized.notes:
+        context.progress.note(note)
+    done = quantized.plain()
+    done.pop("modules")
+    return quantized, done
+
+
 def _check_targets(model: PreTrainedModel, config: PruningConfig) -> None:
     select_modules(model, config.targets, config.exclude)
 
@@ -109,6 +131,12 @@ STEPS: dict[type[Config], StepKind] = {
     ),
     VocabularyConfig: StepKind(
         vocabulary_step, compresses=True, needs_rows=_always, check=check_vocabulary
+    ),
+    QuantizationConfig: StepKind(
+        quantize_step,
+        compresses=True,
+        needs_rows=lambda config: config.needs_calibration,
+        check=check_quantizable,
     ),
     RecoverConfig: StepKind(recover, trains=True, needs_rows=_always, check=check_training),
     **{

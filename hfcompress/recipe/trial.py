@@ -24,12 +24,14 @@ from hfcompress.measure.summary import (
 from hfcompress.models import weights_hash
 from hfcompress.predict import predict
 from hfcompress.predict_checked import checking_pays, predict_checked
+from hfcompress.quantization.quantized import QuantizedModel
 from hfcompress.recipe.encodings import Encoding
 from hfcompress.recipe.schema import Trial
 from hfcompress.recipe.steps import kind_of
 from hfcompress.recipe.workbench import Workbench
 
 Logits = NDArray[np.float32]
+Model = PreTrainedModel | QuantizedModel
 
 
 @dataclass
@@ -115,15 +117,17 @@ class Runner:
         prefixes = self.bench.prefixes(trial)[self._dense_place(trial) + 1 : place]
         return self.bench.encodings.adapt(self.dense_model(trial), prefixes)
 
-    def predict(self, model: PreTrainedModel, encoding: Encoding) -> tuple[str, Logits]:
+    def predict(self, model: Model, encoding: Encoding) -> tuple[str, Logits]:
         """The model's weights hash, and its logits; computed once for equal weights."""
-        key = weights_hash(model)
+        key = model.engine.digest if isinstance(model, QuantizedModel) else weights_hash(model)
         if key not in self.predictions:
             bench = self.bench
             bench.progress.stage(f"predicting {len(bench.eval):,} rows")
             size = bench.recipe.measure.batch_size
             rows = (encoding.eval, size, bench.progress.work, encoding.batches(size))
-            if bench.recipe.measure.precision == "auto" and checking_pays(model, encoding.eval):
+            if isinstance(model, QuantizedModel):
+                self.predictions[key] = model.predict(*rows)
+            elif bench.recipe.measure.precision == "auto" and checking_pays(model, encoding.eval):
                 found = predict_checked(model, *rows)
                 self.predictions[key], self._exact_rows[key] = found.logits, found.exact_rows
             else:
@@ -142,7 +146,7 @@ class Runner:
         """The model that the trial is compared with."""
         return self.model_after(trial, self._dense_place(trial))[0]
 
-    def run(self, trial: Trial) -> tuple[dict[str, Any], PreTrainedModel, Logits, Logits]:
+    def run(self, trial: Trial) -> tuple[dict[str, Any], Model, Logits, Logits]:
         """Carry a trial out.
 
         Returns:
@@ -160,11 +164,12 @@ class Runner:
     def _row(
         self,
         trial: Trial,
-        model: PreTrainedModel,
+        result: Model,
         done: list[dict[str, Any]],
         key: str,
         dense: Logits,
     ) -> dict[str, Any]:
+        model = plain_model(result)
         bench, measure = self.bench, self.bench.recipe.measure
         labels, logits = bench.eval.labels, self.predictions[key]
         quality = compare(measure.metric, logits, labels, dense)
@@ -183,7 +188,9 @@ class Runner:
             "model_sparsity": sparsity.model,
             "parameters": count_parameters(model),
             "nonzero_parameters": count_parameters(model, nonzero=True),
-            "bytes": calculate_model_size(model),
+            "bytes": result.bytes
+            if isinstance(result, QuantizedModel)
+            else calculate_model_size(model),
             "macs": self._macs(model, trial) if measure.macs else None,
             "latency": _latency(done),
             **quality.plain(),
@@ -209,6 +216,11 @@ class Runner:
         ((_, batch),) = rows.batches(1, np.array([middle]))
         batch.pop("labels", None)
         return count_macs(model, batch).total
+
+
+def plain_model(model: Model) -> PreTrainedModel:
+    """The torch model that a trial leads to: of a quantized one, the model it was made from."""
+    return model.source if isinstance(model, QuantizedModel) else model
 
 
 def _compression(done: list[dict[str, Any]]) -> tuple[float | None, list[dict[str, Any]]]:

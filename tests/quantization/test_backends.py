@@ -26,7 +26,6 @@ from hfcompress.quantization.quantize import quantize
 from hfcompress.quantization.quantized import QuantizedModel
 from tests.quantization.models import batches, logits, small
 
-PACKAGES = {"torchao": "torchao", "onnxruntime": "onnxruntime", "openvino": "nncf"}
 BACKENDS = ("torch", "torchao", "onnxruntime", "openvino")
 pytestmark = pytest.mark.usefixtures("shared_exports")
 
@@ -34,9 +33,7 @@ pytestmark = pytest.mark.usefixtures("shared_exports")
 def make(model: Any = None, **options: Any) -> QuantizedModel:
     """Quantize the small BERT, with calibration data at hand."""
     config = QuantizationConfig(**options)
-    for package in ("onnx", "openvino") if config.backend == "openvino" else ():
-        pytest.importorskip(package)
-    pytest.importorskip(PACKAGES.get(config.backend, "torch"))
+    pytest.importorskip(config.backend)  # each is called what its package is
     return quantize(model or small(), config, Calibration(batches()))
 
 

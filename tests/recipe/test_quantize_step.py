@@ -1,0 +1,85 @@
+"""The quantize step: rows as if made by hand, folders that load, and where it may stand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import hfcompress
+from hfcompress.errors import ConfigError
+from hfcompress.predict import predict
+from hfcompress.quantization.config import QuantizationConfig
+from hfcompress.quantization.quantize import quantize
+from hfcompress.recipe.cache import StepCache
+from hfcompress.recipe.progress import Progress
+from hfcompress.recipe.schema import parse_recipe
+from hfcompress.recipe.store import RunDirectory
+from hfcompress.recipe.sweep import run
+from hfcompress.recipe.workbench import prepare
+
+
+@pytest.fixture
+def plan(model_folder: Path, write_data: Callable[..., Path]) -> dict[str, Any]:
+    return {
+        "model": str(model_folder),
+        "data": str(write_data(rows=60)),
+        "steps": [{"prune": {"sparsity": 0.3}}, {"quantize": {"backend": "torch"}}],
+        "save_models": True,
+    }
+
+
+def test_the_row_is_what_the_steps_give_by_hand(plan: dict[str, Any], tmp_path: Path) -> None:
+    recipe = parse_recipe(plan)
+    (row,) = run(recipe, tmp_path / "run").rows
+    bench = prepare(recipe, Progress(), StepCache())
+    dense = predict(bench.loaded.model, bench.eval, 32).argmax(1)
+    hfcompress.prune(bench.loaded.model, hfcompress.PruningConfig(sparsity=0.3))
+    made = quantize(bench.loaded.model, QuantizationConfig(backend="torch"))
+    logits = made.predict(bench.eval, 32)
+    assert row["bytes"] == made.bytes
+    assert row["value"] == float(np.mean(logits.argmax(1) == bench.eval.labels))
+    assert row["agreement"] == float(np.mean(logits.argmax(1) == dense))
+    assert row["actual_sparsity"] == pytest.approx(0.3, abs=1e-3)
+    assert row["steps"][1]["step"] == "quantize"
+    assert row["steps"][1]["share_of_macs"] == made.coverage.share_of_macs
+    saved = RunDirectory(tmp_path / "run").load_predictions(row["hash"])
+    assert saved is not None
+    assert np.array_equal(saved, logits)
+    (folder,) = (tmp_path / "run" / "models").iterdir()
+    found: Any = hfcompress.load(folder)("a good film")
+    assert found["label"] in ("0", "1", "LABEL_0", "LABEL_1")
+    assert "Measured" in (folder / "README.md").read_text()
+
+
+def test_static_mode_reads_training_rows(plan: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    rows = []
+    for seed in (0, 1):
+        step = {"mode": "static", "calibration_rows": 8, "seed": seed}
+        rows += run(
+            parse_recipe({**plan, "steps": [{"quantize": step}]}), tmp_path / str(seed)
+        ).rows
+    assert rows[0]["weights_hash"] != rows[1]["weights_hash"]
+    assert rows[0]["steps"][0]["mode"] == "static"
+
+
+def test_a_missing_engine_fails_its_trial_alone(
+    plan: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "torchao", None)
+    grid = {"quantize.backend": ["torch", "torchao"]}
+    result = run(parse_recipe({**plan, "grid": grid, "save_models": False}), tmp_path / "run")
+    assert [row["settings"] for row in result.rows] == [{"quantize.backend": "torch"}]
+    ((settings, reason),) = result.failures
+    assert settings == {"quantize.backend": "torchao"}
+    assert "pip install 'hfcompress[torchao]'" in reason
+
+
+def test_quantize_must_be_last(plan: dict[str, Any]) -> None:
+    steps = [{"quantize": {}}, {"prune": {"sparsity": 0.5}}]
+    with pytest.raises(ConfigError, match=r"steps\[0\].quantize leaves no torch model for the"):
+        parse_recipe({**plan, "steps": steps})
