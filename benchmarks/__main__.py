@@ -31,6 +31,7 @@ BENCHMARKS = {
     "oneshot_levers": True,
     "distillation_quality": True,
     "structured_quality": True,
+    "quantize_quality": True,
 }
 
 
