@@ -1,4 +1,4 @@
-"""The README's tables, made from benchmarks/results/ and from nothing else.
+"""The tables of README.md and docs/results.md, made from benchmarks/results/ and nothing else.
 
     python -m benchmarks.tables
 
@@ -16,6 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
+PAGES = (README, ROOT / "docs" / "results.md")
 _CELL = re.compile(r"(?P<row>.+), (?P<column>\d+%|\d+:\d+), (?P<unit>\w+)")
 _BLOCK = re.compile(r"<!-- results: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
@@ -25,9 +26,10 @@ def render(text: str) -> str:
     return _BLOCK.sub(lambda match: _block(match[1]), text)
 
 
-def update_readme() -> None:
-    """Fill the README's blocks."""
-    README.write_text(render(README.read_text(encoding="utf-8")), encoding="utf-8")
+def update_pages() -> None:
+    """Fill the blocks of every page."""
+    for page in PAGES:
+        page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def _block(name: str) -> str:
@@ -83,4 +85,4 @@ def _line(figure: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    update_readme()
+    update_pages()

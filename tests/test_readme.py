@@ -8,16 +8,27 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.tables import README, RESULTS, ROOT, render
+from benchmarks.tables import PAGES, README, RESULTS, ROOT, render
 from hfcompress.recipe.schema import expand, load_recipe
 from hfcompress.recipe.shipped import headline, shipped_recipes
 
 TEXT = README.read_text(encoding="utf-8")
 
 
-def test_tables_are_the_results() -> None:
-    assert TEXT.count("<!-- results:") == TEXT.count("<!-- end -->") >= 2
-    assert render(TEXT) == TEXT, "run: python -m benchmarks.tables"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_are_the_results(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<!-- results:") == text.count("<!-- end -->") >= 2
+    assert render(text) == text, "run: python -m benchmarks.tables"
+
+
+def test_every_result_is_shown() -> None:
+    shown = {
+        name
+        for page in PAGES
+        for name in re.findall(r"<!-- results: (\w+) -->", page.read_text(encoding="utf-8"))
+    }
+    assert shown == {path.stem for path in RESULTS.glob("*.json")}
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
