@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hfcompress.encode import Encoded
+from hfcompress.measure.environment import cpu_abilities
 from hfcompress.predict import Batches, Logits, predict
 
 # The largest error seen is multiplied by this before a row is trusted: errors are bell-shaped,
@@ -52,7 +53,7 @@ def bf16_is_faster(model: nn.Module) -> bool:
     parameter = next(model.parameters())
     if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
         return False
-    abilities = torch.cpu.get_capabilities()
+    abilities = cpu_abilities()
     return bool(abilities.get("amx_bf16") or abilities.get("avx512_bf16"))
 
 

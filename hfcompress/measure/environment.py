@@ -32,6 +32,12 @@ def environment() -> dict[str, Any]:
     }
 
 
+def cpu_abilities() -> dict[str, Any]:
+    """What the processor can do, by torch's names (``amx_bf16``); empty where torch cannot say."""
+    find: Any = getattr(torch.cpu, "get_capabilities", None)  # older releases have none
+    return {} if find is None else dict(find())
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
+from hfcompress.measure.environment import cpu_abilities
 
 # VNNI and AMX on x86, dot products and matrix products on ARM.
 FAST_INT8 = ("avx512_vnni", "avx_vnni", "amx_int8", "dot", "i8mm")
@@ -12,7 +10,7 @@ FAST_INT8 = ("avx512_vnni", "avx_vnni", "amx_int8", "dot", "i8mm")
 
 def has_fast_int8() -> bool:
     """True where products of 8-bit integers have instructions of their own."""
-    known: dict[str, Any] = dict(torch.cpu.get_capabilities())
+    known = cpu_abilities()
     return any(known.get(name) for name in FAST_INT8)
 
 
