@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hfcompress.errors import ConfigError, MissingExtraError
 from hfcompress.recipe import engines
@@ -32,6 +33,15 @@ def recipe(model_folder: Path, write_data: Callable[..., Path]) -> Recipe:
     )
 
 
+@pytest.fixture
+def as_a_worker() -> Iterator[None]:
+    """A test that plays the worker leaves neither its threads nor its runner behind."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    engines._runner.cache_clear()
+
+
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
 
@@ -49,6 +59,7 @@ def test_two_processes_give_the_rows_of_one(recipe: Recipe, tmp_path: Path) -> N
     assert all(store.load_predictions(row["hash"]) is not None for row in together.rows)
 
 
+@pytest.mark.usefixtures("as_a_worker")
 def test_shared_training_runs_once_and_before_the_workers(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
