@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.tables import RESULTS, update_readme
+from benchmarks.tables import RESULTS, update_pages
 
 # In the order in which they run, the quick ones first; True where SST-2 is read.
 BENCHMARKS = {
@@ -52,7 +52,7 @@ def main() -> int:
         console.rule(name)
         if subprocess.run(command, check=False).returncode:
             failed.append(name)
-    update_readme()
+    update_pages()
     for name in failed:
         console.print(f"[red]{name} failed; its last results stand")
     missed = not_met()
