@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import field
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,6 +20,16 @@ from hfcompress.errors import ConfigError
 # YAML knows lists, configs hold tuples: the one place where a type is converted.
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 Values = Annotated[tuple[str | int, ...], Field(strict=False)]
+
+
+def option_metadata(config: type[BaseModel], name: str) -> dict[str, Any]:
+    """The help of a dataclass field that stands for a config's field."""
+    return {"help": config.model_fields[name].description}
+
+
+def option(config: type[BaseModel], name: str) -> Any:
+    """A dataclass field (of training arguments) with the default and help of a config's field."""
+    return field(default=config.model_fields[name].default, metadata=option_metadata(config, name))
 
 
 class Config(BaseModel):

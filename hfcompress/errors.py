@@ -60,3 +60,8 @@ class CalibrationError(BadInputError):
 
 class OutputError(BadInputError):
     """An output folder that cannot be used: read-only, or another recipe's."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's says, short enough for one sentence of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

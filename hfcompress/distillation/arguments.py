@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, fields
-from typing import Any
+from functools import partial
 
 from transformers import TrainingArguments
 
+from hfcompress.config import option, option_metadata
 from hfcompress.distillation.config import DistillationTrainingConfig
 from hfcompress.errors import ConfigError
 
-
-def _option(name: str) -> Any:
-    """A dataclass field with the default and the description of the config's field."""
-    return field(
-        default=DistillationTrainingConfig.model_fields[name].default, metadata=_help(name)
-    )
-
-
-def _help(name: str) -> dict[str, Any]:
-    return {"help": DistillationTrainingConfig.model_fields[name].description}
+_option = partial(option, DistillationTrainingConfig)
+_help = partial(option_metadata, DistillationTrainingConfig)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hfcompress.errors import ModelError
+from hfcompress.errors import ModelError, first_line
 from hfcompress.measure.layers import evaluation_mode, frozen
 
 
@@ -47,7 +47,7 @@ def count_macs(model: nn.Module, inputs: Mapping[str, Any]) -> Macs:
         with evaluation_mode(model), frozen(model), sdpa_kernel(SDPBackend.MATH), counter:
             model(**inputs)
     except Exception as error:  # whatever a forward raises is about these inputs
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        line = first_line(error)
         raise ModelError(
             f"{type(model).__name__} cannot be run on the inputs {sorted(inputs)} to count MACs: "
             f"{line}"

@@ -16,7 +16,7 @@ import evaluate
 import numpy as np
 import numpy.typing as npt
 
-from hfcompress.errors import DataError, SourceError
+from hfcompress.errors import DataError, SourceError, first_line
 
 Classes = npt.NDArray[np.int64]
 Confusion = npt.NDArray[np.float64]
@@ -127,7 +127,7 @@ def _load(name: str, folder: str) -> Any:
     try:
         return evaluate.load(name, cache_dir=folder, keep_in_memory=True)
     except Exception as error:  # evaluate raises a dozen types: no hub, no module, no dependency
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise SourceError(
             f"the metric {name!r} is not built in and evaluate cannot load it ({reason}); "
             f"write one of {', '.join(CONFUSION_METRICS)}, or go online"

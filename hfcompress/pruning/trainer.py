@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
+from hfcompress.config import option, option_metadata
 from hfcompress.errors import ConfigError
 from hfcompress.pruning.callback import PruningCallback
 from hfcompress.pruning.training_config import PruningTrainingConfig
@@ -23,13 +25,8 @@ LossTerms = Callable[[nn.Module, Mapping[str, Any], Any], Mapping[str, Tensor]]
 _PREFIX = "pruning_"
 
 
-def _option(name: str) -> Any:
-    """A dataclass field with the default and the description of the config's field."""
-    return field(default=PruningTrainingConfig.model_fields[name].default, metadata=_help(name))
-
-
-def _help(name: str) -> dict[str, Any]:
-    return {"help": PruningTrainingConfig.model_fields[name].description}
+_option = partial(option, PruningTrainingConfig)
+_help = partial(option_metadata, PruningTrainingConfig)
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,6 +49,34 @@ class Engine(Protocol):
     def write(self, folder: Path) -> None:
         """Write the model's own files into a folder that is there and is nobody else's."""
         ...
+
+
+class FileEngine:
+    """What engines share that run files as they are.
+
+    Attributes:
+        files: the graph, and what lies beside it.
+    """
+
+    files: tuple[Path, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of graph and weights."""
+        return sum(file.stat().st_size for file in self.files)
+
+    @property
+    def digest(self) -> str:
+        """Hash of graph and weights."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(file.read_bytes())
+        return digest.hexdigest()[:16]
+
+    def write(self, folder: Path) -> None:
+        """Copy graph and weights."""
+        for file in self.files:
+            shutil.copyfile(file, folder / file.name)
 
 
 def check_inputs(inputs: tuple[str, ...], where: str) -> None:

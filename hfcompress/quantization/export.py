@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hfcompress.errors import ModelError, OutputError
+from hfcompress.errors import ModelError, OutputError, first_line
 from hfcompress.extras import require
 from hfcompress.measure.layers import evaluation_mode
 from hfcompress.quantization.graph import tidy
@@ -192,7 +192,7 @@ def _capture(model: PreTrainedModel) -> Any:
                 verbose=False,
             )
         except Exception as error:  # whatever torch raises is about this model
-            line = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
+            line = first_line(error.__cause__ or error)
             raise ModelError(
                 f"torch cannot export {type(model).__name__} to ONNX: {line}; use backend: torch"
             ) from error

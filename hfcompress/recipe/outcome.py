@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from hfcompress.checkpoint.write import save_compressed
-from hfcompress.errors import HfcompressError
+from hfcompress.errors import HfcompressError, first_line
 from hfcompress.measure.weights import analyze_weight_distribution
 from hfcompress.quantization.quantized import QuantizedModel
 from hfcompress.recipe.hashing import content_hash
@@ -63,8 +63,7 @@ def perform(runner: Runner, trial: Trial, folder: Path | None) -> Outcome:
                 packed = runner.bench.recipe.save_sparse
                 save_model(model, processor, folder / "models" / name, packed)
     except (HfcompressError, RuntimeError, MemoryError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        return Outcome(trial.settings, reason=reason[0])
+        return Outcome(trial.settings, reason=first_line(error))
     predictions = {row["hash"]: logits, f"dense-{runner.dense_prefix(trial)}": dense}
     return Outcome(trial.settings, row, predictions=predictions, weights=weights)
 

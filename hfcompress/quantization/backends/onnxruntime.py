@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 import os
@@ -20,10 +19,10 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
-from hfcompress.errors import ModelError
+from hfcompress.errors import ModelError, first_line
 from hfcompress.extras import require
 from hfcompress.quantization.config import QuantizationConfig
-from hfcompress.quantization.engine import Arrays, arranged, check_inputs
+from hfcompress.quantization.engine import Arrays, FileEngine, arranged, check_inputs
 from hfcompress.quantization.export import check_against_torch, export_onnx
 
 FILE = "model.onnx"
@@ -31,7 +30,7 @@ _OPERATORS = ("MatMul", "Conv")
 _CALIBRATIONS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
 
 
-class OnnxEngine:
+class OnnxEngine(FileEngine):
     """A session over one file.
 
     Args:
@@ -51,7 +50,7 @@ class OnnxEngine:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = 3
-        self.path = path
+        self.path, self.files = path, tuple(_files(path))
         if folder is not None:
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         try:
@@ -59,32 +58,14 @@ class OnnxEngine:
                 str(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its errors share no base class
-            raise ModelError(f"ONNX Runtime refuses {path}: {_first_line(error)}") from error
+            raise ModelError(f"ONNX Runtime refuses {path}: {first_line(error)}") from error
         self.inputs = tuple(str(item.name) for item in self._session.get_inputs())
         check_inputs(self.inputs, str(path))
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the file, and of the weights beside it."""
-        return sum(file.stat().st_size for file in _files(self.path))
-
-    @property
-    def digest(self) -> str:
-        """Hash of the file."""
-        digest = hashlib.sha256()
-        for file in _files(self.path):
-            digest.update(file.read_bytes())
-        return digest.hexdigest()[:16]
 
     def logits(self, arrays: Arrays) -> NDArray[np.float32]:
         """Logits of one batch."""
         (found,) = self._session.run(None, arranged(arrays, self.inputs))
         return np.asarray(found, np.float32)
-
-    def write(self, folder: Path) -> None:
-        """Copy the file."""
-        for file in _files(self.path):
-            shutil.copyfile(file, folder / file.name)
 
 
 def load_engine(folder: Path, threads: int | None = None) -> OnnxEngine:
@@ -131,7 +112,7 @@ def quantize_model(
             engine = OnnxEngine(target, folder=folder)
         except Exception as error:  # whatever it is, the export is good and has cost time
             raise ModelError(
-                f"ONNX Runtime cannot quantize {type(model).__name__}: {_first_line(error)}; "
+                f"ONNX Runtime cannot quantize {type(model).__name__}: {first_line(error)}; "
                 f"the fp32 model is kept as {_keep(dense)}"
             ) from error
     except BaseException:
@@ -244,10 +225,6 @@ def _keep(dense: Path) -> Path:
     for file in _files(dense):
         os.replace(file, kept / file.name)
     return kept / dense.name
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager

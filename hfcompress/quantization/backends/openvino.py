@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
@@ -19,10 +18,10 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
-from hfcompress.errors import ModelError
+from hfcompress.errors import ModelError, first_line
 from hfcompress.extras import require
 from hfcompress.quantization.config import QuantizationConfig
-from hfcompress.quantization.engine import Arrays, arranged, check_inputs
+from hfcompress.quantization.engine import Arrays, FileEngine, arranged, check_inputs
 from hfcompress.quantization.export import check_against_torch, export_onnx
 from hfcompress.quantization.folder import read_manifest
 
@@ -30,7 +29,7 @@ FILE = "model.xml"
 _PRECISION = "INFERENCE_PRECISION_HINT"
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(FileEngine):
     """A compiled model.
 
     Args:
@@ -58,37 +57,19 @@ class OpenVinoEngine:
         options: dict[str, Any] = {} if floats == "auto" else {_PRECISION: "f32"}
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
-        self.path = path
+        self.path, self.files = path, tuple(_files(path))
         if folder is not None:
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         try:
             self._compiled = openvino.Core().compile_model(str(path), "CPU", options)
         except Exception as error:  # its errors share no base class
-            raise ModelError(f"OpenVINO refuses {path}: {_first_line(error)}") from error
+            raise ModelError(f"OpenVINO refuses {path}: {first_line(error)}") from error
         self.inputs = tuple(str(item.any_name) for item in self._compiled.inputs)
         check_inputs(self.inputs, str(path))
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of graph and weights."""
-        return sum(file.stat().st_size for file in _files(self.path))
-
-    @property
-    def digest(self) -> str:
-        """Hash of graph and weights."""
-        digest = hashlib.sha256()
-        for file in _files(self.path):
-            digest.update(file.read_bytes())
-        return digest.hexdigest()[:16]
 
     def logits(self, arrays: Arrays) -> NDArray[np.float32]:
         """Logits of one batch."""
         return np.array(self._compiled(arranged(arrays, self.inputs))[0], np.float32)
-
-    def write(self, folder: Path) -> None:
-        """Copy graph and weights."""
-        for file in _files(self.path):
-            shutil.copyfile(file, folder / file.name)
 
 
 def load_engine(folder: Path, threads: int | None = None) -> OpenVinoEngine:
@@ -144,7 +125,7 @@ def quantize_model(
             for file in dense.parent.iterdir():
                 os.replace(file, kept / file.name)
             raise ModelError(
-                f"OpenVINO cannot quantize {type(model).__name__}: {_first_line(error)}; "
+                f"OpenVINO cannot quantize {type(model).__name__}: {first_line(error)}; "
                 f"the fp32 model is kept as {kept / dense.name}"
             ) from error
     except BaseException:
@@ -216,10 +197,6 @@ def _reads_integers(node: Any) -> bool:
 def _files(path: Path) -> list[Path]:
     beside = [path.with_suffix(".bin"), path.with_name(f"{path.name}.data")]
     return [path, *(file for file in beside if file.is_file())]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager

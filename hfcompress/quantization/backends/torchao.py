@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
-from hfcompress.errors import ModelError
+from hfcompress.errors import ModelError, first_line
 from hfcompress.extras import require
 from hfcompress.quantization.backends.torch import load_checkpoint
 from hfcompress.quantization.config import QuantizationConfig
@@ -122,7 +122,7 @@ def quantize_model(
         engine = TorchAoEngine(root, temporary=True)
     except Exception as error:  # whatever torchao raises is about this model
         shutil.rmtree(root, ignore_errors=True)
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        line = first_line(error)
         raise ModelError(f"torchao cannot quantize {type(model).__name__}: {line}") from error
     return engine, names
 
