@@ -13,11 +13,10 @@ goes on; --only NAME makes one row (--only list names them) and no table.
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,18 +33,17 @@ from benchmarks._distillation_peers import (
     textbrewer_missing,
 )
 from benchmarks._figures import Figure, parse_arguments, report
+from benchmarks._rows import Surroundings, kept_row
 from benchmarks.oneshot_quality import teacher_folder
 from hfcompress.architectures import blocks
 from hfcompress.distillation.layer_choice import choose_layers
 from hfcompress.distillation.student import make_student
 from hfcompress.distillation.text_student import TextStudentConfig, make_text_student
-from hfcompress.files import atomic_write
 from hfcompress.measure.latency import measure_latency
 from hfcompress.measure.summary import count_parameters
 from hfcompress.predict import predict
 from hfcompress.quiet import quiet_libraries
 from hfcompress.recipe.cache import StepCache
-from hfcompress.recipe.context import Context
 from hfcompress.recipe.distill import distill
 from hfcompress.recipe.distill_config import DistillConfig
 from hfcompress.recipe.finetune import finetune
@@ -53,7 +51,7 @@ from hfcompress.recipe.finetune_config import FinetuneConfig
 from hfcompress.recipe.progress import Progress
 from hfcompress.recipe.schema import Recipe, load_recipe, parse_steps
 from hfcompress.recipe.shipped import find_recipe
-from hfcompress.recipe.workbench import Workbench, prepare
+from hfcompress.recipe.workbench import prepare
 
 SEEDS = (0, 1, 2)
 MINUTES = 8.0
@@ -90,22 +88,10 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What all students share."""
+class Setting(Surroundings):
+    """What all students share; ``model`` is the teacher."""
 
-    bench: Workbench
     steps: dict[str, DistillConfig]
-
-    @property
-    def teacher(self) -> PreTrainedModel:
-        """A model of one's own to ask."""
-        return self.bench.start(self.bench.trials[0])
-
-    def context(self, seed: int) -> Context:
-        """The surroundings of a step, without checkpoints."""
-        (trial,) = self.bench.trials
-        common = self.bench.context(trial, "", lambda: self.teacher, None)
-        return replace(common, seed=seed, workdir=None)
 
 
 Train = Callable[[Setting], PreTrainedModel]
@@ -129,7 +115,9 @@ def main() -> None:
     wanted = [arguments.only] if arguments.only else [*trainings]
     rows = {}
     for name in wanted:
-        rows[name] = kept_row(work / "rows", name, trainings[name], setting)
+        rows[name] = kept_row(
+            work / "rows" / f"{name}.json", Row, partial(measured, trainings[name], setting)
+        )
         row = rows[name]
         console.print(f"{name}: {row.accuracy:.2%}, {row.minutes:.1f} min, {row.weights:,} weights")
     if not arguments.only:
@@ -169,20 +157,15 @@ def all_trainings() -> dict[str, Train]:
     return trainings
 
 
-def kept_row(folder: Path, name: str, train: Train, setting: Setting) -> Row:
-    """A row from the folder, or made and put there."""
-    path = folder / f"{name}.json"
-    if path.is_file():
-        return Row(**json.loads(path.read_text(encoding="utf-8")))
+def measured(train: Train, setting: Setting) -> Row:
+    """Train a student and measure it."""
     started = time.perf_counter()
     model = train(setting)
     minutes = (time.perf_counter() - started) / 60
     bench = setting.bench
     logits = predict(model, bench.eval, bench.recipe.measure.batch_size)
     accuracy = float(np.mean(logits.argmax(1) == bench.eval.labels))
-    row = Row(accuracy, minutes, encoder_weights(model))
-    atomic_write(path, json.dumps(asdict(row)) + "\n")
-    return row
+    return Row(accuracy, minutes, encoder_weights(model))
 
 
 # --- training ----------------------------------------------------------------------------------
@@ -201,18 +184,18 @@ def ours_cnn(setting: Setting) -> PreTrainedModel:
 
 
 def distilled(step: DistillConfig, seed: int, setting: Setting) -> PreTrainedModel:
-    return distill(setting.teacher, step, setting.context(seed))[0]
+    return distill(setting.model, step, setting.context(seed))[0]
 
 
 def labels_only(sizes: dict[str, Any], seed: int, setting: Setting) -> PreTrainedModel:
     """The same start, fine-tuned as the teacher was."""
-    return fine_tuned(make_student(setting.teacher, **sizes), seed, setting)
+    return fine_tuned(make_student(setting.model, **sizes), seed, setting)
 
 
 def cnn_labels_only(setting: Setting) -> PreTrainedModel:
     config = setting.steps["distill-to-cnn"].text_student or TextStudentConfig()
     step = setting.steps["distill-to-cnn"]
-    student = make_text_student(setting.teacher, config)
+    student = make_text_student(setting.model, config)
     return fine_tuned(student, 0, setting, step.learning_rate)
 
 
@@ -224,7 +207,7 @@ def fine_tuned(
 
 
 def by_peer(train: Callable[..., None], setting: Setting) -> PreTrainedModel:
-    teacher, rows = setting.teacher, setting.bench.train
+    teacher, rows = setting.model, setting.bench.train
     assert rows is not None
     student = make_student(teacher, layers=3)
     train(student, teacher, rows)
@@ -240,7 +223,7 @@ def by_textbrewer(student: PreTrainedModel, teacher: PreTrainedModel, rows: Any)
 
 def figures(rows: dict[str, Row], setting: Setting) -> list[Figure]:
     """The rows against what is to be reached."""
-    teacher, bench = setting.teacher, setting.bench
+    teacher, bench = setting.model, setting.bench
     logits = predict(teacher, bench.eval, bench.recipe.measure.batch_size)
     level = 100 * float(np.mean(logits.argmax(1) == bench.eval.labels))
     made = [Figure("teacher, accuracy", level, "%")]
@@ -292,7 +275,7 @@ def gain(title: str, student: str, rows: dict[str, Row], target: float) -> Figur
 def claim(rows: dict[str, Row], level: float, setting: Setting) -> list[Figure]:
     """DistilBERT's claim with our student: accuracy kept, weights left, speed in one engine."""
     (row,) = seeds(f"ours, {CLAIM}", rows)
-    teacher = setting.teacher
+    teacher = setting.model
     student = make_student(teacher, **STUDENTS[CLAIM][0])
     left = 100 * row.weights / encoder_weights(teacher)
     kept = 100 * 100 * row.accuracy / level

@@ -15,11 +15,10 @@ is distilled.
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,15 +27,14 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from benchmarks._figures import Figure, parse_arguments, report
+from benchmarks._rows import Surroundings, kept_row
 from benchmarks._structured_peers import ROWS, torch_pruning_missing, torch_pruning_taylor
 from benchmarks.oneshot_quality import recipe as shipped
 from benchmarks.oneshot_quality import teacher_folder
-from hfcompress.files import atomic_write
 from hfcompress.predict import predict
 from hfcompress.pruning.structured.costs import layer_macs
 from hfcompress.quiet import quiet_libraries
 from hfcompress.recipe.cache import StepCache
-from hfcompress.recipe.context import Context
 from hfcompress.recipe.distill import distill
 from hfcompress.recipe.distill_config import DistillConfig
 from hfcompress.recipe.progress import Progress
@@ -66,24 +64,12 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(Surroundings):
     """What all rows share."""
 
-    bench: Workbench
     shrink: ShrinkStepConfig
     distill: DistillConfig
     dense: float
-
-    @property
-    def model(self) -> PreTrainedModel:
-        """The dense model, yours to change."""
-        return self.bench.start(self.bench.trials[0])
-
-    def context(self, seed: int) -> Context:
-        """The surroundings of a step, without checkpoints."""
-        (trial,) = self.bench.trials
-        common = self.bench.context(trial, "", lambda: self.model, None)
-        return replace(common, seed=seed, workdir=None)
 
 
 Shrink = Callable[[Setting, float, int], PreTrainedModel]
@@ -132,7 +118,9 @@ def main() -> None:
         wanted = [arguments.only]
     rows = {}
     for name in wanted:
-        rows[name] = row = kept_row(work / "rows", name, makers[name], setting)
+        rows[name] = row = kept_row(
+            work / "rows" / f"{name}.json", Row, partial(makers[name], setting)
+        )
         told = f"{row.accuracy:.2%}, {row.minutes:.1f} min, {row.left:.1%} left"
         Console(stderr=True, highlight=False).print(f"{name}: {told}")
     if arguments.only in (None, "one-shot"):
@@ -191,16 +179,6 @@ def distilled(method: Shrink, share: float, setting: Setting) -> Row:
 def left(model: PreTrainedModel, setting: Setting) -> float:
     dense = setting.model
     return layer_macs(model, sublayers(model), LENGTH) / layer_macs(dense, sublayers(dense), LENGTH)
-
-
-def kept_row(folder: Path, name: str, make: Callable[[Setting], Row], setting: Setting) -> Row:
-    """The row from the folder, or made and put there."""
-    path = folder / f"{name.replace(' ', '_').replace('%', '')}.json"
-    if path.is_file():
-        return Row(**json.loads(path.read_text(encoding="utf-8")))
-    row = make(setting)
-    atomic_write(path, json.dumps(asdict(row)))
-    return row
 
 
 def figures(rows: dict[str, Row], setting: Setting) -> list[Figure]:
