@@ -15,6 +15,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("HFCOMPRESS_CACHE") or Path.home() / ".cache" / "hfcompress")
 
 
+def unwritable(path: Path, error: OSError) -> OutputError:
+    """What to raise where the system refuses to write."""
+    reason = error.strerror or error
+    return OutputError(f"{path} cannot be written ({reason}); choose a writable folder")
+
+
 def atomic_write(path: str | Path, content: str | bytes) -> Path:
     """Write a file under a temporary name beside it, then rename it into place.
 
@@ -45,7 +51,5 @@ def atomic_write(path: str | Path, content: str | bytes) -> Path:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written ({error.strerror or error}); choose a writable folder"
-        ) from None
+        raise unwritable(path, error) from None
     return path

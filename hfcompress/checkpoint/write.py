@@ -15,8 +15,7 @@ from transformers import PreTrainedModel
 
 from hfcompress.checkpoint.packing import BITMASK, PACKABLE, VALUES, pack, packed_bytes
 from hfcompress.checkpoint.save import record_shapes, write_record
-from hfcompress.errors import OutputError
-from hfcompress.files import atomic_write
+from hfcompress.files import atomic_write, unwritable
 
 _README = "README.md"
 
@@ -98,9 +97,7 @@ def _save(model: PreTrainedModel, directory: Path, state: dict[str, Tensor] | No
         for file in sorted(temporary.iterdir()):
             os.replace(file, directory / file.name)
     except OSError as error:
-        raise OutputError(
-            f"{directory} cannot be written ({error.strerror or error}); choose a writable folder"
-        ) from None
+        raise unwritable(directory, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     if hasattr(model.config, "quantization_config") and not (directory / _README).exists():

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hfcompress.errors import ModelError, OutputError, first_line
+from hfcompress.errors import ModelError, first_line
 from hfcompress.extras import require
+from hfcompress.files import unwritable
 from hfcompress.measure.layers import evaluation_mode
 from hfcompress.quantization.graph import tidy
 
@@ -114,9 +115,7 @@ def export_onnx(model: PreTrainedModel, path: str | Path) -> Path:
             program.save(str(temporary), external_data=False)
         os.replace(temporary, path)
     except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written ({error.strerror or error}); choose a writable folder"
-        ) from None
+        raise unwritable(path, error) from None
     finally:
         if temporary.exists():
             temporary.unlink()

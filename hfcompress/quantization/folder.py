@@ -26,6 +26,7 @@ import yaml
 from transformers import PreTrainedModel
 
 from hfcompress.errors import ModelError, OutputError
+from hfcompress.files import unwritable
 from hfcompress.quantization.example import example_script
 from hfcompress.quantization.export import IMAGE_INPUT
 
@@ -74,9 +75,7 @@ def save_folder(
             (temporary / name).write_text(text, encoding="utf-8")
         _swap(temporary, directory)
     except OSError as error:
-        raise OutputError(
-            f"{directory} cannot be written ({error.strerror or error}); choose a writable folder"
-        ) from None
+        raise unwritable(directory, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return directory

@@ -31,6 +31,14 @@ def tidy(axes: Axes) -> None:
         axes.spines[side].set_visible(False)
 
 
+def name_lines(axes: Axes, drawn: bool) -> None:
+    """The legend beside the axes; a word in their middle where nothing is drawn."""
+    if drawn:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=9.5)
+    else:
+        axes.text(0.5, 0.5, "nothing measured yet", transform=axes.transAxes, ha="center")
+
+
 def png_bytes(figure: Figure) -> bytes:
     """The figure as PNG; the same drawing gives the same bytes."""
     buffer = io.BytesIO()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hfcompress.report.canvas import GREY, MARKERS, PALETTE, new_figure, png_bytes, tidy
+from hfcompress.report.canvas import GREY, MARKERS, PALETTE, name_lines, new_figure, png_bytes, tidy
 from hfcompress.report.rows import (
     Row,
     dense_point,
@@ -97,10 +97,7 @@ def front_figure(rows: Sequence[Row]) -> Figure:
         axes.axhline(scale * dense.value, color=GREY, linewidth=1.2, dashes=(6, 3), label=label)
     axes.set_xlabel("times faster than the dense model, measured")
     axes.set_ylabel(metric.replace("_", " ") + (" (%)" if scale == 100 else ""))
-    if points:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=9.5)
-    else:
-        axes.text(0.5, 0.5, "nothing measured yet", transform=axes.transAxes, ha="center")
+    name_lines(axes, bool(points))
     return figure
 
 

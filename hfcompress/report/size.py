@@ -8,7 +8,7 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from hfcompress.report.canvas import GREY, MARKERS, PALETTE, new_figure, png_bytes, tidy
+from hfcompress.report.canvas import GREY, MARKERS, PALETTE, name_lines, new_figure, png_bytes, tidy
 from hfcompress.report.rows import (
     Row,
     compressed_points,
@@ -110,10 +110,7 @@ def size_figure(rows: Sequence[Row]) -> Figure:
     axes.set_xlim(left=0)
     axes.set_xlabel("parameters (millions)")
     axes.set_ylabel(metric.replace("_", " ") + (" (%)" if scale == 100 else ""))
-    if points:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=9.5)
-    else:
-        axes.text(0.5, 0.5, "nothing measured yet", transform=axes.transAxes, ha="center")
+    name_lines(axes, bool(points))
     return figure
 
 

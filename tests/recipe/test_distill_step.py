@@ -28,21 +28,6 @@ ONE_LAYER: dict[str, Any] = {**FAST, "student": {"layers": 1}}
 Run = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture
-def one(model_folder: Path, write_data: Callable[..., Path]) -> Run:
-    """Runs steps without a grid and gives the one row."""
-    path = write_data(rows=60)
-
-    def run_one(*steps: dict[str, Any], output: Path | None = None, **more: Any) -> dict[str, Any]:
-        data = {"model": str(model_folder), "data": {"path": str(path), "eval_fraction": 0.5}}
-        row: dict[str, Any] = run(
-            parse_recipe({**data, "steps": list(steps), **more}), output
-        ).rows[0]
-        return row
-
-    return run_one
-
-
 @pytest.fixture(autouse=True)
 def _caches_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "datasets"))

@@ -11,27 +11,9 @@ from transformers import AutoModelForSequenceClassification
 
 from hfcompress.errors import ConfigError
 from hfcompress.measure.summary import count_parameters
-from hfcompress.recipe.schema import parse_recipe
-from hfcompress.recipe.sweep import run
 
 HALF = {"macs": 0.5, "calibration_rows": 24}
 FAST = {"max_steps": 8, "batch_size": 8, "learning_rate": 5e-3}
-
-
-@pytest.fixture
-def one(model_folder: Path, write_data: Callable[..., Path]) -> Callable[..., dict[str, Any]]:
-    """Runs steps without a grid and gives the one row."""
-    path = write_data(rows=60)
-
-    def run_one(*steps: dict[str, Any], output: Path | None = None, **more: Any) -> dict[str, Any]:
-        data = {"model": str(model_folder), "data": {"path": str(path), "eval_fraction": 0.5}}
-        recipe = parse_recipe({**data, "steps": list(steps), **more})
-        result = run(recipe, output)
-        assert not result.failures, result.failures
-        row: dict[str, Any] = result.rows[0]
-        return row
-
-    return run_one
 
 
 def test_a_shrunk_model_recovers_and_reloads(one: Callable[..., Any], tmp_path: Path) -> None:

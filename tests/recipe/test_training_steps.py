@@ -13,27 +13,10 @@ from transformers import AutoModelForSequenceClassification
 
 from hfcompress.errors import ConfigError, MissingExtraError, TargetError
 from hfcompress.measure.summary import calculate_sparsity
-from hfcompress.recipe.schema import parse_recipe
-from hfcompress.recipe.sweep import run
 from hfcompress.recipe.training_state import dropout, fast_attention, frozen_embeddings
 from tests.conftest import make_bert
 
 FAST = {"max_steps": 12, "batch_size": 8, "learning_rate": 5e-3}
-
-
-@pytest.fixture
-def one(model_folder: Path, write_data: Callable[..., Path]) -> Callable[..., dict[str, Any]]:
-    """Runs steps without a grid and gives the one row."""
-    path = write_data(rows=60)
-
-    def run_one(*steps: dict[str, Any], output: Path | None = None, **more: Any) -> dict[str, Any]:
-        data = {"model": str(model_folder), "data": {"path": str(path), "eval_fraction": 0.5}}
-        row: dict[str, Any] = run(
-            parse_recipe({**data, "steps": list(steps), **more}), output
-        ).rows[0]
-        return row
-
-    return run_one
 
 
 def test_recovery_keeps_the_zeros(one: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
