@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.backends import mkldnn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -29,7 +30,7 @@ class Macs:
 def count_macs(model: nn.Module, inputs: Mapping[str, Any]) -> Macs:
     """Count the multiply-accumulates of ``model(**inputs)``, for the whole batch.
 
-    Counted are matrix products (Linear, Conv1D, both products of attention) and convolutions,
+    Counted are matrix products (Linear, Conv1D, LSTM, both products of attention) and convolutions,
     grouped ones by their real size; element-wise work, norms, softmax and embedding look-ups are
     not. Zeros count as much as other weights: a dense kernel multiplies them. Padding counts too.
 
@@ -41,10 +42,11 @@ def count_macs(model: nn.Module, inputs: Mapping[str, Any]) -> Macs:
         ModelError: the model cannot be run on these inputs.
     """
     # The fused attention kernels differ by device and some are not counted; "math" is the same
-    # two matrix products everywhere.
+    # two matrix products everywhere. oneDNN's fused LSTM is not counted either, its products are.
+    unfused = (sdpa_kernel(SDPBackend.MATH), mkldnn.flags(enabled=False))
     counter = FlopCounterMode(display=False)
     try:
-        with evaluation_mode(model), frozen(model), sdpa_kernel(SDPBackend.MATH), counter:
+        with evaluation_mode(model), frozen(model), unfused[0], unfused[1], counter:
             model(**inputs)
     except Exception as error:  # whatever a forward raises is about these inputs
         line = first_line(error)
