@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,10 +44,15 @@ def count_macs(model: nn.Module, inputs: Mapping[str, Any]) -> Macs:
     """
     # The fused attention kernels differ by device and some are not counted; "math" is the same
     # two matrix products everywhere. oneDNN's fused LSTM is not counted either, its products are.
-    unfused = (sdpa_kernel(SDPBackend.MATH), mkldnn.flags(enabled=False))
     counter = FlopCounterMode(display=False)
     try:
-        with evaluation_mode(model), frozen(model), unfused[0], unfused[1], counter:
+        with (
+            evaluation_mode(model),
+            frozen(model),
+            sdpa_kernel(SDPBackend.MATH),
+            _without_onednn(),
+            counter,
+        ):
             model(**inputs)
     except Exception as error:  # whatever a forward raises is about these inputs
         line = first_line(error)
@@ -65,3 +71,13 @@ def count_macs(model: nn.Module, inputs: Mapping[str, Any]) -> Macs:
         if name.startswith(prefix) and count
     }
     return Macs(counter.get_total_flops() // 2, modules)
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    # mkldnn.flags does this too, and touches a switch of Intel's GPUs, which warns without one.
+    enabled, *_ = mkldnn.set_flags(_enabled=False, _fp32_precision=None)  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        mkldnn.set_flags(_enabled=enabled, _fp32_precision=None)  # type: ignore[no-untyped-call]
