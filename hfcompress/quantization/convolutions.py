@@ -13,8 +13,8 @@ from hfcompress.architectures import compressible_modules
 from hfcompress.measure.layers import evaluation_mode
 
 DYNAMIC_LEAVES_CONVOLUTIONS = (
-    "dynamic quantization does nothing for Conv2d, since no engine has a kernel for it; "
-    "mode: static takes convolutions, with calibration data"
+    "dynamic quantization does nothing for Conv2d, which gains in int8 only where the ranges of "
+    "activations are known beforehand; mode: static takes convolutions, with calibration data"
 )
 
 
