@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,28 @@ def load_examples(config: DataConfig, modality: Modality, need_train: bool) -> E
         DataError: a column or label that is not there, one class only, an empty side.
     """
     raw, notes = _read(config, modality)
+    return examples_of(raw, config, modality, need_train, notes)
+
+
+def examples_of(
+    raw: Mapping[str, Dataset],
+    config: DataConfig,
+    modality: Modality,
+    need_train: bool,
+    notes: tuple[str, ...] = (),
+) -> Examples:
+    """As `load_examples`, of data sets that are loaded already.
+
+    Args:
+        raw: split name -> its rows; of one split alone both sides are made.
+        config: what columns and splits mean; its ``path`` names the data in messages.
+        modality: what the task reads.
+        need_train: a step trains or calibrates, so a training side must exist.
+        notes: what was decided when they were read.
+
+    Raises:
+        DataError: as `load_examples`.
+    """
     first = next(iter(raw.values()))
     columns = _input_columns(config, modality, first)
     label = _column(config.label, _LABEL_COLUMNS, first, "label")
@@ -372,7 +395,7 @@ def _count(dropped: dict[str, int], reason: str, rows: int) -> None:
 
 
 def _choose_splits(
-    raw: DatasetDict, config: DataConfig, need_train: bool
+    raw: Mapping[str, Dataset], config: DataConfig, need_train: bool
 ) -> tuple[Dataset | None, Dataset]:
     """The two named splits; a lone split stands for both and is divided later."""
     if len(raw) == 1:

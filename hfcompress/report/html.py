@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hfcompress.report.curve import draw_curve
 from hfcompress.report.front import front_sentence
+from hfcompress.report.pipeline import is_pipeline, pipeline_sentence, pipeline_table
 from hfcompress.report.rows import Row, metric_of
 from hfcompress.report.size import size_sentence
 from hfcompress.report.sweet_spot import sweet_spot_sentence
@@ -52,6 +53,7 @@ def html_page(
         metric=metric_of(rows).replace("_", " "),
         curve=_data_uri(draw_curve(rows) if curve is None else curve),
         table=result_table(rows),
+        pipeline=pipeline_table(rows) if is_pipeline(rows) else None,
         weights=None if weights is None else _data_uri(weights),
         size=None if size is None else _data_uri(size),
         front=None if front is None else _data_uri(front),
@@ -62,6 +64,8 @@ def html_page(
 
 
 def _headline(rows: Sequence[Row], size: bytes | None, front: bytes | None) -> str:
+    if is_pipeline(rows):
+        return pipeline_sentence(rows)
     if size is not None:
         return size_sentence(rows)
     return sweet_spot_sentence(rows) if front is None else front_sentence(rows)
