@@ -64,8 +64,9 @@ def image_model(family: str, seed: int = 0, labels: int = 3, **config: Any) -> A
     model = kind(settings(**{**sizes, "num_labels": labels, **config}))
     if family == "mobilenet_v2":  # without the blocks that change no shape: exports cost seconds
         layers = model.mobilenet_v2.layer
-        kept = [layer for layer in layers if not layer.use_residual]
-        model.mobilenet_v2.layer = nn.ModuleList([*kept[:1], layers[2], *kept[1:]])
+        residual = next(layer for layer in layers if layer.use_residual)
+        kept = [layer for layer in layers if not layer.use_residual or layer is residual]
+        model.mobilenet_v2.layer = nn.ModuleList(kept)
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
