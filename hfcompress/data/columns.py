@@ -14,6 +14,11 @@ from hfcompress.models import Modality
 
 
 def input_columns(config: DataConfig, modality: Modality, rows: Dataset) -> tuple[str, ...]:
+    """The columns that hold the input: one image, one text, or a pair of texts.
+
+    Raises:
+        DataError: a column that is not there, or more than two.
+    """
     if modality == "image":
         return (find_column(config.image, IMAGE_COLUMNS, rows, "image"),)
     if isinstance(config.text, tuple):
