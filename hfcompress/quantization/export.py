@@ -82,9 +82,7 @@ def example_inputs(
     return {name: inputs[name] for name in names}
 
 
-def export_onnx(
-    model: PreTrainedModel, path: str | Path, image: ImageShape | None = None
-) -> Path:
+def export_onnx(model: PreTrainedModel, path: str | Path, image: ImageShape | None = None) -> Path:
     """Write a model as ONNX, fp32, batch and length dynamic.
 
     The file appears whole or not at all. A model above 2 GB has its weights in ``NAME.data``

@@ -18,9 +18,7 @@ _USUAL_SIDE = 224
 _FREE_SIDES = (64, 96)
 
 
-def image_shape(
-    model: nn.Module, batches: Sequence[Mapping[str, Any]] = ()
-) -> ImageShape | None:
+def image_shape(model: nn.Module, batches: Sequence[Mapping[str, Any]] = ()) -> ImageShape | None:
     """The one shape of image that a model is used with; None where it may be any.
 
     Args:

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfcompress.config import nearest
-from hfcompress.errors import DataError, ModelError, first_line
+from hfcompress.errors import DataError, ModelError
 from hfcompress.quantization.config import MODES
 from hfcompress.quantization.engine import Arrays, Engine
 from hfcompress.quantization.export import IMAGE_INPUT
 from hfcompress.quantization.folder import read_labels, read_manifest
-from hfcompress.quantization.pixels import make_pixels, open_upright
+from hfcompress.quantization.pixels import make_pixels
 
 Prediction = dict[str, Any]
 Prepare = Callable[[Sequence[Any]], Arrays]
@@ -186,17 +186,16 @@ def _image_reader(make: Callable[[Sequence[Any]], NDArray[Any]]) -> Prepare:
 
 
 def _opened(item: Any) -> Any:
-    """An image file, or a Pillow image as it is.
+    """An image file, or an image in memory, upright and of 8 bits.
 
     Raises:
-        DataError: no such file, or not an image.
+        DataError: no such file, or not an image; the sentence names it.
     """
-    from PIL import Image
+    from hfcompress.images import open_image
 
     if not isinstance(item, (str, Path)):
-        return item
-    try:
-        return open_upright(item)
-    except (OSError, ValueError, SyntaxError) as error:
-        what = "is no image" if isinstance(error, Image.UnidentifiedImageError) else first_line(error)
-        raise DataError(f"{str(item)!r} cannot be read as an image: {what}") from None
+        return open_image(item, "an image in memory")
+    path = Path(item)
+    if not path.is_file():
+        raise DataError(f"there is no image file {str(path)!r}")
+    return open_image({"path": str(path)}, str(path))

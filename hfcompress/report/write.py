@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hfcompress.files import atomic_write
+from hfcompress.report.classes import draw_classes
 from hfcompress.report.curve import draw_curve
 from hfcompress.report.front import draw_front, timed_points
 from hfcompress.report.histograms import draw_weights, weight_panels
@@ -28,8 +29,9 @@ def write_report(
     title: str = "Compression report",
 ) -> list[Path]:
     """Write ``results.csv``, ``curve.png``, ``weights.png`` and ``report.html``; of students
-    ``size.png`` and ``temperature.png`` too, of measured latencies ``front.png``, of a pipeline
-    ``bars.png``, of weights ``grids.png`` and ``levels.png``.
+    ``size.png`` and ``temperature.png`` too, of measured latencies ``front.png``, of more than
+    two classes ``classes.png``, of a pipeline ``bars.png``, of weights ``grids.png`` and
+    ``levels.png``.
 
     Each file is replaced whole or not at all, so the report may be written after every row.
 
@@ -55,6 +57,9 @@ def write_report(
     pictures = _about_students(rows)
     if timed_points(rows):
         pictures["front"] = draw_front(rows)
+    by_class = draw_classes(rows)
+    if by_class is not None:
+        pictures["classes"] = by_class
     panels = weight_panels(rows, weights or {})
     histograms = draw_weights(panels) if panels else None
     written = [write_csv(rows, directory / "results.csv")]
@@ -77,6 +82,7 @@ def write_report(
         front=pictures.get("front"),
         temperature=pictures.get("temperature"),
         pictures=further,
+        classes=pictures.get("classes"),
         recipe_text=recipe_text,
         environment=environment,
     )

@@ -161,9 +161,7 @@ def _quantize(
     nncf = require("nncf", "openvino")
     inputs = tuple(item.any_name for item in graph.inputs)
     rows = [arranged(batch, inputs) for batch in batches]
-    ignored = {
-        op.get_friendly_name() for op in graph.get_ops() if _module_of(op) in set(excluded)
-    }
+    ignored = {op.get_friendly_name() for op in graph.get_ops() if _module_of(op) in set(excluded)}
     if not config.embeddings:
         ignored |= _tables(graph, model)
     convolutional = is_convolutional(model)
