@@ -66,10 +66,16 @@ if TYPE_CHECKING:
     from hfcompress.quantization.predictor import load as load
     from hfcompress.quantization.quantize import quantize as quantize
     from hfcompress.quantization.quantized import QuantizedModel as QuantizedModel
+    from hfcompress.recipe.distill_config import DistillConfig as DistillConfig
+    from hfcompress.recipe.finetune_config import FinetuneConfig as FinetuneConfig
+    from hfcompress.recipe.measure_config import MeasureConfig as MeasureConfig
+    from hfcompress.recipe.pipeline import CompressionPipeline as CompressionPipeline
+    from hfcompress.recipe.pipeline import PipelineResult as PipelineResult
     from hfcompress.recipe.schema import Recipe as Recipe
     from hfcompress.recipe.schema import load_recipe as load_recipe
     from hfcompress.recipe.sweep import SweepResult as SweepResult
     from hfcompress.recipe.sweep import run as run
+    from hfcompress.recipe.training_config import RecoverConfig as RecoverConfig
     from hfcompress.sparse.choose import SparseReport as SparseReport
     from hfcompress.sparse.choose import densify as densify
     from hfcompress.sparse.choose import sparsify as sparsify
@@ -85,12 +91,17 @@ _PUBLIC = {
     "BadInputError": "errors",
     "Calibration": "pruning.calibration",
     "CompressionMetrics": "measure.summary",
+    "CompressionPipeline": "recipe.pipeline",
+    "DistillConfig": "recipe.distill_config",
     "DistillationArguments": "distillation.arguments",
     "DistillationConfig": "distillation.config",
     "DistillationLoss": "distillation.losses",
     "DistillationTrainer": "distillation.trainer",
+    "FinetuneConfig": "recipe.finetune_config",
     "HfcompressError": "errors",
     "LotteryConfig": "pruning.training_config",
+    "MeasureConfig": "recipe.measure_config",
+    "PipelineResult": "recipe.pipeline",
     "ProgressiveConfig": "pruning.training_config",
     "PruneReport": "pruning.unstructured",
     "PruningArguments": "pruning.trainer",
@@ -101,6 +112,7 @@ _PUBLIC = {
     "QuantizationConfig": "quantization.config",
     "QuantizedModel": "quantization.quantized",
     "Recipe": "recipe.schema",
+    "RecoverConfig": "recipe.training_config",
     "ShrinkConfig": "pruning.structured.config",
     "ShrinkReport": "pruning.structured.report",
     "SparseLinear": "sparse.linear",

@@ -137,8 +137,8 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 def _predict(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.quantization.predictor import load
 
-    found: Any = load(options.directory)(options.texts)
-    for text, best in zip(options.texts, found, strict=True):
+    found: Any = load(options.directory)(options.examples)
+    for text, best in zip(options.examples, found, strict=True):
         console.print(f"{best['label']} {best['score']:.4f}  {text}", markup=False)
     return 0
 
@@ -152,10 +152,14 @@ def _recipes(options: argparse.Namespace, console: Console) -> int:
 
 
 def _show_rows(rows: list[dict[str, Any]], console: Console) -> None:
+    from hfcompress.report.pipeline import is_pipeline, pipeline_rows, pipeline_sentence
     from hfcompress.report.sweet_spot import sweet_spot_sentence
     from hfcompress.report.table import rows_table
 
-    if rows:
+    if is_pipeline(rows):
+        console.print(pipeline_rows(rows))
+        console.print(pipeline_sentence(rows))
+    elif rows:
         console.print(rows_table(rows))
         console.print(sweet_spot_sentence(rows))
 
@@ -242,9 +246,9 @@ def _parser() -> argparse.ArgumentParser:
     report = _command(commands, "report", _report, "draw table, curves and page of a run again")
     report.add_argument("directory", metavar="DIR", help="folder of a run")
 
-    predict = _command(commands, "predict", _predict, "classify texts with a quantized folder")
+    predict = _command(commands, "predict", _predict, "classify texts or images, quantized")
     predict.add_argument("directory", metavar="DIR", help="folder of a quantized model")
-    predict.add_argument("texts", metavar="TEXT", nargs="+", help="what to classify")
+    predict.add_argument("examples", metavar="TEXT|IMAGE", nargs="+", help="texts, or image files")
 
     _command(commands, "recipes", _recipes, "list the recipes that come with hfcompress")
     return parser

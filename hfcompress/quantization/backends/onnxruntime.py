@@ -22,8 +22,10 @@ from transformers import PreTrainedModel
 from hfcompress.errors import ModelError, first_line
 from hfcompress.extras import require
 from hfcompress.quantization.config import QuantizationConfig
+from hfcompress.quantization.convolutions import DYNAMIC_LEAVES_CONVOLUTIONS
 from hfcompress.quantization.engine import Arrays, FileEngine, arranged, check_inputs
 from hfcompress.quantization.export import check_against_torch, export_onnx
+from hfcompress.quantization.images import image_shape
 
 FILE = "model.onnx"
 _OPERATORS = ("MatMul", "Conv")
@@ -101,9 +103,10 @@ def quantize_model(
     """
     require("onnxruntime", "onnx")
     folder = Path(tempfile.mkdtemp(prefix="hfcompress-"))
+    image = image_shape(model, batches)
     try:
-        dense = export_onnx(model, folder / "fp32" / FILE)
-        check_against_torch(model, OnnxEngine(dense).logits, "ONNX Runtime")
+        dense = export_onnx(model, folder / "fp32" / FILE, image)
+        check_against_torch(model, OnnxEngine(dense).logits, "ONNX Runtime", image)
         if config.resolved_mode == "none":
             return OnnxEngine(dense, folder=folder), set()
         target = folder / FILE
@@ -129,7 +132,7 @@ def why_not(module: nn.Module, config: QuantizationConfig) -> str:
     if isinstance(module, nn.Embedding):
         return "embeddings: false" if not config.embeddings else "its table is not in the graph"
     if isinstance(module, nn.Conv2d) and config.resolved_mode == "dynamic":
-        return "dynamic quantization leaves convolutions in fp32; mode: static takes them"
+        return DYNAMIC_LEAVES_CONVOLUTIONS
     return "ONNX Runtime found no product with its weight in the graph"
 
 
