@@ -118,7 +118,7 @@ def _inspect(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.recipe.inspect import inspect_model
 
     with console.status("loading"):
-        tables, text = inspect_model(options.model, options.task)
+        tables, text = inspect_model(options.model, options.task, options.profiles)
     for table in tables:
         console.print(table)
     console.print(text, markup=False)
@@ -238,6 +238,9 @@ def _parser() -> argparse.ArgumentParser:
     inspect = _command(commands, "inspect", _inspect, "parameters, sizes, sparsity of a model")
     inspect.add_argument("model", metavar="MODEL", help="hub name, folder or pkg://PACKAGE/PATH")
     inspect.add_argument("--task", default="text-classification", help="decides the Auto class")
+    inspect.add_argument(
+        "--profiles", action="store_true", help="say where it could run: microcontroller, phone ..."
+    )
 
     report = _command(commands, "report", _report, "draw table, curves and page of a run again")
     report.add_argument("directory", metavar="DIR", help="folder of a run")

@@ -119,9 +119,7 @@ def fits_of_model(model: nn.Module) -> list[Fit]:
 
 def fits_of_bytes(size: int) -> list[Fit]:
     """Whether a quantized model of so many bytes fits each profile."""
-    return [
-        Fit(profile, None, profile.fits(size), _shrink(profile, size)) for profile in PROFILES
-    ]
+    return [Fit(profile, None, profile.fits(size), _shrink(profile, size)) for profile in PROFILES]
 
 
 def _fit(profile: Profile, full: int, small: int, parameters: int) -> Fit:

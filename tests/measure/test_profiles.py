@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from torch import nn
 
+from hfcompress.cli import main
 from hfcompress.errors import ConfigError
 from hfcompress.measure.profiles import (
     MEGABYTE,
@@ -16,7 +19,9 @@ from hfcompress.measure.profiles import (
     profiles,
 )
 from hfcompress.measure.summary import calculate_model_size
-from tests.conftest import make_bert
+from hfcompress.quantization.config import QuantizationConfig
+from hfcompress.quantization.quantize import quantize
+from tests.conftest import make_bert, make_tokenizer
 
 
 def test_the_profiles_are_named_and_ordered() -> None:
@@ -65,12 +70,10 @@ def test_a_quantized_model_fits_or_needs_less() -> None:
     assert found["browser"].needs == ""
 
 
-def test_the_estimate_is_near_the_file_that_is_made(tmp_path: object) -> None:
+def test_the_estimate_is_near_the_file_that_is_made() -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     from transformers import BertConfig, BertForSequenceClassification
-
-    from hfcompress.quantization.quantize import quantize
 
     settings = BertConfig(
         hidden_size=256, num_hidden_layers=1, num_attention_heads=4, vocab_size=9000
@@ -79,3 +82,21 @@ def test_the_estimate_is_near_the_file_that_is_made(tmp_path: object) -> None:
     file = quantize(model).bytes
     assert 0 < file - estimated_int8_bytes(model) < 0.1 * MEGABYTE
     assert estimated_int8_bytes(make_bert()) < calculate_model_size(make_bert())
+
+
+def test_inspect_says_which_profiles_a_model_fits(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(model_folder), "--profiles"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in profiles())
+    assert "layers with weights" not in shown
+    small = quantize(make_bert(), QuantizationConfig(backend="torch"))
+    folder = small.save(tmp_path / "small", make_tokenizer())
+    assert main(["inspect", str(folder), "--profiles"]) == 0
+    shown = capsys.readouterr().out
+    assert f"{small.bytes:,}" in shown
+    assert "torch, dynamic" in shown
+    assert "microcontroller" in shown
+    assert main(["inspect", str(folder)]) == 0
+    assert "microcontroller" not in capsys.readouterr().out
