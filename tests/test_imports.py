@@ -22,6 +22,7 @@ LAYERS: list[set[str]] = [
     {"pruning", "distillation", "quantization", "checkpoint", "vocabulary", "sparse"},
     {"report"},
     {"recipe"},
+    {"benchmark"},
     {"cli"},
 ]
 PURE = {
