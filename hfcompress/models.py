@@ -99,7 +99,11 @@ def model_source(config: ModelConfig) -> Source:
 
 
 def load_model(
-    config: ModelConfig, task: str, labels: list[str] | None = None, seed: int = 0
+    config: ModelConfig,
+    task: str,
+    labels: list[str] | None = None,
+    seed: int = 0,
+    processor: bool = True,
 ) -> LoadedModel:
     """Load a model, its processor and its fingerprint.
 
@@ -108,6 +112,7 @@ def load_model(
         task: decides the Auto class and the kind of processor.
         labels: the data's label names in order; a model without a head for them gets a new one.
         seed: initialises a new head.
+        processor: load it, too; without, ``processor`` is None and the folder needs none.
 
     Raises:
         SourceError: nothing there, or the hub cannot be reached.
@@ -124,9 +129,9 @@ def load_model(
         model, info = auto_class(task).from_pretrained(
             source.location, **options, **head, output_loading_info=True, dtype=torch.float32
         )
-        processor = _load_processor(source.location, task, options)
+        found = _load_processor(source.location, task, options) if processor else None
     missing = [*info["missing_keys"], *(item[0] for item in info["mismatched_keys"])]
-    return LoadedModel(model.eval(), processor, bool(missing), _fingerprint(source, settings))
+    return LoadedModel(model.eval(), found, bool(missing), _fingerprint(source, settings))
 
 
 def _load_processor(location: str, task: str, options: dict[str, Any]) -> Any:

@@ -36,6 +36,9 @@ ENGINES: dict[str, EngineKind] = {
         "openvino", quantization={"backend": "openvino", "mode": "none", "floats": "auto"}
     ),
     "openvino-int8": EngineKind("openvino", quantization={"backend": "openvino"}),
+    "openvino-int8-bf16": EngineKind(
+        "openvino", quantization={"backend": "openvino", "floats": "auto"}
+    ),
 }
 """Engine by name, each runtime's fp32 first; its name is ``RUNTIME-fp32``."""
 REFERENCE = "torch-fp32"
@@ -50,7 +53,7 @@ def kind_name(backend: str, mode: str, floats: str = "fp32", bits: int = 8) -> s
     numbers = {"none": "bf16" if floats == "auto" else "fp32", "dynamic": "int8", "static": "int8"}
     precision = numbers.get(mode, f"int{bits}")
     detail = {"weight-only": " weights", "static": " static" if backend == "onnxruntime" else ""}
-    between = ", bf16 between" if mode == "static" and floats == "auto" else ""
+    between = "-bf16" if mode == "static" and floats == "auto" else ""
     return f"{backend}-{precision}{detail.get(mode, '')}{between}"
 
 

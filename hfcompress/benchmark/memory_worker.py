@@ -41,7 +41,10 @@ def _opener(task: dict[str, Any]) -> Callable[[], Run]:
             options.log_severity_level = 3
             file = str(folder / "model.onnx")
             session = onnxruntime.InferenceSession(
-                file, options, providers=["CPUExecutionProvider"]
+                file,
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=["SkipLayerNormFusion"],  # as the engine does
             )
             return lambda arrays: session.run(None, arrays)
 
@@ -73,7 +76,8 @@ def _torch(task: dict[str, Any]) -> Callable[[], Run]:
         source = task["source"]
         if not task["dtype"]:
             return load(source).engine.logits
-        model: Any = load_model(ModelConfig(path=source), subjects.task_of(source)).model
+        given, task_name = ModelConfig(path=source), subjects.task_of(source)
+        model: Any = load_model(given, task_name, processor=False).model
         if task["dtype"] == "bfloat16":
             return subjects.Bf16Engine(model).logits
         return subjects.TorchEngine(model).logits

@@ -160,13 +160,13 @@ def _of_checkpoint(
     tell: Callable[[str], None],
     stage: Callable[[str], None],
 ) -> Iterator[Subject]:
-    loaded = load_model(ModelConfig(path=path), task_of(path))
+    loaded = load_model(ModelConfig(path=path), task_of(path), processor=False)
     missing: MissingExtraError | None = None
     count = 0
     for engine, kind in ENGINES.items():
         if config.engine is not None and engine not in config.engine:
             continue
-        if config.engine is None and kind.dtype == "bfloat16" and not _has_bf16():
+        if config.engine is None and "bf16" in engine and not _has_bf16():
             tell(f"{engine} is left out: this processor has no bf16 instructions")
             continue
         try:
