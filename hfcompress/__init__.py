@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.checkpoint import hook as _hook
 
 if TYPE_CHECKING:
+    from hfcompress.benchmark.config import BenchConfig as BenchConfig
+    from hfcompress.benchmark.run import BenchResult as BenchResult
+    from hfcompress.benchmark.run import bench as bench
     from hfcompress.checkpoint.save import record_shapes as record_shapes
     from hfcompress.checkpoint.write import save_compressed as save_compressed
     from hfcompress.distillation.arguments import DistillationArguments as DistillationArguments
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from hfcompress.errors import HfcompressError as HfcompressError
     from hfcompress.measure.latency import measure_latency as measure_latency
     from hfcompress.measure.macs import count_macs as count_macs
+    from hfcompress.measure.profiles import profiles as profiles
     from hfcompress.measure.quality import compare as compare
     from hfcompress.measure.summary import CompressionMetrics as CompressionMetrics
     from hfcompress.measure.summary import calculate_model_size as calculate_model_size
@@ -124,8 +128,11 @@ _PUBLIC = {
     "TextStudentConfig": "distillation.text_student",
     "VocabularyConfig": "vocabulary.config",
     "VocabularyReport": "vocabulary.shrink",
+    "BenchConfig": "benchmark.config",
+    "BenchResult": "benchmark.run",
     "analyze_weight_distribution": "measure.weights",
     "augment_texts": "distillation.augment",
+    "bench": "benchmark.run",
     "calculate_model_size": "measure.summary",
     "calculate_sparsity": "measure.summary",
     "compare": "measure.quality",
@@ -141,6 +148,7 @@ _PUBLIC = {
     "make_student": "distillation.student",
     "make_text_student": "distillation.text_student",
     "measure_latency": "measure.latency",
+    "profiles": "measure.profiles",
     "progressive": "pruning.progressive",
     "prune": "pruning.unstructured",
     "prune_layer_neurons": "pruning.structured.neurons",

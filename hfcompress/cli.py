@@ -1,4 +1,4 @@
-"""The command line: ``hfcompress run | validate | inspect | predict | report | recipes``.
+"""The command line: ``hfcompress run | validate | inspect | bench | predict | report | recipes``.
 
 The only file that prints. Exit codes: 0 done, 2 bad input, 1 a failure on the way.
 """
@@ -118,7 +118,7 @@ def _inspect(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.recipe.inspect import inspect_model
 
     with console.status("loading"):
-        tables, text = inspect_model(options.model, options.task)
+        tables, text = inspect_model(options.model, options.task, options.profiles)
     for table in tables:
         console.print(table)
     console.print(text, markup=False)
@@ -140,6 +140,22 @@ def _predict(options: argparse.Namespace, console: Console) -> int:
     found: Any = load(options.directory)(options.examples)
     for text, best in zip(options.examples, found, strict=True):
         console.print(f"{best['label']} {best['score']:.4f}  {text}", markup=False)
+    return 0
+
+
+def _bench(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.benchmark.config import BenchConfig
+    from hfcompress.benchmark.run import bench
+    from hfcompress.recipe.yaml import config_of_options
+    from hfcompress.report.bench_table import bench_table, environment_line
+
+    given = {name: getattr(options, name) for name in BenchConfig.model_fields}
+    config = config_of_options(BenchConfig, given)
+    with _Display(console) as display:
+        result = bench(options.models, config, options.output, display)
+    console.print(environment_line(result.environment), markup=False)
+    console.print(bench_table(result.rows))
+    console.print(f"written to [bold]{options.output}[/]: bench.png, bench.json, bench.csv")
     return 0
 
 
@@ -242,6 +258,15 @@ def _parser() -> argparse.ArgumentParser:
     inspect = _command(commands, "inspect", _inspect, "parameters, sizes, sparsity of a model")
     inspect.add_argument("model", metavar="MODEL", help="hub name, folder or pkg://PACKAGE/PATH")
     inspect.add_argument("--task", default="text-classification", help="decides the Auto class")
+    inspect.add_argument(
+        "--profiles", action="store_true", help="say where it could run: microcontroller, phone ..."
+    )
+
+    bench = _command(commands, "bench", _bench, "time models in every engine that is installed")
+    bench.add_argument("models", metavar="MODEL", nargs="+", help="hub name, folder, int8 folder")
+    for name, text in _bench_options().items():
+        bench.add_argument(f"--{name}", metavar=name.upper(), help=text)
+    bench.add_argument("--output", metavar="DIR", default="runs/bench", help="default: runs/bench")
 
     report = _command(commands, "report", _report, "draw table, curves and page of a run again")
     report.add_argument("directory", metavar="DIR", help="folder of a run")
@@ -252,6 +277,13 @@ def _parser() -> argparse.ArgumentParser:
 
     _command(commands, "recipes", _recipes, "list the recipes that come with hfcompress")
     return parser
+
+
+def _bench_options() -> dict[str, str]:
+    """The fields of a bench's config, with their help; lists are written 1,32."""
+    from hfcompress.benchmark.config import BenchConfig
+
+    return {name: str(field.description) for name, field in BenchConfig.model_fields.items()}
 
 
 def _command(

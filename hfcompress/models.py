@@ -150,7 +150,11 @@ def model_source(config: ModelConfig) -> Source:
 
 
 def load_model(
-    config: ModelConfig, task: str, labels: list[str] | None = None, seed: int = 0
+    config: ModelConfig,
+    task: str,
+    labels: list[str] | None = None,
+    seed: int = 0,
+    processor: bool = True,
 ) -> LoadedModel:
     """Load a model, its processor and its fingerprint.
 
@@ -159,6 +163,7 @@ def load_model(
         task: decides the Auto class and the kind of processor.
         labels: the data's label names in order; a model without a head for them gets a new one.
         seed: initialises a new head.
+        processor: load it, too; without, ``processor`` is None and the folder needs none.
 
     Raises:
         SourceError: nothing there, or the hub cannot be reached.
@@ -177,9 +182,11 @@ def load_model(
         model, info = auto_class(task).from_pretrained(
             source.location, **options, **head, output_loading_info=True, dtype=torch.float32
         )
-        processor = _load_processor(config, source.location, task, settings, options)
+        loaded: Any = (
+            _load_processor(config, source.location, task, settings, options) if processor else None
+        )
     missing = [*info["missing_keys"], *(item[0] for item in info["mismatched_keys"])]
-    return LoadedModel(model.eval(), processor, bool(missing), _fingerprint(source, settings))
+    return LoadedModel(model.eval(), loaded, bool(missing), _fingerprint(source, settings))
 
 
 def _new(config: ModelConfig, task: str, labels: list[str] | None, seed: int) -> LoadedModel:

@@ -29,6 +29,9 @@ from hfcompress.quantization.images import image_shape
 
 FILE = "model.onnx"
 _OPERATORS = ("MatMul", "Conv")
+# Its fused sum and norm adds one number after the other, while its norm alone uses vectors: an
+# int8 encoder of DistilBERT's shape takes 12 % longer with it for 32 x 32 tokens.
+SLOW_FUSIONS = ["SkipLayerNormFusion"]
 _CALIBRATIONS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
 
 
@@ -57,7 +60,10 @@ class OnnxEngine(FileEngine):
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         try:
             self._session = ort.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                str(path),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=SLOW_FUSIONS,
             )
         except Exception as error:  # its errors share no base class
             raise ModelError(f"ONNX Runtime refuses {path}: {first_line(error)}") from error
