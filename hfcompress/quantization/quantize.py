@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -12,13 +12,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hfcompress.architectures import compressible_modules, select_modules
+from hfcompress.architectures import compressible_modules
 from hfcompress.checkpoint.record import METHOD
 from hfcompress.errors import CalibrationError, ModelError, TargetError
 from hfcompress.quantization.abilities import slow_int8
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.coverage import cover
+from hfcompress.quantization.engine import Engine
+from hfcompress.quantization.mixed import MixedReport, keep_most_sensitive
 from hfcompress.quantization.quantized import QuantizedModel
+from hfcompress.quantization.select import excluded_modules
 
 Batch = Mapping[str, Tensor]
 
@@ -46,7 +49,8 @@ def quantize(
     Args:
         model: fp32, on the CPU, shrunk or pruned or neither; it is left as it was.
         config: which engine and how; onnxruntime's dynamic int8 by default.
-        calibration: batches as the model is called with, for static mode; labels are left aside.
+        calibration: batches as the model is called with, for static mode, ``mixed`` and
+            ``smooth``; labels are left aside.
 
     Returns:
         The quantized model, with the report of what was quantized and what was not.
@@ -54,28 +58,54 @@ def quantize(
     Raises:
         MissingExtraError: the engine is not installed; the message holds the pip command.
         TargetError: there is no Linear, or an ``exclude`` pattern matches nothing.
-        CalibrationError: static mode and no calibration batches.
+        CalibrationError: static mode, ``mixed`` or ``smooth``, and no calibration batches.
         ModelError: the model is quantized already, or the engine refuses it.
     """
     config = config or QuantizationConfig()
     check_quantizable(model, config)
     batches = _arrays(calibration)
     if config.needs_calibration and not batches:
+        static = config.resolved_mode == "static"
         raise CalibrationError(
             f"backend {config.backend} in mode {config.resolved_mode} needs calibration data: "
             f"give batches of examples, or mode: dynamic where the backend has it"
+            if static
+            else f"{config.reads_rows} needs calibration data: give batches of examples, or leave "
+            f"{config.reads_rows} out"
         )
     backend: Any = importlib.import_module(f"hfcompress.quantization.backends.{config.backend}")
-    excluded = _excluded(model, config)
-    training = model.training
+    excluded = excluded_modules(model, config)
+
+    def make(kept: Collection[str]) -> tuple[Engine, set[str]]:
+        made: tuple[Engine, set[str]] = backend.quantize_model(
+            model, config, excluded | set(kept), batches
+        )
+        return made
+
+    training, mixed = model.training, None
     model.train(False)
     try:
-        engine, names = backend.quantize_model(model, config, excluded, batches)
+        if config.mixed is None:
+            engine, names = make(())
+        else:
+            (engine, names), mixed = keep_most_sensitive(model, config, batches, make)
     finally:
         model.train(training)
-    coverage = cover(model, names, partial(backend.why_not, config=config), excluded)
+    why = dict.fromkeys(excluded, "excluded by the config")
+    why |= dict.fromkeys(mixed.names if mixed else (), "kept in fp32 by mixed precision")
+    coverage = cover(model, names, partial(backend.why_not, config=config), why)
+    return QuantizedModel(engine, config, coverage, model, tuple(_notes(mixed)), mixed)
+
+
+def _notes(mixed: MixedReport | None) -> Iterator[str]:
     slow = slow_int8()
-    return QuantizedModel(engine, config, coverage, model, (slow,) if slow else ())
+    if slow:
+        yield slow
+    if mixed is not None and not mixed.holds:
+        yield (
+            f"mixed precision does not hold: with {mixed.kept} modules in fp32 the KL divergence "
+            f"is {mixed.measured.kl:.2g} and {mixed.measured.changed:.2%} of the classes change"
+        )
 
 
 def check_quantizable(model: PreTrainedModel, config: QuantizationConfig) -> None:
@@ -104,11 +134,7 @@ def check_quantizable(model: PreTrainedModel, config: QuantizationConfig) -> Non
             f"{type(model).__name__} holds {next(model.parameters()).dtype}; "
             f"load it with dtype=torch.float32"
         )
-    _excluded(model, config)
-
-
-def _excluded(model: nn.Module, config: QuantizationConfig) -> set[str]:
-    return set(select_modules(model, config.exclude)) if config.exclude else set()
+    excluded_modules(model, config)
 
 
 def _arrays(calibration: HasBatches | Sequence[Batch] | None) -> list[dict[str, Any]]:
