@@ -66,6 +66,12 @@ if TYPE_CHECKING:
     from hfcompress.pruning.unstructured import prune as prune
     from hfcompress.quantization.affine import dequantize_layer_weights as dequantize_layer_weights
     from hfcompress.quantization.affine import quantize_layer_weights as quantize_layer_weights
+    from hfcompress.quantization.affine import round_trip_error as round_trip_error
+    from hfcompress.quantization.aware import quantization_aware as quantization_aware
+    from hfcompress.quantization.callback import (
+        QuantizationAwareCallback as QuantizationAwareCallback,
+    )
+    from hfcompress.quantization.config import MixedPrecisionConfig as MixedPrecisionConfig
     from hfcompress.quantization.config import QuantizationConfig as QuantizationConfig
     from hfcompress.quantization.predictor import load as load
     from hfcompress.quantization.quantize import quantize as quantize
@@ -105,6 +111,7 @@ _PUBLIC = {
     "HfcompressError": "errors",
     "LotteryConfig": "pruning.training_config",
     "MeasureConfig": "recipe.measure_config",
+    "MixedPrecisionConfig": "quantization.config",
     "PipelineResult": "recipe.pipeline",
     "ProgressiveConfig": "pruning.training_config",
     "PruneReport": "pruning.unstructured",
@@ -113,6 +120,7 @@ _PUBLIC = {
     "PruningConfig": "pruning.config",
     "PruningTrainer": "pruning.trainer",
     "PruningTrainingConfig": "pruning.training_config",
+    "QuantizationAwareCallback": "quantization.callback",
     "QuantizationConfig": "quantization.config",
     "QuantizedModel": "quantization.quantized",
     "Recipe": "recipe.schema",
@@ -152,9 +160,11 @@ _PUBLIC = {
     "progressive": "pruning.progressive",
     "prune": "pruning.unstructured",
     "prune_layer_neurons": "pruning.structured.neurons",
+    "quantization_aware": "quantization.aware",
     "quantize": "quantization.quantize",
     "quantize_layer_weights": "quantization.affine",
     "record_shapes": "checkpoint.save",
+    "round_trip_error": "quantization.affine",
     "run": "recipe.sweep",
     "save_compressed": "checkpoint.write",
     "sensitivity": "pruning.sensitivity",

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from hfcompress.quantization.convolutions import DYNAMIC_LEAVES_CONVOLUTIONS
 from hfcompress.quantization.engine import Arrays, FileEngine, arranged, check_inputs
 from hfcompress.quantization.export import check_against_torch, export_onnx
 from hfcompress.quantization.images import image_shape
+from hfcompress.quantization.onnx_graph import QUANTIZED, compact, quantize_tables
+from hfcompress.quantization.smooth import largest_inputs, smooth_products
 
 FILE = "model.onnx"
 _OPERATORS = ("MatMul", "Conv")
@@ -117,7 +119,8 @@ def quantize_model(
             return OnnxEngine(dense, folder=folder), set()
         target = folder / FILE
         try:
-            _quantize(dense, target, config, excluded, batches)
+            largest = {} if config.smooth is None else largest_inputs(model, batches)
+            _quantize(dense, target, config, excluded, batches, largest)
             engine = OnnxEngine(target, folder=folder)
         except Exception as error:  # whatever it is, the export is good and has cost time
             raise ModelError(
@@ -151,19 +154,22 @@ def _quantize(
     config: QuantizationConfig,
     excluded: Collection[str],
     batches: Sequence[Arrays],
+    largest: Mapping[str, NDArray[np.float32]],
 ) -> None:
     onnx = require("onnx", "onnx")
     tools = require("onnxruntime.quantization", "onnx")
     graph = onnx.load(str(source))
     # The dynamo exporter's shapes make ONNX Runtime's own inference fail.
     del graph.graph.value_info[:]
+    if config.smooth is not None:
+        smooth_products(graph.graph, largest, config.smooth, excluded)
     static = config.resolved_mode == "static"
     common: dict[str, Any] = {
         "per_channel": config.per_channel,
         "reduce_range": config.reduce_range,
         "weight_type": tools.QuantType.QInt8,
         "nodes_to_exclude": sorted(excluded),
-        "op_types_to_quantize": [*_OPERATORS, *(["Gather"] if config.embeddings else [])],
+        "op_types_to_quantize": list(_OPERATORS),
     }
     with _quiet():
         if not static:
@@ -188,6 +194,12 @@ def _quantize(
                 },
                 **common,
             )
+    del graph
+    made = onnx.load(str(target))
+    if config.embeddings:
+        quantize_tables(made, config.embedding_bits, excluded)
+    compact(made)
+    onnx.save(made, str(target))
 
 
 class _Reader:
@@ -215,7 +227,7 @@ def _integer_modules(path: Path) -> set[str]:
     onnx = require("onnx", "onnx")
     graph = onnx.load(str(path), load_external_data=False).graph
     integers = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
-    suffix = ".weight_quantized"
+    suffix = f".weight{QUANTIZED}"
     return {
         item.name.removesuffix(suffix)
         for item in graph.initializer
