@@ -76,6 +76,8 @@ if TYPE_CHECKING:
     from hfcompress.quantization.predictor import load as load
     from hfcompress.quantization.quantize import quantize as quantize
     from hfcompress.quantization.quantized import QuantizedModel as QuantizedModel
+    from hfcompress.recipe.compress import CompressResult as CompressResult
+    from hfcompress.recipe.compress import compress as compress
     from hfcompress.recipe.distill_config import DistillConfig as DistillConfig
     from hfcompress.recipe.finetune_config import FinetuneConfig as FinetuneConfig
     from hfcompress.recipe.measure_config import MeasureConfig as MeasureConfig
@@ -85,6 +87,7 @@ if TYPE_CHECKING:
     from hfcompress.recipe.schema import load_recipe as load_recipe
     from hfcompress.recipe.sweep import SweepResult as SweepResult
     from hfcompress.recipe.sweep import run as run
+    from hfcompress.recipe.target import CompressTarget as CompressTarget
     from hfcompress.recipe.training_config import RecoverConfig as RecoverConfig
     from hfcompress.sparse.choose import SparseReport as SparseReport
     from hfcompress.sparse.choose import densify as densify
@@ -100,6 +103,8 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "BadInputError": "errors",
     "Calibration": "pruning.calibration",
+    "CompressResult": "recipe.compress",
+    "CompressTarget": "recipe.target",
     "CompressionMetrics": "measure.summary",
     "CompressionPipeline": "recipe.pipeline",
     "DistillConfig": "recipe.distill_config",
@@ -144,6 +149,7 @@ _PUBLIC = {
     "calculate_model_size": "measure.summary",
     "calculate_sparsity": "measure.summary",
     "compare": "measure.quality",
+    "compress": "recipe.compress",
     "compute_neuron_importance": "pruning.structured.neurons",
     "count_macs": "measure.macs",
     "count_parameters": "measure.summary",

@@ -1,4 +1,4 @@
-"""The command line: ``hfcompress run | validate | inspect | bench | predict | report | recipes``.
+"""The command line: ``hfcompress run | compress | bench | inspect | predict | report`` and more.
 
 The only file that prints. Exit codes: 0 done, 2 bad input, 1 a failure on the way.
 """
@@ -111,6 +111,30 @@ def _validate(options: argparse.Namespace, console: Console) -> int:
         steps = ", ".join(step.name for step in trial.steps) or "measure only"
         varies = ", ".join(f"{field}={value}" for field, value in trial.settings.items())
         console.print(f"  {trial.index:3d}  {steps}  {varies}", markup=False)
+    return 0
+
+
+def _compress(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.recipe.compress import compress
+    from hfcompress.recipe.target import CompressTarget
+    from hfcompress.report.pipeline import pipeline_rows
+
+    names = ("max_size", "max_drop", "speedup", "minutes", "backend", "mode", "metric")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    shape = {"batch_size": options.batch_size, "length": options.length}
+    target = CompressTarget.parse({**given, "latency": shape}, "compress")
+    output = Path(options.output or Path("runs") / f"compress-{Path(options.model).name}")
+    with _Display(console) as display:
+        result = compress(
+            options.model, options.data, target,
+            output=output, task=options.task, progress=display,
+        )  # fmt: skip
+    if result.rows:
+        console.print(pipeline_rows(result.rows))
+    console.print(result.sentence, markup=False)
+    if result.model is None:
+        return 1
+    console.print(f'use it: hfcompress predict {result.model} "a sentence"', markup=False)
     return 0
 
 
@@ -255,6 +279,10 @@ def _parser() -> argparse.ArgumentParser:
     validate = _command(commands, "validate", _validate, "check a recipe without loading anything")
     _recipe_arguments(validate)
 
+    _compress_arguments(_command(
+        commands, "compress", _compress, "search for a model that is small and fast enough"
+    ))  # fmt: skip
+
     inspect = _command(commands, "inspect", _inspect, "parameters, sizes, sparsity of a model")
     inspect.add_argument("model", metavar="MODEL", help="hub name, folder or pkg://PACKAGE/PATH")
     inspect.add_argument("--task", default="text-classification", help="decides the Auto class")
@@ -293,6 +321,22 @@ def _command(
     parser.add_argument("--debug", action="store_true", help="show where an unexpected error arose")
     parser.set_defaults(command=function)
     return parser
+
+
+def _compress_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="hub name, folder or pkg://PACKAGE/PATH")
+    parser.add_argument("--data", metavar="DATA", help="what to learn from and to measure on")
+    parser.add_argument("--max-size", metavar="SIZE", help="of the model's files: 10MB, 500KB")
+    parser.add_argument("--max-drop", type=float, metavar="POINTS", help="may be lost (default 1)")
+    parser.add_argument("--speedup", type=float, metavar="X", help="times faster than torch fp32")
+    parser.add_argument("--minutes", type=float, metavar="N", help="go on for so long for less")
+    parser.add_argument("--backend", metavar="NAME", help="engine (default onnxruntime)")
+    parser.add_argument("--mode", metavar="MODE", help="of its quantization")
+    parser.add_argument("--metric", metavar="NAME", help="what may drop (default accuracy)")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="speed: examples")
+    parser.add_argument("--length", type=int, default=32, metavar="N", help="speed: tokens of each")
+    parser.add_argument("--task", default="text-classification", help="decides the Auto class")
+    parser.add_argument("--output", metavar="DIR", help="folder (default runs/compress-MODEL)")
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
