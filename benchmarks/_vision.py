@@ -1,4 +1,4 @@
-"""What the vision benchmark's rows share: Fashion-MNIST recipes, cut and changed, and measured."""
+"""What the vision rows share: recipes on Fashion-MNIST, cut, changed and measured."""
 
 from __future__ import annotations
 
