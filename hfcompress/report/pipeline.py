@@ -18,9 +18,9 @@ def pipeline_table(rows: Sequence[Row]) -> ResultTable:
     """One line for each step, in the rows' order.
 
     Columns: step, metric, its 95 % interval, drop and agreement with the dense model, parameters
-    and those that are not zero, bytes, how many times smaller; for each batch that was timed milliseconds and how many times faster than
-    the dense model in torch fp32. A column without any value is left out. The caption says what
-    times were taken with.
+    and those that are not zero, bytes, how many times smaller; for each batch that was timed
+    milliseconds and how many times faster than the dense model in torch fp32. A column without
+    any value is left out. The caption says what times were taken with.
     """
     metric = metric_of(rows)
 
