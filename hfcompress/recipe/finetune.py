@@ -120,6 +120,7 @@ def train_with(
     try:
         result = trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
     finally:
+        _plain_forward(model)
         if context.workdir is None:
             shutil.rmtree(folder, ignore_errors=True)
     model.eval()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
@@ -129,6 +130,14 @@ def train_with(
         "seconds": round(time.perf_counter() - started, 1),
     }
     return done, trainer
+
+
+def _plain_forward(model: nn.Module) -> None:
+    """Take off the autocast that accelerate leaves around a model trained in bf16: it would
+    round what is measured and exported."""
+    if "_original_forward" in model.__dict__:
+        del model.__dict__["_original_forward"]
+        model.__dict__.pop("forward", None)
 
 
 def _decay_matrices_only(trainer: Trainer) -> None:

@@ -56,7 +56,8 @@ def _quality(axes: Axes, rows: Sequence[Row]) -> None:
         if low is not None and high is not None:
             axes.plot([factor * low, factor * high], [place, place], color="black", linewidth=1.4)
             ends[place] = max(value, factor * high)
-    lowest = min([factor * (number(row, "low") or 0) for row in rows] + values)
+    lows = [factor * low for row in rows if (low := number(row, "low")) is not None]
+    lowest = min([*lows, *values])
     highest = max(ends)
     # Differences of a point do not show on an axis from nought; the axis says where it starts.
     start = max(0.0, lowest - 2 * max(highest - lowest, 0.01 * factor))
