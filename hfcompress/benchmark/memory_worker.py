@@ -64,8 +64,10 @@ def _opener(task: dict[str, Any]) -> Callable[[], Run]:
 def _torch(task: dict[str, Any]) -> Callable[[], Run]:
     import torch
 
-    import hfcompress.benchmark.subjects as subjects
+    from hfcompress.benchmark.forms import Bf16Engine
+    from hfcompress.benchmark.subjects import task_of
     from hfcompress.models import ModelConfig, load_model
+    from hfcompress.quantization.backends.torch import TorchEngine
     from hfcompress.quantization.predictor import load
     from hfcompress.quiet import quiet_libraries
 
@@ -76,11 +78,11 @@ def _torch(task: dict[str, Any]) -> Callable[[], Run]:
         source = task["source"]
         if not task["dtype"]:
             return load(source).engine.logits
-        given, task_name = ModelConfig(path=source), subjects.task_of(source)
+        given, task_name = ModelConfig(path=source), task_of(source)
         model: Any = load_model(given, task_name, processor=False).model
         if task["dtype"] == "bfloat16":
-            return subjects.Bf16Engine(model).logits
-        return subjects.TorchEngine(model).logits
+            return Bf16Engine(model).logits
+        return TorchEngine(model).logits
 
     return open_torch
 

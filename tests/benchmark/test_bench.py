@@ -12,6 +12,7 @@ import torch
 from transformers import ViTConfig, ViTForImageClassification
 
 import hfcompress.benchmark.run as run
+import hfcompress.benchmark.timing as timing
 from hfcompress import BenchConfig, QuantizationConfig, bench, quantize
 from hfcompress.benchmark.inputs import InputSpec, input_spec, make_inputs
 from hfcompress.benchmark.kinds import ENGINES, kind_name, runtime_of
@@ -68,7 +69,7 @@ def test_rows_hold_times_ratios_and_sizes(
         times = {name: Latency((2.0 / (place + 1),) * 3) for place, name in enumerate(calls)}
         return LatencyReport(times)
 
-    monkeypatch.setattr(run, "measure_latency", fake)
+    monkeypatch.setattr(timing, "measure_latency", fake)
     before = torch.get_num_threads()
     result = bench([str(model_folder)], quick(length=(4, 6), threads=(1, 2)))
     assert torch.get_num_threads() == before
@@ -196,7 +197,7 @@ def test_an_interrupted_bench_keeps_its_rows_and_goes_on(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    true = run._measure
+    true = timing._measure
 
     def cut(point: Any, *rest: Any) -> Any:
         calls.append(point.batch)
@@ -204,7 +205,7 @@ def test_an_interrupted_bench_keeps_its_rows_and_goes_on(
             raise KeyboardInterrupt
         return true(point, *rest)
 
-    monkeypatch.setattr(run, "_measure", cut)
+    monkeypatch.setattr(timing, "_measure", cut)
     output = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         bench([str(model_folder)], quick(), output)
@@ -235,7 +236,7 @@ def test_a_quantized_form_is_made_once(
     def refuse(*_: object) -> None:
         raise AssertionError("quantized again")
 
-    monkeypatch.setattr("hfcompress.benchmark.subjects.quantize", refuse)
+    monkeypatch.setattr("hfcompress.benchmark.forms.quantize", refuse)
     assert len(bench(str(model_folder), quick(batch=(1,))).rows) == 2
 
 
@@ -248,7 +249,7 @@ def test_the_time_of_a_point_is_bounded(
         asked.append(repeats)
         return LatencyReport({name: Latency((500.0,)) for name in calls})
 
-    monkeypatch.setattr(run, "measure_latency", fake)
+    monkeypatch.setattr(timing, "measure_latency", fake)
     for seconds, repeats in ((1.0, 5), (10.0, 10), (1000.0, 40)):
         bench(str(model_folder), quick(batch=(1,), repeats=40, seconds=seconds))
         assert asked[-2:] == [1, repeats]
@@ -338,7 +339,7 @@ def test_an_engine_that_refuses_a_model_is_said(
     def refuse(*_: object) -> None:
         raise ModelError("the engine cannot; do something else")
 
-    monkeypatch.setattr("hfcompress.benchmark.subjects.quantize", refuse)
+    monkeypatch.setattr("hfcompress.benchmark.forms.quantize", refuse)
     result = bench(str(model_folder), quick(batch=(1,)))
     assert [row["engine"] for row in result.rows] == ["torch-fp32"]
     assert result.notes == (
