@@ -149,11 +149,6 @@ def test_training_sees_the_rounding(tmp_path: Path) -> None:
     config = QuantizationConfig(backend="torchao", mode="weight-only", bits=4)
     start = small()
 
-    def loss(model: Any) -> float:
-        with quantization_aware(copy.deepcopy(model), config) as fake, torch.no_grad():
-            del fake
-            return 0.0
-
     def rounded_loss(model: Any) -> float:
         fake = FakeQuantization(model, config)
         fake.start()
@@ -165,7 +160,6 @@ def test_training_sees_the_rounding(tmp_path: Path) -> None:
     aware, plain = copy.deepcopy(start), copy.deepcopy(start)
     train(aware, tmp_path, QuantizationAwareCallback(config), steps=12)
     train(plain, tmp_path, steps=12)
-    assert loss(start) == 0.0
     assert rounded_loss(aware) < rounded_loss(plain) < rounded_loss(start)
 
 

@@ -5,6 +5,7 @@ Backends that are not installed are skipped; ONNX Runtime is installed by ``make
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -248,3 +249,31 @@ def test_an_engine_that_refuses_the_graph_leaves_the_fp32_file(
     kept = str(error.value).rpartition(" ")[2]
     runtime = pytest.importorskip("onnxruntime")
     assert runtime.InferenceSession(kept).get_inputs()[0].name == "input_ids"
+
+
+def test_an_nncf_that_refuses_the_graph_leaves_the_fp32_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    openvino = pytest.importorskip("openvino")
+    nncf = pytest.importorskip("nncf")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no statistics for node 7\nand more lines")
+
+    monkeypatch.setattr(nncf, "quantize", refuse)
+    message = "OpenVINO cannot quantize BertFor.*: no statistics for node 7; the fp32 model is kept"
+    with pytest.raises(ModelError, match=message) as error:
+        make(backend="openvino")
+    kept = str(error.value).rpartition(" ")[2]
+    assert openvino.Core().read_model(kept).inputs[0].any_name == "input_ids"
+
+
+def test_an_openvino_file_is_terse_and_keeps_the_names_of_modules() -> None:
+    pytest.importorskip("openvino")
+    engine: Any = make(backend="openvino").engine
+    text = engine.path.read_text()
+    assert not {"<dim>", "nncf", "\n"} & {part for part in ("<dim>", "nncf", "\n") if part in text}
+    assert 'name="bert.encoder.layer.0.attention.self.query"' in text
+    constants = re.findall(r'type="Const" version="opset1"><data ([^/]*)/>', text)
+    assert len(constants) == len(set(constants)) > 30
+    assert engine.inputs == ("input_ids", "attention_mask", "token_type_ids")
