@@ -142,6 +142,15 @@ FAMILIES: dict[str, Family] = {
 }
 """Family by ``model.config.model_type``."""
 
+WIDTH_PARAMETERS = frozenset(
+    {
+        ("ConvNextLayer", "layer_scale_parameter"),
+        ("SwinRelativePositionBias", "relative_position_bias_table"),
+    }
+)
+"""Class and parameter, where a family's own module holds one that is as wide as channels or heads
+are many: it is cut with them, and a checkpoint records its shape."""
+
 _LEFT_ALONE = ("embed", "pooler", "head", "classifier")
 """A module is no default target when a part of its name contains one of these words."""
 

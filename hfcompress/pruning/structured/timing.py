@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hfcompress.files import atomic_write, cache_folder
 from hfcompress.measure.environment import environment
 from hfcompress.measure.latency import LatencyReport, measure_latency
-from hfcompress.pruning.calibration import Calibration
+from hfcompress.pruning.calibration import Calibration, run_on
 from hfcompress.pruning.structured.config import ShrinkConfig
 from hfcompress.sublayers import Kind, Sublayer
 from hfcompress.surgery import keep_units
@@ -133,7 +133,7 @@ def _of_type(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _call(model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
-    return lambda: model(**inputs)
+    return lambda: run_on(model, inputs)
 
 
 def with_widths(
