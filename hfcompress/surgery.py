@@ -79,7 +79,7 @@ def resized(module: nn.Module) -> None:
 
     A depthwise convolution keeps one group for each channel; other groups stay as many.
     """
-    weight: Any = module.weight
+    weight: Any = getattr(module, "weight", None)
     if isinstance(module, Conv1D):
         module.nx, module.nf = module.weight.shape
     elif isinstance(module, nn.Linear):
@@ -124,6 +124,9 @@ def keep_units(model: nn.Module, sublayer: Sublayer, keep: Index) -> None:
     for name in sublayer.producers:
         keep_outputs(model.get_submodule(name), sublayer.rows(kept, units))
     keep_inputs(sublayer.out(model), sublayer.columns(kept))
+    for name in sublayer.tables:
+        table = model.get_parameter(name)
+        keep_along(table, kept, table.dim() - 1)
 
 
 def keep_layers(model: nn.Module, keep: Sequence[int]) -> None:
@@ -134,10 +137,14 @@ def keep_layers(model: nn.Module, keep: Sequence[int]) -> None:
         keep: numbers of the layers.
 
     Raises:
-        TargetError: an unknown family, no layer, a number that is none, or a first layer that
+        TargetError: an unknown family, or one in stages, no layer, a number that is none, or a first layer that
             differs in kind from the others and would go (ModernBERT).
     """
-    known_family(model)
+    if known_family(model).staged:
+        raise TargetError(
+            f"the layers of {type(model).__name__} stand in stages and are not dropped; "
+            f"give a budget such as macs: 0.5 instead"
+        )
     found = blocks(model)
     layers = list(found.values())
     if not keep or not all(0 <= number < len(layers) for number in keep):

@@ -17,6 +17,7 @@ from hfcompress.pruning.tracing import Stop, evaluating, first_tensor, until_sto
 
 _SAMPLE = 1 << 16
 """Pixels (or tokens) of each layer that moments are taken from, at most about."""
+_NOISE = 1e-6
 
 
 def input_moments(
@@ -69,6 +70,18 @@ def following_moments(
                 {name: _sampled(output_rows(layer, wanted, None), batches, index)},
             )
     return finite_moments(name, total)
+
+
+def about_means(moments: Moments) -> Tensor:
+    """Gram matrices about the means, groups x inputs x inputs, float64.
+
+    Sums are float32, so that where means are large what is left is noise; the diagonal is raised
+    by as much.
+    """
+    gram, mean = moments.gram.double(), moments.mean.double()
+    noise = _NOISE * gram.diagonal(dim1=1, dim2=2).mean(1)
+    centred = gram - mean[:, :, None] * mean[:, None, :]
+    return centred + torch.diag_embed(noise[:, None].expand(mean.shape))
 
 
 def _called(

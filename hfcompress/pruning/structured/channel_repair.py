@@ -12,10 +12,11 @@ from hfcompress.architectures import weight_matrix, write_matrix
 from hfcompress.pruning.calibration import Calibration
 from hfcompress.pruning.moments import Moments, grouped_weight
 from hfcompress.pruning.structured.channel_graph import ChannelGraph
-from hfcompress.pruning.structured.channel_moments import following_moments
+from hfcompress.pruning.structured.channel_moments import about_means, following_moments
 from hfcompress.pruning.structured.config import ShrinkConfig
 
 _TINY = 1e-12
+_LEAST = 1e-6
 
 
 def ridge(
@@ -33,7 +34,7 @@ def ridge(
         (cross + d weight) (gram + d)^-1, float64.
     """
     gram, cross = gram.double(), cross.double()
-    share = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(_TINY) * max(damping, 1e-7)
+    share = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(_TINY) * max(damping, _LEAST)
     matrix = gram + torch.diag_embed(share[:, None].expand(gram.shape[:2]))
     right = cross + share[:, None, None] * weight.double()
     solved: Tensor = torch.linalg.solve(matrix, right.mT).mT
@@ -104,7 +105,7 @@ def _refit(
     gram, cross = moments.gram.double(), moments.cross.double()
     mean, output = moments.mean.double(), moments.output.double()
     if layer.bias is not None or norm is not None:  # what takes the means
-        gram = gram - mean[:, :, None] * mean[:, None, :]
+        gram = about_means(moments)
         cross = cross - output[:, :, None] * mean[:, None, :]
     new = old.double()
     if config.repairs == "ridge":

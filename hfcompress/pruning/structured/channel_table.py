@@ -13,7 +13,7 @@ from hfcompress.architectures import weight_matrix, write_matrix
 from hfcompress.pruning.calibration import Calibration
 from hfcompress.pruning.moments import Moments, grouped_weight
 from hfcompress.pruning.structured.channel_graph import ChannelGraph, ChannelGroup
-from hfcompress.pruning.structured.channel_moments import unit_columns
+from hfcompress.pruning.structured.channel_moments import about_means, unit_columns
 from hfcompress.pruning.structured.channel_repair import ridge
 from hfcompress.pruning.structured.choice import Tell
 from hfcompress.pruning.structured.config import ShrinkConfig
@@ -62,8 +62,8 @@ def measured_channel_errors(
 def centred_gram(model: nn.Module, graph: ChannelGraph, name: str, moments: Moments) -> Tensor:
     """A layer's Gram matrices, about the means where a bias or a batch norm takes those."""
     if _mean_taker(model, graph, name) is None:
-        return moments.gram
-    return moments.gram - moments.mean[:, :, None] * moments.mean[:, None, :]
+        return moments.gram.double()
+    return about_means(moments)
 
 
 def _levels(widths: Sequence[int]) -> list[int]:
@@ -137,7 +137,7 @@ def _without_units(
                 gone[columns.group, own] = ~stays.repeat_interleave(columns.size)
     if moments is None:
         return weight.masked_fill(gone[:, None], 0.0)
-    gram = centred_gram(model, graph, name, moments).double()
+    gram = centred_gram(model, graph, name, moments)
     fitted = torch.zeros_like(weight)
     for number, here in enumerate(gram):
         left = (~gone[number]).nonzero()[:, 0]

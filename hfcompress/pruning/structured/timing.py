@@ -148,6 +148,7 @@ def with_widths(
         if part.name in widths:
             for name in (*part.producers, part.name):
                 touched.update(id(p) for p in model.get_submodule(name).parameters())
+            touched.update(id(model.get_parameter(name)) for name in part.tables)
     shared = {id(p): p for p in model.parameters() if id(p) not in touched}
     narrow = copy.deepcopy(model, shared).eval()
     for part in parts:
