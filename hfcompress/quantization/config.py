@@ -76,7 +76,8 @@ class QuantizationConfig(Config):
         default="auto",
         description="dynamic: activations are quantized as they come; static: with ranges from "
         "calibration data; weight-only: activations stay in fp32; none: the engine runs the fp32 "
-        "model; auto: static for openvino, else dynamic",
+        "model; auto: static for openvino and, in onnxruntime, for networks of convolutions, which "
+        "dynamic leaves alone; else dynamic",
     )
     bits: Literal[4, 8] = Field(
         default=8,
@@ -146,7 +147,7 @@ class QuantizationConfig(Config):
 
     @property
     def resolved_mode(self) -> str:
-        """The mode with ``auto`` decided."""
+        """The mode with ``auto`` decided as for a network of matrix products."""
         return MODES[self.backend][0] if self.mode == "auto" else self.mode
 
     @property

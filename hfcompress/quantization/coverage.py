@@ -11,7 +11,9 @@ from transformers import PreTrainedModel
 
 from hfcompress.architectures import COMPRESSIBLE
 from hfcompress.measure.macs import count_macs
+from hfcompress.quantization.convolutions import folded_norms
 from hfcompress.quantization.export import example_inputs
+from hfcompress.quantization.images import ImageShape
 
 # Multiply-accumulates are counted for one example of so many tokens.
 _TOKENS = 32
@@ -101,6 +103,8 @@ def cover(
     quantized: Collection[str],
     why: Callable[[nn.Module], str],
     excluded: Mapping[str, str] | None = None,
+    image: ImageShape | None = None,
+    folds_norms: bool = False,
 ) -> Coverage:
     """Report on every module of the fp32 model.
 
@@ -109,8 +113,12 @@ def cover(
         quantized: names of the modules that were.
         why: the backend's reason for leaving a module of this class alone.
         excluded: names that were left out on purpose, and why.
+        image: shape of the image that multiply-accumulates are counted for; the usual by default.
+        folds_norms: whether the engine folds batch norms into the convolutions before them.
     """
-    macs = count_macs(model, example_inputs(model, 1, _TOKENS))
+    example = example_inputs(model, 1, _TOKENS, image)
+    macs = count_macs(model, example)
+    folded = folded_norms(model, example) if folds_norms else set()
     rows: list[ModuleCoverage] = []
     seen: set[int] = set()
     for name, module in model.named_modules():
@@ -119,6 +127,8 @@ def cover(
             continue
         seen.update(id(parameter) for parameter in own)
         reason = (excluded or {}).get(name) or _reason(module, why)
+        if name in folded:
+            reason = "folded into the convolution before it"
         weight: Any = module._parameters.get("weight")
         rows.append(
             ModuleCoverage(

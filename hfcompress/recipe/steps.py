@@ -14,6 +14,7 @@ from hfcompress.config import Config
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.unstructured import PruneReport, prune
 from hfcompress.quantization.config import QuantizationConfig
+from hfcompress.quantization.convolutions import is_convolutional
 from hfcompress.quantization.quantize import check_quantizable, quantize
 from hfcompress.quantization.quantized import QuantizedModel
 from hfcompress.recipe.aware import aware, check_aware
@@ -87,12 +88,12 @@ def quantize_step(
     model: PreTrainedModel, config: QuantizationConfig, context: Context
 ) -> tuple[QuantizedModel, Done]:
     """Quantize for an engine, with training rows where the mode calibrates."""
-    context.progress.stage(f"quantizing: {config.backend}, {config.resolved_mode}")
-    calibration = (
-        context.calibration(config.calibration_rows, config.seed)
-        if config.needs_calibration
-        else None
+    context.progress.stage(f"quantizing: {config.backend}, {config.mode}")
+    # Networks of convolutions are quantized statically by default.
+    wanted = config.needs_calibration or (
+        config.mode == "auto" and is_convolutional(model) and context.train is not None
     )
+    calibration = context.calibration(config.calibration_rows, config.seed) if wanted else None
     quantized = quantize(model, config, calibration)
     context.progress.note(quantized.coverage.sentence)
     if quantized.mixed is not None:

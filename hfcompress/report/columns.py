@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hfcompress.report.classes import worst_class
 from hfcompress.report.rows import (
     Z95,
     Row,
@@ -64,6 +65,7 @@ def all_columns(rows: Sequence[Row]) -> list[Column]:
         column(metric, lambda row: metric_text(metric, number(row, "value")), always=True),
         column("95 % interval", lambda row: _interval(metric, row), always=True, spare=1),
         column("drop", lambda row: _drop(metric, row)),
+        column("worst class", worst_class, text=True, spare=6),
         column("agreement", lambda row: _share(row, "agreement"), spare=2),
         column("McNemar p", _p_value, spare=3),
         *_other_metrics(rows),

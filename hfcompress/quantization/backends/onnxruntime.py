@@ -22,13 +22,18 @@ from transformers import PreTrainedModel
 from hfcompress.errors import ModelError, first_line
 from hfcompress.extras import require
 from hfcompress.quantization.config import QuantizationConfig
+from hfcompress.quantization.convolutions import DYNAMIC_LEAVES_CONVOLUTIONS
 from hfcompress.quantization.engine import Arrays, FileEngine, arranged, check_inputs
 from hfcompress.quantization.export import check_against_torch, export_onnx
+from hfcompress.quantization.images import image_shape
 from hfcompress.quantization.onnx_graph import QUANTIZED, compact, quantize_tables
 from hfcompress.quantization.smooth import largest_inputs, smooth_products
 
 FILE = "model.onnx"
 _OPERATORS = ("MatMul", "Conv")
+# Its fused sum and norm adds one number after the other, while its norm alone uses vectors: an
+# int8 encoder of DistilBERT's shape takes 12 % longer with it for 32 x 32 tokens.
+SLOW_FUSIONS = ["SkipLayerNormFusion"]
 _CALIBRATIONS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
 
 
@@ -57,7 +62,10 @@ class OnnxEngine(FileEngine):
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         try:
             self._session = ort.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                str(path),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=SLOW_FUSIONS,
             )
         except Exception as error:  # its errors share no base class
             raise ModelError(f"ONNX Runtime refuses {path}: {first_line(error)}") from error
@@ -103,9 +111,10 @@ def quantize_model(
     """
     require("onnxruntime", "onnx")
     folder = Path(tempfile.mkdtemp(prefix="hfcompress-"))
+    image = image_shape(model, batches)
     try:
-        dense = export_onnx(model, folder / "fp32" / FILE)
-        check_against_torch(model, OnnxEngine(dense).logits, "ONNX Runtime")
+        dense = export_onnx(model, folder / "fp32" / FILE, image)
+        check_against_torch(model, OnnxEngine(dense).logits, "ONNX Runtime", image)
         if config.resolved_mode == "none":
             return OnnxEngine(dense, folder=folder), set()
         target = folder / FILE
@@ -132,7 +141,7 @@ def why_not(module: nn.Module, config: QuantizationConfig) -> str:
     if isinstance(module, nn.Embedding):
         return "embeddings: false" if not config.embeddings else "its table is not in the graph"
     if isinstance(module, nn.Conv2d) and config.resolved_mode == "dynamic":
-        return "dynamic quantization leaves convolutions in fp32; mode: static takes them"
+        return DYNAMIC_LEAVES_CONVOLUTIONS
     return "ONNX Runtime found no product with its weight in the graph"
 
 

@@ -1,0 +1,193 @@
+"""What `compress` tries: ways to a smaller model, each with the size that arithmetic predicts.
+
+The order is that of expected loss: nothing but quantization, then rare tokens go, then ever more
+heads and neurons, then a convolutional student.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from hfcompress.architectures import compressible_modules
+from hfcompress.errors import ModelError, TargetError
+from hfcompress.predict_checked import bf16_is_faster
+from hfcompress.recipe.target import CompressTarget
+from hfcompress.recipe.workbench import Workbench
+from hfcompress.sublayers import known_family, sublayers
+from hfcompress.vocabulary.shrink import required_tokens
+from hfcompress.vocabulary.tokenizer import count_kept
+
+Steps = tuple[dict[str, Any], ...]
+SHARES = (0.75, 0.5, 0.35, 0.25)
+MIN_COUNTS = (1, 2, 5, 20)
+# Engines whose int8 leaves embedding tables in fp32.
+_FLOAT_TABLES = ("torch", "torchao")
+# Bytes of an exported graph besides weights: nodes, names, scales.
+_GRAPH = 200_000
+_CNN_WIDTH, _CNN_KERNELS, _CNN_EMBEDDING = 96, (1, 2, 3, 4), 128
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way.
+
+    Attributes:
+        name: for people.
+        steps: without training where there is a choice; quantizing is last.
+        trained: the same with distillation before quantizing; None where nothing could be learnt
+            back.
+        share: of the encoder's multiply-accumulates that is left.
+        bytes: predicted size.
+    """
+
+    name: str
+    steps: Steps
+    trained: Steps | None
+    share: float
+    bytes: int
+
+
+def candidates(bench: Workbench, target: CompressTarget) -> list[Candidate]:
+    """All ways that fit the model, those first that should lose least."""
+    model = bench.loaded.model
+    kept = _vocabularies(bench)
+    quantize = {"quantize": target.quantization}
+    found = []
+    for least, tokens in kept.items():
+        cut: Steps = () if least is None else ({"vocabulary": {"min_count": least}},)
+        name = "all tokens" if least is None else f"{tokens:,} tokens"
+        size = _predicted(model, tokens, 1.0, target)
+        found.append(Candidate(name, (*cut, quantize), None, 1.0, size))
+    if _shrinks(model):
+        for share in SHARES:
+            for least, tokens in kept.items():
+                cut = () if least is None else ({"vocabulary": {"min_count": least}},)
+                shrink = {"shrink": {"macs": share, "calibration_rows": _rows(bench)}}
+                name = f"{share:.0%} of the encoder" + (
+                    "" if least is None else f", {tokens:,} tokens"
+                )
+                before = (*cut, shrink)
+                trained = (*before, {"distill": _distilled(bench, hidden=True)}, quantize)
+                size = _predicted(model, tokens, share, target)
+                found.append(Candidate(name, (*before, quantize), trained, share, size))
+    found += _students(bench, kept, target)
+    return sorted(found, key=_expected_loss)
+
+
+def _expected_loss(candidate: Candidate) -> tuple[float, int]:
+    """What is known to cost most first: encoder, then tokens."""
+    return (-candidate.share, -candidate.bytes)
+
+
+def _vocabularies(bench: Workbench) -> dict[int | None, int]:
+    """``min_count`` -> tokens that would be left; None: all of them."""
+    model = bench.loaded.model
+    everything: dict[int | None, int] = {None: int(getattr(model.config, "vocab_size", 0) or 0)}
+    texts = bench.examples.train
+    if bench.examples.modality != "text" or texts is None:
+        return everything
+    rows = [text for column in bench.examples.columns for text in texts[column]]
+    try:
+        counted = count_kept(bench.loaded.processor, rows, MIN_COUNTS, required_tokens(model))
+    except ModelError:  # a tokenizer that cannot be cut; the rest still can
+        return everything
+    smaller: Mapping[int | None, int] = {
+        least: tokens for least, tokens in counted.items() if tokens < 0.95 * everything[None]
+    }
+    return {**everything, **smaller}
+
+
+def _shrinks(model: PreTrainedModel) -> bool:
+    try:
+        known_family(model)
+    except TargetError:
+        return False
+    return any(sublayer.removable for sublayer in sublayers(model))
+
+
+def _rows(bench: Workbench) -> int:
+    train = bench.train
+    return min(1024, 0 if train is None else len(train))
+
+
+def _distilled(bench: Workbench, hidden: bool) -> dict[str, Any]:
+    """What ties a student to the dense model; the recipes' settings."""
+    fast = bf16_is_faster(bench.loaded.model)
+    single = bench.examples.modality == "text" and len(bench.examples.columns) == 1
+    options: dict[str, Any] = {"alpha": 1, "temperature": 4 if hidden else 2}
+    if hidden:
+        options["hidden_weight"] = 1
+    if fast:
+        options["teacher_precision"] = "bf16"
+    fields = {
+        "epochs": 5 if hidden else 8,
+        "batch_size": 32,
+        "learning_rate": 5e-4 if hidden else 1e-3,
+        "warmup": 0.05,
+        "bf16": fast,
+        "distillation": options,
+    }
+    if single:
+        fields["augmentation"] = {"share": 0.5 if hidden else 0.7}
+    return fields
+
+
+def _students(
+    bench: Workbench, kept: Mapping[int | None, int], target: CompressTarget
+) -> list[Candidate]:
+    """A CNN for each vocabulary that is cut."""
+    model = bench.loaded.model
+    table = model.get_input_embeddings() if model.main_input_name == "input_ids" else None
+    if not isinstance(table, nn.Embedding) or len(bench.examples.columns) != 1:
+        return []
+    width = min(_CNN_EMBEDDING, table.embedding_dim)
+    sizes = {"width": _CNN_WIDTH, "kernels": list(_CNN_KERNELS), "embedding_size": width}
+    training = {
+        **_distilled(bench, hidden=False),
+        "text_student": {**sizes, "dropout": 0.3},
+        "dropout": None,
+        "freeze_embeddings": False,
+    }
+    outputs = _CNN_WIDTH * len(_CNN_KERNELS)
+    convolutions = width * _CNN_WIDTH * sum(_CNN_KERNELS)
+    found = []
+    for least, tokens in kept.items():
+        cut: Steps = () if least is None else ({"vocabulary": {"min_count": least}},)
+        steps = (*cut, {"distill": training}, {"quantize": target.quantization})
+        per = 4 if target.backend in _FLOAT_TABLES else 1
+        size = tokens * width * per + convolutions * 4 + 2 * outputs * 128 + _GRAPH // 4
+        found.append(Candidate(f"a CNN, {tokens:,} tokens", steps, None, 0.0, size))
+    return found
+
+
+def _predicted(model: PreTrainedModel, tokens: int, share: float, target: CompressTarget) -> int:
+    """Bytes after quantization: products in int8, tables too where the engine does so."""
+    products = set(compressible_modules(model).values())
+    inner = {id(unit) for unit in _encoder_products(model)}
+    table = 4 if target.backend in _FLOAT_TABLES else 1
+    total = 0.0
+    for module in model.modules():
+        own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        if isinstance(module, nn.Embedding):
+            rows = module.num_embeddings
+            own = own * tokens // rows if rows == model.config.vocab_size and tokens else own
+            total += own * table
+        elif module in products:
+            total += own * (share if id(module) in inner else 1.0)
+        else:
+            total += own * 4
+    return round(total) + _GRAPH
+
+
+def _encoder_products(model: PreTrainedModel) -> Sequence[nn.Module]:
+    try:
+        found = sublayers(model)
+    except TargetError:
+        return ()
+    names = {name for part in found for name in (part.name, *part.producers)}
+    return [model.get_submodule(name) for name in names]
