@@ -103,9 +103,10 @@ def test_an_engine_looks_up_the_numbers_of_the_table(backend: Any, bits: Any) ->
             table = quantize_table(module.weight.detach().numpy(), bits)
             module.weight.data = torch.from_numpy(table.dequantized())
     batch = batches()[0]
-    np.testing.assert_allclose(
-        found.logits(batch), logits(expected, batch).numpy(), rtol=5e-3, atol=5e-3
-    )
+    # OpenVINO has attention's own products in int8, too.
+    near = 5e-3 if backend == "onnxruntime" else 0.03
+    expect = logits(expected, batch).numpy()
+    np.testing.assert_allclose(found.logits(batch), expect, rtol=near, atol=near)
     moved = float((logits(expected, batch) - logits(model, batch)).abs().max())
     assert moved > (0.1 if bits == 4 else 0)
 
