@@ -65,7 +65,7 @@ def test_the_picture_has_a_panel_for_each_point_and_a_bar_for_each_engine() -> N
     assert any("4.0 x" in text.get_text() for text in figure.axes[0].texts)
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names == ["torch-fp32", "onnxruntime-int8"]
-    two = bench_figure([*ROWS, row("torch-fp32", 6.0, model="small")])
+    two = bench_figure([*ROWS[:2], row("torch-fp32", 6.0, model="small")])
     assert "small" in two.axes[0].get_yticklabels()[2].get_text()
     assert draw_bench(ROWS).startswith(b"\x89PNG")
     assert draw_bench([]).startswith(b"\x89PNG")
