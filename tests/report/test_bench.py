@@ -60,7 +60,8 @@ def test_the_picture_has_a_panel_for_each_point_and_a_bar_for_each_engine() -> N
         "1 x 32 tokens, 2 threads",
         "32 x 32 tokens, 2 threads",
     ]
-    widths = [[bar.get_width() for bar in axes.patches] for axes in figure.axes]
+    drawn: list[Any] = [axes.patches for axes in figure.axes]
+    widths = [[bar.get_width() for bar in bars] for bars in drawn]
     assert widths == [[12.0, 3.0], [120.0, 30.0]]
     assert any("4.0 x" in text.get_text() for text in figure.axes[0].texts)
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
