@@ -32,6 +32,7 @@ BENCHMARKS = {
     "distillation_quality": True,
     "structured_quality": True,
     "quantize_quality": True,
+    "pipeline": True,
 }
 
 

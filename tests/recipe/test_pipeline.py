@@ -65,7 +65,7 @@ def test_data_sets_by_split_and_a_torch_model_at_the_end(
     folder = result.save(tmp_path / "pruned")
     back = AutoModelForSequenceClassification.from_pretrained(folder)
     assert weights_hash(back) == result.rows[-1]["weights_hash"]
-    with pytest.raises(DataError, match="'validation' is no datasets.Dataset; give one for each"):
+    with pytest.raises(DataError, match=r"'validation' is no datasets\.Dataset; give one for"):
         pipeline.run(make_bert(), make_tokenizer(), {"train": raw, "validation": [1]})
 
 
