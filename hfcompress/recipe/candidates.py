@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from hfcompress.architectures import compressible_modules
+from hfcompress.architectures import blocks, compressible_modules
 from hfcompress.errors import ModelError, TargetError
 from hfcompress.predict_checked import bf16_is_faster
 from hfcompress.recipe.target import CompressTarget
@@ -30,8 +30,8 @@ MIN_COUNTS = {1: 0.4, 2: 0.6, 5: 1.2, 20: 3.0}
 _CNN_LOSS = 7.0
 # Engines whose int8 leaves embedding tables in fp32.
 _FLOAT_TABLES = ("torch", "torchao")
-# Bytes of an exported graph besides weights: nodes, names, scales.
-_GRAPH = 200_000
+# Bytes of an exported graph besides weights (nodes, names, scales): at least, and for each layer.
+_GRAPH, _GRAPH_LAYER = 30_000, 20_000
 _CNN_WIDTH, _CNN_KERNELS, _CNN_EMBEDDING = 128, (1, 2, 3, 4), 96
 
 
@@ -171,7 +171,7 @@ def _students(
         cut, lost = _cut(least)
         steps = (*cut, {"distill": training}, {"quantize": quantization})
         floats = 4 if target.backend in _FLOAT_TABLES or target.mode == "none" else 1
-        size = (tokens * width + convolutions) * floats + 2 * outputs * 128 + _GRAPH // 4
+        size = (tokens * width + convolutions) * floats + 2 * outputs * 128 + _GRAPH
         name = f"a CNN, {tokens:,} tokens"
         found.append(Candidate(name, steps, None, 0.0, size, lost + _CNN_LOSS))
     return found
@@ -194,7 +194,7 @@ def _predicted(model: PreTrainedModel, tokens: int, share: float, target: Compre
             total += own * product * (share if id(module) in inner else 1.0)
         else:
             total += own * 4
-    return round(total) + _GRAPH
+    return round(total) + _GRAPH + _GRAPH_LAYER * len(blocks(model))
 
 
 def _encoder_products(model: PreTrainedModel) -> Sequence[nn.Module]:

@@ -119,7 +119,7 @@ def test_a_smaller_size_takes_a_smaller_encoder_and_rows_are_kept(
 ) -> None:
     first = search(max_size="10MB", max_drop=100)
     size = first.rows[0]["bytes"]
-    monkeypatch.setattr("hfcompress.recipe.compress._SLACK", 1e6)  # tiny models are all graph
+    monkeypatch.setattr("hfcompress.recipe.compress._SLACK", 1e6)
     heard: list[dict[str, Any]] = []
 
     class Heard(Progress):
@@ -165,6 +165,8 @@ def test_what_is_small_and_weak_is_trained(
 def test_minutes_go_on_for_less_and_begin_nothing_that_is_too_long(
     search: Callable[..., CompressResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(candidates_module, "_GRAPH", 0)  # tiny models are all graph
+    monkeypatch.setattr(candidates_module, "_GRAPH_LAYER", 0)
     notes: list[str] = []
 
     class Heard(Progress):

@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict, load_dataset
 from transformers import AutoModelForSequenceClassification
 
 import hfcompress
+from hfcompress.data import DataConfig
 from hfcompress.errors import ConfigError, DataError, HfcompressError
 from hfcompress.models import weights_hash
 from hfcompress.recipe.schema import parse_recipe
@@ -18,7 +19,7 @@ from hfcompress.recipe.sweep import run
 from tests.conftest import make_bert, make_tokenizer
 
 STEPS: list[Any] = [
-    hfcompress.VocabularyConfig(),
+    hfcompress.VocabularyConfig(min_count=30),
     hfcompress.ShrinkConfig(macs=0.5, score="magnitude"),
     hfcompress.RecoverConfig(max_steps=2, batch_size=8, learning_rate=1e-2),
     {"quantize": {"backend": "torch"}},
@@ -37,7 +38,7 @@ def test_the_rows_are_the_recipes(
     recipe = parse_recipe({
         "model": str(model_folder), "data": str(data), "measure": {"every_step": True},
         "steps": [
-            {"vocabulary": {}}, {"shrink": {"macs": 0.5, "score": "magnitude"}},
+            {"vocabulary": {"min_count": 30}}, {"shrink": {"macs": 0.5, "score": "magnitude"}},
             {"recover": {"max_steps": 2, "batch_size": 8, "learning_rate": 1e-2}}, STEPS[3],
         ],
     })  # fmt: skip
@@ -57,7 +58,7 @@ def test_the_rows_are_the_recipes(
 def test_data_sets_by_split_and_a_torch_model_at_the_end(
     write_data: Callable[..., Path], tmp_path: Path
 ) -> None:
-    raw = load_dataset("csv", data_files=str(write_data(rows=60)))["train"]
+    raw = load_dataset("csv", data_files=str(write_data(rows=60)), delimiter="\t")["train"]
     splits = DatasetDict(train=raw.select(range(40)), validation=raw.select(range(40, 60)))
     pipeline = hfcompress.CompressionPipeline([hfcompress.PruningConfig(sparsity=0.5)])
     result = pipeline.run(make_bert(), make_tokenizer(), splits)
@@ -69,9 +70,9 @@ def test_data_sets_by_split_and_a_torch_model_at_the_end(
         pipeline.run(make_bert(), make_tokenizer(), {"train": raw, "validation": [1]})
 
 
-def test_what_is_no_step(write_data: Callable[..., Path]) -> None:
+def test_what_is_no_step() -> None:
     with pytest.raises(ConfigError, match=r"steps\[0\] is a DataConfig, which is no step"):
-        hfcompress.CompressionPipeline([hfcompress.Recipe.model_fields["data"].annotation("x")])  # type: ignore[misc,operator]
+        hfcompress.CompressionPipeline([DataConfig(path="x")])
     with pytest.raises(ConfigError, match=r"steps\[0\].quantize leaves no torch model"):
         hfcompress.CompressionPipeline([{"quantize": {}}, {"prune": {}}])
 
