@@ -145,7 +145,7 @@ def test_a_class_without_an_image(tmp_path: Path) -> None:
     make_folder(tmp_path / "train")
     (tmp_path / "train" / "horse").mkdir()
     (tmp_path / "train" / "horse" / "readme.txt").write_text("later")
-    with pytest.raises(DataError, match="class folder 'train/horse' of .* holds no image"):
+    with pytest.raises(DataError, match=r"class folder 'train/horse' of .* holds no image"):
         load(tmp_path / "train" / "..")
     shutil.rmtree(tmp_path / "train" / "horse")
     (tmp_path / "train" / ".cache").mkdir()  # nobody means this as a class
