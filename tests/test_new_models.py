@@ -92,9 +92,9 @@ def test_mistakes_show_before_anything_is_made(fields: dict[str, Any], message: 
     [
         ({"model_type": "bert"}, {}, "'bert' has no image classifier in transformers"),
         (
-            {**VIT, "num_attention_heads": 3},
+            {**RESNET, "hidden_act": "x"},
             {"image_size": 8},
-            "makes no vit that reads images of 8x8",
+            "makes no resnet that reads images of 8x8",
         ),
         (VIT, {"image_mean": [0.5]}, "image_mean holds 1 values and the model reads 3 channels"),
     ],

@@ -14,8 +14,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from hfcompress.errors import CalibrationError
+from hfcompress.forward import call_model, logits_in, takes_labels
 from hfcompress.pruning.moments import Moments, MomentSum, input_rows, weight_of
 from hfcompress.pruning.tracing import call_order, evaluating, watching
 
@@ -79,7 +81,7 @@ class Calibration:
         """Call a model with one batch (without its labels)."""
         device = next(model.parameters()).device
         batch = self.batches[index]
-        return model(**{key: batch[key].to(device) for key in batch if key != "labels"})
+        return call_model(model, {key: value.to(device) for key, value in batch.items()})
 
     def kept(self, key: tuple[object, ...], collect: Callable[[], Result]) -> Result:
         """What ``collect`` gave when it was first asked for under this key."""
@@ -313,11 +315,16 @@ def require_labels(batch: Batch) -> None:
 def task_loss(model: nn.Module, batch: Batch) -> Tensor:
     """The model's own loss on a labelled batch, the mean over its rows.
 
+    Of a module that does not take labels, the cross entropy of its logits.
+
     Raises:
         CalibrationError: the model returns none.
     """
     device = next(model.parameters()).device
-    result = model(**{key: value.to(device) for key, value in batch.items()})
+    moved = {key: value.to(device) for key, value in batch.items()}
+    if not takes_labels(model):
+        return cross_entropy(logits_in(call_model(model, moved)), moved["labels"])
+    result = model(**moved)
     loss = getattr(result, "loss", None)
     if not isinstance(loss, Tensor):
         raise CalibrationError(

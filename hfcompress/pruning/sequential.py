@@ -183,12 +183,21 @@ class _Streams:
         for index in range(len(self.pruned)):
             if self._dense_outputs:
                 with dense.swapped():
-                    self.dense[index].copy_(first_tensor(self._run(name, self.dense, index)()))
-            self.pruned[index].copy_(first_tensor(self._run(name, self.pruned, index)()))
+                    _move_on(self.dense, index, self._run(name, self.dense, index)())
+            _move_on(self.pruned, index, self._run(name, self.pruned, index)())
 
     def _run(self, name: str, stream: list[Tensor], index: int) -> Run:
         args, kwargs = self._calls[index][name]
         return lambda: self._blocks[name](stream[index], *args, **kwargs)
+
+
+def _move_on(stream: list[Tensor], index: int, result: object) -> None:
+    """Put a block's output in the place of its input; blocks of convolutions change its shape."""
+    output = first_tensor(result)
+    if stream[index].shape == output.shape:
+        stream[index].copy_(output)
+    else:
+        stream[index] = output.clone()
 
 
 class _Dense:
