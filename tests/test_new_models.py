@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -136,11 +137,7 @@ def test_checkpoints_without_a_fitting_processor(tmp_path: Path) -> None:
 
 
 def test_timm_where_it_is_not_installed(tmp_path: Path) -> None:
-    try:
-        import timm  # noqa: F401
-    except ImportError:
-        pass
-    else:
+    if importlib.util.find_spec("timm"):
         pytest.skip("timm is installed")
     told = {"architecture": "resnet18", "num_classes": 10, "pretrained_cfg": {"crop_pct": 0.9}}
     (tmp_path / "config.json").write_text(json.dumps(told))
