@@ -91,7 +91,7 @@ def from_array(array: np.ndarray[Any, Any]) -> Image:
 def _eight_bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Values of any type as bytes, black staying black."""
     if array.dtype == np.uint8:
-        return array
+        return array.astype(np.uint8, copy=False)
     if array.dtype == bool:
         return array.astype(np.uint8) * np.uint8(255)
     if not np.isfinite(array).all():
