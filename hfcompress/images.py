@@ -91,7 +91,7 @@ def from_array(array: np.ndarray[Any, Any]) -> Image:
 def _eight_bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Values of any type as bytes, black staying black."""
     if array.dtype == np.uint8:
-        return array
+        return array.astype(np.uint8, copy=False)
     if array.dtype == bool:
         white: np.ndarray[Any, np.dtype[np.uint8]] = array.astype(np.uint8) * np.uint8(255)
         return white
@@ -103,7 +103,8 @@ def _eight_bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint
     known = next((top for top in (*usual, 255, 65535) if highest <= top), highest)
     top = known if lowest == 0 else highest
     scaled = (array.astype(np.float64) - lowest) * (255 / max(top - lowest, 1e-30))
-    return np.rint(scaled).clip(0, 255).astype(np.uint8)
+    eight: np.ndarray[Any, np.dtype[np.uint8]] = np.rint(scaled).clip(0, 255).astype(np.uint8)
+    return eight
 
 
 def upright(image: Image, grey: bool) -> Image:

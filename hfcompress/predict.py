@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hfcompress.encode import Batch, Encoded
+from hfcompress.forward import call_model, logits_in
 
 Logits = NDArray[np.float32]
 Batches = Iterable[tuple[NDArray[np.int64], Batch]]
@@ -44,7 +45,7 @@ def predict(
             for key, value in batch.items()
             if key != "labels"
         }
-        found: Logits = model(**inputs).logits.float().cpu().numpy()
+        found: Logits = logits_in(call_model(model, inputs)).float().cpu().numpy()
         return found
 
     return predict_with(run, data, batch_size, progress, batches)

@@ -22,7 +22,7 @@ def load(path: Path | str, need_train: bool = False, **fields: Any) -> Examples:
     return load_examples(DataConfig(path=str(path), **fields), "image", need_train)
 
 
-def idx(array: Any) -> bytes:
+def idx(array: np.ndarray[Any, Any]) -> bytes:
     head = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
     body: bytes = array.astype(np.uint8).tobytes()
     return head + body

@@ -17,7 +17,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS: list[set[str]] = [
     {"errors", "files", "extras", "config", "quiet"},
     {"pure"},
-    {"architectures", "sources", "sublayers", "surgery"},
+    {"architectures", "sources", "sublayers", "surgery", "forward"},
     {
         "models",
         "text_models",

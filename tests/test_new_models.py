@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,9 +93,9 @@ def test_mistakes_show_before_anything_is_made(fields: dict[str, Any], message: 
     [
         ({"model_type": "bert"}, {}, "'bert' has no image classifier in transformers"),
         (
-            {**VIT, "num_attention_heads": 3},
+            {**RESNET, "hidden_act": "x"},
             {"image_size": 8},
-            "makes no vit that reads images of 8x8",
+            "makes no resnet that reads images of 8x8",
         ),
         (VIT, {"image_mean": [0.5]}, "image_mean holds 1 values and the model reads 3 channels"),
     ],
@@ -136,11 +137,7 @@ def test_checkpoints_without_a_fitting_processor(tmp_path: Path) -> None:
 
 
 def test_timm_where_it_is_not_installed(tmp_path: Path) -> None:
-    try:
-        import timm  # noqa: F401
-    except ImportError:
-        pass
-    else:
+    if importlib.util.find_spec("timm"):
         pytest.skip("timm is installed")
     told = {"architecture": "resnet18", "num_classes": 10, "pretrained_cfg": {"crop_pct": 0.9}}
     (tmp_path / "config.json").write_text(json.dumps(told))

@@ -48,5 +48,5 @@ def class_accuracy(
             "value": float(hits[index] / counts[index]),
             "dense": float(dense_hits[index] / counts[index]),
         }
-        for index in np.flatnonzero(counts)
+        for index in np.flatnonzero(counts).tolist()
     ]

@@ -7,7 +7,6 @@ sparsity that asks again, as long as the model's weights are the same.
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -15,8 +14,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from hfcompress.errors import CalibrationError
+from hfcompress.forward import call_model, logits_in, takes_labels
 from hfcompress.pruning.moments import Moments, MomentSum, input_rows, weight_of
 from hfcompress.pruning.tracing import call_order, evaluating, watching
 
@@ -231,18 +232,9 @@ def _with_tokens(
 
 
 def run_on(model: nn.Module, batch: Batch) -> Any:
-    """Call a model with a batch, without its labels: by name, or with the one tensor that there
-    is where a module of your own calls it otherwise."""
+    """Call a model with a batch, without its labels, on the model's device."""
     device = next(model.parameters()).device
-    inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
-    if len(inputs) == 1 and not _takes(model, next(iter(inputs))):
-        return model(*inputs.values())
-    return model(**inputs)
-
-
-def _takes(model: nn.Module, name: str) -> bool:
-    known = inspect.signature(model.forward).parameters
-    return name in known or any(p.kind is p.VAR_KEYWORD for p in known.values())
+    return call_model(model, {key: value.to(device) for key, value in batch.items()})
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -327,18 +319,16 @@ def require_labels(batch: Batch) -> None:
 def task_loss(model: nn.Module, batch: Batch) -> Tensor:
     """The model's own loss on a labelled batch, the mean over its rows.
 
+    Of a module that does not take labels, the cross entropy of its logits.
+
     Raises:
         CalibrationError: the model returns none.
     """
     device = next(model.parameters()).device
-    if _takes(model, "labels"):
-        result = model(**{key: value.to(device) for key, value in batch.items()})
-    else:
-        result = run_on(model, batch)
+    if not takes_labels(model):
+        return cross_entropy(logits_in(run_on(model, batch)), batch["labels"].to(device))
+    result = model(**{key: value.to(device) for key, value in batch.items()})
     loss = getattr(result, "loss", None)
-    labels = batch["labels"].to(device)
-    if isinstance(result, Tensor) and result.dim() == 2 and labels.dim() == 1:
-        loss = nn.functional.cross_entropy(result, labels)  # a module that puts out logits alone
     if not isinstance(loss, Tensor):
         raise CalibrationError(
             f"{type(model).__name__} returns no loss for labelled batches; "

@@ -44,16 +44,17 @@ def class_losses(row: Row) -> list[ClassLoss]:
     """The classes of a row, in their own order; none where it holds none."""
     found = []
     for entry in row.get("classes") or ():
+        if not isinstance(entry, Mapping):
+            continue
         values = [number(entry, key) for key in ("n", "dense", "value")]
-        if isinstance(entry, Mapping) and None not in values and values[0]:
+        if None not in values and values[0]:
             n, dense, value = (float(part or 0) for part in values)
             found.append(ClassLoss(str(entry.get("name")), int(n), dense, value))
     return found
 
 
 def shown_row(rows: Sequence[Row]) -> Row | None:
-    """The row whose classes are shown: at the sweet spot, or else the last compressed one that is
-    worth a look, which is the one that loses least."""
+    """The row whose classes are shown: at the sweet spot, or else the one that loses least."""
     known = [row for row in rows if class_losses(row) and not is_dense(row)]
     if not known:
         return None
