@@ -83,7 +83,7 @@ def image_settings(processor: Any) -> dict[str, Any] | None:
     }
     for resize, crop in _ways(processor, expected[0].shape[1:]):
         settings = {**common, "resize": resize, "crop": crop}
-        found = [make_pixels([picture], settings)[0] for picture in pictures]
+        found = [_made(picture, settings) for picture in pictures]
         if _equal(found, expected):
             return settings
     return None
@@ -91,6 +91,12 @@ def image_settings(processor: Any) -> dict[str, Any] | None:
 
 def _processed(processor: Any, images: Sequence[Any]) -> NDArray[Any]:
     return np.asarray(processor(list(images), return_tensors="np")["pixel_values"])
+
+
+def _made(picture: Any, settings: Mapping[str, Any]) -> NDArray[Any]:
+    plain: Any = make_pixels
+    found: NDArray[Any] = plain([picture], settings)[0]
+    return found
 
 
 def _equal(found: Sequence[NDArray[Any]], expected: Sequence[NDArray[Any]]) -> bool:
