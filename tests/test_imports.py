@@ -35,6 +35,7 @@ LAYERS: list[set[str]] = [
     {"pruning", "distillation", "quantization", "checkpoint", "vocabulary", "sparse"},
     {"report"},
     {"recipe"},
+    {"benchmark"},
     {"cli"},
 ]
 PURE = {

@@ -11,14 +11,15 @@ _NOT_MEANT = ("__MACOSX", "__pycache__")
 
 
 def check_image_folder(folder: Path, spec: str) -> None:
-    """Refuse a folder without images, or with a class that has none.
+    """Refuse a folder without images, with a class that has none, or with one class only.
 
     Raises:
         SourceError: no image anywhere.
-        DataError: an empty class: a model would have a label that it never sees.
+        DataError: an empty class, a label that a model would never see; or nothing to tell apart.
     """
-    empty = [path for path in _leaves(folder) if not _has_image(path)]
-    if not _has_image(folder) and all(not _has_image(path) for path in _leaves(folder)):
+    leaves = _leaves(folder)
+    empty = [path for path in leaves if not _has_image(path)]
+    if not _has_image(folder) and len(empty) == len(leaves):
         raise SourceError(
             f"data: {spec!r} holds no image ({', '.join(IMAGE_SUFFIXES)}) and no data file "
             f"(csv, json, parquet); give a folder with a folder of images for each class"
@@ -28,6 +29,12 @@ def check_image_folder(folder: Path, spec: str) -> None:
         raise DataError(
             f"data: the class folder {str(name)!r} of {spec!r} holds no image; put images there "
             f"or remove the folder"
+        )
+    classes = {path.name for path in leaves}
+    if len(classes) == 1 and not any(folder.rglob("metadata.*")):
+        raise DataError(
+            f"data: {spec!r} has one class only ({classes.pop()}); put the images of each class "
+            f"into a folder of its own, two classes at least"
         )
 
 

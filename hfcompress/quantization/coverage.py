@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -78,6 +78,15 @@ class Coverage:
                 counts[module.why] = counts.get(module.why, 0) + 1
         return counts
 
+    @property
+    def sentence(self) -> str:
+        """The shares, and what stays in floating point, for people."""
+        left = "; ".join(f"{count} modules: {why}" for why, count in self.reasons.items())
+        return (
+            f"integers now: {self.share_of_bytes:.1%} of the bytes, {self.share_of_macs:.1%} of "
+            f"the multiply-accumulates; in floating point: {left or 'nothing'}"
+        )
+
     def plain(self) -> dict[str, Any]:
         """As data that JSON can hold: the shares, the reasons and every module."""
         return {
@@ -93,7 +102,7 @@ def cover(
     model: PreTrainedModel,
     quantized: Collection[str],
     why: Callable[[nn.Module], str],
-    excluded: Collection[str] = (),
+    excluded: Mapping[str, str] | None = None,
     image: ImageShape | None = None,
     folds_norms: bool = False,
 ) -> Coverage:
@@ -103,7 +112,7 @@ def cover(
         model: as it was before.
         quantized: names of the modules that were.
         why: the backend's reason for leaving a module of this class alone.
-        excluded: names that the config leaves out.
+        excluded: names that were left out on purpose, and why.
         image: shape of the image that multiply-accumulates are counted for; the usual by default.
         folds_norms: whether the engine folds batch norms into the convolutions before them.
     """
@@ -117,7 +126,7 @@ def cover(
         if not own:
             continue
         seen.update(id(parameter) for parameter in own)
-        reason = "excluded by the config" if name in excluded else _reason(module, why)
+        reason = (excluded or {}).get(name) or _reason(module, why)
         if name in folded:
             reason = "folded into the convolution before it"
         weight: Any = module._parameters.get("weight")

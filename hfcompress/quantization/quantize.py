@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hfcompress.architectures import compressible_modules, select_modules
+from hfcompress.architectures import compressible_modules
 from hfcompress.checkpoint.record import METHOD
 from hfcompress.errors import CalibrationError, ModelError, TargetError
 from hfcompress.quantization.abilities import slow_int8
@@ -23,9 +23,11 @@ from hfcompress.quantization.convolutions import (
     share_of_convolutions,
 )
 from hfcompress.quantization.coverage import cover
-from hfcompress.quantization.engine import FileEngine
+from hfcompress.quantization.engine import Engine, FileEngine
 from hfcompress.quantization.images import image_shape
+from hfcompress.quantization.mixed import MixedReport, keep_most_sensitive
 from hfcompress.quantization.quantized import QuantizedModel
+from hfcompress.quantization.select import excluded_modules
 
 Batch = Mapping[str, Tensor]
 
@@ -53,8 +55,8 @@ def quantize(
     Args:
         model: fp32, on the CPU, shrunk or pruned or neither; it is left as it was.
         config: which engine and how; onnxruntime's dynamic int8 by default.
-        calibration: batches as the model is called with, for static mode; labels are left aside.
-            Images are read in the size that they have here.
+        calibration: batches as the model is called with, for static mode, ``mixed`` and
+            ``smooth``; labels are left aside. Images are read in the size that they have here.
 
     Returns:
         The quantized model, with the report of what was quantized and what was not.
@@ -63,8 +65,8 @@ def quantize(
         MissingExtraError: the engine is not installed; the message holds the pip command.
         TargetError: there is nothing that the mode quantizes, or an ``exclude`` pattern matches
             nothing.
-        CalibrationError: static mode, or ``auto`` for a network of convolutions, and no
-            calibration batches.
+        CalibrationError: static mode, ``mixed``, ``smooth``, or ``auto`` for a network of
+            convolutions, and no calibration batches.
         ModelError: the model is quantized already, or the engine refuses it.
     """
     config = config or QuantizationConfig()
@@ -72,27 +74,52 @@ def quantize(
     batches = _arrays(calibration)
     config = _settled(config, model, batches)
     if config.needs_calibration and not batches:
+        static = config.resolved_mode == "static"
         raise CalibrationError(
             f"backend {config.backend} in mode {config.resolved_mode} needs calibration data: "
             f"give batches of examples, or mode: dynamic where the backend has it"
+            if static
+            else f"{config.reads_rows} needs calibration data: give batches of examples, or leave "
+            f"{config.reads_rows} out"
         )
     backend: Any = importlib.import_module(f"hfcompress.quantization.backends.{config.backend}")
-    excluded = _excluded(model, config)
-    training = model.training
+    excluded = excluded_modules(model, config)
+
+    def make(kept: Collection[str]) -> tuple[Engine, set[str]]:
+        made: tuple[Engine, set[str]] = backend.quantize_model(
+            model, config, excluded | set(kept), batches
+        )
+        return made
+
+    training, mixed = model.training, None
     model.train(False)
     try:
-        engine, names = backend.quantize_model(model, config, excluded, batches)
+        if config.mixed is None:
+            engine, names = make(())
+        else:
+            (engine, names), mixed = keep_most_sensitive(model, config, batches, make)
     finally:
         model.train(training)
+    why = dict.fromkeys(excluded, "excluded by the config")
+    why |= dict.fromkeys(mixed.names if mixed else (), "kept in fp32 by mixed precision")
     coverage = cover(
         model,
         names,
         partial(backend.why_not, config=config),
-        excluded,
+        why,
         image_shape(model, batches),
         folds_norms=isinstance(engine, FileEngine),
     )
-    return QuantizedModel(engine, config, coverage, model, _notes(model, config))
+    notes = (*_notes(model, config), *_mixed_notes(mixed))
+    return QuantizedModel(engine, config, coverage, model, notes, mixed)
+
+
+def _mixed_notes(mixed: MixedReport | None) -> Iterator[str]:
+    if mixed is not None and not mixed.holds:
+        yield (
+            f"mixed precision does not hold: with {mixed.kept} modules in fp32 the KL divergence "
+            f"is {mixed.measured.kl:.2g} and {mixed.measured.changed:.2%} of the classes change"
+        )
 
 
 def check_quantizable(model: PreTrainedModel, config: QuantizationConfig) -> None:
@@ -122,7 +149,7 @@ def check_quantizable(model: PreTrainedModel, config: QuantizationConfig) -> Non
             f"{type(model).__name__} holds {next(model.parameters()).dtype}; "
             f"load it with dtype=torch.float32"
         )
-    _excluded(model, config)
+    excluded_modules(model, config)
 
 
 def _decides(config: QuantizationConfig) -> bool:
@@ -160,10 +187,6 @@ def _notes(model: PreTrainedModel, config: QuantizationConfig) -> tuple[str, ...
             f"{DYNAMIC_LEAVES_CONVOLUTIONS}, in backend: onnxruntime or openvino"
         )
     return tuple(notes)
-
-
-def _excluded(model: nn.Module, config: QuantizationConfig) -> set[str]:
-    return set(select_modules(model, config.exclude)) if config.exclude else set()
 
 
 def _arrays(calibration: HasBatches | Sequence[Batch] | None) -> list[dict[str, Any]]:

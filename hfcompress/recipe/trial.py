@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -62,7 +63,11 @@ class Runner:
     _exact_rows: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for trial in self.pending:
+        self.expect(self.pending)
+
+    def expect(self, trials: Iterable[Trial]) -> None:
+        """Keep the models that some trials still to run share."""
+        for trial in trials:
             self._uses.update(set(self.bench.prefixes(trial)))
 
     def release(self, trial: Trial) -> None:

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from hfcompress.report.classes import worst_class
-from hfcompress.report.rows import Z95, Row, is_dense, metric_of, metric_text, number, points_text
+from hfcompress.report.rows import (
+    Z95,
+    Row,
+    is_dense,
+    metric_of,
+    metric_text,
+    number,
+    points_text,
+    quantize_step,
+)
 
 _NOISE = 2.0  # standard errors up to which a difference from a published value is chance
 
@@ -51,6 +60,8 @@ def all_columns(rows: Sequence[Row]) -> list[Column]:
         column("non-zero", lambda row: _whole(row, "nonzero_parameters"), spare=5),
         column("size", _megabytes, spare=8),
         column("MACs", _giga, spare=10),
+        column("bytes in int8", lambda row: _share(quantize_step(row), "share_of_bytes"), spare=14),
+        column("MACs in int8", lambda row: _share(quantize_step(row), "share_of_macs"), spare=13),
         column(metric, lambda row: metric_text(metric, number(row, "value")), always=True),
         column("95 % interval", lambda row: _interval(metric, row), always=True, spare=1),
         column("drop", lambda row: _drop(metric, row)),

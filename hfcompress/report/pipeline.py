@@ -10,8 +10,12 @@ from hfcompress.report.table import ResultTable, TerminalTable
 
 
 def is_pipeline(rows: Sequence[Row]) -> bool:
-    """Whether rows stand after different steps of one recipe (``measure.every_step``)."""
-    return len({len(row.get("steps") or ()) for row in rows}) > 1
+    """Whether rows stand after different steps of one recipe (``measure.every_step``), or are the
+    candidates of a search."""
+    return (
+        any(_candidate(row) for row in rows)
+        or len({len(row.get("steps") or ()) for row in rows}) > 1
+    )
 
 
 def pipeline_table(rows: Sequence[Row]) -> ResultTable:
@@ -30,7 +34,7 @@ def pipeline_table(rows: Sequence[Row]) -> ResultTable:
         return Column(title, tuple(cell(row) for row in rows), text, always=True, spare=spare)
 
     columns = [
-        column("step", _step, text=True),
+        column("candidate" if any(map(_candidate, rows)) else "step", _step, text=True),
         column("engine", _engine, text=True, spare=2),
         column(metric, lambda row: metric_text(metric, number(row, "value"))),
         column("95 % interval", lambda row: _interval(metric, row), spare=4),
@@ -58,6 +62,8 @@ def pipeline_rows(rows: Sequence[Row]) -> TerminalTable:
 
 def pipeline_sentence(rows: Sequence[Row]) -> str:
     """What the whole pipeline gives: its last row against the dense model."""
+    if any(_candidate(row) for row in rows):
+        return f"{len(rows)} candidates measured, in the order in which they were tried."
     done = [row for row in rows if number(row, "value") is not None]
     if not done or is_dense(done[-1]):
         return "No step is measured yet."
@@ -79,7 +85,13 @@ def pipeline_sentence(rows: Sequence[Row]) -> str:
 
 
 def _step(row: Row) -> str:
-    return "dense" if is_dense(row) else str(row.get("method") or "")
+    """What a row stands after: a step, or all of what a search calls a candidate."""
+    candidate = _candidate(row)
+    return candidate or ("dense" if is_dense(row) else str(row.get("method") or ""))
+
+
+def _candidate(row: Row) -> str:
+    return str((row.get("settings") or {}).get("candidate") or "")
 
 
 def _engine(row: Row) -> str:

@@ -27,6 +27,7 @@ from hfcompress.quantization.engine import Arrays, FileEngine, arranged, check_i
 from hfcompress.quantization.export import check_against_torch, export_onnx
 from hfcompress.quantization.folder import read_manifest
 from hfcompress.quantization.images import image_shape
+from hfcompress.quantization.openvino_graph import compact, halve_constants, quantize_tables
 
 FILE = "model.xml"
 _PRECISION = "INFERENCE_PRECISION_HINT"
@@ -122,6 +123,8 @@ def quantize_model(
                     graph = _quantize(graph, model, config, excluded, batches)
                 openvino.save_model(graph, str(folder / FILE), compress_to_fp16=False)
             names = _integer_modules(graph, model)
+            if names:
+                compact(folder / FILE, names)
             del graph  # it maps the ONNX file, and is as large as the model
             engine = OpenVinoEngine(folder / FILE, floats=config.floats, folder=folder)
         except Exception as error:  # whatever it is, the export is good and has cost time
@@ -161,11 +164,11 @@ def _quantize(
     nncf = require("nncf", "openvino")
     inputs = tuple(item.any_name for item in graph.inputs)
     rows = [arranged(batch, inputs) for batch in batches]
+    tables = _tables(graph, model)
     ignored = {op.get_friendly_name() for op in graph.get_ops() if _module_of(op) in set(excluded)}
-    if not config.embeddings:
-        ignored |= _tables(graph, model)
+    ignored |= tables
     convolutional = is_convolutional(model)
-    return nncf.quantize(
+    quantized = nncf.quantize(
         graph,
         nncf.Dataset(rows),
         model_type=None if convolutional else nncf.ModelType.TRANSFORMER,
@@ -174,6 +177,10 @@ def _quantize(
         subset_size=len(rows),
         ignored_scope=nncf.IgnoredScope(names=sorted(ignored)) if ignored else None,
     )
+    if config.embeddings:
+        quantize_tables(quantized, tables - set(excluded), config.embedding_bits)
+    halve_constants(quantized)
+    return quantized
 
 
 def _tables(graph: Any, model: PreTrainedModel) -> set[str]:
