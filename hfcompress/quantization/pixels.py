@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 
 def open_upright(path):  # type: ignore[no-untyped-def]  # plain, as people read it in example.py
     """An image file as a viewer shows it: upright, transparent parts on white."""
+    from PIL import Image, ImageOps
+
     with Image.open(path) as opened:
         image = ImageOps.exif_transpose(opened)
     if image.mode.startswith("I;16"):
@@ -59,6 +60,8 @@ def image_settings(processor: Any) -> dict[str, Any] | None:
     Returns:
         Plain data; None where the processor does something else.
     """
+    from PIL import Image
+
     mean = getattr(processor, "image_mean", None)
     channels = len(mean) if isinstance(mean, (list, tuple)) else 3
     mode = "L" if channels == 1 else "RGB"
