@@ -60,6 +60,6 @@ def _layer(name: str, weight: Tensor, per_channel: bool) -> dict[str, Any]:
         "edges": torch.linspace(-half, half, BINS + 1).tolist(),
         "before": [int(count) for count in torch.histc(steps, BINS, -half, half).tolist()],
         "after": after.tolist(),
-        "distinct_before": int(weight.unique().numel()),
-        "distinct_after": int(made.values.unique().numel()),
+        "distinct_before": int(weight.unique().numel()),  # type: ignore[no-untyped-call]
+        "distinct_after": int(made.values.unique().numel()),  # type: ignore[no-untyped-call]
     }
