@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 {imports}
-from PIL import Image, ImageOps
 
 FOLDER = Path(__file__).parent
 
@@ -42,7 +41,7 @@ def main(paths):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1:] or sys.exit("give image files: python example.py photo.jpg"))
 '''
 _HEAD = '''\
 """Classify sentences with this folder: python example.py "a gripping film" "a dull one"

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from hfcompress.architectures import compressible_modules, weight_matrix
 from hfcompress.quantization.affine import quantize_layer_weights
 
-BINS = 101
+BINS = 85
+"""Of the histograms, three levels each, the middle one around zero."""
 
 
 def weight_levels(
@@ -29,8 +30,10 @@ def weight_levels(
         most: how many layers: those with the most weights, in the model's order.
 
     Returns:
-        For each layer ``name``, ``count``, ``edges`` in steps, ``before`` and ``after`` (counts),
-        ``distinct_before``, and ``distinct_after``: different values, and different levels.
+        For each layer ``name``, ``count``, ``zeros`` (exact ones, in fp32), ``edges`` in steps,
+        ``before`` (values in each bin) and ``after`` (values at each level, -127 to 127), both
+        without these zeros, ``distinct_before`` and ``distinct_after``: different values, and
+        different levels, zero among them.
     """
     modules = {
         name: module for name, module in compressible_modules(model).items() if name in quantized
@@ -46,20 +49,17 @@ def weight_levels(
 
 def _layer(name: str, weight: Tensor, per_channel: bool) -> dict[str, Any]:
     made = quantize_layer_weights(weight, per_channel=per_channel)
-    steps = weight / made.scale.view(-1, 1)
-    edges = torch.linspace(-128, 128, BINS)
+    kept = weight != 0
+    steps = (weight / made.scale.view(-1, 1))[kept]
+    half = BINS * 3 / 2
+    after = torch.bincount(made.values[kept].long() + 127, minlength=255)
     return {
         "name": name,
         "count": weight.numel(),
-        "edges": edges.tolist(),
-        "before": _counts(steps, edges),
-        "after": torch.bincount((made.values.flatten().long() + 128), minlength=256).tolist(),
+        "zeros": weight.numel() - int(kept.sum()),
+        "edges": torch.linspace(-half, half, BINS + 1).tolist(),
+        "before": [int(count) for count in torch.histc(steps, BINS, -half, half).tolist()],
+        "after": after.tolist(),
         "distinct_before": int(weight.unique().numel()),  # type: ignore[no-untyped-call]
         "distinct_after": int(made.values.unique().numel()),  # type: ignore[no-untyped-call]
     }
-
-
-def _counts(values: Tensor, edges: Tensor) -> list[int]:
-    low, high = float(edges[0]), float(edges[-1])
-    counts = torch.histc(values.clamp(low, high), bins=len(edges) - 1, min=low, max=high)
-    return [int(count) for count in counts.tolist()]

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 
 def open_upright(path):  # type: ignore[no-untyped-def]  # plain, as people read it in example.py
     """An image file as a viewer shows it: upright, transparent parts on white."""
+    from PIL import Image, ImageOps
+
     with Image.open(path) as opened:
         image = ImageOps.exif_transpose(opened)
     if image.mode.startswith("I;16"):
@@ -59,6 +60,8 @@ def image_settings(processor: Any) -> dict[str, Any] | None:
     Returns:
         Plain data; None where the processor does something else.
     """
+    from PIL import Image
+
     mean = getattr(processor, "image_mean", None)
     channels = len(mean) if isinstance(mean, (list, tuple)) else 3
     mode = "L" if channels == 1 else "RGB"
@@ -83,7 +86,7 @@ def image_settings(processor: Any) -> dict[str, Any] | None:
     }
     for resize, crop in _ways(processor, expected[0].shape[1:]):
         settings = {**common, "resize": resize, "crop": crop}
-        found = [make_pixels([picture], settings)[0] for picture in pictures]  # type: ignore[no-untyped-call]
+        found = [_made(picture, settings) for picture in pictures]
         if _equal(found, expected):
             return settings
     return None
@@ -91,6 +94,12 @@ def image_settings(processor: Any) -> dict[str, Any] | None:
 
 def _processed(processor: Any, images: Sequence[Any]) -> NDArray[Any]:
     return np.asarray(processor(list(images), return_tensors="np")["pixel_values"])
+
+
+def _made(picture: Any, settings: Mapping[str, Any]) -> NDArray[Any]:
+    plain: Any = make_pixels
+    found: NDArray[Any] = plain([picture], settings)[0]
+    return found
 
 
 def _equal(found: Sequence[NDArray[Any]], expected: Sequence[NDArray[Any]]) -> bool:

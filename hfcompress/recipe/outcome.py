@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from hfcompress.architectures import default_targets
 from hfcompress.checkpoint.write import save_compressed
 from hfcompress.errors import HfcompressError, first_line
 from hfcompress.measure.grids import weight_grids
@@ -34,7 +35,7 @@ class Outcome:
         reason: why it failed.
         predictions: logits of the trial's model and of its dense model, by their key.
         weights: weight histograms of both, by their key; of the trial's model pieces of its
-            weights and, quantized, their levels.
+            weights or, where it is quantized, their levels.
     """
 
     settings: dict[str, Any]
@@ -59,6 +60,9 @@ def perform(runner: Runner, trial: Trial, folder: Path | None) -> Outcome:
         weights = _histograms(runner, trial, row, plain_model(model))
         if isinstance(model, QuantizedModel):
             weights[row["hash"]]["levels"] = _levels(model)
+        else:
+            names = [layer["name"] for layer in row["layers"]] or list(default_targets(model))
+            weights[row["hash"]]["grids"] = weight_grids(model, names)
         if runner.bench.recipe.save_models:
             name = f"{trial.index:03d}-{row['hash'][:8]}"
             processor = runner.bench.encoding(trial, len(trial.steps)).processor
@@ -94,8 +98,7 @@ def _histograms(
         runner.histograms[key] = analyze_weight_distribution(dense, names).plain()
     edges = runner.histograms[key]["edges"]
     after = analyze_weight_distribution(model, names, edges=edges).plain()
-    grids = weight_grids(model, names)
-    return {key: runner.histograms[key], row["hash"]: {**after, "dense": key, "grids": grids}}
+    return {key: runner.histograms[key], row["hash"]: {**after, "dense": key}}
 
 
 def _levels(model: QuantizedModel) -> list[dict[str, Any]]:

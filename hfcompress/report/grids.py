@@ -78,11 +78,14 @@ def grids_figure(panels: Sequence[Mapping[str, Any]]) -> Figure:
     for column, panel in enumerate(panels):
         for line, grid in enumerate(panel["grids"]):
             axes = figure.add_subplot(places[line, column])
+            axes.set_anchor("N")
             _draw(axes, grid)
             if line == 0:
                 axes.set_title(str(panel["title"]), fontsize=10.5, loc="left")
             if column == 0:
                 axes.set_ylabel(_label(grid), fontsize=8)
+            elif _label(grid) != _label(panels[0]["grids"][min(line, len(panels[0]["grids"]) - 1)]):
+                axes.set_xlabel(_label(grid), fontsize=7)  # another layer, or another shape
     return figure
 
 

@@ -164,7 +164,7 @@ def test_a_model_without_a_linear() -> None:
     model: Any = ResNetForImageClassification(settings)
     model.classifier = torch.nn.Identity()
     with pytest.raises(TargetError, match="ResNetForImageClassification has no Linear to quantize"):
-        quantize(model, QuantizationConfig())
+        quantize(model, QuantizationConfig(mode="dynamic"))
 
 
 def test_a_processor_without_vnni_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

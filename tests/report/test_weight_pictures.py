@@ -119,7 +119,8 @@ def test_levels_count_what_is_there() -> None:
     assert layer["name"] == name
     assert layer["distinct_before"] == len(np.unique(weight.numpy()))
     assert layer["distinct_after"] == len(np.unique(integers.numpy())) <= 255
-    expected = np.bincount(integers.numpy().astype(int).ravel() + 128, minlength=256)
+    expected = np.bincount(integers.numpy().astype(int).ravel() + 127, minlength=255)
+    assert layer["zeros"] == 0
     assert layer["after"] == expected.tolist()
     assert sum(layer["before"]) == sum(layer["after"]) == layer["count"] == weight.numel()
     (coarse,) = weight_levels(model, [name], per_channel=False)
@@ -129,15 +130,21 @@ def test_levels_count_what_is_there() -> None:
     ]
 
 
-def test_a_level_that_most_weights_share_does_not_hide_the_others() -> None:
+def test_zeros_of_pruning_do_not_hide_the_levels() -> None:
     model = image_model("resnet")
     prune(model, PruningConfig(sparsity=0.8))
     layers = weight_levels(model, [name for name, _ in model.named_modules()])
+    for layer in layers:
+        weight = model.get_submodule(layer["name"]).get_parameter("weight")
+        assert layer["zeros"] == int((weight == 0).sum())
+        assert sum(layer["before"]) == sum(layer["after"]) == int((weight != 0).sum())
     figure = levels_figure(layers)
     said = [text.get_text() for axes in figure.axes for text in axes.texts]
-    assert any("% are 0" in text for text in said)
+    assert any("80 % are zero, before and after" in text for text in said)
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]  # type: ignore[union-attr]
-    assert labels[1].startswith("int8: ")
+    assert labels[1] == f"int8: {layers[0]['distinct_after']} levels"
+    low, high = figure.axes[1].get_xlim()
+    assert any(layers[0]["after"][round(low) + 127 : round(high) + 127])
     assert draw_levels(layers).startswith(PNG)
     assert level_panels([{"hash": "a"}, {"hash": "b"}], {"b": {"levels": layers}}) == layers
 
@@ -181,7 +188,7 @@ def test_nothing_to_draw() -> None:
     for draw in (grids_figure, levels_figure, bars_figure):
         with pytest.raises(BadInputError, match=r"give at least one|no row has"):
             draw([])
-    layer = {"name": "x", "count": 1, "edges": [0, 1], "before": [1, 2], "after": [0] * 256,
-             "distinct_before": 1, "distinct_after": 1}  # fmt: skip
+    layer = {"name": "x", "count": 1, "edges": [0, 1], "before": [1, 2], "after": [0] * 255,
+             "zeros": 0, "distinct_before": 1, "distinct_after": 1}  # fmt: skip
     with pytest.raises(BadInputError, match="2 edges for 2 counts"):
         levels_figure([layer])
