@@ -52,7 +52,8 @@ def arithmetic_of(config: QuantizationConfig) -> Arithmetic:
     """
     mode = config.resolved_mode
     kinds: dict[str, Activations] = {"static": "static", "weight-only": "none", "none": "none"}
-    dynamic: Activations = "token" if config.backend == "torchao" else "tensor"
+    by_token = config.backend == "torchao" or config.per_token
+    dynamic: Activations = "token" if by_token else "tensor"
     tables = config.backend in ("onnxruntime", "openvino") and config.embeddings
     bits = config.bits - 1 if config.reduce_range else config.bits
     return Arithmetic(

@@ -89,6 +89,7 @@ def test_the_gradient_passes_rounding_and_stops_where_numbers_are_cut_off() -> N
         ({"mode": "static"}, Arithmetic("static", table_bits=8, convolutions=True)),
         ({"backend": "torch"}, Arithmetic("tensor")),
         ({"backend": "torchao"}, Arithmetic("token")),
+        ({"per_token": True}, Arithmetic("token", table_bits=8)),
         ({"backend": "torchao", "mode": "weight-only", "bits": 4},
          Arithmetic("none", bits=4, group=32)),
         ({"backend": "openvino"}, Arithmetic("static", table_bits=8, convolutions=True)),
