@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.quantize import quantize
@@ -34,8 +35,18 @@ def test_in_fp32_nothing_changes(exported: Any) -> None:
     np.testing.assert_allclose(found, logits(model, batches()[0]).numpy(), atol=1e-4)
 
 
+def uneven() -> Any:
+    """Some tokens have one huge activation, which the next product does not use."""
+    model = small()
+    layer = model.bert.encoder.layer[0]
+    with torch.no_grad():
+        layer.intermediate.dense.weight[0] *= 200
+        layer.output.dense.weight[:, 0] = 0
+    return model
+
+
 def test_what_a_row_gives_hardly_depends_on_its_batch() -> None:
-    model, batch = small(), batches()[0]
+    model, batch = uneven(), batches()[0]
     alone = {name: value[:1] for name, value in batch.items()}
     moved, errors = [], []
     for per_token in (False, True):
@@ -44,4 +55,4 @@ def test_what_a_row_gives_hardly_depends_on_its_batch() -> None:
         moved.append(float(np.abs(together[:1] - found.logits(alone)).max()))
         errors.append(float(np.abs(together - logits(model, batch).numpy()).mean()))
     assert moved[1] < moved[0] / 2
-    assert errors[1] < errors[0]
+    assert errors[1] < 0.7 * errors[0]
