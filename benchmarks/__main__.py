@@ -34,6 +34,7 @@ BENCHMARKS = {
     "structured_quality": True,
     "quantize_quality": True,
     "vision_quality": False,
+    "pipeline": True,
 }
 
 

@@ -97,7 +97,7 @@ def student(taught: bool, setting: Setting) -> Row:
     step = {
         **TRAINING,
         "model": {"config": STUDENT},
-        "distillation": {"alpha": alpha, "temperature": 4.0},
+        "distillation": {"alpha": alpha, "temperature": 4.0, "teacher_precision": "bf16"},
     }
     name = "student taught" if taught else "student alone"
     return setting.compressed(RESNET, name, [{"distill": step}])
@@ -114,7 +114,8 @@ def figures(rows: dict[str, Row]) -> list[Figure]:
                                 note=note))  # fmt: skip
             continue
         target = f">= {-POINTS[name]:g}" if name in POINTS else None
-        note += "".join(f", {share:.1%} {what}" for what, share in row.more.items())
+        shares = {what: row.more[what] for what in ("macs", "bytes", "sparsity")}
+        note += "".join(f", {share:.1%} {what}" for what, share in shares.items())
         found.append(Figure(f"{name}, points", row.points, "points", target=target, note=note))
     return [*found, *_students(rows), _slowest(rows)]
 

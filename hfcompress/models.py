@@ -20,11 +20,13 @@ import hfcompress.text_models as text_models
 from hfcompress.config import Config, nearest
 from hfcompress.errors import ConfigError, MissingExtraError, ModelError, SourceError
 from hfcompress.new_models import (
+    channels_of_config,
     fingerprint_new,
     new_config,
     new_model,
     plain_processor,
     size_of,
+    timm_processor,
 )
 from hfcompress.sources import (
     Source,
@@ -199,14 +201,14 @@ def _new(config: ModelConfig, task: str, labels: list[str] | None, seed: int) ->
     settings = new_config(config.config or {}, config.image_size)
     processor = _own_processor(config, settings)
     fingerprint = fingerprint_new(settings, processor)
-    model = new_model(settings, labels or ["0", "1"], seed)
+    size = size_of(settings, config.image_size)
+    model = new_model(settings, labels or ["0", "1"], seed, size)
     return LoadedModel(model, processor, True, fingerprint)
 
 
 def _own_processor(config: ModelConfig, settings: Any) -> Any:
     """The processor that the recipe describes."""
-    channels = int(getattr(settings, "num_channels", 3))
-    size = size_of(settings, config.image_size)
+    size, channels = size_of(settings, config.image_size), channels_of_config(settings)
     return plain_processor(size, channels, config.image_mean, config.image_std)
 
 
@@ -217,6 +219,8 @@ def _load_processor(
         return AutoTokenizer.from_pretrained(location, **options)
     if config.image_size is not None or config.image_mean is not None or config.image_std:
         return _own_processor(config, settings)
+    if settings.model_type == "timm_wrapper":
+        return timm_processor(settings)
     # The PIL backend: torchvision is not needed, and it gives the same pixels everywhere.
     loader: Any = AutoImageProcessor
     try:
@@ -228,7 +232,7 @@ def _load_processor(
             f"model {config.name!r} holds no preprocessor_config.json; save its image processor "
             f"there, or write model.image_size (and image_mean, image_std)"
         ) from None
-    if getattr(settings, "num_channels", 3) == 1 and len(processor.image_mean or ()) == 3:
+    if channels_of_config(settings) == 1 and len(processor.image_mean or ()) == 3:
         # A processor of coloured images beside a model of grey ones: the mean of its channels.
         for name in ("image_mean", "image_std"):
             setattr(processor, name, [sum(getattr(processor, name)) / 3])

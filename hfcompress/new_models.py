@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,33 +65,43 @@ def size_of(config: Any, image_size: int | None) -> int:
     return int(image_size or own or _DEFAULT_SIZE)
 
 
-def new_model(config: Any, labels: Sequence[str], seed: int) -> PreTrainedModel:
-    """A randomly initialised image classifier.
+def new_model(config: Any, labels: Sequence[str], seed: int, size: int) -> PreTrainedModel:
+    """A randomly initialised image classifier, tried on one black image.
 
     Args:
         config: as `new_config` gives it; its labels are set.
         labels: the data's label names in order.
         seed: of the weights.
+        size: side of the images in pixels.
 
     Raises:
         ConfigError: a model type without an image classifier, or sizes that do not fit together.
     """
     config.id2label = dict(enumerate(labels))
     config.label2id = {name: index for index, name in enumerate(labels)}
+    config.architectures = config.architectures or []  # DeiT's Auto class runs through them
     torch.manual_seed(seed)
     build: Any = AutoModelForImageClassification
     try:
-        model: PreTrainedModel = build.from_config(config, dtype=torch.float32)
-    except (ValueError, TypeError, RuntimeError, AssertionError, ImportError) as error:
+        model: PreTrainedModel = build.from_config(config, dtype=torch.float32).eval()
+        with torch.inference_mode():
+            model(pixel_values=torch.zeros(1, channels_of_config(config), size, size))
+    except Exception as error:  # sizes that do not fit show in as many ways as there are families
         if "Unrecognized configuration class" in str(error):
             raise ConfigError(
                 f"model.config.model_type {config.model_type!r} has no image classifier in "
                 f"transformers; models of text start from a checkpoint: give model a path"
             ) from None
         raise ConfigError(
-            f"model.config makes no {config.model_type}: {first_line(error)}"
+            f"model.config makes no {config.model_type} that reads images of {size}x{size}: "
+            f"{first_line(error)}"
         ) from None
-    return model.eval()
+    return model
+
+
+def channels_of_config(config: Any) -> int:
+    """How many channels a model's images have."""
+    return int(getattr(config, "num_channels", 3))
 
 
 def plain_processor(
@@ -120,6 +131,26 @@ def plain_processor(
             )
         centre[name] = list(values or [_DEFAULT_CENTRE] * channels)
     return ViTImageProcessorPil(size={"height": size, "width": size}, **centre)
+
+
+def timm_processor(config: Any) -> Any:
+    """What timm's own transform does when it measures; timm makes it with torchvision only.
+
+    Args:
+        config: of transformers' wrapper of timm models.
+    """
+    from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+
+    told: Mapping[str, Any] = getattr(config, "pretrained_cfg", None) or {}
+    side = int((told.get("input_size") or (3, _DEFAULT_SIZE, _DEFAULT_SIZE))[-1])
+    filters = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
+    return BitImageProcessorPil(
+        size={"shortest_edge": math.floor(side / float(told.get("crop_pct") or 0.875))},
+        crop_size={"height": side, "width": side},
+        resample=filters.get(str(told.get("interpolation")), 3),
+        image_mean=list(told.get("mean") or [0.485, 0.456, 0.406]),
+        image_std=list(told.get("std") or [0.229, 0.224, 0.225]),
+    )
 
 
 def fingerprint_new(config: Any, processor: Any) -> str:

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
-from transformers import AutoConfig, AutoModelForImageClassification, ViTImageProcessorPil
+from transformers import ViTImageProcessorPil
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
@@ -29,6 +29,7 @@ from hfcompress.data.arrays import array_dataset
 from hfcompress.encode import Encoded, encode
 from hfcompress.encode_images import image_rows
 from hfcompress.errors import DataError
+from hfcompress.new_models import new_config, new_model
 from hfcompress.predict import predict
 
 SQUARE = {"height": 12, "width": 12}
@@ -156,9 +157,8 @@ def test_a_processor_that_makes_several_sizes() -> None:
 )
 def test_bf16_models_predict(family: str) -> None:
     """Pixels take the type of the weights, as a convolution needs."""
-    config = AutoConfig.for_model(family, **TINY[family])
-    build: Any = AutoModelForImageClassification.from_config
-    model = build(config).eval()
+    config = new_config({"model_type": family, **TINY[family]}, None)
+    model: Any = new_model(config, ["a", "b"], 0, 32)
     processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
     data = encoded(pictures(), processor)
     full, half = predict(model, data, 4), predict(model.to(torch.bfloat16), data, 4)
@@ -176,6 +176,6 @@ TINY: dict[str, dict[str, Any]] = {
     "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
     "mobilenet_v2": {"depth_multiplier": 0.25, "image_size": 32},
     "convnext": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2},
-    "efficientnet": {"width_coefficient": 0.2, "depth_coefficient": 0.1, "hidden_dim": 64,
+    "efficientnet": {"width_coefficient": 0.25, "depth_coefficient": 0.1, "hidden_dim": 320,
                      "image_size": 32},
 }  # fmt: skip

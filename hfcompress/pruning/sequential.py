@@ -183,7 +183,9 @@ class _Streams:
         for index in range(len(self.pruned)):
             if self._dense_outputs:
                 with dense.swapped():
-                    self._move(self.dense, index, first_tensor(self._run(name, self.dense, index)()))
+                    self._move(
+                        self.dense, index, first_tensor(self._run(name, self.dense, index)())
+                    )
             self._move(self.pruned, index, first_tensor(self._run(name, self.pruned, index)()))
 
     def _move(self, stream: list[Tensor], index: int, states: Tensor) -> None:

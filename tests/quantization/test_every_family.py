@@ -37,8 +37,11 @@ def classifier(model_type: str) -> Any:
         "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 16,
         "patch_size": 8, "intermediate_size": 64, "num_labels": 3, "initializer_range": 0.25,
     }  # fmt: skip
+    settings = AutoConfig.for_model(model_type, **sizes)
+    if model_type == "deit":  # it has two classifiers; the name says which
+        settings.architectures = ["DeiTForImageClassification"]
     build: Any = AutoModelForImageClassification.from_config
-    model = build(AutoConfig.for_model(model_type, **sizes))
+    model = build(settings)
     for name, parameter in model.named_parameters():
         if name.endswith(("bias", "relative_position_bias_table", "cls_token")):
             nn.init.normal_(parameter, std=0.1)

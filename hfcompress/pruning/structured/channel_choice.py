@@ -19,6 +19,7 @@ from hfcompress.pruning.structured.choice import Tell, metric_root
 from hfcompress.pruning.structured.config import ShrinkConfig
 from hfcompress.pruning.structured.eliminate import Reader, eliminate_shared
 
+
 @dataclass
 class ChannelOptions:
     """What could go, before anything goes.
@@ -77,7 +78,9 @@ def channel_options(
         found.kept[group.name] = kept
     if config.spreads == "optimal":
         rows, dense = judge()
-        found.errors = measured_channel_errors(model, graph, found.kept, moments, rows, dense, config, tell)
+        found.errors = measured_channel_errors(
+            model, graph, found.kept, moments, rows, dense, config, tell
+        )
     return found
 
 

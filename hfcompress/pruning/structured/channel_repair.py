@@ -19,9 +19,7 @@ _TINY = 1e-12
 _LEAST = 1e-6
 
 
-def ridge(
-    weight: Tensor, gram: Tensor, cross: Tensor, damping: float
-) -> Tensor:
+def ridge(weight: Tensor, gram: Tensor, cross: Tensor, damping: float) -> Tensor:
     """The weight whose outputs come nearest to wanted ones, held near the old weight.
 
     Args:
@@ -84,9 +82,7 @@ def _cut(model: nn.Module, dense: nn.Module, name: str) -> bool:
     return bool(now.weight.shape != before.weight.shape)
 
 
-def _norms(
-    model: nn.Module, dense: nn.Module, graph: ChannelGraph, name: str
-) -> tuple[Any, Any]:
+def _norms(model: nn.Module, dense: nn.Module, graph: ChannelGraph, name: str) -> tuple[Any, Any]:
     if name not in graph.norms:
         return None, None
     path = graph.norms[name]
