@@ -44,14 +44,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "torchao int8 weights": {"backend": "torchao", "mode": "weight-only"},
     "onnxruntime fp32": {"backend": "onnxruntime", "mode": "none"},
     "onnxruntime dynamic int8": {"backend": "onnxruntime"},
-    "onnxruntime dynamic int8, smoothed": {"backend": "onnxruntime", "smooth": 0.5},
-    "onnxruntime dynamic int8, smoothed, 4-bit tables": {
-        "backend": "onnxruntime", "smooth": 0.5, "embedding_bits": 4,
+    "onnxruntime dynamic int8, per token": {"backend": "onnxruntime", "per_token": True},
+    "onnxruntime dynamic int8, per token, 4-bit tables": {
+        "backend": "onnxruntime", "per_token": True, "embedding_bits": 4,
     },
     "onnxruntime static int8": {"backend": "onnxruntime", "mode": "static"},
-    "onnxruntime static int8, smoothed": {
-        "backend": "onnxruntime", "mode": "static", "smooth": 0.5,
-    },
     "openvino fp32": {"backend": "openvino", "mode": "none"},
     "openvino int8": {"backend": "openvino"},
     "openvino int8, 4-bit tables": {"backend": "openvino", "embedding_bits": 4},

@@ -25,6 +25,7 @@ _ONLY: dict[str, tuple[str, ...]] = {
     "embedding_bits": ("onnxruntime", "openvino"),
     "reduce_range": ("onnxruntime",),
     "smooth": ("onnxruntime",),
+    "per_token": ("onnxruntime",),
     "calibrate": ("onnxruntime",),
     "floats": ("openvino",),
 }
@@ -113,8 +114,14 @@ class QuantizationConfig(Config):
         ge=0,
         le=1,
         strict=False,
-        description="onnxruntime: SmoothQuant's strength, 0.5 for most models; outliers that "
-        "calibration rows show in activations move into the weights (openvino does so unasked)",
+        description="onnxruntime: SmoothQuant's strength, often 0.5; outliers that calibration "
+        "rows show in activations move into the weights (openvino does so unasked). It helps "
+        "models with outliers and harms others, so measure",
+    )
+    per_token: bool = Field(
+        default=False,
+        description="onnxruntime, dynamic: a scale for the activations of each token, not one for "
+        "the batch: much nearer to fp32, a little slower (torchao does so unasked)",
     )
     reduce_range: bool = Field(
         default=False,
@@ -178,6 +185,8 @@ class QuantizationConfig(Config):
                 )
         if self.bits == 4 and (self.backend, self.resolved_mode) != ("torchao", "weight-only"):
             raise ValueError("bits: 4 needs backend: torchao and mode: weight-only")
+        if self.per_token and self.resolved_mode != "dynamic":
+            raise ValueError("per_token needs mode: dynamic")
         if self.calibrate != "minmax" and self.resolved_mode != "static":
             raise ValueError(f"calibrate: {self.calibrate} needs mode: static")
         default = type(self).model_fields["percentile"].default

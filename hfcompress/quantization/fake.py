@@ -52,7 +52,8 @@ def arithmetic_of(config: QuantizationConfig) -> Arithmetic:
     """
     mode = config.resolved_mode
     kinds: dict[str, Activations] = {"static": "static", "weight-only": "none", "none": "none"}
-    dynamic: Activations = "token" if config.backend == "torchao" else "tensor"
+    by_token = config.backend == "torchao" or config.per_token
+    dynamic: Activations = "token" if by_token else "tensor"
     tables = config.backend in ("onnxruntime", "openvino") and config.embeddings
     bits = config.bits - 1 if config.reduce_range else config.bits
     return Arithmetic(
@@ -75,7 +76,9 @@ def fake_weight(matrix: Tensor, arithmetic: Arithmetic) -> Tensor:
     if not arithmetic.per_channel:
         return _symmetric(matrix, arithmetic.bits, matrix.detach().abs().amax())
     group = arithmetic.group
-    parts = matrix.unflatten(1, (-1, group)) if group and matrix.shape[1] % group == 0 else matrix  # type: ignore[no-untyped-call]
+    parts = matrix
+    if group and matrix.shape[1] % group == 0:
+        parts = matrix.reshape(matrix.shape[0], -1, group)
     largest = parts.detach().abs().amax(-1, keepdim=True)
     return _symmetric(parts, arithmetic.bits, largest).reshape(matrix.shape)
 
@@ -88,7 +91,7 @@ def fake_rows(rows: Tensor, bits: int) -> Tensor:
     """
     columns = rows.shape[-1]
     group = _GROUP if bits == 4 and columns % _GROUP == 0 else columns
-    parts = rows.unflatten(-1, (-1, group))  # type: ignore[no-untyped-call]
+    parts = rows.reshape(*rows.shape[:-1], -1, group)
     largest = parts.detach().abs().amax(-1, keepdim=True)
     return _symmetric(parts, bits, largest, halves=True).reshape(rows.shape)
 

@@ -54,14 +54,13 @@ class QuantizedTable:
         Args:
             shift: added to each before; 8 makes numbers of 4 bits unsigned.
         """
-        shifted = self.values.astype(np.int16) + shift
-        numbers: NDArray[Any] = shifted.astype(np.uint8).reshape(-1)
+        numbers: Any = (self.values.astype(np.int16) + shift).astype(np.uint8).reshape(-1)
         if self.bits == 8:
             return numbers
         numbers = numbers & 15
         if len(numbers) % 2:
             numbers = np.append(numbers, np.uint8(0))
-        halves: NDArray[np.uint8] = (numbers[0::2] | (numbers[1::2] << 4)).astype(np.uint8)
+        halves: NDArray[np.uint8] = numbers[0::2] | (numbers[1::2] << 4)
         return halves
 
     def dequantized(self) -> Floats:
@@ -146,5 +145,5 @@ def _as_scales(steps: Floats) -> NDArray[np.float16]:
 
 def _rounded(groups: Floats, steps: NDArray[np.float16], low: int, high: int) -> Values:
     quotients = groups / steps.astype(np.float32)[:, None]
-    values: Values = np.clip(np.rint(quotients), low, high).astype(np.int8)
-    return values
+    rounded: Values = np.clip(np.rint(quotients), low, high).astype(np.int8)
+    return rounded

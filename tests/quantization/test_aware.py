@@ -65,8 +65,8 @@ def test_weights_and_activations_lie_where_affine_puts_them() -> None:
     )  # fmt: skip
     assert torch.equal(fake_activations(inputs, "none"), inputs)
     cut = fake_activations(inputs, "static", torch.tensor([-0.5, 1.0]))
-    assert float(cut.min()) == pytest.approx(-0.5, abs=0.01)
-    assert float(cut.max()) == pytest.approx(1, abs=0.01)
+    assert cut.min().item() == pytest.approx(-0.5, abs=0.01)
+    assert cut.max().item() == pytest.approx(1, abs=0.01)
 
 
 def test_the_gradient_passes_rounding_and_stops_where_numbers_are_cut_off() -> None:
@@ -90,6 +90,7 @@ def test_the_gradient_passes_rounding_and_stops_where_numbers_are_cut_off() -> N
         ({"mode": "static"}, Arithmetic("static", table_bits=8, convolutions=True)),
         ({"backend": "torch"}, Arithmetic("tensor")),
         ({"backend": "torchao"}, Arithmetic("token")),
+        ({"per_token": True}, Arithmetic("token", table_bits=8)),
         ({"backend": "torchao", "mode": "weight-only", "bits": 4},
          Arithmetic("none", bits=4, group=32)),
         ({"backend": "openvino"}, Arithmetic("static", table_bits=8, convolutions=True)),

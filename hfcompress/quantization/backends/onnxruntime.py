@@ -28,6 +28,7 @@ from hfcompress.quantization.export import check_against_torch, export_onnx
 from hfcompress.quantization.images import image_shape
 from hfcompress.quantization.onnx_graph import QUANTIZED, compact, quantize_tables
 from hfcompress.quantization.smooth import largest_inputs, smooth_products
+from hfcompress.quantization.tokens import scale_tokens
 
 FILE = "model.onnx"
 _OPERATORS = ("MatMul", "Conv")
@@ -163,6 +164,8 @@ def _quantize(
     del graph.graph.value_info[:]
     if config.smooth is not None:
         smooth_products(graph.graph, largest, config.smooth, excluded)
+    if config.per_token:
+        scale_tokens(graph.graph, excluded)
     static = config.resolved_mode == "static"
     common: dict[str, Any] = {
         "per_channel": config.per_channel,
