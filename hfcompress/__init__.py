@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.checkpoint import hook as _hook
 
 if TYPE_CHECKING:
+    from hfcompress.benchmark.config import BenchConfig as BenchConfig
+    from hfcompress.benchmark.run import BenchResult as BenchResult
+    from hfcompress.benchmark.run import bench as bench
     from hfcompress.checkpoint.save import record_shapes as record_shapes
     from hfcompress.checkpoint.write import save_compressed as save_compressed
     from hfcompress.distillation.arguments import DistillationArguments as DistillationArguments
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from hfcompress.errors import HfcompressError as HfcompressError
     from hfcompress.measure.latency import measure_latency as measure_latency
     from hfcompress.measure.macs import count_macs as count_macs
+    from hfcompress.measure.profiles import profiles as profiles
     from hfcompress.measure.quality import compare as compare
     from hfcompress.measure.summary import CompressionMetrics as CompressionMetrics
     from hfcompress.measure.summary import calculate_model_size as calculate_model_size
@@ -62,14 +66,29 @@ if TYPE_CHECKING:
     from hfcompress.pruning.unstructured import prune as prune
     from hfcompress.quantization.affine import dequantize_layer_weights as dequantize_layer_weights
     from hfcompress.quantization.affine import quantize_layer_weights as quantize_layer_weights
+    from hfcompress.quantization.affine import round_trip_error as round_trip_error
+    from hfcompress.quantization.aware import quantization_aware as quantization_aware
+    from hfcompress.quantization.callback import (
+        QuantizationAwareCallback as QuantizationAwareCallback,
+    )
+    from hfcompress.quantization.config import MixedPrecisionConfig as MixedPrecisionConfig
     from hfcompress.quantization.config import QuantizationConfig as QuantizationConfig
     from hfcompress.quantization.predictor import load as load
     from hfcompress.quantization.quantize import quantize as quantize
     from hfcompress.quantization.quantized import QuantizedModel as QuantizedModel
+    from hfcompress.recipe.compress import CompressResult as CompressResult
+    from hfcompress.recipe.compress import compress as compress
+    from hfcompress.recipe.distill_config import DistillConfig as DistillConfig
+    from hfcompress.recipe.finetune_config import FinetuneConfig as FinetuneConfig
+    from hfcompress.recipe.measure_config import MeasureConfig as MeasureConfig
+    from hfcompress.recipe.pipeline import CompressionPipeline as CompressionPipeline
+    from hfcompress.recipe.pipeline import PipelineResult as PipelineResult
     from hfcompress.recipe.schema import Recipe as Recipe
     from hfcompress.recipe.schema import load_recipe as load_recipe
     from hfcompress.recipe.sweep import SweepResult as SweepResult
     from hfcompress.recipe.sweep import run as run
+    from hfcompress.recipe.target import CompressTarget as CompressTarget
+    from hfcompress.recipe.training_config import RecoverConfig as RecoverConfig
     from hfcompress.sparse.choose import SparseReport as SparseReport
     from hfcompress.sparse.choose import densify as densify
     from hfcompress.sparse.choose import sparsify as sparsify
@@ -84,13 +103,21 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "BadInputError": "errors",
     "Calibration": "pruning.calibration",
+    "CompressResult": "recipe.compress",
+    "CompressTarget": "recipe.target",
     "CompressionMetrics": "measure.summary",
+    "CompressionPipeline": "recipe.pipeline",
+    "DistillConfig": "recipe.distill_config",
     "DistillationArguments": "distillation.arguments",
     "DistillationConfig": "distillation.config",
     "DistillationLoss": "distillation.losses",
     "DistillationTrainer": "distillation.trainer",
+    "FinetuneConfig": "recipe.finetune_config",
     "HfcompressError": "errors",
     "LotteryConfig": "pruning.training_config",
+    "MeasureConfig": "recipe.measure_config",
+    "MixedPrecisionConfig": "quantization.config",
+    "PipelineResult": "recipe.pipeline",
     "ProgressiveConfig": "pruning.training_config",
     "PruneReport": "pruning.unstructured",
     "PruningArguments": "pruning.trainer",
@@ -98,9 +125,11 @@ _PUBLIC = {
     "PruningConfig": "pruning.config",
     "PruningTrainer": "pruning.trainer",
     "PruningTrainingConfig": "pruning.training_config",
+    "QuantizationAwareCallback": "quantization.callback",
     "QuantizationConfig": "quantization.config",
     "QuantizedModel": "quantization.quantized",
     "Recipe": "recipe.schema",
+    "RecoverConfig": "recipe.training_config",
     "ShrinkConfig": "pruning.structured.config",
     "ShrinkReport": "pruning.structured.report",
     "SparseLinear": "sparse.linear",
@@ -112,11 +141,15 @@ _PUBLIC = {
     "TextStudentConfig": "distillation.text_student",
     "VocabularyConfig": "vocabulary.config",
     "VocabularyReport": "vocabulary.shrink",
+    "BenchConfig": "benchmark.config",
+    "BenchResult": "benchmark.run",
     "analyze_weight_distribution": "measure.weights",
     "augment_texts": "distillation.augment",
+    "bench": "benchmark.run",
     "calculate_model_size": "measure.summary",
     "calculate_sparsity": "measure.summary",
     "compare": "measure.quality",
+    "compress": "recipe.compress",
     "compute_neuron_importance": "pruning.structured.neurons",
     "count_macs": "measure.macs",
     "count_parameters": "measure.summary",
@@ -129,12 +162,15 @@ _PUBLIC = {
     "make_student": "distillation.student",
     "make_text_student": "distillation.text_student",
     "measure_latency": "measure.latency",
+    "profiles": "measure.profiles",
     "progressive": "pruning.progressive",
     "prune": "pruning.unstructured",
     "prune_layer_neurons": "pruning.structured.neurons",
+    "quantization_aware": "quantization.aware",
     "quantize": "quantization.quantize",
     "quantize_layer_weights": "quantization.affine",
     "record_shapes": "checkpoint.save",
+    "round_trip_error": "quantization.affine",
     "run": "recipe.sweep",
     "save_compressed": "checkpoint.write",
     "sensitivity": "pruning.sensitivity",

@@ -231,8 +231,8 @@ def select_modules(
             nothing is left.
     """
     modules = compressible_modules(model)
-    chosen = default_targets(model) if targets is None else _matching(modules, targets)
-    dropped = _matching(modules, exclude or ())
+    chosen = default_targets(model) if targets is None else matching_modules(modules, targets)
+    dropped = matching_modules(modules, exclude or ())
     left = {name: module for name, module in chosen.items() if name not in dropped}
     if not left:
         raise TargetError(
@@ -379,7 +379,18 @@ def _left_alone(name: str) -> bool:
     return any(word in part for part in parts for word in _LEFT_ALONE)
 
 
-def _matching(modules: dict[str, nn.Module], patterns: Sequence[str]) -> dict[str, nn.Module]:
+def matching_modules(
+    modules: dict[str, nn.Module], patterns: Sequence[str]
+) -> dict[str, nn.Module]:
+    """Those modules that any of some patterns names, in their order.
+
+    Args:
+        modules: by name.
+        patterns: each a glob over the name, a bare last component or a class name.
+
+    Raises:
+        TargetError: a pattern that matches nothing.
+    """
     hits: set[str] = set()
     for pattern in patterns:
         found = {name for name, module in modules.items() if _matches(pattern, name, module)}

@@ -1,4 +1,4 @@
-"""The command line: ``hfcompress run | validate | inspect | predict | report | recipes``.
+"""The command line: ``hfcompress run | compress | bench | inspect | predict | report`` and more.
 
 The only file that prints. Exit codes: 0 done, 2 bad input, 1 a failure on the way.
 """
@@ -114,11 +114,35 @@ def _validate(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _compress(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.recipe.compress import compress
+    from hfcompress.recipe.target import CompressTarget
+    from hfcompress.report.pipeline import pipeline_rows
+
+    names = ("max_size", "max_drop", "speedup", "minutes", "backend", "mode", "metric")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    shape = {"batch_size": options.batch_size, "length": options.length}
+    target = CompressTarget.parse({**given, "latency": shape}, "compress")
+    output = Path(options.output or Path("runs") / f"compress-{Path(options.model).name}")
+    with _Display(console) as display:
+        result = compress(
+            options.model, options.data, target,
+            output=output, task=options.task, progress=display,
+        )  # fmt: skip
+    if result.rows:
+        console.print(pipeline_rows(result.rows))
+    console.print(result.sentence, markup=False)
+    if result.model is None:
+        return 1
+    console.print(f'use it: hfcompress predict {result.model} "a sentence"', markup=False)
+    return 0
+
+
 def _inspect(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.recipe.inspect import inspect_model
 
     with console.status("loading"):
-        tables, text = inspect_model(options.model, options.task)
+        tables, text = inspect_model(options.model, options.task, options.profiles)
     for table in tables:
         console.print(table)
     console.print(text, markup=False)
@@ -137,9 +161,25 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 def _predict(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.quantization.predictor import load
 
-    found: Any = load(options.directory)(options.texts)
-    for text, best in zip(options.texts, found, strict=True):
+    found: Any = load(options.directory)(options.examples)
+    for text, best in zip(options.examples, found, strict=True):
         console.print(f"{best['label']} {best['score']:.4f}  {text}", markup=False)
+    return 0
+
+
+def _bench(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.benchmark.config import BenchConfig
+    from hfcompress.benchmark.run import bench
+    from hfcompress.recipe.yaml import config_of_options
+    from hfcompress.report.bench_table import bench_table, environment_line
+
+    given = {name: getattr(options, name) for name in BenchConfig.model_fields}
+    config = config_of_options(BenchConfig, given)
+    with _Display(console) as display:
+        result = bench(options.models, config, options.output, display)
+    console.print(environment_line(result.environment), markup=False)
+    console.print(bench_table(result.rows))
+    console.print(f"written to [bold]{options.output}[/]: bench.png, bench.json, bench.csv")
     return 0
 
 
@@ -152,10 +192,14 @@ def _recipes(options: argparse.Namespace, console: Console) -> int:
 
 
 def _show_rows(rows: list[dict[str, Any]], console: Console) -> None:
+    from hfcompress.report.pipeline import is_pipeline, pipeline_rows, pipeline_sentence
     from hfcompress.report.sweet_spot import sweet_spot_sentence
     from hfcompress.report.table import rows_table
 
-    if rows:
+    if is_pipeline(rows):
+        console.print(pipeline_rows(rows))
+        console.print(pipeline_sentence(rows))
+    elif rows:
         console.print(rows_table(rows))
         console.print(sweet_spot_sentence(rows))
 
@@ -235,19 +279,39 @@ def _parser() -> argparse.ArgumentParser:
     validate = _command(commands, "validate", _validate, "check a recipe without loading anything")
     _recipe_arguments(validate)
 
+    _compress_arguments(_command(
+        commands, "compress", _compress, "search for a model that is small and fast enough"
+    ))  # fmt: skip
+
     inspect = _command(commands, "inspect", _inspect, "parameters, sizes, sparsity of a model")
     inspect.add_argument("model", metavar="MODEL", help="hub name, folder or pkg://PACKAGE/PATH")
     inspect.add_argument("--task", default="text-classification", help="decides the Auto class")
+    inspect.add_argument(
+        "--profiles", action="store_true", help="say where it could run: microcontroller, phone ..."
+    )
+
+    bench = _command(commands, "bench", _bench, "time models in every engine that is installed")
+    bench.add_argument("models", metavar="MODEL", nargs="+", help="hub name, folder, int8 folder")
+    for name, text in _bench_options().items():
+        bench.add_argument(f"--{name}", metavar=name.upper(), help=text)
+    bench.add_argument("--output", metavar="DIR", default="runs/bench", help="default: runs/bench")
 
     report = _command(commands, "report", _report, "draw table, curves and page of a run again")
     report.add_argument("directory", metavar="DIR", help="folder of a run")
 
-    predict = _command(commands, "predict", _predict, "classify texts with a quantized folder")
+    predict = _command(commands, "predict", _predict, "classify texts or images, quantized")
     predict.add_argument("directory", metavar="DIR", help="folder of a quantized model")
-    predict.add_argument("texts", metavar="TEXT", nargs="+", help="what to classify")
+    predict.add_argument("examples", metavar="TEXT|IMAGE", nargs="+", help="texts, or image files")
 
     _command(commands, "recipes", _recipes, "list the recipes that come with hfcompress")
     return parser
+
+
+def _bench_options() -> dict[str, str]:
+    """The fields of a bench's config, with their help; lists are written 1,32."""
+    from hfcompress.benchmark.config import BenchConfig
+
+    return {name: str(field.description) for name, field in BenchConfig.model_fields.items()}
 
 
 def _command(
@@ -257,6 +321,22 @@ def _command(
     parser.add_argument("--debug", action="store_true", help="show where an unexpected error arose")
     parser.set_defaults(command=function)
     return parser
+
+
+def _compress_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="hub name, folder or pkg://PACKAGE/PATH")
+    parser.add_argument("--data", metavar="DATA", help="what to learn from and to measure on")
+    parser.add_argument("--max-size", metavar="SIZE", help="of the model's files: 10MB, 500KB")
+    parser.add_argument("--max-drop", type=float, metavar="POINTS", help="may be lost (default 1)")
+    parser.add_argument("--speedup", type=float, metavar="X", help="times faster than torch fp32")
+    parser.add_argument("--minutes", type=float, metavar="N", help="go on for so long for less")
+    parser.add_argument("--backend", metavar="NAME", help="engine (default onnxruntime)")
+    parser.add_argument("--mode", metavar="MODE", help="of its quantization")
+    parser.add_argument("--metric", metavar="NAME", help="what may drop (default accuracy)")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="speed: examples")
+    parser.add_argument("--length", type=int, default=32, metavar="N", help="speed: tokens of each")
+    parser.add_argument("--task", default="text-classification", help="decides the Auto class")
+    parser.add_argument("--output", metavar="DIR", help="folder (default runs/compress-MODEL)")
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:

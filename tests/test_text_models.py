@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+import hfcompress
 from hfcompress.distillation.text_student import TextStudentConfig, make_text_student
 from hfcompress.errors import ConfigError, ModelError
 from hfcompress.models import weights_hash
+from hfcompress.quantization.config import QuantizationConfig
+from hfcompress.quantization.quantize import quantize
 from hfcompress.text_models import TextConfig, TextForSequenceClassification
-from tests.conftest import make_bert
+from tests.conftest import make_bert, make_tokenizer
 from tests.families import tiny
 
 IDS = torch.randint(1, 25, (3, 9), generator=torch.Generator().manual_seed(0))
@@ -100,7 +103,14 @@ def test_another_process_reloads_it_by_the_auto_class(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"width": 9}, {"kernels": (2, 3)}, {"dense_size": 64}, {"seed": 1}, {"encoder": "lstm"}],
+    [
+        {"width": 9},
+        {"kernels": (2, 3)},
+        {"dense_size": 64},
+        {"seed": 1},
+        {"encoder": "lstm"},
+        {"embedding_size": 16},
+    ],
 )
 def test_every_size_of_a_student_counts(change: dict[str, Any]) -> None:
     teacher, base = make_bert(), TextStudentConfig(width=8)
@@ -111,6 +121,36 @@ def test_every_size_of_a_student_counts(change: dict[str, Any]) -> None:
     one, two = plain(input_ids=IDS).logits, other(input_ids=IDS).logits
     assert not torch.allclose(one, two)
     assert torch.equal(make_text_student(teacher, base)(input_ids=IDS).logits, one)
+
+
+def test_a_narrower_table_is_the_nearest_one() -> None:
+    """Of rank 8, it keeps as much of the centred table as the singular values say."""
+    teacher = make_bert()
+    table = teacher.get_input_embeddings().weight.detach().double()  # type: ignore[union-attr,operator]
+    centred = table - table.mean(0)
+    student = make_text_student(teacher, TextStudentConfig(width=8, embedding_size=8))
+    assert student.embeddings.weight.shape == (len(table), 8)
+    kept = student.embeddings.weight.double().square().sum()
+    values = torch.linalg.svdvals(centred)
+    torch.testing.assert_close(kept, values[:8].square().sum(), rtol=1e-5, atol=0)
+
+
+def test_a_text_cnn_becomes_small_in_int8(tmp_path: Path) -> None:
+    """Static int8 takes table and convolutions; what is saved is what was measured."""
+    pytest.importorskip("onnxruntime")
+    student = make_text_student(make_bert(), TextStudentConfig(width=64))
+    rows = [{"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}]
+    dynamic = quantize(student, QuantizationConfig())
+    static = quantize(student, QuantizationConfig(mode="static"), rows)
+    convolutions = sum(one.weight.numel() for one in student.encoder.convolutions)
+    assert dynamic.bytes - static.bytes > 2 * convolutions
+    expected = student(**rows[0]).logits.detach()
+    small = static(**rows[0]).logits
+    assert (small - expected).abs().max() < 0.2 * expected.abs().max() + 0.02
+    static.save(tmp_path / "cnn", make_tokenizer())
+    loaded: Any = hfcompress.load(tmp_path / "cnn")
+    arrays = {name: value.numpy() for name, value in rows[0].items()}
+    assert (loaded.engine.logits(arrays) == small.numpy()).all()
 
 
 def test_dropout_counts_in_training() -> None:
@@ -127,3 +167,5 @@ def test_mistakes() -> None:
         TextConfig(encoder="rnn")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="should be greater than"):
         TextStudentConfig(width=0)
+    with pytest.raises(ConfigError, match="embedding_size 64 is more than the teacher's 32"):
+        make_text_student(make_bert(), TextStudentConfig(embedding_size=64))

@@ -6,11 +6,11 @@ from typing import Any, cast
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfcompress.config import Config
-from hfcompress.errors import ModelError
+from hfcompress.errors import ConfigError, ModelError
 from hfcompress.text_models import Encoder, TextConfig, TextForSequenceClassification
 
 
@@ -23,6 +23,12 @@ class TextStudentConfig(Config):
 
     encoder: Encoder = Field(
         "cnn", description="cnn (1408.5882) or bidirectional lstm (1903.12136)"
+    )
+    embedding_size: int | None = Field(
+        None,
+        ge=1,
+        description="width of the embedding table: the teacher's, or fewer of its principal "
+        "components",
     )
     width: int = Field(
         128, ge=1, description="channels of each convolution, or size of the LSTM each way"
@@ -50,25 +56,32 @@ def make_text_student(
 
     Raises:
         ModelError: the teacher has no embedding table.
+        ConfigError: an ``embedding_size`` above the teacher's.
     """
     config = config or TextStudentConfig()
     table = _table(teacher)
+    size = config.embedding_size or table.embedding_dim
+    if size > table.embedding_dim:
+        raise ConfigError(
+            f"embedding_size {size} is more than the teacher's {table.embedding_dim}; "
+            f"lower it or leave it out"
+        )
     own = cast(Any, teacher.config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         student = TextForSequenceClassification(
             TextConfig(
                 vocab_size=table.num_embeddings,
-                embedding_size=table.embedding_dim,
+                embedding_size=size,
                 pad_token_id=own.pad_token_id or 0,
                 id2label=own.id2label,
                 label2id=own.label2id,
                 problem_type=own.problem_type,
-                **config.model_dump(exclude={"seed"}),
+                **config.model_dump(exclude={"seed", "embedding_size"}),
             )
         )
     with torch.no_grad():
-        student.embeddings.weight.copy_(table.weight)
+        student.embeddings.weight.copy_(_narrowed(table.weight, size))
     student = cast(Any, student).to(teacher.device).eval()
     return cast(TextForSequenceClassification, student)
 
@@ -81,3 +94,14 @@ def _table(teacher: PreTrainedModel) -> nn.Embedding:
             f"to share with it; give a student of your own"
         )
     return table
+
+
+def _narrowed(table: Tensor, size: int) -> Tensor:
+    """The rows [tokens, width] in their first principal components: [tokens, size]."""
+    if size == table.shape[1]:
+        return table
+    centred = (table - table.mean(0)).double()
+    # The covariance is small and square; the table itself may have many thousand rows.
+    _, directions = torch.linalg.eigh(centred.T @ centred)
+    narrow: Tensor = (centred @ directions[:, -size:].flip(1)).to(table.dtype)
+    return narrow

@@ -34,10 +34,9 @@ Task = tuple[str, str | None, str, int, int]
 Submit = Callable[[Task], Any]
 
 
-def in_process(bench: Workbench, pending: list[Trial], folder: Path | None) -> Iterator[Outcome]:
-    """One trial after the other, each prefix that they share computed once."""
-    runner = Runner(bench, pending)
-    for trial in pending:
+def in_process(runner: Runner, folder: Path | None) -> Iterator[Outcome]:
+    """One pending trial after the other, each prefix that they share computed once."""
+    for trial in runner.pending:
         yield perform(runner, trial, folder)
         runner.release(trial)
 

@@ -10,18 +10,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from hfcompress.config import Config, Names, nearest
+from hfcompress.config import Config, nearest
 from hfcompress.data import DataConfig
 from hfcompress.errors import ConfigError
 from hfcompress.models import ModelConfig, task_modality
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.quantization.config import QuantizationConfig
+from hfcompress.recipe.aware_config import QuantizationAwareConfig
 from hfcompress.recipe.distill_config import DistillConfig
 from hfcompress.recipe.finetune_config import FinetuneConfig
+from hfcompress.recipe.measure_config import MeasureConfig
 from hfcompress.recipe.shrink_config import ShrinkStepConfig
 from hfcompress.recipe.training_config import (
     GradualConfig,
@@ -37,6 +39,7 @@ from hfcompress.vocabulary.config import VocabularyConfig
 STEP_CONFIGS: dict[str, type[Config]] = {
     "finetune": FinetuneConfig,
     "prune": PruningConfig,
+    "qat": QuantizationAwareConfig,
     "quantize": QuantizationConfig,
     "shrink": ShrinkStepConfig,
     "recover": RecoverConfig,
@@ -48,20 +51,6 @@ STEP_CONFIGS: dict[str, type[Config]] = {
 }
 Choices = Annotated[tuple[Any, ...], Field(strict=False)]
 _INDEXED = re.compile(r"steps\[(\d+)\]\.(.+)")
-
-
-class MeasureConfig(Config):
-    """What to measure of each trial."""
-
-    metric: str = Field("accuracy", description="metric of the curve: accuracy, f1, matthews ...")
-    also: Names = Field((), description="more metrics, kept in the rows")
-    batch_size: int = Field(32, ge=1, description="rows in a batch")
-    macs: bool = Field(True, description="count multiply-accumulates of one example")
-    precision: Literal["auto", "fp32"] = Field(
-        "auto",
-        description="auto: bf16 where the processor is fast at it, and fp32 again for every row "
-        "whose class bf16 could change; fp32: all rows in fp32",
-    )
 
 
 class ReferenceConfig(Config):
@@ -133,7 +122,7 @@ class Recipe(Config):
         Fields that the grid varies stand in the steps as they were written.
         """
         data = super().plain()
-        steps = [step.plain() for step in expand(self)[0].steps]
+        steps = [step.plain() for step in _points(self)[0].steps]
         for field in dict.fromkeys(field for part in self.grid for field in part):
             if field != "seed":
                 place, name, inner = _locate(field, self.steps, "grid.")
@@ -144,10 +133,10 @@ class Recipe(Config):
 
 @dataclass(frozen=True)
 class Trial:
-    """One point of the grid.
+    """One point of the grid, or a beginning of one.
 
     Attributes:
-        index: its place in the grid, from 0.
+        index: its place among the recipe's trials, from 0.
         settings: the grid's fields and what each is here.
         seed: of everything random.
         steps: checked steps with the settings in place.
@@ -235,11 +224,38 @@ def _check_names(steps: Sequence[Any]) -> None:
 
 
 def expand(recipe: Recipe) -> list[Trial]:
-    """Every trial of a recipe; one where there is no grid.
+    """Every trial of a recipe: one where there is no grid; with ``measure.every_step`` the dense
+    model and what each step leaves.
 
     Raises:
         ConfigError: a grid field that does not exist, or a value that does not fit.
     """
+    trials = _points(recipe)
+    return _every_step(recipe, trials) if recipe.measure.every_step else trials
+
+
+def _every_step(recipe: Recipe, trials: Sequence[Trial]) -> list[Trial]:
+    """The beginnings of trials as trials of their own, those that several share once.
+
+    A first step that fine-tunes makes the dense model; what it starts from is no result.
+    """
+    found: dict[str, Trial] = {}
+    for trial in trials:
+        first = bool(trial.steps) and type(trial.steps[0].config) is FinetuneConfig
+        for count in range(int(first), len(trial.steps) + 1):
+            settings = {
+                field: value
+                for field, value in trial.settings.items()
+                if field == "seed" or _locate(field, recipe.steps, "grid.")[0] < count
+            }
+            key = repr((count, settings))
+            if key not in found:
+                found[key] = Trial(len(found), settings, trial.seed, trial.steps[:count])
+    return list(found.values())
+
+
+def _points(recipe: Recipe) -> list[Trial]:
+    """Every point of the grid."""
     _check_names(recipe.steps)
     if not recipe.grid:
         return [Trial(0, {}, recipe.seed, parse_steps(recipe.steps))]

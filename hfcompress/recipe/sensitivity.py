@@ -44,7 +44,9 @@ def sensitivity(
     layers, sparsities = _layers(recipe), _sparsities(recipe)
     grid = {"prune.targets": tuple([name] for name in layers), "prune.sparsity": sparsities}
     steps = (*recipe.steps[:-1], {"prune": {**recipe.steps[-1]["prune"], "sparsity": 0.5}})
-    result = run(recipe.changed(grid=(grid,), steps=steps), output, progress, cache, draw=False)
+    measure = recipe.measure.changed(every_step=False)
+    plan = recipe.changed(grid=(grid,), steps=steps, measure=measure)
+    result = run(plan, output, progress, cache, draw=False)
     folder = Path(output)
     write_csv(result.rows, folder / "results.csv")
     atomic_write(folder / "heatmap.png", _heatmap(result.rows, layers, sparsities))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -16,6 +16,7 @@ from hfcompress.recipe.outcome import Outcome, Row, keep
 from hfcompress.recipe.progress import Progress
 from hfcompress.recipe.schema import Recipe, Trial, expand, load_recipe
 from hfcompress.recipe.store import RunDirectory
+from hfcompress.recipe.trial import Runner
 from hfcompress.recipe.workbench import Workbench, prepare
 from hfcompress.recipe.yaml import dump_yaml
 from hfcompress.report.write import write_report
@@ -74,6 +75,34 @@ def run(
     progress = progress or Progress()
     store = None if output is None else RunDirectory(Path(output))
     bench = prepare(recipe, progress, cache or StepCache())
+
+    def outcomes(pending: list[Trial]) -> Iterator[Outcome]:
+        folder = None if store is None else store.path
+        if workers == 1 and engine == "process":
+            return in_process(Runner(bench, pending), folder)
+        return in_workers(bench, pending, folder, workers, engine)
+
+    return finish(bench, store, outcomes, draw)
+
+
+def finish(
+    bench: Workbench,
+    store: RunDirectory | None,
+    outcomes: Callable[[list[Trial]], Iterator[Outcome]],
+    draw: bool = True,
+) -> SweepResult:
+    """Run the trials that have no row yet, and keep each row as it comes.
+
+    Args:
+        bench: the recipe with all that it names loaded.
+        store: the run's folder; nothing is written where None.
+        outcomes: carries trials out.
+        draw: write table, curves and page at the end.
+
+    Raises:
+        OutputError: the folder holds rows of something else.
+    """
+    recipe, progress = bench.recipe, bench.progress
     hashes = {bench.row_hash(trial): trial for trial in bench.trials}
     rows = {row["hash"]: row for row in (store.claim(hashes) if store else [])}
     for note in store.notes if store else []:
@@ -85,8 +114,7 @@ def run(
             store.write_json("environment.json", environment())
     failures = []
     progress.sweep(len(rows), len(hashes))
-    folder = None if store is None else store.path
-    for outcome in _outcomes(bench, pending, folder, workers, engine):
+    for outcome in outcomes(pending):
         if store is not None:
             keep(outcome, store)
         if outcome.row is not None:
@@ -102,19 +130,16 @@ def run(
     return SweepResult(ordered, failures, None if store is None else store.path)
 
 
-def _outcomes(
-    bench: Workbench, pending: list[Trial], folder: Path | None, workers: int, engine: EngineName
-) -> Iterator[Outcome]:
-    if workers == 1 and engine == "process":
-        return in_process(bench, pending, folder)
-    return in_workers(bench, pending, folder, workers, engine)
-
-
 def _ordered(rows: Iterable[Row], recipe: Recipe) -> list[Row]:
     """Rows in the grid's order, which may have grown since some of them were written."""
-    places = {json.dumps(trial.settings): trial.index for trial in expand(recipe)}
+
+    def place(settings: dict[str, Any], steps: Sequence[Any]) -> str:
+        return json.dumps([len(steps), settings])
+
+    places = {place(trial.settings, trial.steps): trial.index for trial in expand(recipe)}
     found = [
-        {**row, "index": places.get(json.dumps(row["settings"]), row["index"])} for row in rows
+        {**row, "index": places.get(place(row["settings"], row["steps"]), row["index"])}
+        for row in rows
     ]
     return sorted(found, key=lambda row: int(row["index"]))
 

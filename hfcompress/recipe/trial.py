@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from hfcompress.architectures import default_targets
+from hfcompress.measure.classes import class_accuracy
 from hfcompress.measure.macs import count_macs
 from hfcompress.measure.quality import compare, compute_metric
 from hfcompress.measure.summary import (
@@ -26,8 +27,10 @@ from hfcompress.predict import predict
 from hfcompress.predict_checked import checking_pays, predict_checked
 from hfcompress.quantization.quantized import QuantizedModel
 from hfcompress.recipe.encodings import Encoding
+from hfcompress.recipe.labels import line_label
 from hfcompress.recipe.schema import Trial
 from hfcompress.recipe.steps import kind_of
+from hfcompress.recipe.timing import first_times, time_model
 from hfcompress.recipe.workbench import Workbench
 
 Logits = NDArray[np.float32]
@@ -46,19 +49,25 @@ class Runner:
         pending: trials still to run; decides which prefixes are worth keeping.
         predictions: logits by the hash of the weights that gave them.
         histograms: of dense models' weights, by a key of the model and its layers.
+        latest: the model of the trial that ran last.
     """
 
     bench: Workbench
     pending: list[Trial]
     predictions: dict[str, Logits] = field(default_factory=dict)
     histograms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    latest: Model | None = None
     _kept: dict[str, tuple[PreTrainedModel, list[dict[str, Any]]]] = field(default_factory=dict)
     _uses: Counter[str] = field(default_factory=Counter)
-    _dense: dict[str, str] = field(default_factory=dict)
+    _dense: dict[str, tuple[str, int]] = field(default_factory=dict)
     _exact_rows: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for trial in self.pending:
+        self.expect(self.pending)
+
+    def expect(self, trials: Iterable[Trial]) -> None:
+        """Keep the models that some trials still to run share."""
+        for trial in trials:
             self._uses.update(set(self.bench.prefixes(trial)))
 
     def release(self, trial: Trial) -> None:
@@ -139,8 +148,9 @@ class Runner:
         prefix = self.dense_prefix(trial)
         if prefix not in self._dense:
             encoding = self.bench.encoding(trial, self._dense_place(trial))
-            self._dense[prefix] = self.predict(self.dense_model(trial), encoding)[0]
-        return self.predictions[self._dense[prefix]]
+            model = self.dense_model(trial)
+            self._dense[prefix] = self.predict(model, encoding)[0], model_bytes(model)
+        return self.predictions[self._dense[prefix][0]]
 
     def dense_model(self, trial: Trial) -> PreTrainedModel:
         """The model that the trial is compared with."""
@@ -155,9 +165,12 @@ class Runner:
         dense_logits = self.dense_logits(trial)
         started = time.perf_counter()
         model, done = self.model_after(trial, len(trial.steps))
+        self.latest = model
         encoding = self.bench.encoding(trial, len(trial.steps))
         key, logits = self.predict(model, encoding)
         row = self._row(trial, model, done, key, dense_logits)
+        row["timings"] = self._timings(trial, model)
+        row["latency"] = _latency(done) or first_times(row["timings"])
         row["seconds"] = round(time.perf_counter() - started, 3)
         return row, model, logits, dense_logits
 
@@ -177,23 +190,23 @@ class Runner:
         names = [layer["name"] for layer in layers] or list(default_targets(model))
         sparsity = calculate_sparsity(model, names)
         reference = bench.recipe.reference
+        size = model_bytes(result)
         return {
             "hash": bench.row_hash(trial),
             "index": trial.index,
             "settings": trial.settings,
-            "method": line_label(trial, bench.trials),
+            "method": line_label(trial, bench.trials, measure.every_step),
             "seed": trial.seed,
             "requested_sparsity": requested,
             "actual_sparsity": sparsity.targets,
             "model_sparsity": sparsity.model,
             "parameters": count_parameters(model),
             "nonzero_parameters": count_parameters(model, nonzero=True),
-            "bytes": result.bytes
-            if isinstance(result, QuantizedModel)
-            else calculate_model_size(model),
+            "bytes": size,
+            "compression_ratio": self._dense[self.dense_prefix(trial)][1] / size,
             "macs": self._macs(model, trial) if measure.macs else None,
-            "latency": _latency(done),
             **quality.plain(),
+            "classes": self._classes(logits, labels, dense),
             "other_metrics": {name: compute_metric(name, logits, labels) for name in measure.also},
             "reference": _near(reference.values if reference else {}, requested),
             "note": _near(reference.notes if reference else {}, requested) or "",
@@ -206,6 +219,22 @@ class Runner:
             ],
         }
 
+    def _timings(self, trial: Trial, model: Model) -> list[dict[str, Any]]:
+        batches = self.bench.recipe.measure.latency
+        if not batches:
+            return []
+        self.bench.progress.stage("timing")
+        same = self._dense_place(trial) == len(trial.steps)
+        dense = None if same else self.dense_model(trial)
+        return [time_model(model, dense, batch) for batch in batches]
+
+    def _classes(
+        self, logits: Logits, labels: NDArray[np.int64], dense: Logits
+    ) -> list[dict[str, Any]]:
+        """Accuracy by class; of two classes the metrics say enough."""
+        names = self.bench.examples.labels
+        return class_accuracy(logits, labels, dense, names) if len(names) > 2 else []
+
     def _macs(self, model: PreTrainedModel, trial: Trial) -> int:
         """Multiply-accumulates of one example of median length."""
         rows = self.bench.encoding(trial, len(trial.steps)).eval
@@ -216,6 +245,11 @@ class Runner:
         ((_, batch),) = rows.batches(1, np.array([middle]))
         batch.pop("labels", None)
         return count_macs(model, batch).total
+
+
+def model_bytes(model: Model) -> int:
+    """Bytes of the model's own files."""
+    return model.bytes if isinstance(model, QuantizedModel) else calculate_model_size(model)
 
 
 def plain_model(model: Model) -> PreTrainedModel:
@@ -241,27 +275,3 @@ def _near(values: dict[float, Any], requested: float | None) -> Any:
     if requested is None:
         return None
     return next((value for key, value in values.items() if abs(key - requested) < 1e-9), None)
-
-
-def line_label(trial: Trial, trials: Sequence[Trial] = ()) -> str:
-    """What a trial's line in the plot is called.
-
-    Its method, and the settings in which it differs from other trials of that method; sparsity
-    and seed are points on the line.
-    """
-    method = _method(trial)
-    others = [other.settings for other in trials if _method(other) == method]
-    parts = [method]
-    for field_name, value in trial.settings.items():
-        last = field_name.rpartition(".")[2]
-        varies = not others or any(other.get(field_name) != value for other in others)
-        if varies and last not in {"sparsity", "seed", "method", "targets"}:
-            parts.append(f"{value}" if isinstance(value, str) else f"{last} {value}")
-    return ", ".join(parts)
-
-
-def _method(trial: Trial) -> str:
-    compressing = [s for s in trial.steps if kind_of(s.config).compresses]
-    if not compressing:
-        return "dense"
-    return str(getattr(compressing[-1].config, "method", compressing[-1].name))

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from datasets import Dataset
 from transformers import PreTrainedModel
 
 from hfcompress.architectures import select_modules
-from hfcompress.data import Examples, fingerprint, load_examples
+from hfcompress.data import Examples, examples_of, fingerprint, load_examples
 from hfcompress.encode import Encoded
 from hfcompress.errors import ModelError
 from hfcompress.measure.quality import compute_metric, metric_names
-from hfcompress.models import LoadedModel, load_model, model_source, task_modality
+from hfcompress.models import LoadedModel, check_source, load_model, task_modality
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.recipe.cache import StepCache
 from hfcompress.recipe.context import Context
@@ -24,6 +25,7 @@ from hfcompress.recipe.hashing import prefix_hashes, root_hash, row_hash
 from hfcompress.recipe.progress import Progress
 from hfcompress.recipe.schema import Recipe, Trial, expand
 from hfcompress.recipe.steps import kind_of
+from hfcompress.recipe.timing import check_length
 
 
 @dataclass
@@ -111,24 +113,43 @@ class Workbench:
         )
 
 
-def prepare(recipe: Recipe, progress: Progress, cache: StepCache) -> Workbench:
+def prepare(
+    recipe: Recipe,
+    progress: Progress,
+    cache: StepCache,
+    loaded: LoadedModel | None = None,
+    splits: Mapping[str, Dataset] | None = None,
+) -> Workbench:
     """Load and check everything that a recipe names; nothing is written.
+
+    Args:
+        recipe: what is to be done.
+        progress: is told what happens.
+        cache: results of training steps.
+        loaded: a model in the place of the one that the recipe names.
+        splits: rows by split in the place of those that the recipe names.
 
     Raises:
         BadInputError: a source, column, label, split, metric or target that does not fit.
     """
     trials = expand(recipe)
     _check_metrics(recipe)
-    model_source(recipe.model)  # the cheap check first: a wrong path shows at once
+    if loaded is None:
+        check_source(recipe.model)  # the cheap check first: a wrong path shows at once
     need_rows = any(kind_of(s.config).needs_rows(s.config) for t in trials for s in t.steps)
     progress.stage("reading the data")
-    examples = load_examples(recipe.data, task_modality(recipe.task), need_rows)
+    modality = task_modality(recipe.task)
+    if splits is None:
+        examples = load_examples(recipe.data, modality, need_rows)
+    else:
+        examples = examples_of(splits, recipe.data, modality, need_rows)
     for reason, count in examples.dropped.items():
         progress.note(f"{count:,} rows left out ({reason})")
     for note in examples.notes:
         progress.note(note)
     progress.stage("loading the model")
-    loaded = load_model(recipe.model, recipe.task, examples.labels, recipe.seed)
+    if loaded is None:
+        loaded = load_model(recipe.model, recipe.task, examples.labels, recipe.seed)
     _check_model(recipe, loaded, trials)
     for note in touched_layers(loaded.model, trials):
         progress.note(note)
@@ -175,11 +196,12 @@ def _check_metrics(recipe: Recipe) -> None:
 
 def _check_model(recipe: Recipe, loaded: LoadedModel, trials: list[Trial]) -> None:
     """Refuse steps that do not fit the model before any of them runs."""
+    check_length(loaded.model, recipe.measure.latency)
     for trial in trials:
         trained = any(kind_of(step.config).trains for step in trial.steps)
         if loaded.new_head and not trained:
             raise ModelError(
-                f"model {recipe.model.path!r} has no trained classification head for these "
+                f"model {recipe.model.name!r} has no trained classification head for these "
                 f"labels; add a finetune step, or give a model fine-tuned for this task"
             )
         for step in trial.steps:

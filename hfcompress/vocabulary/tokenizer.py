@@ -74,6 +74,27 @@ def cut_tokenizer(
     return CutTokenizer(_rebuilt(tokenizer, smaller), numbers, len(tokens))
 
 
+def count_kept(
+    tokenizer: Any,
+    texts: Iterable[str],
+    min_counts: Sequence[int],
+    required: Iterable[int] = (),
+) -> dict[int, int]:
+    """How many tokens `cut_tokenizer` would keep, for several ``min_count`` at once.
+
+    Raises:
+        ModelError: a tokenizer that is not fast, or neither WordPiece nor BPE.
+    """
+    data = _as_json(tokenizer)
+    counts = Counter(number for row in _encoded(data, list(texts)) for number in row)
+    required = tuple(required)
+    kept = {}
+    for least in min_counts:
+        used = [number for number, count in counts.items() if count >= least]
+        kept[least] = len(tokens_to_keep(data, used, required))
+    return kept
+
+
 def _as_json(tokenizer: Any) -> Json:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):

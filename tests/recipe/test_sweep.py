@@ -21,11 +21,11 @@ from hfcompress.errors import (
 )
 from hfcompress.measure.summary import calculate_sparsity
 from hfcompress.recipe import trial as trial_module
+from hfcompress.recipe.labels import line_label
 from hfcompress.recipe.progress import Progress
 from hfcompress.recipe.schema import Recipe, expand, parse_recipe
 from hfcompress.recipe.sensitivity import sensitivity
 from hfcompress.recipe.sweep import report, run
-from hfcompress.recipe.trial import line_label
 
 
 class Heard(Progress):

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from hfcompress.errors import CalibrationError, ModelError
 from hfcompress.vocabulary.config import VocabularyConfig
 from hfcompress.vocabulary.pieces import tokens_of, tokens_to_keep, with_tokens
-from hfcompress.vocabulary.tokenizer import cut_tokenizer
+from hfcompress.vocabulary.tokenizer import count_kept, cut_tokenizer
 from tests.vocabulary.tokenizers_of import CORPUS, KINDS, OUTSIDE, SUBSET, trained
 
 
@@ -30,6 +30,16 @@ def test_the_corpus_is_split_as_before(kind: str) -> None:
         assert old == [cut.kept[number] for number in new]
         pair = tokenizer(text, "lovely")["input_ids"]
         assert pair == [cut.kept[n] for n in cut.tokenizer(text, "lovely")["input_ids"]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_counting_says_what_cutting_leaves(kind: str) -> None:
+    tokenizer, texts = trained(kind), [*SUBSET, *SUBSET, *CORPUS]
+    counted = count_kept(tokenizer, texts, (1, 2, 3), required=(5,))
+    for least, count in counted.items():
+        cut = cut_tokenizer(tokenizer, texts, VocabularyConfig(min_count=least), required=(5,))
+        assert len(cut.kept) == count
+    assert counted[1] > counted[3]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,95 @@
+"""``CompressTarget``: what `compress` searches for."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+from typing_extensions import Self
+
+from hfcompress.config import Config
+from hfcompress.quantization.config import MODES, Backend
+from hfcompress.recipe.measure_config import LatencyConfig
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+
+
+class CompressTarget(Config):
+    """How small, how fast, and how much may be lost; the argument of `compress`.
+
+    Raises:
+        ConfigError: neither a size nor a speedup, a size that is none, a value out of range.
+    """
+
+    max_size: int | None = Field(
+        None, ge=1, description="bytes of the model's files: a number, or 10MB, 500KB, 1.5MiB"
+    )
+    max_drop: float = Field(
+        1.0, ge=0, strict=False,
+        description="points (hundredths) of the metric that may be lost against the dense model",
+    )  # fmt: skip
+    speedup: float | None = Field(
+        None, gt=0, strict=False, description="times faster than the dense model in torch fp32"
+    )
+    minutes: float | None = Field(
+        None, gt=0, strict=False,
+        description="go on for so long after a first model holds, and begin nothing that would "
+        "take longer; without it the first that holds is the answer",
+    )  # fmt: skip
+    backend: Backend = Field("onnxruntime", description="the engine of the result")
+    mode: str = Field("auto", description="of the engine's quantization")
+    metric: str = Field("accuracy", description="what may drop")
+    latency: LatencyConfig = Field(
+        default_factory=LatencyConfig, description="the batch that speedup is taken at"
+    )
+
+    @field_validator("max_size", mode="before")
+    @classmethod
+    def _parse_size(cls, value: Any) -> Any:
+        return parse_size(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Self:
+        if self.max_size is None and self.speedup is None:
+            raise ValueError("give max_size, speedup or both; there is nothing to search for")
+        modes = ("auto", *MODES[self.backend])
+        if self.mode not in modes:
+            raise ValueError(f"backend {self.backend} has no mode {self.mode}: {', '.join(modes)}")
+        return self
+
+    @property
+    def quantization(self) -> dict[str, Any]:
+        """The quantize step's fields."""
+        return {"backend": self.backend, "mode": self.mode}
+
+    @property
+    def sentence(self) -> str:
+        """The target in words."""
+        parts = [f"a drop of {self.max_drop:g} points"]
+        if self.max_size is not None:
+            parts.insert(0, size_text(self.max_size))
+        text = " and ".join(f"at most {part}" for part in parts)
+        if self.speedup is not None:
+            text += f", {self.speedup:g} times faster at {self.latency.label} or more"
+        return text
+
+
+def parse_size(text: str) -> int:
+    """``"10MB"`` -> 10 000 000; without a unit bytes.
+
+    Raises:
+        ValueError: no such size.
+    """
+    found = _SIZE.fullmatch(text)
+    unit = (found[2] or "B").upper() if found else ""
+    unit = unit if unit in _UNITS else f"{unit}B"
+    if found is None or unit not in _UNITS or not float(found[1]):
+        raise ValueError(f"{text!r} is no size; write 10MB, 500KB, 1.5MiB or a number of bytes")
+    return round(float(found[1]) * _UNITS[unit])
+
+
+def size_text(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / 1e6:.3g} MB" if size >= 1e6 else f"{size / 1e3:.3g} KB"

@@ -1,0 +1,163 @@
+"""A pipeline step by step: what each step costs in the metric and gives in bytes and time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from hfcompress.report.columns import Column
+from hfcompress.report.rows import Row, is_dense, metric_of, metric_text, number, points_text
+from hfcompress.report.table import ResultTable, TerminalTable
+
+
+def is_pipeline(rows: Sequence[Row]) -> bool:
+    """Whether rows stand after different steps of one recipe (``measure.every_step``), or are the
+    candidates of a search."""
+    return (
+        any(_candidate(row) for row in rows)
+        or len({len(row.get("steps") or ()) for row in rows}) > 1
+    )
+
+
+def pipeline_table(rows: Sequence[Row]) -> ResultTable:
+    """One line for each step, in the rows' order.
+
+    Columns: step, metric, its 95 % interval, drop and agreement with the dense model, parameters
+    and those that are not zero, bytes, how many times smaller; for each batch that was timed
+    milliseconds and how many times faster than the dense model in torch fp32. A column without
+    any value is left out. The caption says what times were taken with.
+    """
+    metric = metric_of(rows)
+
+    def column(
+        title: str, cell: Callable[[Row], str], text: bool = False, spare: int = 0
+    ) -> Column:
+        return Column(title, tuple(cell(row) for row in rows), text, always=True, spare=spare)
+
+    columns = [
+        column("candidate" if any(map(_candidate, rows)) else "step", _step, text=True),
+        column("engine", _engine, text=True, spare=2),
+        column(metric, lambda row: metric_text(metric, number(row, "value"))),
+        column("95 % interval", lambda row: _interval(metric, row), spare=4),
+        column("drop", lambda row: _drop(metric, row)),
+        column("agreement", lambda row: _share(row), spare=3),
+        column("parameters", lambda row: _count(row, "parameters")),
+        column("not zero", lambda row: _count(row, "nonzero_parameters"), spare=1),
+        column("size", _size),
+        column("smaller", lambda row: _times(number(row, "compression_ratio"))),
+    ]
+    shapes = dict.fromkeys(_shape(timing) for row in rows for timing in _timings(row))
+    for shape in shapes:
+        columns += [
+            column(shape, lambda row, shape=shape: _milliseconds(row, shape)),  # type: ignore[misc]
+            column("faster", lambda row, shape=shape: _speedup(row, shape)),  # type: ignore[misc]
+        ]
+    shown = tuple(column for column in columns if set(column.cells) - {""})
+    return ResultTable(shown, _caption(rows), frozenset())
+
+
+def pipeline_rows(rows: Sequence[Row]) -> TerminalTable:
+    """`pipeline_table` for ``rich.console.Console.print``."""
+    return TerminalTable(pipeline_table(rows), None)
+
+
+def pipeline_sentence(rows: Sequence[Row]) -> str:
+    """What the whole pipeline gives: its last row against the dense model."""
+    if any(_candidate(row) for row in rows):
+        return f"{len(rows)} candidates measured, in the order in which they were tried."
+    done = [row for row in rows if number(row, "value") is not None]
+    if not done or is_dense(done[-1]):
+        return "No step is measured yet."
+    last, metric = done[-1], metric_of(rows)
+    size, ratio = number(last, "bytes"), number(last, "compression_ratio")
+    parts = [f"After {_step(last)}:"]
+    if size is not None and ratio is not None:
+        bytes_text = f"{size * ratio / 1e6:.1f} to {size / 1e6:.2f} MB"
+        parts.append(f"{ratio:.1f} times smaller ({bytes_text}),")
+    parts += [
+        f"{_speedup(last, _shape(timing)).removesuffix(' x')} times faster at {_shape(timing)},"
+        for timing in _timings(last)
+    ]
+    parts.append(f"{metric} {metric_text(metric, number(last, 'value'))}")
+    drop = number(last, "drop")
+    if drop is not None:
+        parts.append(f"({points_text(metric, -drop)} against the dense model)")
+    return " ".join(parts) + "."
+
+
+def _step(row: Row) -> str:
+    """What a row stands after: a step, or all of what a search calls a candidate."""
+    candidate = _candidate(row)
+    return candidate or ("dense" if is_dense(row) else str(row.get("method") or ""))
+
+
+def _candidate(row: Row) -> str:
+    return str((row.get("settings") or {}).get("candidate") or "")
+
+
+def _engine(row: Row) -> str:
+    return next((str(timing.get("engine") or "") for timing in _timings(row)), "")
+
+
+def _interval(metric: str, row: Row) -> str:
+    low, high = number(row, "low"), number(row, "high")
+    if low is None or high is None:
+        return ""
+    return f"{metric_text(metric, low).removesuffix(' %')}–{metric_text(metric, high)}"
+
+
+def _drop(metric: str, row: Row) -> str:
+    drop = number(row, "drop")
+    return "" if drop is None or is_dense(row) else points_text(metric, drop).lstrip("+")
+
+
+def _share(row: Row) -> str:
+    value = number(row, "agreement")
+    return "" if value is None else f"{100 * value:.1f} %"
+
+
+def _count(row: Row, key: str) -> str:
+    value = number(row, key)
+    return "" if value is None else f"{value:,.0f}"
+
+
+def _size(row: Row) -> str:
+    value = number(row, "bytes")
+    return "" if value is None else f"{value / 1e6:.2f} MB"
+
+
+def _times(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f} x"
+
+
+def _timings(row: Row) -> list[Row]:
+    timings = row.get("timings") or ()
+    return [timing for timing in timings if isinstance(timing, Mapping)]
+
+
+def _shape(timing: Row) -> str:
+    return f"{timing.get('batch_size')} x {timing.get('length')}"
+
+
+def _found(row: Row, shape: str, name: str) -> Row:
+    timing = next((one for one in _timings(row) if _shape(one) == shape), {})
+    found = timing.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _milliseconds(row: Row, shape: str) -> str:
+    value = number(_found(row, shape, "measured"), "median")
+    return "" if value is None else f"{value:.3g} ms"
+
+
+def _speedup(row: Row, shape: str) -> str:
+    return _times(number(_found(row, shape, "speedup"), "median"))
+
+
+def _caption(rows: Sequence[Row]) -> str:
+    timing = next((timing for row in rows for timing in _timings(row)), None)
+    if timing is None:
+        return ""
+    return (
+        f"examples x tokens, median of {timing.get('repeats')} rounds, each row in its engine and "
+        f"in turns with the dense model in torch fp32, {timing.get('threads')} threads"
+    )

@@ -1,0 +1,266 @@
+"""compress: sizes predicted, candidates in order, rows kept, the model that holds as a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import BertConfig, BertForSequenceClassification
+
+import hfcompress
+from hfcompress.cli import main
+from hfcompress.errors import ConfigError, DataError, ModelError, OutputError
+from hfcompress.measure.latency import Latency, LatencyReport
+from hfcompress.quantization.config import QuantizationConfig
+from hfcompress.quantization.quantize import quantize
+from hfcompress.recipe import candidates as candidates_module
+from hfcompress.recipe import search as search_module
+from hfcompress.recipe import timing as timing_module
+from hfcompress.recipe.candidates import candidates
+from hfcompress.recipe.compress import CompressResult, compress
+from hfcompress.recipe.progress import Progress
+from hfcompress.recipe.search import holds, miss
+from hfcompress.recipe.target import CompressTarget, parse_size, size_text
+from tests.conftest import make_bert, make_tokenizer
+
+SHARED: dict[str, Any] = {"backend": "torch", "latency": {"length": 8}}
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few candidates, two updates of training, and a clock that says what the size says."""
+    monkeypatch.setattr(candidates_module, "SHARES", {0.5: 0.6})
+    monkeypatch.setattr(candidates_module, "MIN_COUNTS", {})
+    distilled = candidates_module._distilled
+
+    def short(*given: Any, **more: Any) -> dict[str, Any]:
+        return {**distilled(*given, **more), "max_steps": 2}
+
+    monkeypatch.setattr(candidates_module, "_distilled", short)
+
+    def measured(calls: dict[str, Any], warmup: int, repeats: int) -> LatencyReport:
+        times = {"dense": (8.0,), "measured": (2.0,)}
+        return LatencyReport({name: Latency(times[name]) for name in calls})
+
+    monkeypatch.setattr(timing_module, "measure_latency", measured)
+
+
+@pytest.fixture
+def search(
+    fast: None, model_folder: Path, write_data: Callable[..., Path], tmp_path: Path
+) -> Callable[..., CompressResult]:
+    data = write_data(rows=60)
+
+    def run(progress: Progress | None = None, **target: Any) -> CompressResult:
+        wanted = CompressTarget.parse({**SHARED, **target})
+        return compress(
+            str(model_folder), str(data), wanted, output=tmp_path / "out", progress=progress
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("10MB", 10_000_000), ("1.5 MiB", 1_572_864), ("500kb", 500_000), ("7", 7), ("2G", 2 * 10**9)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+    assert CompressTarget.parse({"max_size": text}).max_size == size
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"max_size": "ten bananas"}, "'ten bananas' is no size; write 10MB, 500KB"),
+        ({"max_size": "0MB"}, "'0MB' is no size"),
+        ({}, "give max_size, speedup or both; there is nothing to search for"),
+        ({"speedup": -1}, "speedup should be greater than 0"),
+        ({"max_size": "1MB", "max_drop": -1}, "max_drop should be greater than or equal to 0"),
+        ({"speedup": 2, "backend": "openvino", "mode": "dynamic"}, "openvino has no mode dynamic"),
+    ],
+)
+def test_targets_that_are_none(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        CompressTarget.parse(fields)
+
+
+def test_what_holds_and_how_far_a_row_is() -> None:
+    target = CompressTarget.parse({"max_size": "10MB", "max_drop": 1.0, "speedup": 4})
+    row = {"bytes": 9_000_000, "drop": 0.01, "timings": [{"speedup": {"median": 4.0}}]}
+    assert holds(row, target)
+    assert miss(row, target) == 0
+    assert not holds({**row, "bytes": 10_000_001}, target)
+    assert not holds({**row, "drop": 0.0101}, target)
+    assert not holds({**row, "timings": [{"speedup": {"median": 3.9}}]}, target)
+    assert miss({**row, "drop": 0.03}, target) == pytest.approx(2)
+    assert size_text(9_000_000) == "9 MB"
+    assert size_text(812_345) == "812 KB"
+
+
+def test_the_first_that_holds_is_a_folder_that_loads(search: Callable[..., CompressResult]) -> None:
+    result = search(max_size="10MB", max_drop=100)
+    assert [row["settings"]["candidate"] for row in result.rows] == ["int8"]
+    assert result.found == result.nearest == result.rows[0]
+    assert result.sentence.startswith("Found: int8 (")
+    assert result.model == result.output / "model"
+    found: Any = hfcompress.load(result.model)("a good film")
+    assert 0 <= found["score"] <= 1
+    assert "Measured" in (result.model / "README.md").read_text()
+    assert "Candidates" in (result.output / "report.html").read_text()
+    recipe = hfcompress.load_recipe(result.output / "recipe.yaml")
+    assert recipe.steps[0]["quantize"]["backend"] == "torch"
+
+
+def test_a_smaller_size_takes_a_smaller_encoder_and_rows_are_kept(
+    search: Callable[..., CompressResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = search(max_size="10MB", max_drop=100)
+    size = first.rows[0]["bytes"]
+    monkeypatch.setattr("hfcompress.recipe.compress._SLACK", 1e6)
+    heard: list[dict[str, Any]] = []
+
+    class Heard(Progress):
+        def row(self, row: dict[str, Any]) -> None:
+            heard.append(row)
+
+    second = search(Heard(), max_size=size - 1, max_drop=100)
+    names = [row["settings"]["candidate"] for row in second.rows]
+    assert names == ["int8", "50% of the encoder"]
+    assert [row["settings"]["candidate"] for row in heard] == names[1:]  # the other was kept
+    assert second.found is not None
+    assert second.found["bytes"] < size
+
+
+def test_what_is_too_slow_before_training_is_not_trained(
+    search: Callable[..., CompressResult],
+) -> None:
+    result = search(speedup=5, max_drop=0)  # the clock says 4
+    names = [row["settings"]["candidate"] for row in result.rows]
+    assert names == ["int8", "50% of the encoder", "a CNN, 25 tokens"]
+    assert result.found is None
+    assert result.model is None
+    assert result.sentence.startswith(
+        "No model of 3 tried has at most a drop of 0 points, 5 times faster at 1 x 8 or more; "
+        "the nearest is "
+    )
+
+
+def test_what_is_small_and_weak_is_trained(
+    search: Callable[..., CompressResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def weak(row: dict[str, Any], target: CompressTarget) -> bool:
+        return "distilled" in row["settings"]["candidate"]
+
+    monkeypatch.setattr(search_module, "holds", weak)
+    result = search(max_size="10MB")
+    assert result.found is not None
+    assert result.found["settings"]["candidate"] == "50% of the encoder, distilled"
+    steps = [done["step"] for done in result.found["steps"]]
+    assert steps == ["shrink", "distill", "quantize"]
+
+
+def test_minutes_go_on_for_less_and_begin_nothing_that_is_too_long(
+    search: Callable[..., CompressResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates_module, "_GRAPH", 0)  # tiny models are all graph
+    monkeypatch.setattr(candidates_module, "_GRAPH_LAYER", 0)
+    notes: list[str] = []
+
+    class Heard(Progress):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    result = search(Heard(), max_size="10MB", max_drop=100, minutes=1)
+    assert len(result.rows) > 1
+    assert result.found is not None
+    assert result.found["bytes"] == min(row["bytes"] for row in result.rows)
+    monkeypatch.setattr(search_module, "_seconds_per_row", lambda search: 1e6)
+    monkeypatch.setattr(search_module, "holds", lambda row, target: False)
+    again = search(Heard(), max_size="9MB", metric="f1", minutes=0.5)
+    assert not any("distill" in row["settings"]["candidate"] for row in again.rows)
+    assert any("training would take about" in note for note in notes)
+
+
+def test_impossible_and_missing(
+    search: Callable[..., CompressResult], model_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="max_size 1 KB is below what this model can become: the"):
+        search(max_size="1KB")
+    target = CompressTarget.parse({"max_size": "1MB"})
+    with pytest.raises(DataError, match=r"give data \(--data FOLDER\)"):
+        compress(str(model_folder), None, target)
+    with pytest.raises(ModelError, match="a model needs its processor"):
+        compress(make_bert(), "data", target, output=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_of_another_search_is_refused(
+    search: Callable[..., CompressResult], write_data: Callable[..., Path], tmp_path: Path
+) -> None:
+    search(max_size="10MB", max_drop=100)
+    other = make_bert(seed=1)
+    with pytest.raises(OutputError, match="holds results of another model, other data or a recipe"):
+        compress(
+            other, str(write_data(rows=60)), CompressTarget.parse({**SHARED, "max_size": "9MB"}),
+            processor=make_tokenizer(), output=tmp_path / "out",
+        )  # fmt: skip
+
+
+def test_the_command_line(
+    fast: None,
+    model_folder: Path,
+    write_data: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["compress", str(model_folder), "--backend", "torch", "--length", "8"]
+    more = ["--data", str(write_data(rows=60)), "--output", str(tmp_path / "out")]
+    assert main([*command, *more, "--max-size", "10MB", "--max-drop", "100"]) == 0
+    shown = capsys.readouterr().out
+    assert "Found: int8" in shown
+    assert "hfcompress predict" in shown
+    assert main([*command, *more, "--max-size", "10MB", "--speedup", "99", "--max-drop", "0"]) == 1
+    assert "the nearest is" in capsys.readouterr().out
+    assert main([*command, *more, "--max-size", "huge"]) == 2
+    assert main([*command, "--max-size", "10MB"]) == 2
+    errors = capsys.readouterr().err
+    assert "'huge' is no size" in errors
+    assert "give data (--data FOLDER)" in errors
+
+
+def test_predicted_sizes_are_those_of_the_files(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from hfcompress.recipe.candidates import _predicted
+
+    config = BertConfig(
+        vocab_size=12_000, hidden_size=128, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=512,
+    )  # fmt: skip
+    model = BertForSequenceClassification(config).train(False)
+    target = CompressTarget.parse({"max_size": "1MB"})
+    made = quantize(model, QuantizationConfig.parse(target.quantization))
+    assert made.bytes == pytest.approx(_predicted(model, 12_000, 1.0, target), rel=0.05)
+    half = _predicted(model, 6_000, 0.5, target)
+    encoder = 2 * (4 * 128 * 128 + 2 * 128 * 512 + 128 * 4 + 512 + 128)
+    removed = 6_000 * 128 + encoder / 2
+    assert _predicted(model, 12_000, 1.0, target) - half == pytest.approx(removed, rel=1e-3)
+
+
+def test_candidates_come_in_order_of_expected_loss(
+    model_folder: Path, write_data: Callable[..., Path]
+) -> None:
+    from hfcompress.recipe.cache import StepCache
+    from hfcompress.recipe.compress import _workbench
+
+    target = CompressTarget.parse({**SHARED, "max_size": "1MB"})
+    data = str(write_data(rows=60))
+    task = "text-classification"
+    bench = _workbench(str(model_folder), data, target, None, task, 0, Progress(), StepCache())
+    found = candidates(bench, target)
+    assert found[0].name == "int8"
+    assert [one.loss for one in found] == sorted(one.loss for one in found)
+    assert "a CNN" in found[-1].name
+    assert {one.share for one in found} == {1.0, 0.75, 0.5, 0.35, 0.25, 0.0}
