@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForImageClassification,
     ConvNextConfig,
-    EfficientNetConfig,
     MobileNetV2Config,
     ResNetConfig,
 )
+
+from tests.images import image_model
 
 SIDE = 32
 FAMILIES = ("resnet", "resnet-bottleneck", "mobilenet_v2", "convnext", "efficientnet")
@@ -59,12 +60,11 @@ def convnet(name: str, seed: int = 0) -> Any:
             hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, patch_size=2, image_size=SIDE,
             layer_scale_init_value=0.5, initializer_range=0.25, **labels
         ),
-        "efficientnet": lambda: EfficientNetConfig(
-            width_coefficient=0.25, depth_coefficient=0.1, hidden_dim=320, image_size=SIDE, **labels
-        ),
     }  # fmt: skip
     if name == "grouped":
         model: Any = Grouped()
+    elif name == "efficientnet":
+        model = image_model(name, seed)
     else:
         build: Any = AutoModelForImageClassification.from_config
         model = build(configs[name]())

@@ -1,0 +1,190 @@
+"""Rows of vision_quality: channels removed from the ResNet, beside Torch-Pruning's own loop.
+
+Both start from the same dense model, look at the same calibration rows and are trained by the same
+recover step; the compressed networks are timed beside the dense one in torch and ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from benchmarks._rows import Surroundings
+from benchmarks._vision import Row, RowMaker, Setting
+from hfcompress.measure.latency import measure_latency
+from hfcompress.measure.macs import count_macs
+from hfcompress.measure.quality import compute_metric
+from hfcompress.measure.summary import count_parameters
+from hfcompress.predict import predict
+from hfcompress.pruning.calibration import Calibration, task_loss
+from hfcompress.pruning.structured.channel_repair import estimate_batch_norms
+from hfcompress.pruning.structured.config import ShrinkConfig
+from hfcompress.pruning.structured.shrink import shrink
+from hfcompress.quantization.export import export_onnx
+from hfcompress.recipe.context import Context
+from hfcompress.recipe.training import recover
+from hfcompress.recipe.training_config import RecoverConfig
+
+RESNET = "fashion-mnist-resnet"
+HALF, THIRD = 0.5, 0.33
+ROWS = 1024
+BATCH = 32
+STEPS = 40
+POINTS = {
+    "ResNet, channels at 50 % of MACs, no retraining": 1.5,
+    "ResNet, channels at 33 % of MACs, recovered": 0.5,
+}
+"""Row -> points that may be lost against the dense model."""
+SPEEDUP = 2.2
+RECOVER: dict[str, Any] = {
+    "epochs": 4, "batch_size": 128, "learning_rate": 2e-3, "schedule": "cosine", "warmup": 0.05,
+    "bf16": True, "channels_last": True, "image_augmentation": {"flip": 0.5, "shift": 2},
+    "distillation": {"temperature": 4},
+}  # fmt: skip
+Remove = Callable[[nn.Module, Calibration, float], None]
+
+
+def channel_rows() -> dict[str, RowMaker]:
+    """Every row by name, in the order in which they are made."""
+    return {
+        "ResNet, channels at 50 % of MACs, no retraining": partial(_row, _ours, HALF, False),
+        "the same by Torch-Pruning's group norm": partial(_row, _group_norm, HALF, False),
+        "the same by Torch-Pruning's Taylor": partial(_row, _taylor, HALF, False),
+        "ResNet, channels at 33 % of MACs, recovered": partial(_row, _ours, THIRD, True),
+        "the same by Torch-Pruning's group norm, recovered": partial(
+            _row, _group_norm, THIRD, True
+        ),
+    }
+
+
+def _row(remove: Remove, share: float, trained: bool, setting: Setting) -> Row:
+    """Remove channels, recover where wanted, and measure."""
+    around = Surroundings(setting.bench(RESNET))
+    context, model, dense = around.context(0), around.model, around.model
+    calibration = context.calibration(ROWS, 0)
+    started, computed = time.perf_counter(), time.process_time()
+    remove(model, calibration, share)
+    if trained:
+        model = _recovered(model, context)
+    minutes = (time.perf_counter() - started) / 60
+    core_minutes = (time.process_time() - computed) / 60
+    inputs = _inputs(calibration)
+    more = {
+        "macs": count_macs(model, inputs).total / count_macs(dense, inputs).total,
+        "bytes": _bytes(model) / _bytes(dense),
+        "sparsity": 0.0,
+        "core_minutes": core_minutes,
+        **_speedups(dense, model, inputs),
+    }
+    before, after = (_accuracy(network, context) for network in (dense, model))
+    return Row(after, before, minutes, count_parameters(model), more)
+
+
+def _recovered(model: PreTrainedModel, context: Context) -> PreTrainedModel:
+    found, _ = recover(model, RecoverConfig(**RECOVER), replace(context, shrunk=True))
+    return found
+
+
+def _ours(model: nn.Module, calibration: Calibration, share: float) -> None:
+    shrink(model, ShrinkConfig(macs=share), calibration)
+
+
+def _group_norm(model: nn.Module, calibration: Calibration, share: float) -> None:
+    import torch_pruning as tp
+
+    _torch_pruning(model, calibration, share, tp.importance.GroupMagnitudeImportance())
+
+
+def _taylor(model: nn.Module, calibration: Calibration, share: float) -> None:
+    import torch_pruning as tp
+
+    _torch_pruning(model, calibration, share, tp.importance.GroupTaylorImportance(), graded=True)
+
+
+def _torch_pruning(
+    model: nn.Module, calibration: Calibration, share: float, score: Any, graded: bool = False
+) -> None:
+    """Its own loop: all layers ranked together, step by step until the MACs are reached; batch
+    norms are then measured anew, as its users do."""
+    import torch_pruning as tp
+
+    head = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    inputs = {key: value[:1] for key, value in _inputs(calibration).items()}
+    wanted = share * count_macs(model, inputs).total
+    pruner = tp.pruner.BasePruner(
+        model,
+        inputs,
+        score,
+        global_pruning=True,
+        pruning_ratio=1.0,
+        max_pruning_ratio=0.9,
+        iterative_steps=STEPS,
+        ignored_layers=head,
+        output_transform=lambda result: result.logits,
+    )
+    for _ in range(STEPS):
+        if count_macs(model, inputs).total <= wanted:
+            break
+        if graded:
+            model.zero_grad()
+            for batch in calibration.batches:
+                task_loss(model, batch).backward()
+        pruner.step()
+    model.zero_grad()
+    estimate_batch_norms(model, calibration)
+
+
+def _accuracy(model: PreTrainedModel, context: Context) -> float:
+    logits = predict(model, context.eval, 250)
+    return compute_metric("accuracy", logits, context.eval.labels)
+
+
+def _inputs(calibration: Calibration) -> dict[str, torch.Tensor]:
+    return {key: value[:BATCH] for key, value in calibration.batches[0].items() if key != "labels"}
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in model.state_dict().values())
+
+
+def _speedups(
+    dense: PreTrainedModel, model: PreTrainedModel, inputs: dict[str, torch.Tensor]
+) -> dict[str, float]:
+    """Times faster than the dense network for a batch of `BATCH`, interleaved, by engine."""
+    calls: dict[str, Callable[[], Any]] = {
+        "dense": lambda: dense(**inputs),
+        "model": lambda: model(**inputs),
+    }
+    times = {"torch": measure_latency(calls, warmup=3, repeats=50).times}
+    with tempfile.TemporaryDirectory() as folder:
+        image = tuple(inputs["pixel_values"].shape[1:])
+        sessions = {
+            name: _session(export_onnx(network, Path(folder) / f"{name}.onnx", image))
+            for name, network in (("dense", dense), ("model", model))
+        }
+        arrays = {key: value.numpy() for key, value in inputs.items()}
+        runs: dict[str, Callable[[], Any]] = {
+            name: partial(session.run, None, arrays) for name, session in sessions.items()
+        }
+        times["onnxruntime"] = measure_latency(runs, warmup=3, repeats=50).times
+    return {
+        f"speedup_{engine}": found["dense"].median / found["model"].median
+        for engine, found in times.items()
+    }
+
+
+def _session(path: Path) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

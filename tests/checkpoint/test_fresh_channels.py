@@ -1,0 +1,46 @@
+"""A process that has never seen them loads convolutional networks without some channels."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hfcompress.checkpoint.save import record_shapes
+from hfcompress.pruning.structured.channel_graph import trace
+from hfcompress.pruning.structured.channel_surgery import cut
+from tests.checkpoint.test_fresh_process import ROOT, SCRIPT
+from tests.convnets import FAMILIES, convnet, images
+
+pytest.importorskip("torch_pruning")
+
+
+def test_every_family_comes_back(tmp_path: Path) -> None:
+    expected = {}
+    for network in FAMILIES:
+        model, (batch, *_) = convnet(network), images(network, 1, 2)
+        graph = trace(model, batch)
+        # Every group at another width.
+        kept = {g.name: torch.arange(1 + i % g.units) for i, g in enumerate(graph.groups)}
+        cut(model, graph.groups, kept)
+        record_shapes(model)
+        model.save_pretrained(tmp_path / network)
+        inputs = {"pixel_values": batch["pixel_values"]}
+        save_file(inputs, tmp_path / network / "inputs.safetensors")
+        with torch.no_grad():
+            expected[network] = model(**inputs).logits.double()
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "hfcompress first", *(str(tmp_path / n) for n in FAMILIES)],
+        capture_output=True, text=True, check=False, timeout=300, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    for network, found in json.loads(done.stdout).items():
+        # Another process may add in another order.
+        torch.testing.assert_close(
+            torch.tensor(found).double(), expected[network], atol=1e-5, rtol=1e-5
+        )
