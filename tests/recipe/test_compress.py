@@ -218,15 +218,21 @@ def test_the_command_line(
 ) -> None:
     command = ["compress", str(model_folder), "--backend", "torch", "--length", "8"]
     more = ["--data", str(write_data(rows=60)), "--output", str(tmp_path / "out")]
-    assert main([*command, *more, "--max-size", "10MB", "--max-drop", "100"]) == 0
+    setting = ["--set", "max_eval=9"]
+    assert main([*command, *more, *setting, "--max-size", "10MB", "--max-drop", "100"]) == 0
     shown = capsys.readouterr().out
     assert "Found: int8" in shown
     assert "hfcompress predict" in shown
-    assert main([*command, *more, "--max-size", "10MB", "--speedup", "99", "--max-drop", "0"]) == 1
+    never = [*setting, "--max-size", "10MB", "--speedup", "99", "--max-drop", "0"]
+    assert main([*command, *more, *never]) == 1
     assert "the nearest is" in capsys.readouterr().out
     assert main([*command, *more, "--max-size", "huge"]) == 2
     assert main([*command, "--max-size", "10MB"]) == 2
+    assert main([*command, *more, "--max-size", "10MB", "--set", "max_train"]) == 2
+    assert main([*command, *more, "--max-size", "10MB", "--set", "nme=sst2"]) == 2
     errors = capsys.readouterr().err
+    assert "'max_train': write KEY=VALUE with a field of the data" in errors
+    assert "data has no field 'nme'; did you mean 'name'?" in errors
     assert "'huge' is no size" in errors
     assert "give data (--data FOLDER)" in errors
 
