@@ -23,6 +23,7 @@ from benchmarks.tables import RESULTS, update_pages
 BENCHMARKS = {
     "prune_time": False,
     "latency": False,
+    "engine_speed": False,
     "sweep_throughput": False,
     "sparse_inference": False,
     "distillation_step": False,
@@ -32,6 +33,7 @@ BENCHMARKS = {
     "distillation_quality": True,
     "structured_quality": True,
     "quantize_quality": True,
+    "vision_quality": False,
     "pipeline": True,
 }
 

@@ -2,15 +2,21 @@
 
     python -m benchmarks.latency --json FILE
 
-Encoders of DistilBERT's and MiniLM's shape with random weights, whose heads and neurons are cut
-evenly to a share of the multiply-accumulates of their layers; batches of rows x tokens, torch in
-fp32 and in bf16 (weights and all). Then the latency budget: `shrink` is asked for a speedup by
-its table of measured costs, and what it reaches is timed. No data are needed; times are medians.
+Encoders of DistilBERT's and MiniLM's shape with random weights, cut to a share of the
+multiply-accumulates of their layers; batches of rows x tokens, torch in fp32 and in bf16 (weights
+and all). Two shapes of the same share stand beside each other: the fewest layers that hold it,
+which is what to ask for where speed is the aim (`layers` beside `macs`) and what the targets are
+for, and all layers with heads and neurons cut evenly, which keeps each layer's fixed cost: its
+normalisations, and a call of each projection whatever its width. That cost is shown, too: the
+time of a model without any head or neuron. Then the latency budget: `shrink` is asked for a
+speedup by its table of measured costs, and what it reaches is timed. No data are needed; times
+are medians.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -32,6 +38,7 @@ from hfcompress.pruning.calibration import Calibration
 from hfcompress.pruning.structured.config import ShrinkConfig
 from hfcompress.pruning.structured.costs import layer_macs
 from hfcompress.pruning.structured.shrink import shrink
+from hfcompress.pruning.structured.timing import with_widths
 from hfcompress.quiet import quiet_libraries
 from hfcompress.sublayers import sublayers
 
@@ -71,28 +78,45 @@ def models() -> dict[str, PreTrainedModel]:
     return {name: model.train(False) for name, model in shaped.items()}
 
 
+def shapes(dense: PreTrainedModel) -> tuple[dict[str, nn.Module], dict[str, float]]:
+    """Models by name, and the speedups that are to be reached by name."""
+    parts = sublayers(dense)
+    variants: dict[str, nn.Module] = {
+        "dense": dense,
+        "without heads and neurons": with_widths(dense, parts, {part.name: 0 for part in parts}),
+    }
+    goals: dict[str, float] = {}
+    rows = Calibration([inputs(dense, 2, 32)])
+    for share, goal in SPEEDUPS.items():
+        few = math.ceil(share * dense.config.num_hidden_layers)
+        goals[f"{share:.0%} of MACs in {few} layers"] = goal
+        for name, layers in ((f"in {few} layers", few), ("evenly", None)):
+            config = ShrinkConfig(
+                macs=share, layers=layers, score="magnitude", multiple_of=16, length=128
+            )
+            variants[f"{share:.0%} of MACs {name}"] = small = copy.deepcopy(dense)
+            shrink(small, config, rows)
+    return variants, goals
+
+
 def speedups(name: str, dense: PreTrainedModel) -> Iterator[Figure]:
-    """Every share at every batch, length and precision."""
-    variants: dict[str, nn.Module] = {"dense": dense}
-    for share in SPEEDUPS:
-        config = ShrinkConfig(macs=share, score="magnitude", multiple_of=16)
-        variants[f"{share:.0%}"] = small = copy.deepcopy(dense)
-        shrink(small, config)
+    """Every shape at every batch, length and precision."""
+    variants, goals = shapes(dense)
     for precision in PRECISIONS:
         dtype: torch.dtype = getattr(torch, precision)
         engine = {key: model.to(dtype) for key, model in copy.deepcopy(variants).items()}
         for rows, tokens in SHAPES:
             times = timed(engine, inputs(dense, rows, tokens))
-            for share, goal in SPEEDUPS.items():
-                ratio = times.ratio("dense", f"{share:.0%}")
-                left = share_left(variants[f"{share:.0%}"], dense)
+            for key in [key for key in variants if key != "dense"]:
+                ratio = times.ratio("dense", key)
+                left = share_left(variants[key], dense)
                 yield Figure(
-                    f"{name}, {share:.0%} of MACs, {rows}x{tokens}, torch {precision}, speedup",
+                    f"{name}, {key}, {rows}x{tokens}, torch {precision}, speedup",
                     round(ratio.median, 2),
                     "x",
                     round(ratio.low, 2),
                     round(ratio.high, 2),
-                    f">= {goal:g}",
+                    f">= {goals[key]:g}" if key in goals else None,
                     f"dense {times.times['dense'].median:.1f} ms; {left:.1%} of MACs left",
                 )
 

@@ -37,17 +37,27 @@ from hfcompress.recipe.cache import StepCache
 from hfcompress.recipe.progress import Progress
 from hfcompress.recipe.workbench import Workbench, prepare
 
+# fmt: off
 CONFIGS: dict[str, dict[str, Any]] = {
     "torch dynamic int8": {"backend": "torch"},
     "torchao dynamic int8": {"backend": "torchao"},
     "torchao int8 weights": {"backend": "torchao", "mode": "weight-only"},
     "onnxruntime fp32": {"backend": "onnxruntime", "mode": "none"},
     "onnxruntime dynamic int8": {"backend": "onnxruntime"},
+    "onnxruntime dynamic int8, smoothed": {"backend": "onnxruntime", "smooth": 0.5},
+    "onnxruntime dynamic int8, smoothed, 4-bit tables": {
+        "backend": "onnxruntime", "smooth": 0.5, "embedding_bits": 4,
+    },
     "onnxruntime static int8": {"backend": "onnxruntime", "mode": "static"},
+    "onnxruntime static int8, smoothed": {
+        "backend": "onnxruntime", "mode": "static", "smooth": 0.5,
+    },
     "openvino fp32": {"backend": "openvino", "mode": "none"},
     "openvino int8": {"backend": "openvino"},
+    "openvino int8, 4-bit tables": {"backend": "openvino", "embedding_bits": 4},
     "openvino int8, bf16 between": {"backend": "openvino", "floats": "auto"},
 }
+# fmt: on
 CALIBRATION_ROWS = 256
 SHAPES = ((1, 32), (32, 32))
 # Of the best backend, by accuracy and then agreement.
@@ -104,7 +114,7 @@ def quality(bench: Workbench, made: dict[str, QuantizedModel]) -> Iterator[Figur
         yield Figure(f"{name}, points", points, "points")
         yield Figure(f"{name}, agreement with fp32", agreement, "%")
         yield Figure(f"{name}, size", megabytes, "MB")
-        if model.config.resolved_mode != "none":
+        if model.config.resolved_mode != "none" and model.config.embedding_bits == 8:
             found[name] = (points, agreement, megabytes)
     small = {name: row for name, row in found.items() if row[2] <= MEGABYTES} or found
     best = max(small, key=lambda name: small[name][:2])

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.checkpoint import hook as _hook
 
 if TYPE_CHECKING:
+    from hfcompress.benchmark.config import BenchConfig as BenchConfig
+    from hfcompress.benchmark.run import BenchResult as BenchResult
+    from hfcompress.benchmark.run import bench as bench
     from hfcompress.checkpoint.save import record_shapes as record_shapes
     from hfcompress.checkpoint.write import save_compressed as save_compressed
     from hfcompress.distillation.arguments import DistillationArguments as DistillationArguments
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from hfcompress.errors import HfcompressError as HfcompressError
     from hfcompress.measure.latency import measure_latency as measure_latency
     from hfcompress.measure.macs import count_macs as count_macs
+    from hfcompress.measure.profiles import profiles as profiles
     from hfcompress.measure.quality import compare as compare
     from hfcompress.measure.summary import CompressionMetrics as CompressionMetrics
     from hfcompress.measure.summary import calculate_model_size as calculate_model_size
@@ -62,6 +66,12 @@ if TYPE_CHECKING:
     from hfcompress.pruning.unstructured import prune as prune
     from hfcompress.quantization.affine import dequantize_layer_weights as dequantize_layer_weights
     from hfcompress.quantization.affine import quantize_layer_weights as quantize_layer_weights
+    from hfcompress.quantization.affine import round_trip_error as round_trip_error
+    from hfcompress.quantization.aware import quantization_aware as quantization_aware
+    from hfcompress.quantization.callback import (
+        QuantizationAwareCallback as QuantizationAwareCallback,
+    )
+    from hfcompress.quantization.config import MixedPrecisionConfig as MixedPrecisionConfig
     from hfcompress.quantization.config import QuantizationConfig as QuantizationConfig
     from hfcompress.quantization.predictor import load as load
     from hfcompress.quantization.quantize import quantize as quantize
@@ -106,6 +116,7 @@ _PUBLIC = {
     "HfcompressError": "errors",
     "LotteryConfig": "pruning.training_config",
     "MeasureConfig": "recipe.measure_config",
+    "MixedPrecisionConfig": "quantization.config",
     "PipelineResult": "recipe.pipeline",
     "ProgressiveConfig": "pruning.training_config",
     "PruneReport": "pruning.unstructured",
@@ -114,6 +125,7 @@ _PUBLIC = {
     "PruningConfig": "pruning.config",
     "PruningTrainer": "pruning.trainer",
     "PruningTrainingConfig": "pruning.training_config",
+    "QuantizationAwareCallback": "quantization.callback",
     "QuantizationConfig": "quantization.config",
     "QuantizedModel": "quantization.quantized",
     "Recipe": "recipe.schema",
@@ -129,8 +141,11 @@ _PUBLIC = {
     "TextStudentConfig": "distillation.text_student",
     "VocabularyConfig": "vocabulary.config",
     "VocabularyReport": "vocabulary.shrink",
+    "BenchConfig": "benchmark.config",
+    "BenchResult": "benchmark.run",
     "analyze_weight_distribution": "measure.weights",
     "augment_texts": "distillation.augment",
+    "bench": "benchmark.run",
     "calculate_model_size": "measure.summary",
     "calculate_sparsity": "measure.summary",
     "compare": "measure.quality",
@@ -147,12 +162,15 @@ _PUBLIC = {
     "make_student": "distillation.student",
     "make_text_student": "distillation.text_student",
     "measure_latency": "measure.latency",
+    "profiles": "measure.profiles",
     "progressive": "pruning.progressive",
     "prune": "pruning.unstructured",
     "prune_layer_neurons": "pruning.structured.neurons",
+    "quantization_aware": "quantization.aware",
     "quantize": "quantization.quantize",
     "quantize_layer_weights": "quantization.affine",
     "record_shapes": "checkpoint.save",
+    "round_trip_error": "quantization.affine",
     "run": "recipe.sweep",
     "save_compressed": "checkpoint.write",
     "sensitivity": "pruning.sensitivity",

@@ -27,7 +27,8 @@ class Family:
     """Where one family keeps its parts.
 
     Attributes:
-        layers: path of the repeated layers, from the base model.
+        layers: path of the repeated layers, from the base model; ``*`` stands for each stage of a
+            family whose layers stand in stages, with a quarter of the tokens in each.
         query, key, value, out: paths of the attention projections, from a layer; a family with a
             fused projection gives the same path three times.
         ffn_in, ffn_out: paths of the feed-forward projections, from a layer.
@@ -38,6 +39,10 @@ class Family:
             otherwise the sum is normalised.
         free_heads: attention reads the number of heads from the width of its projections, so
             that a layer can have fewer than the config says.
+        head_table: path of a parameter from a layer whose last dimension counts heads, or none.
+        window: the config's field with the side of the windows inside which tokens attend, of
+            a family whose attention has them: it sees tokens in the windows' order.
+        between: path from a stage of what its last layer's states pass on their way out, or none.
     """
 
     layers: str
@@ -52,6 +57,14 @@ class Family:
     ffn_width: str = "intermediate_size"
     prenorm: bool = False
     free_heads: bool = True
+    head_table: str = ""
+    window: str = ""
+    between: str = ""
+
+    @property
+    def staged(self) -> bool:
+        """Whether layers stand in stages."""
+        return "*" in self.layers
 
 
 _BERT = Family(
@@ -137,10 +150,26 @@ FAMILIES: dict[str, Family] = {
     ),
     "vit": _VIT,
     "deit": _VIT,
+    "swin": replace(
+        _VIT,
+        layers="encoder.layers.*.blocks",
+        head_table="attention.relative_position_bias.relative_position_bias_table",
+        window="window_size",
+        between="downsample",
+    ),
     "beit": replace(_VIT, free_heads=False),  # position biases are tables by head
     "gpt2": _GPT2,
 }
 """Family by ``model.config.model_type``."""
+
+WIDTH_PARAMETERS = frozenset(
+    {
+        ("ConvNextLayer", "layer_scale_parameter"),
+        ("SwinRelativePositionBias", "relative_position_bias_table"),
+    }
+)
+"""Class and parameter, where a family's own module holds one that is as wide as channels or heads
+are many: it is cut with them, and a checkpoint records its shape."""
 
 _LEFT_ALONE = ("embed", "pooler", "head", "classifier")
 """A module is no default target when a part of its name contains one of these words."""
@@ -202,8 +231,8 @@ def select_modules(
             nothing is left.
     """
     modules = compressible_modules(model)
-    chosen = default_targets(model) if targets is None else _matching(modules, targets)
-    dropped = _matching(modules, exclude or ())
+    chosen = default_targets(model) if targets is None else matching_modules(modules, targets)
+    dropped = matching_modules(modules, exclude or ())
     left = {name: module for name, module in chosen.items() if name not in dropped}
     if not left:
         raise TargetError(
@@ -223,7 +252,12 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
     if family is not None:
         prefix = base_prefix(model)
         path = f"{prefix}.{family.layers}" if prefix else family.layers
-        return dict(_children(path, model.get_submodule(path)))
+        before, star, after = path.partition(".*.")
+        if not star:
+            return dict(_children(path, model.get_submodule(path)))
+        stages = _children(before, model.get_submodule(before))
+        paths = [f"{stage}.{after}" for stage, _ in stages]
+        return {n: m for path in paths for n, m in _children(path, model.get_submodule(path))}
     lists = [
         (name, module)
         for name, module in model.named_modules()
@@ -235,6 +269,33 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
     # The outermost of equally heavy lists: one block should be a whole layer, not a part of it.
     name, heaviest = max(lists, key=lambda item: _weights_in(item[1]))
     return dict(_children(name, heaviest))
+
+
+def stage_of(model: nn.Module, layer: str) -> int:
+    """Number of the stage in which a layer (a name of `blocks`) stands; 0 without stages."""
+    family = family_of(model)
+    if family is None or not family.staged:
+        return 0
+    prefix = family.layers.partition(".*.")[0]
+    return int(layer.partition(f"{prefix}.")[2].partition(".")[0])
+
+
+def bridges(model: nn.Module) -> dict[str, nn.Module]:
+    """What states pass behind the last layer of each stage, by that layer's name.
+
+    It is called with the states and the layer's next argument (their height and width).
+    """
+    family = family_of(model)
+    if family is None or not family.between:
+        return {}
+    found: dict[str, nn.Module] = {}
+    last = {stage_of(model, layer): layer for layer in blocks(model)}
+    for layer in last.values():
+        stage = model.get_submodule(layer.rsplit(".", 2)[0])
+        module = getattr(stage, family.between, None)
+        if isinstance(module, nn.Module):
+            found[layer] = module
+    return found
 
 
 def attention_modules(model: nn.Module) -> list[nn.Module]:
@@ -318,7 +379,18 @@ def _left_alone(name: str) -> bool:
     return any(word in part for part in parts for word in _LEFT_ALONE)
 
 
-def _matching(modules: dict[str, nn.Module], patterns: Sequence[str]) -> dict[str, nn.Module]:
+def matching_modules(
+    modules: dict[str, nn.Module], patterns: Sequence[str]
+) -> dict[str, nn.Module]:
+    """Those modules that any of some patterns names, in their order.
+
+    Args:
+        modules: by name.
+        patterns: each a glob over the name, a bare last component or a class name.
+
+    Raises:
+        TargetError: a pattern that matches nothing.
+    """
     hits: set[str] = set()
     for pattern in patterns:
         found = {name for name, module in modules.items() if _matches(pattern, name, module)}

@@ -1,4 +1,4 @@
-"""The command line: ``hfcompress run | compress | inspect | predict | report`` and more.
+"""The command line: ``hfcompress run | compress | bench | inspect | predict | report`` and more.
 
 The only file that prints. Exit codes: 0 done, 2 bad input, 1 a failure on the way.
 """
@@ -142,7 +142,7 @@ def _inspect(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.recipe.inspect import inspect_model
 
     with console.status("loading"):
-        tables, text = inspect_model(options.model, options.task)
+        tables, text = inspect_model(options.model, options.task, options.profiles)
     for table in tables:
         console.print(table)
     console.print(text, markup=False)
@@ -161,9 +161,25 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 def _predict(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.quantization.predictor import load
 
-    found: Any = load(options.directory)(options.texts)
-    for text, best in zip(options.texts, found, strict=True):
+    found: Any = load(options.directory)(options.examples)
+    for text, best in zip(options.examples, found, strict=True):
         console.print(f"{best['label']} {best['score']:.4f}  {text}", markup=False)
+    return 0
+
+
+def _bench(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.benchmark.config import BenchConfig
+    from hfcompress.benchmark.run import bench
+    from hfcompress.recipe.yaml import config_of_options
+    from hfcompress.report.bench_table import bench_table, environment_line
+
+    given = {name: getattr(options, name) for name in BenchConfig.model_fields}
+    config = config_of_options(BenchConfig, given)
+    with _Display(console) as display:
+        result = bench(options.models, config, options.output, display)
+    console.print(environment_line(result.environment), markup=False)
+    console.print(bench_table(result.rows))
+    console.print(f"written to [bold]{options.output}[/]: bench.png, bench.json, bench.csv")
     return 0
 
 
@@ -270,16 +286,32 @@ def _parser() -> argparse.ArgumentParser:
     inspect = _command(commands, "inspect", _inspect, "parameters, sizes, sparsity of a model")
     inspect.add_argument("model", metavar="MODEL", help="hub name, folder or pkg://PACKAGE/PATH")
     inspect.add_argument("--task", default="text-classification", help="decides the Auto class")
+    inspect.add_argument(
+        "--profiles", action="store_true", help="say where it could run: microcontroller, phone ..."
+    )
+
+    bench = _command(commands, "bench", _bench, "time models in every engine that is installed")
+    bench.add_argument("models", metavar="MODEL", nargs="+", help="hub name, folder, int8 folder")
+    for name, text in _bench_options().items():
+        bench.add_argument(f"--{name}", metavar=name.upper(), help=text)
+    bench.add_argument("--output", metavar="DIR", default="runs/bench", help="default: runs/bench")
 
     report = _command(commands, "report", _report, "draw table, curves and page of a run again")
     report.add_argument("directory", metavar="DIR", help="folder of a run")
 
-    predict = _command(commands, "predict", _predict, "classify texts with a quantized folder")
+    predict = _command(commands, "predict", _predict, "classify texts or images, quantized")
     predict.add_argument("directory", metavar="DIR", help="folder of a quantized model")
-    predict.add_argument("texts", metavar="TEXT", nargs="+", help="what to classify")
+    predict.add_argument("examples", metavar="TEXT|IMAGE", nargs="+", help="texts, or image files")
 
     _command(commands, "recipes", _recipes, "list the recipes that come with hfcompress")
     return parser
+
+
+def _bench_options() -> dict[str, str]:
+    """The fields of a bench's config, with their help; lists are written 1,32."""
+    from hfcompress.benchmark.config import BenchConfig
+
+    return {name: str(field.description) for name, field in BenchConfig.model_fields.items()}
 
 
 def _command(

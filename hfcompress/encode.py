@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 from torch import Tensor
 
 from hfcompress.data import Examples
+from hfcompress.encode_images import image_rows
 
 Batch = dict[str, Tensor]
 
@@ -22,8 +22,8 @@ class Encoded:
     """One side of a data set, encoded.
 
     Attributes:
-        rows: a dataset that gives ``input_ids``, ``attention_mask`` ... or ``pixel_values``,
-            and ``labels``.
+        rows: a dataset that gives ``input_ids``, ``attention_mask`` ... or what `collate` finds
+            an image by, and ``labels``.
         lengths: tokens of each row; None for images, which are all of one size.
         collate: rows -> one padded batch of tensors.
     """
@@ -88,7 +88,8 @@ def encode(examples: Examples, rows: Dataset, processor: Any, max_length: int | 
         max_length: longest token sequence, cut beyond; the model's own limit where None.
     """
     if examples.modality == "image":
-        return _encode_images(rows, examples.columns[0], processor)
+        encoded, collate = image_rows(rows, examples.columns[0], processor)
+        return Encoded(encoded, None, collate)
     return _encode_texts(rows, examples.columns, processor, max_length)
 
 
@@ -116,20 +117,3 @@ def _encode_texts(
         return dict(tokenizer.pad(items, return_tensors="pt"))
 
     return Encoded(encoded, lengths, collate)
-
-
-def _encode_images(rows: Dataset, column: str, processor: Any) -> Encoded:
-    """Images are decoded when their batch is asked for: they may be more than memory holds."""
-
-    def load(batch: dict[str, list[Any]]) -> dict[str, Any]:
-        images = [image.convert("RGB") for image in batch[column]]
-        pixels = processor(images, return_tensors="pt")["pixel_values"]
-        return {"pixel_values": list(pixels), "labels": batch["label"]}
-
-    def collate(items: list[dict[str, Any]]) -> Batch:
-        return {
-            "pixel_values": torch.stack([item["pixel_values"] for item in items]),
-            "labels": torch.tensor([item["labels"] for item in items]),
-        }
-
-    return Encoded(rows.with_transform(load), None, collate)

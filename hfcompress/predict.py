@@ -36,10 +36,14 @@ def predict(
         float32 [rows, classes].
     """
     model.eval()
-    device = next(model.parameters()).device
+    weight = next(model.parameters())
 
     def run(batch: Batch) -> Logits:
-        inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
+        inputs = {
+            key: value.to(weight.device, weight.dtype if value.is_floating_point() else None)
+            for key, value in batch.items()
+            if key != "labels"
+        }
         found: Logits = model(**inputs).logits.float().cpu().numpy()
         return found
 

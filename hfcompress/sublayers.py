@@ -15,7 +15,14 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from hfcompress.architectures import FAMILIES, Family, blocks, family_of, weight_matrix
+from hfcompress.architectures import (
+    FAMILIES,
+    Family,
+    blocks,
+    family_of,
+    stage_of,
+    weight_matrix,
+)
 from hfcompress.errors import TargetError
 
 Kind = Literal["heads", "neurons"]
@@ -36,6 +43,9 @@ class Sublayer:
             fused query, key and value, 2 for a gated feed-forward part, else 1.
         prenorm: whether the residual stream is normalised before the sublayer (or after it).
         removable: whether units may be removed in this family.
+        tables: paths of parameters whose last dimension counts the units.
+        share: tokens that pass, as a share of those that pass the first layer.
+        window: tokens that each attends to; None for all.
     """
 
     name: str
@@ -47,6 +57,9 @@ class Sublayer:
     copies: int
     prenorm: bool
     removable: bool
+    tables: tuple[str, ...] = ()
+    share: float = 1.0
+    window: int | None = None
 
     def out(self, model: nn.Module) -> nn.Module:
         """The output projection."""
@@ -103,9 +116,13 @@ def known_family(model: nn.Module) -> Family:
     return family
 
 
-def head_size(model: nn.Module) -> int:
-    """Width of one attention head."""
+def head_size(model: nn.Module, layer: str | None = None) -> int:
+    """Width of one attention head, of a layer where the family's layers differ."""
     config = cast(Any, model).config
+    family = family_of(model)
+    if layer is not None and family is not None and family.staged:
+        attention: Any = model.get_submodule(f"{layer}.{family.query.rpartition('.')[0]}")
+        return int(attention.head_dim)
     own = getattr(config, "head_dim", None)
     return int(own or config.hidden_size // config.num_attention_heads)
 
@@ -113,11 +130,13 @@ def head_size(model: nn.Module) -> int:
 def _sublayer(model: nn.Module, family: Family, layer: str, kind: Kind) -> Sublayer:
     if kind == "heads":
         paths: Sequence[str] = (family.query, family.key, family.value)
-        out, size, removable = family.out, head_size(model), family.free_heads
+        out, size, removable = family.out, head_size(model, layer), family.free_heads
         copies = 3 // len(set(paths))
     else:
         paths, out, size, removable = (family.ffn_in,), family.ffn_out, 1, True
         copies = 2 if family.gated else 1
+    tables = (f"{layer}.{family.head_table}",) if family.head_table and kind == "heads" else ()
+    window = getattr(cast(Any, model).config, family.window) ** 2 if family.window else None
     return Sublayer(
         name=f"{layer}.{out}",
         layer=layer,
@@ -128,4 +147,7 @@ def _sublayer(model: nn.Module, family: Family, layer: str, kind: Kind) -> Subla
         copies=copies,
         prenorm=family.prenorm,
         removable=removable,
+        tables=tables,
+        share=0.25 ** stage_of(model, layer),
+        window=window,
     )

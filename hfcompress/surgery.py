@@ -33,15 +33,15 @@ def keep_outputs(module: nn.Module, keep: Index) -> None:
         TargetError: another kind of module.
     """
     linear = _linear(module)
-    _cut(linear.weight, keep, 1 if isinstance(module, Conv1D) else 0)
+    keep_along(linear.weight, keep, 1 if isinstance(module, Conv1D) else 0)
     if linear.bias is not None:
-        _cut(linear.bias, keep, 0)
+        keep_along(linear.bias, keep, 0)
     resized(module)
 
 
 def keep_inputs(module: nn.Module, keep: Index) -> None:
     """Keep some inputs of an ``nn.Linear`` or ``Conv1D``; as `keep_outputs`."""
-    _cut(_linear(module).weight, keep, 0 if isinstance(module, Conv1D) else 1)
+    keep_along(_linear(module).weight, keep, 0 if isinstance(module, Conv1D) else 1)
     resized(module)
 
 
@@ -52,11 +52,11 @@ def keep_features(module: nn.Module, keep: Index) -> None:
         TargetError: another kind of module.
     """
     if isinstance(module, nn.Embedding):
-        _cut(module.weight, keep, 1)
+        keep_along(module.weight, keep, 1)
     elif isinstance(module, nn.LayerNorm):
         for parameter in (module.weight, module.bias):
             if parameter is not None:
-                _cut(parameter, keep, parameter.dim() - 1)
+                keep_along(parameter, keep, parameter.dim() - 1)
         module.normalized_shape = (*module.normalized_shape[:-1], len(keep))
     else:
         raise TargetError(f"{type(module).__name__} has no features to keep some of")
@@ -65,7 +65,7 @@ def keep_features(module: nn.Module, keep: Index) -> None:
 
 def keep_rows(module: nn.Embedding, keep: Index) -> None:
     """Keep some rows of an embedding table; the padding row's number moves with it."""
-    _cut(module.weight, keep, 0)
+    keep_along(module.weight, keep, 0)
     if module.padding_idx is not None:
         places = [int(row) for row in keep]
         module.padding_idx = (
@@ -75,13 +75,30 @@ def keep_rows(module: nn.Embedding, keep: Index) -> None:
 
 
 def resized(module: nn.Module) -> None:
-    """Make a module's own record of its sizes what its weight says."""
+    """Make a module's own record of its sizes what its weight says.
+
+    A depthwise convolution keeps one group for each channel; other groups stay as many.
+    """
+    weight: Any = getattr(module, "weight", None)
     if isinstance(module, Conv1D):
         module.nx, module.nf = module.weight.shape
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, nn.LayerNorm):
+        if weight is not None:
+            module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        told = next(t for t in (weight, module.running_mean) if t is not None)
+        module.num_features = len(told)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = len(weight)
+    elif isinstance(module, (nn.Conv1d, nn.Conv2d)):
+        if module.groups == module.in_channels > 1:
+            module.groups = len(weight) // (module.out_channels // module.groups)
+        module.out_channels = len(weight)
+        module.in_channels = weight.shape[1] * module.groups
 
 
 def keep_units(model: nn.Module, sublayer: Sublayer, keep: Index) -> None:
@@ -107,6 +124,9 @@ def keep_units(model: nn.Module, sublayer: Sublayer, keep: Index) -> None:
     for name in sublayer.producers:
         keep_outputs(model.get_submodule(name), sublayer.rows(kept, units))
     keep_inputs(sublayer.out(model), sublayer.columns(kept))
+    for name in sublayer.tables:
+        table = model.get_parameter(name)
+        keep_along(table, kept, table.dim() - 1)
 
 
 def keep_layers(model: nn.Module, keep: Sequence[int]) -> None:
@@ -117,10 +137,14 @@ def keep_layers(model: nn.Module, keep: Sequence[int]) -> None:
         keep: numbers of the layers.
 
     Raises:
-        TargetError: an unknown family, no layer, a number that is none, or a first layer that
+        TargetError: an unknown family, or one in stages, no layer, a number that is none, or a first layer that
             differs in kind from the others and would go (ModernBERT).
     """
-    known_family(model)
+    if known_family(model).staged:
+        raise TargetError(
+            f"the layers of {type(model).__name__} stand in stages and are not dropped; "
+            f"give a budget such as macs: 0.5 instead"
+        )
     found = blocks(model)
     layers = list(found.values())
     if not keep or not all(0 <= number < len(layers) for number in keep):
@@ -150,7 +174,14 @@ def _linear(module: nn.Module) -> Any:
 
 
 @torch.no_grad()
-def _cut(parameter: Tensor, keep: Index, dimension: int) -> None:
+def keep_along(parameter: Tensor, keep: Index, dimension: int) -> None:
+    """Keep some places of one dimension of a parameter or buffer, which stays the same object.
+
+    Args:
+        parameter: changed in place; its gradient is forgotten.
+        keep: the places, in the order wanted.
+        dimension: which.
+    """
     index = torch.as_tensor(keep, dtype=torch.long, device=parameter.device)
     parameter.data = parameter.data.index_select(dimension, index).contiguous()
     parameter.grad = None

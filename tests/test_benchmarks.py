@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
+from benchmarks._clock import CpuClock
 from benchmarks._figures import Figure, report, spread
 from benchmarks.tables import render
 
@@ -41,3 +43,15 @@ def test_report_writes_what_the_tables_read(
     assert "old" not in text
     assert text.startswith("before\n")
     assert render(text) == text
+
+
+def test_the_cpu_clock_counts_work_and_no_waiting() -> None:
+    clock = CpuClock()
+    time.sleep(0.3)
+    waited = clock.minutes
+    assert waited < 0.1 / 60
+    assert clock.wall >= 0.3 / 60
+    until = time.thread_time() + 0.2
+    while time.thread_time() < until:
+        pass
+    assert clock.minutes - waited >= 0.2 / 60

@@ -108,7 +108,9 @@ def test_an_unexpected_failure_is_exit_code_1(
         main(["validate", str(recipe_file), "--debug"])
 
 
-@pytest.mark.parametrize("command", ["", "run", "validate", "inspect", "report", "recipes"])
+@pytest.mark.parametrize(
+    "command", ["", "run", "validate", "inspect", "bench", "report", "recipes"]
+)
 def test_help_fits_a_screen(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([*command.split(), "--help"])

@@ -77,7 +77,8 @@ def _say_in_config(model: PreTrainedModel) -> None:
     if family is None:
         return
     layers = list(blocks(model).values())
-    config.num_hidden_layers = len(layers)
+    if not family.staged:
+        config.num_hidden_layers = len(layers)
     widths = {weight_matrix(layer.get_submodule(family.ffn_out)).shape[1] for layer in layers}
     if len(widths) == 1 and getattr(config, family.ffn_width, None) is not None:
         setattr(config, family.ffn_width, widths.pop())

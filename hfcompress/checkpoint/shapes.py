@@ -11,13 +11,16 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
-from hfcompress.architectures import base_prefix
+from hfcompress.architectures import WIDTH_PARAMETERS, base_prefix
 from hfcompress.checkpoint.record import Record, Shape
 from hfcompress.errors import ModelError
 from hfcompress.quantization.int8_linear import Int8Linear
 from hfcompress.surgery import resized
 
-RESIZABLE = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.Conv1d, nn.Conv2d, nn.BatchNorm2d, Conv1D)
+RESIZABLE = (
+    nn.Linear, nn.Embedding, nn.LayerNorm, nn.GroupNorm, nn.Conv1d, nn.Conv2d, nn.BatchNorm1d,
+    nn.BatchNorm2d, Conv1D,
+)  # fmt: skip
 """The classes whose modules may have other shapes than the config says."""
 
 
@@ -64,7 +67,7 @@ def resize(module: nn.Module, name: str, shapes: dict[str, Shape | None]) -> Non
     Raises:
         ModelError: another class, or a tensor that it does not have.
     """
-    if not isinstance(module, RESIZABLE):
+    if not _resizable(module, shapes):
         raise ModelError(
             f"config.json: the recorded module {name!r} is a {type(module).__name__} in this "
             f"model, not a Linear, Embedding, LayerNorm or convolution; "
@@ -83,7 +86,7 @@ def resize(module: nn.Module, name: str, shapes: dict[str, Shape | None]) -> Non
                 f"{type(module).__name__} needs {old.dim()} sizes"
             )
         _replace(module, key, old, shape)
-    _tell_sizes(module)
+    resized(module)
 
 
 def _replace(module: nn.Module, key: str, old: Tensor | None, shape: Shape | None) -> None:
@@ -93,21 +96,6 @@ def _replace(module: nn.Module, key: str, old: Tensor | None, shape: Shape | Non
     like = old if old is not None else cast(Tensor, module.weight)
     new = torch.empty(shape, dtype=like.dtype, device=like.device)
     setattr(module, key, new if key in module._buffers else nn.Parameter(new))
-
-
-def _tell_sizes(module: nn.Module) -> None:
-    """Make a module's own numbers what its weight says."""
-    resized(module)
-    weight: Any = module.weight
-    if isinstance(module, nn.LayerNorm):
-        module.normalized_shape = tuple(weight.shape)
-    elif isinstance(module, nn.BatchNorm2d):
-        module.num_features = weight.shape[0]
-    elif isinstance(module, (nn.Conv1d, nn.Conv2d)):
-        if module.groups == module.out_channels > 1:  # depthwise: one group for each channel
-            module.groups = weight.shape[0]
-        module.out_channels = weight.shape[0]
-        module.in_channels = weight.shape[1] * module.groups
 
 
 def _changed_shapes(name: str, module: nn.Module, fresh: nn.Module) -> dict[str, Shape | None]:
@@ -120,12 +108,17 @@ def _changed_shapes(name: str, module: nn.Module, fresh: nn.Module) -> dict[str,
         if shape != (None if theirs is None else tuple(theirs.shape)):
             found[key] = shape
     # A class of the user's own derived from Linear is a Linear to whoever loads the checkpoint.
-    if found and not (isinstance(module, RESIZABLE) and isinstance(fresh, RESIZABLE)):
+    if found and not (_resizable(module, found) and _resizable(fresh, found)):
         raise ModelError(
             f"{name!r} cannot be saved so that it loads again: it is a {type(module).__name__} "
             f"whose shapes its config does not say"
         )
     return found
+
+
+def _resizable(module: nn.Module, shapes: dict[str, Shape | None]) -> bool:
+    """Whether these tensors of a module may have other shapes."""
+    return isinstance(module, RESIZABLE) or (type(module).__name__, *shapes) in WIDTH_PARAMETERS
 
 
 def _stands_for(module: Int8Linear, fresh: nn.Module) -> nn.Module:

@@ -16,13 +16,17 @@ Unit = Literal["rows", "labels", "positions", "tokens"]
 count, tokens that are no padding."""
 
 
+_BY_ROW = ("patience", "attention_transfer")
+"""Hidden distances that give one number for each row."""
+
+
 def units_of(task: Task, hidden_distance: HiddenDistance) -> dict[str, Unit]:
     """What each loss is a mean over, by its name in the logs."""
     return {
         "hard_loss": "labels",
         "soft_loss": "positions",
         "logits_loss": "tokens" if task == "spans" else "positions",
-        "hidden_loss": "rows" if hidden_distance == "patience" else "tokens",
+        "hidden_loss": "rows" if hidden_distance in _BY_ROW else "tokens",
         "attention_loss": "tokens",
         "value_loss": "tokens",
     }

@@ -76,7 +76,7 @@ class CacheBuild:
             found = self._ask(batch)
             if not arrays:  # the first batch is run again after a cut: it shows the shapes
                 specs = self._specs(found)
-                offsets = self._offsets(specs, found)
+                offsets = self._offsets()
                 arrays = create_arrays(self.partial, specs, offsets)
             self._write(arrays, specs, offsets, indices, found)
             if progress is not None:
@@ -103,16 +103,16 @@ class CacheBuild:
         specs = []
         for name, tensor in found.items():
             by_token = name != "logits" or self.task in ("tokens", "spans")
+            # Images differ in nothing: their states are kept whole, maps or tokens.
+            by_token = by_token and self.data.lengths is not None
             dtype = "float32" if name == "logits" else "float16"
             specs.append(ArraySpec(name, dtype, tuple(tensor.shape[1 + by_token :]), by_token))
         return tuple(specs)
 
-    def _offsets(self, specs: tuple[ArraySpec, ...], found: dict[str, Tensor]) -> NDArray[np.int64]:
+    def _offsets(self) -> NDArray[np.int64]:
         lengths = self.data.lengths
-        if lengths is None:  # images have as many tokens each as the first ones
-            ragged = next((spec.name for spec in specs if spec.by_token), None)
-            tokens = 0 if ragged is None else found[ragged].shape[1]
-            lengths = np.full(len(self.data), tokens, dtype=np.int64)
+        if lengths is None:
+            lengths = np.zeros(len(self.data), dtype=np.int64)
         return np.concatenate([[0], np.cumsum(lengths)])
 
     @staticmethod

@@ -33,7 +33,9 @@ class TeacherTermsConfig(Config):
         description="of the distance of hidden states after each mapped layer, summed over them",
     )  # fmt: skip
     hidden_distance: HiddenDistance = Field(
-        "normalized_mse", description="distance of hidden states; padding does not count"
+        "normalized_mse",
+        description="distance of hidden states; padding does not count. States of images that are "
+        "maps, or of another number of patches, are averaged to one grid",
     )
     attention_weight: float = Field(
         0.0, ge=0, strict=False,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hfcompress.distillation.config import TeacherTermsConfig
+from hfcompress.distillation.feature_maps import is_map, on_one_grid, same_kind, width_of
 from hfcompress.distillation.outputs import LayerStates, States, fit_tokens
 from hfcompress.distillation.state_losses import (
     attention_loss,
@@ -16,8 +17,9 @@ from hfcompress.errors import ModelError
 
 
 class Projection(nn.Module):
-    """A learned linear map from the student's width to the teacher's.
+    """A learned linear map from the student's width to the teacher's, the same at every place.
 
+    FitNets (1412.6550) call it a regressor; here it is one matrix, a convolution of one pixel.
     No ``nn.Linear``, so that nothing that looks for a model's layers takes it for one.
     """
 
@@ -51,23 +53,30 @@ class LayerLoss(nn.Module):
         self.projections = nn.ModuleDict()
 
     def add_projections(self, student: LayerStates, teacher: LayerStates) -> None:
-        """A new projection for each mapped layer whose width is not its teacher's.
+        """A new projection for each mapped layer whose width is not its teacher's, or whose
+        states are of another kind: a map beside tokens.
 
         Args:
             student: hidden states of any batch.
             teacher: hidden states of any batch.
         """
-        if not self.config.hidden_weight:
+        if not self.config.hidden_weight or self.config.hidden_distance == "attention_transfer":
             return
         self.projections.clear()
         for own, other in self.layer_map.items():
-            state = _state(student.hidden_states, own, "student", "hidden state")
-            width = _state(teacher.hidden_states, other, "teacher", "hidden state").shape[-1]
-            if state.shape[-1] != width:
-                self.projections[str(own)] = Projection(state.shape[-1], width).to(state.device)
+            mine = _state(student.hidden_states, own, "student", "hidden state")
+            theirs = _state(teacher.hidden_states, other, "teacher", "hidden state")
+            widths = width_of(mine), width_of(theirs)
+            # Features of one family may correspond; those of two do not, of whatever number.
+            if widths[0] != widths[1] or is_map(mine) is not is_map(theirs):
+                self.projections[str(own)] = Projection(*widths).to(mine.device)
 
     def forward(
-        self, student: LayerStates, teacher: LayerStates, mask: Tensor | None = None
+        self,
+        student: LayerStates,
+        teacher: LayerStates,
+        mask: Tensor | None = None,
+        images: bool = False,
     ) -> dict[str, Tensor]:
         """Each term that has a weight, by its name in the logs and without its weight.
 
@@ -75,6 +84,8 @@ class LayerLoss(nn.Module):
             student: what its layers computed.
             teacher: what its layers computed, for the same tokens.
             mask: (batch, tokens), non-zero where a token counts; None counts all.
+            images: tokens are patches, so that where their numbers differ they are laid on one
+                grid.
 
         Raises:
             ModelError: a layer is missing, widths differ, or the student's states carry no
@@ -82,7 +93,9 @@ class LayerLoss(nn.Module):
         """
         terms: dict[str, Tensor] = {}
         if self.config.hidden_weight:
-            terms["hidden_loss"] = self._hidden(student.hidden_states, teacher.hidden_states, mask)
+            terms["hidden_loss"] = self._hidden(
+                student.hidden_states, teacher.hidden_states, mask, images
+            )
         if self.config.attention_weight:
             terms["attention_loss"] = self._attention(student.attentions, teacher.attentions, mask)
         if self.config.value_weight:
@@ -95,22 +108,27 @@ class LayerLoss(nn.Module):
                 )
         return terms
 
-    def _hidden(self, student: States, teacher: States, mask: Tensor | None) -> Tensor:
+    def _hidden(
+        self, student: States, teacher: States, mask: Tensor | None, images: bool
+    ) -> Tensor:
         total = []
         for own, other in self.layer_map.items():
             mine = _state(student, own, "student", "hidden state")
             theirs = _state(teacher, other, "teacher", "hidden state")
             known = str(own) in self.projections
             projection = self.projections[str(own)] if known else None
-            total.append(
-                hidden_state_loss(
-                    mine,
-                    fit_tokens(theirs, mine.shape[1], 1),
-                    mask,
-                    projection,
-                    self.config.hidden_distance,
-                )
-            )
+            distance = self.config.hidden_distance
+            maps = is_map(mine) or is_map(theirs)
+            if maps or (images and not same_kind(mine, theirs)):
+                if distance == "patience":
+                    raise ModelError(
+                        "hidden_distance: patience compares the first token, and a feature map "
+                        "has none; set hidden_distance to normalized_mse"
+                    )
+                mine, theirs = on_one_grid(mine, theirs)
+            else:
+                theirs = fit_tokens(theirs, mine.shape[1], 1)
+            total.append(hidden_state_loss(mine, theirs, mask, projection, distance))
         return torch.stack(total).sum()
 
     def _attention(self, student: States, teacher: States, mask: Tensor | None) -> Tensor:

@@ -20,7 +20,8 @@ class LayerStates:
     Only what a loss asks for needs to be there. Rows are padded at the end.
 
     Attributes:
-        hidden_states: after each layer, (batch, tokens, width).
+        hidden_states: after each layer, (batch, tokens, width); of convolutions (batch, channels,
+            height, width).
         attentions: attention probabilities of each layer, (batch, heads, tokens, tokens).
         values: value projections of each layer, (batch, tokens, width), heads side by side.
     """

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from hfcompress.distillation.divergences import masked_mean
 from hfcompress.errors import ConfigError, ModelError
 
-HiddenDistance = Literal["mse", "normalized_mse", "cosine", "patience"]
+HiddenDistance = Literal["mse", "normalized_mse", "cosine", "patience", "attention_transfer"]
 Projection = Callable[[Tensor], Tensor]
 
 
@@ -32,7 +32,9 @@ def hidden_state_loss(
     ``mse`` is the mean over features too (TinyBERT, 1909.10351); ``normalized_mse`` is that,
     divided by the mean square of the teacher's states, so that layers of different size weigh the
     same; ``cosine`` is 1 minus the cosine of each token (DistilBERT, 1910.01108); ``patience`` is
-    the squared distance of the first token's states, each of length 1 (PKD, 1908.09355).
+    the squared distance of the first token's states, each of length 1 (PKD, 1908.09355);
+    ``attention_transfer`` is that of the energies, the sum of squares at each token, of each row
+    together of length 1 (1612.03928): where the two look, whatever their features are.
 
     Args:
         student: (batch, tokens, student width).
@@ -43,11 +45,13 @@ def hidden_state_loss(
 
     Raises:
         ConfigError: an unknown distance.
-        ModelError: widths that differ without a projection.
+        ModelError: widths that differ without a projection (energies need none).
     """
     if distance not in get_args(HiddenDistance):
         known = ", ".join(get_args(HiddenDistance))
         raise ConfigError(f"the hidden distance must be one of {known}, not {distance!r}")
+    if distance == "attention_transfer":
+        return _unit_distance(_energy(student, mask), _energy(teacher.detach(), mask))
     student = student if projection is None else projection(student)
     if student.shape != teacher.shape:
         raise ModelError(
@@ -131,6 +135,12 @@ def _relation(values: Tensor, heads: int, mask: Tensor | None) -> Tensor:
         lowest = torch.finfo(scores.dtype).min
         scores = scores.masked_fill(~mask[:, None, None].bool(), lowest)
     return F.log_softmax(scores, dim=-1)
+
+
+def _energy(states: Tensor, mask: Tensor | None) -> Tensor:
+    """The sum of squares at each token, (batch, tokens); 0 where padding is."""
+    energy = states.square().sum(-1)
+    return energy if mask is None else energy * mask.to(energy.dtype)
 
 
 def _unit_distance(student: Tensor, teacher: Tensor) -> Tensor:

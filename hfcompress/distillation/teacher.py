@@ -133,7 +133,8 @@ class TeacherLoss:
             taught = pair.teacher.ask(inputs).to(logits.device)
             with torch.autocast(logits.device.type, enabled=False):
                 terms = self._compare(logits, taught, mask)
-                terms |= pair.layers(states, taught, inputs.get("attention_mask"))
+                images = "pixel_values" in inputs
+                terms |= pair.layers(states, taught, inputs.get("attention_mask"), images)
             for name, term in terms.items():
                 total[name] = total.get(name, 0.0) + pair.share * term
         return total

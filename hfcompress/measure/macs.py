@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.backends import mkldnn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -29,7 +31,7 @@ class Macs:
 def count_macs(model: nn.Module, inputs: Mapping[str, Any]) -> Macs:
     """Count the multiply-accumulates of ``model(**inputs)``, for the whole batch.
 
-    Counted are matrix products (Linear, Conv1D, both products of attention) and convolutions,
+    Counted are matrix products (Linear, Conv1D, LSTM, both products of attention) and convolutions,
     grouped ones by their real size; element-wise work, norms, softmax and embedding look-ups are
     not. Zeros count as much as other weights: a dense kernel multiplies them. Padding counts too.
 
@@ -41,10 +43,16 @@ def count_macs(model: nn.Module, inputs: Mapping[str, Any]) -> Macs:
         ModelError: the model cannot be run on these inputs.
     """
     # The fused attention kernels differ by device and some are not counted; "math" is the same
-    # two matrix products everywhere.
+    # two matrix products everywhere. oneDNN's fused LSTM is not counted either, its products are.
     counter = FlopCounterMode(display=False)
     try:
-        with evaluation_mode(model), frozen(model), sdpa_kernel(SDPBackend.MATH), counter:
+        with (
+            evaluation_mode(model),
+            frozen(model),
+            sdpa_kernel(SDPBackend.MATH),
+            _without_onednn(),
+            counter,
+        ):
             model(**inputs)
     except Exception as error:  # whatever a forward raises is about these inputs
         line = first_line(error)
@@ -63,3 +71,13 @@ def count_macs(model: nn.Module, inputs: Mapping[str, Any]) -> Macs:
         if name.startswith(prefix) and count
     }
     return Macs(counter.get_total_flops() // 2, modules)
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    # mkldnn.flags does this too, and touches a switch of Intel's GPUs, which warns without one.
+    enabled, *_ = mkldnn.set_flags(_enabled=False, _fp32_precision=None)  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        mkldnn.set_flags(_enabled=enabled, _fp32_precision=None)  # type: ignore[no-untyped-call]

@@ -7,6 +7,7 @@ sparsity that asks again, as long as the model's weights are the same.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -77,9 +78,7 @@ class Calibration:
 
     def run(self, model: nn.Module, index: int) -> object:
         """Call a model with one batch (without its labels)."""
-        device = next(model.parameters()).device
-        batch = self.batches[index]
-        return model(**{key: batch[key].to(device) for key in batch if key != "labels"})
+        return run_on(model, self.batches[index])
 
     def kept(self, key: tuple[object, ...], collect: Callable[[], Result]) -> Result:
         """What ``collect`` gave when it was first asked for under this key."""
@@ -231,6 +230,21 @@ def _with_tokens(
     use(name, inputs, tokens)
 
 
+def run_on(model: nn.Module, batch: Batch) -> Any:
+    """Call a model with a batch, without its labels: by name, or with the one tensor that there
+    is where a module of your own calls it otherwise."""
+    device = next(model.parameters()).device
+    inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
+    if len(inputs) == 1 and not _takes(model, next(iter(inputs))):
+        return model(*inputs.values())
+    return model(**inputs)
+
+
+def _takes(model: nn.Module, name: str) -> bool:
+    known = inspect.signature(model.forward).parameters
+    return name in known or any(p.kind is p.VAR_KEYWORD for p in known.values())
+
+
 def fingerprint(model: nn.Module) -> str:
     """A hash of a model's weights and buffers: the key of what was collected with them."""
     digest = hashlib.sha256()
@@ -317,8 +331,14 @@ def task_loss(model: nn.Module, batch: Batch) -> Tensor:
         CalibrationError: the model returns none.
     """
     device = next(model.parameters()).device
-    result = model(**{key: value.to(device) for key, value in batch.items()})
+    if _takes(model, "labels"):
+        result = model(**{key: value.to(device) for key, value in batch.items()})
+    else:
+        result = run_on(model, batch)
     loss = getattr(result, "loss", None)
+    labels = batch["labels"].to(device)
+    if isinstance(result, Tensor) and result.dim() == 2 and labels.dim() == 1:
+        loss = nn.functional.cross_entropy(result, labels)  # a module that puts out logits alone
     if not isinstance(loss, Tensor):
         raise CalibrationError(
             f"{type(model).__name__} returns no loss for labelled batches; "

@@ -161,7 +161,7 @@ class _Streams:
         self._calls: list[dict[str, tuple[tuple[Any, ...], dict[str, Any]]]] = []
         self.pruned: list[Tensor] = []
         self.dense: list[Tensor] = []
-        store = _Store(memory, folder)
+        self._store = store = _Store(memory, folder)
         for index in range(len(calibration.batches)):
             with recorded_calls(self._blocks) as calls:
                 calibration.run(model, index)
@@ -183,8 +183,16 @@ class _Streams:
         for index in range(len(self.pruned)):
             if self._dense_outputs:
                 with dense.swapped():
-                    self.dense[index].copy_(first_tensor(self._run(name, self.dense, index)()))
-            self.pruned[index].copy_(first_tensor(self._run(name, self.pruned, index)()))
+                    self._move(
+                        self.dense, index, first_tensor(self._run(name, self.dense, index)())
+                    )
+            self._move(self.pruned, index, first_tensor(self._run(name, self.pruned, index)()))
+
+    def _move(self, stream: list[Tensor], index: int, states: Tensor) -> None:
+        if stream[index].shape == states.shape:
+            stream[index].copy_(states)
+        else:  # a stage of a convolutional network
+            stream[index] = self._store.keep(states)
 
     def _run(self, name: str, stream: list[Tensor], index: int) -> Run:
         args, kwargs = self._calls[index][name]

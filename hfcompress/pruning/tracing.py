@@ -55,24 +55,34 @@ def call_order(run: Run, modules: Mapping[str, nn.Module]) -> list[Group]:
         run: makes one forward pass.
         modules: by name; those that are never called are left out.
     """
-    first: dict[str, Tensor] = {}  # holding the inputs keeps their identities distinct
+    first: dict[str, tuple[Tensor, int]] = {}  # holding inputs keeps their identities distinct
     again: set[str] = set()
 
     def note(name: str, inputs: Tensor) -> None:
         again.update({name} & first.keys())
-        first.setdefault(name, inputs)
+        first.setdefault(name, (inputs, inputs._version))  # in place it becomes another one
 
     with watching(modules, note), torch.no_grad():
         run()
     groups: list[list[str]] = []
-    last: Tensor | None = None
-    for name, inputs in first.items():
-        if inputs is last and name not in again and groups[-1][-1] not in again:
+    last: tuple[Tensor, int, object] | None = None
+    for name, (inputs, version) in first.items():
+        read = (inputs, version, _reading(modules[name]))
+        same = last is not None and inputs is last[0] and read[1:] == last[1:]
+        if same and name not in again and groups[-1][-1] not in again:
             groups[-1].append(name)
         else:
             groups.append([name])
-        last = inputs
+        last = read
     return [Group(tuple(names), not again.intersection(names)) for names in groups]
+
+
+def _reading(module: nn.Module) -> object:
+    """How a module takes its input apart: convolutions that differ in it see other rows."""
+    if not isinstance(module, nn.Conv2d):
+        return None
+    how = (module.kernel_size, module.stride, module.padding, module.dilation)
+    return (*how, module.groups, module.padding_mode)
 
 
 def inputs_of(run: Run, modules: Mapping[str, nn.Module], group: Group) -> list[Tensor]:

@@ -22,10 +22,41 @@ MODES: dict[str, tuple[str, ...]] = {
 _ONLY: dict[str, tuple[str, ...]] = {
     "per_channel": ("torch", "onnxruntime"),
     "embeddings": ("onnxruntime", "openvino"),
+    "embedding_bits": ("onnxruntime", "openvino"),
     "reduce_range": ("onnxruntime",),
+    "smooth": ("onnxruntime",),
     "calibrate": ("onnxruntime",),
     "floats": ("openvino",),
 }
+
+
+class MixedPrecisionConfig(Config):
+    """How much quantizing may lose; what loses most for its bytes stays in fp32 until it holds.
+
+    Raises:
+        ConfigError: no limit at all, or one out of range.
+    """
+
+    max_kl: float | None = Field(
+        default=None,
+        gt=0,
+        strict=False,
+        description="KL divergence from the fp32 model's class probabilities, mean over the "
+        "calibration rows, in nats",
+    )
+    max_changed: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        strict=False,
+        description="share of the calibration rows whose class may be another than in fp32",
+    )
+
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> Self:
+        if self.max_kl is None and self.max_changed is None:
+            raise ValueError("give max_kl or max_changed, or both")
+        return self
 
 
 class QuantizationConfig(Config):
@@ -45,7 +76,8 @@ class QuantizationConfig(Config):
         default="auto",
         description="dynamic: activations are quantized as they come; static: with ranges from "
         "calibration data; weight-only: activations stay in fp32; none: the engine runs the fp32 "
-        "model; auto: static for openvino, else dynamic",
+        "model; auto: static for openvino and, in onnxruntime, for networks of convolutions, which "
+        "dynamic leaves alone; else dynamic",
     )
     bits: Literal[4, 8] = Field(
         default=8,
@@ -60,11 +92,29 @@ class QuantizationConfig(Config):
         description="embedding tables in int8, too (onnxruntime and openvino; the others leave "
         "them in fp32)",
     )
+    embedding_bits: Literal[4, 8] = Field(
+        default=8,
+        description="of embedding tables: 8 with a scale for each row, or 4 with a scale for "
+        "32 neighbours, a little over half the bytes",
+    )
     exclude: tuple[str, ...] | None = Field(
         default=None,
         strict=False,
         description="patterns of modules that stay in fp32: a glob over the name, a bare last "
         "component or a class name",
+    )
+    mixed: MixedPrecisionConfig | None = Field(
+        default=None,
+        description="keep in fp32, besides, what loses most, until a loss holds that is measured "
+        "on calibration rows",
+    )
+    smooth: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        strict=False,
+        description="onnxruntime: SmoothQuant's strength, 0.5 for most models; outliers that "
+        "calibration rows show in activations move into the weights (openvino does so unasked)",
     )
     reduce_range: bool = Field(
         default=False,
@@ -89,19 +139,28 @@ class QuantizationConfig(Config):
         "where the processor has it (auto)",
     )
     calibration_rows: int = Field(
-        default=256, ge=1, description="rows of a recipe's training data that static mode reads"
+        default=256,
+        ge=1,
+        description="rows of a recipe's training data that static mode, mixed and smooth read",
     )
     seed: int = Field(default=0, ge=0, description="which rows those are")
 
     @property
     def resolved_mode(self) -> str:
-        """The mode with ``auto`` decided."""
+        """The mode with ``auto`` decided as for a network of matrix products."""
         return MODES[self.backend][0] if self.mode == "auto" else self.mode
 
     @property
     def needs_calibration(self) -> bool:
         """Whether calibration data are needed."""
-        return self.resolved_mode == "static"
+        return self.resolved_mode == "static" or bool(self.reads_rows)
+
+    @property
+    def reads_rows(self) -> str | None:
+        """The option that needs calibration data whatever the mode, if one is set."""
+        if self.mixed is not None:
+            return "mixed"
+        return "smooth" if self.smooth is not None else None
 
     @model_validator(mode="after")
     def _fits_the_backend(self) -> Self:
@@ -124,6 +183,9 @@ class QuantizationConfig(Config):
         default = type(self).model_fields["percentile"].default
         if self.percentile != default and self.calibrate != "percentile":
             raise ValueError("percentile needs calibrate: percentile")
-        if self.exclude and self.resolved_mode == "none":
-            raise ValueError("mode: none quantizes nothing; leave exclude out")
+        if self.embedding_bits == 4 and not (self.embeddings and self.resolved_mode != "none"):
+            raise ValueError("embedding_bits: 4 needs embeddings: true and a mode that quantizes")
+        if (self.exclude or self.reads_rows) and self.resolved_mode == "none":
+            name = "exclude" if self.exclude else self.reads_rows
+            raise ValueError(f"mode: none quantizes nothing; leave {name} out")
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +11,9 @@ from transformers import PreTrainedModel
 
 from hfcompress.architectures import COMPRESSIBLE
 from hfcompress.measure.macs import count_macs
+from hfcompress.quantization.convolutions import folded_norms
 from hfcompress.quantization.export import example_inputs
+from hfcompress.quantization.images import ImageShape
 
 # Multiply-accumulates are counted for one example of so many tokens.
 _TOKENS = 32
@@ -76,6 +78,15 @@ class Coverage:
                 counts[module.why] = counts.get(module.why, 0) + 1
         return counts
 
+    @property
+    def sentence(self) -> str:
+        """The shares, and what stays in floating point, for people."""
+        left = "; ".join(f"{count} modules: {why}" for why, count in self.reasons.items())
+        return (
+            f"integers now: {self.share_of_bytes:.1%} of the bytes, {self.share_of_macs:.1%} of "
+            f"the multiply-accumulates; in floating point: {left or 'nothing'}"
+        )
+
     def plain(self) -> dict[str, Any]:
         """As data that JSON can hold: the shares, the reasons and every module."""
         return {
@@ -91,7 +102,9 @@ def cover(
     model: PreTrainedModel,
     quantized: Collection[str],
     why: Callable[[nn.Module], str],
-    excluded: Collection[str] = (),
+    excluded: Mapping[str, str] | None = None,
+    image: ImageShape | None = None,
+    folds_norms: bool = False,
 ) -> Coverage:
     """Report on every module of the fp32 model.
 
@@ -99,9 +112,13 @@ def cover(
         model: as it was before.
         quantized: names of the modules that were.
         why: the backend's reason for leaving a module of this class alone.
-        excluded: names that the config leaves out.
+        excluded: names that were left out on purpose, and why.
+        image: shape of the image that multiply-accumulates are counted for; the usual by default.
+        folds_norms: whether the engine folds batch norms into the convolutions before them.
     """
-    macs = count_macs(model, example_inputs(model, 1, _TOKENS))
+    example = example_inputs(model, 1, _TOKENS, image)
+    macs = count_macs(model, example)
+    folded = folded_norms(model, example) if folds_norms else set()
     rows: list[ModuleCoverage] = []
     seen: set[int] = set()
     for name, module in model.named_modules():
@@ -109,7 +126,9 @@ def cover(
         if not own:
             continue
         seen.update(id(parameter) for parameter in own)
-        reason = "excluded by the config" if name in excluded else _reason(module, why)
+        reason = (excluded or {}).get(name) or _reason(module, why)
+        if name in folded:
+            reason = "folded into the convolution before it"
         weight: Any = module._parameters.get("weight")
         rows.append(
             ModuleCoverage(

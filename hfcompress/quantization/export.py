@@ -1,7 +1,7 @@
 """``export_onnx``: a classifier as an ONNX file whose batch and length may vary.
 
-torch captures the model (``torch.onnx.export``, the dynamo exporter); graph.py calls each weight
-what its module is called.
+torch captures the model (``torch.onnx.export``, the dynamo exporter), which folds batch norms into
+the convolutions before them; graph.py calls each weight what its module is called.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from hfcompress.extras import require
 from hfcompress.files import unwritable
 from hfcompress.measure.layers import evaluation_mode
 from hfcompress.quantization.graph import tidy
+from hfcompress.quantization.images import IMAGE_INPUT as IMAGE_INPUT
+from hfcompress.quantization.images import ImageShape, checked_shape, example_images
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-IMAGE_INPUT = "pixel_values"
 OUTPUT = "logits"
 # Both engines' fp32 kernels stay within 2e-5 of torch's on the families tested.
 TOLERANCE = 1e-4
@@ -52,22 +53,22 @@ def input_names(model: PreTrainedModel) -> tuple[str, ...]:
     )
 
 
-def example_inputs(model: PreTrainedModel, batch: int, length: int) -> dict[str, Tensor]:
+def example_inputs(
+    model: PreTrainedModel, batch: int, length: int, image: ImageShape | None = None
+) -> dict[str, Tensor]:
     """Random inputs of the model's kind, the same on every call; every second row is padded.
 
     Args:
         model: its config says sizes.
         batch: rows.
-        length: tokens; images are of the size that the config says.
+        length: tokens.
+        image: shape of the images; None takes the usual one.
     """
     generator = torch.Generator().manual_seed(0)
     config: Any = model.config
     names = input_names(model)
     if names == (IMAGE_INPUT,):
-        side = config.image_size
-        height, width = (side, side) if isinstance(side, int) else side
-        shape = (batch, config.num_channels, height, width)
-        return {IMAGE_INPUT: torch.randn(shape, generator=generator)}
+        return {IMAGE_INPUT: example_images(model, batch, image, generator)}
     padding = getattr(config, "pad_token_id", None) or 0
     ids = torch.randint(0, config.vocab_size, (batch, length), generator=generator)
     ids[ids == padding] = padding + 1
@@ -81,7 +82,7 @@ def example_inputs(model: PreTrainedModel, batch: int, length: int) -> dict[str,
     return {name: inputs[name] for name in names}
 
 
-def export_onnx(model: PreTrainedModel, path: str | Path) -> Path:
+def export_onnx(model: PreTrainedModel, path: str | Path, image: ImageShape | None = None) -> Path:
     """Write a model as ONNX, fp32, batch and length dynamic.
 
     The file appears whole or not at all. A model above 2 GB has its weights in ``NAME.data``
@@ -90,6 +91,7 @@ def export_onnx(model: PreTrainedModel, path: str | Path) -> Path:
     Args:
         model: any state; it is left as it was.
         path: ``model.onnx``; its folder is made.
+        image: shape of the images that the graph reads; None for any height and width.
 
     Returns:
         The path.
@@ -103,7 +105,7 @@ def export_onnx(model: PreTrainedModel, path: str | Path) -> Path:
         require(name, "onnx")
     path = Path(path)
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
-    program = _capture(model)
+    program = _capture(model, image)
     tidy(program.model, model)
     # Not .tmp at the end: the exporter names the file of a large model's weights after this one.
     temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
@@ -123,7 +125,10 @@ def export_onnx(model: PreTrainedModel, path: str | Path) -> Path:
 
 
 def check_against_torch(
-    model: PreTrainedModel, run: Callable[[Arrays], NDArray[np.float32]], engine: str
+    model: PreTrainedModel,
+    run: Callable[[Arrays], NDArray[np.float32]],
+    engine: str,
+    image: ImageShape | None = None,
 ) -> float:
     """Compare what an engine computes in fp32 with torch, on batches of several shapes.
 
@@ -131,6 +136,7 @@ def check_against_torch(
         model: the model that was exported.
         run: inputs by name -> logits.
         engine: its name, for the message.
+        image: as the model was exported for.
 
     Returns:
         The largest difference of any logit, relative to the largest logit where that is above 1.
@@ -139,16 +145,18 @@ def check_against_torch(
         ModelError: more than `TOLERANCE`, or NaN.
     """
     largest = 0.0
-    for batch, length in _CHECKED:
-        inputs = example_inputs(model, batch, length)
+    for turn, (batch, length) in enumerate(_CHECKED):
+        inputs = example_inputs(model, batch, length, checked_shape(model, image, turn))
         with evaluation_mode(model), torch.inference_mode():
             expected = model(**inputs).logits.float().numpy()
         found = run({name: tensor.numpy() for name, tensor in inputs.items()})
         difference = np.abs(found - expected).max() / max(1.0, np.abs(expected).max())
         if not difference <= TOLERANCE:
+            of = "images" if IMAGE_INPUT in inputs else "tokens"
+            shape = " x ".join(str(size) for size in next(iter(inputs.values())).shape)
             raise ModelError(
                 f"{type(model).__name__} in {engine} puts out logits that differ from torch's by "
-                f"{difference:.2g} for {batch} x {length} tokens, more than {TOLERANCE:g}; "
+                f"{difference:.2g} for {shape} {of}, more than {TOLERANCE:g}; "
                 f"use backend: torch"
             )
         largest = max(largest, float(difference))
@@ -171,11 +179,13 @@ class _Logits(nn.Module):
         return logits
 
 
-def _capture(model: PreTrainedModel) -> Any:
+def _capture(model: PreTrainedModel, image: ImageShape | None) -> Any:
     names = input_names(model)
-    inputs = example_inputs(model, *_EXAMPLE)
+    inputs = example_inputs(model, *_EXAMPLE, checked_shape(model, image, 0))
     dynamic: Any = torch.export.Dim.DYNAMIC
-    axes = {0: dynamic} if names == (IMAGE_INPUT,) else {0: dynamic, 1: dynamic}
+    axes = {0: dynamic, 1: dynamic}
+    if names == (IMAGE_INPUT,):
+        axes = {0: dynamic} if image else {0: dynamic, 2: dynamic, 3: dynamic}
     with ExitStack() as stack:
         for context in (evaluation_mode(model), _plain_attention(model), _quiet(), torch.no_grad()):
             stack.enter_context(context)

@@ -7,7 +7,7 @@
       tokenizer.json     and what else the processor writes
       config.json        sizes and labels
       hfcompress.json    which engine, what it reads, what was quantized
-      example.py         runs with the engine and `tokenizers` alone
+      example.py         runs with the engine and `tokenizers` (for images: `pillow`) alone
       README.md          a model card
 
 It appears whole or not at all.
@@ -29,6 +29,7 @@ from hfcompress.errors import ModelError, OutputError
 from hfcompress.files import unwritable
 from hfcompress.quantization.example import example_script
 from hfcompress.quantization.export import IMAGE_INPUT
+from hfcompress.quantization.pixels import image_settings
 
 if TYPE_CHECKING:
     from hfcompress.quantization.quantized import QuantizedModel
@@ -69,8 +70,8 @@ def save_folder(
             MANIFEST: json.dumps(manifest, indent=2) + "\n",
             "README.md": card or default_card(quantized),
         }
-        if "text" in manifest:
-            texts["example.py"] = example_script(quantized.config.backend)
+        if "text" in manifest or "image" in manifest:
+            texts["example.py"] = example_script(quantized.config.backend, "image" in manifest)
         for name, text in texts.items():
             (temporary / name).write_text(text, encoding="utf-8")
         _swap(temporary, directory)
@@ -120,6 +121,7 @@ def read_labels(directory: Path) -> list[str]:
 def default_card(quantized: QuantizedModel) -> str:
     """A README.md that says what was quantized, what not and why."""
     config, coverage = quantized.config, quantized.coverage
+    what = "photo.jpg" if IMAGE_INPUT in quantized.engine.inputs else "a sentence"
     head = yaml.safe_dump({"tags": ["hfcompress", config.backend], "license": "other"})
     lines = [
         f"---\n{head}---\n",
@@ -129,8 +131,8 @@ def default_card(quantized: QuantizedModel) -> str:
         f"{coverage.share_of_macs:.1%} of its multiply-accumulates have integer weights.",
         "What stays in floating point:\n",
         *(f"- {count} modules: {reason}" for reason, count in coverage.reasons.items()),
-        '\nUse it: `python example.py "a sentence"`, or\n',
-        '```python\nimport hfcompress\n\nprint(hfcompress.load("FOLDER")("a sentence"))\n```',
+        f'\nUse it: `python example.py "{what}"`, or\n',
+        f'```python\nimport hfcompress\n\nprint(hfcompress.load("FOLDER")("{what}"))\n```',
     ]
     return "\n".join(lines) + "\n"
 
@@ -158,6 +160,8 @@ def _manifest(quantized: QuantizedModel, processor: Any) -> dict[str, Any]:
     }
     if processor is not None and IMAGE_INPUT not in quantized.engine.inputs:
         manifest["text"] = _text_settings(processor, quantized.source)
+    elif processor is not None and (settings := image_settings(processor)) is not None:
+        manifest["image"] = settings
     return manifest
 
 

@@ -48,10 +48,15 @@ def _name(graph: Any, model: nn.Module) -> None:
     modules = dict(model.named_modules())
     taken: set[str] = set()
     for node in graph:
-        path = _module_path(node)
-        if node.op_type not in _OPERATORS or path in taken:
+        if node.op_type not in _OPERATORS:
             continue
         weight = next((value for value in node.inputs if _is_matrix(value)), None)
+        path = _module_path(node)
+        if node.op_type == "Conv" and weight is not None:
+            # The exporter folds batch norms, and what it makes stands under the norm's name.
+            path = weight.name.removeprefix("model.").removesuffix(".weight")
+        if path in taken:
+            continue
         if weight is not None and isinstance(modules.get(path), (*COMPRESSIBLE, nn.Embedding)):
             taken.add(path)
             node.name = path

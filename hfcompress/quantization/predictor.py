@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hfcompress.quantization.config import MODES
 from hfcompress.quantization.engine import Arrays, Engine
 from hfcompress.quantization.export import IMAGE_INPUT
 from hfcompress.quantization.folder import read_labels, read_manifest
+from hfcompress.quantization.pixels import make_pixels
 
 Prediction = dict[str, Any]
 Prepare = Callable[[Sequence[Any]], Arrays]
@@ -128,8 +130,12 @@ class Predictor:
 def _prepare(directory: Path, manifest: Mapping[str, Any]) -> Prepare | None:
     if "text" in manifest:
         return _text_reader(directory / "tokenizer.json", manifest["text"])
-    if IMAGE_INPUT in manifest["inputs"] and (directory / "preprocessor_config.json").is_file():
-        return _image_reader(directory)
+    if IMAGE_INPUT not in manifest["inputs"]:
+        return None
+    if "image" in manifest:
+        return _image_reader(partial(make_pixels, settings=manifest["image"]))
+    if (directory / "preprocessor_config.json").is_file():
+        return _image_reader(_processor(directory))
     return None
 
 
@@ -158,19 +164,38 @@ def _text_reader(file: Path, settings: Mapping[str, Any]) -> Prepare:
     return read
 
 
-def _image_reader(directory: Path) -> Prepare:
+def _processor(directory: Path) -> Callable[[Sequence[Any]], NDArray[Any]]:
+    """The saved image processor, for folders whose images are made in a way of their own."""
     from transformers import AutoImageProcessor
 
     loader: Any = AutoImageProcessor
     processor = loader.from_pretrained(directory, backend="pil")
 
-    def read(images: Sequence[Any]) -> Arrays:
-        from PIL import Image
+    def make(images: Sequence[Any]) -> NDArray[Any]:
+        coloured = [image.convert("RGB") for image in images]
+        return np.asarray(processor(coloured, return_tensors="np")[IMAGE_INPUT])
 
-        opened = [
-            (Image.open(item) if isinstance(item, (str, Path)) else item).convert("RGB")
-            for item in images
-        ]
-        return {IMAGE_INPUT: np.asarray(processor(opened, return_tensors="np")[IMAGE_INPUT])}
+    return make
+
+
+def _image_reader(make: Callable[[Sequence[Any]], NDArray[Any]]) -> Prepare:
+    def read(images: Sequence[Any]) -> Arrays:
+        return {IMAGE_INPUT: make([_opened(item) for item in images])}
 
     return read
+
+
+def _opened(item: Any) -> Any:
+    """An image file, or an image in memory, upright and of 8 bits.
+
+    Raises:
+        DataError: no such file, or not an image; the sentence names it.
+    """
+    from hfcompress.images import open_image
+
+    if not isinstance(item, (str, Path)):
+        return open_image(item, "an image in memory")
+    path = Path(item)
+    if not path.is_file():
+        raise DataError(f"there is no image file {str(path)!r}")
+    return open_image({"path": str(path)}, str(path))

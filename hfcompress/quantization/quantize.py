@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -12,13 +12,22 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hfcompress.architectures import compressible_modules, select_modules
+from hfcompress.architectures import compressible_modules
 from hfcompress.checkpoint.record import METHOD
 from hfcompress.errors import CalibrationError, ModelError, TargetError
 from hfcompress.quantization.abilities import slow_int8
-from hfcompress.quantization.config import QuantizationConfig
+from hfcompress.quantization.config import MODES, QuantizationConfig
+from hfcompress.quantization.convolutions import (
+    DYNAMIC_LEAVES_CONVOLUTIONS,
+    is_convolutional,
+    share_of_convolutions,
+)
 from hfcompress.quantization.coverage import cover
+from hfcompress.quantization.engine import Engine, FileEngine
+from hfcompress.quantization.images import image_shape
+from hfcompress.quantization.mixed import MixedReport, keep_most_sensitive
 from hfcompress.quantization.quantized import QuantizedModel
+from hfcompress.quantization.select import excluded_modules
 
 Batch = Mapping[str, Tensor]
 
@@ -46,36 +55,71 @@ def quantize(
     Args:
         model: fp32, on the CPU, shrunk or pruned or neither; it is left as it was.
         config: which engine and how; onnxruntime's dynamic int8 by default.
-        calibration: batches as the model is called with, for static mode; labels are left aside.
+        calibration: batches as the model is called with, for static mode, ``mixed`` and
+            ``smooth``; labels are left aside. Images are read in the size that they have here.
 
     Returns:
         The quantized model, with the report of what was quantized and what was not.
 
     Raises:
         MissingExtraError: the engine is not installed; the message holds the pip command.
-        TargetError: there is no Linear, or an ``exclude`` pattern matches nothing.
-        CalibrationError: static mode and no calibration batches.
+        TargetError: there is nothing that the mode quantizes, or an ``exclude`` pattern matches
+            nothing.
+        CalibrationError: static mode, ``mixed``, ``smooth``, or ``auto`` for a network of
+            convolutions, and no calibration batches.
         ModelError: the model is quantized already, or the engine refuses it.
     """
     config = config or QuantizationConfig()
     check_quantizable(model, config)
     batches = _arrays(calibration)
+    config = _settled(config, model, batches)
     if config.needs_calibration and not batches:
+        static = config.resolved_mode == "static"
         raise CalibrationError(
             f"backend {config.backend} in mode {config.resolved_mode} needs calibration data: "
             f"give batches of examples, or mode: dynamic where the backend has it"
+            if static
+            else f"{config.reads_rows} needs calibration data: give batches of examples, or leave "
+            f"{config.reads_rows} out"
         )
     backend: Any = importlib.import_module(f"hfcompress.quantization.backends.{config.backend}")
-    excluded = _excluded(model, config)
-    training = model.training
+    excluded = excluded_modules(model, config)
+
+    def make(kept: Collection[str]) -> tuple[Engine, set[str]]:
+        made: tuple[Engine, set[str]] = backend.quantize_model(
+            model, config, excluded | set(kept), batches
+        )
+        return made
+
+    training, mixed = model.training, None
     model.train(False)
     try:
-        engine, names = backend.quantize_model(model, config, excluded, batches)
+        if config.mixed is None:
+            engine, names = make(())
+        else:
+            (engine, names), mixed = keep_most_sensitive(model, config, batches, make)
     finally:
         model.train(training)
-    coverage = cover(model, names, partial(backend.why_not, config=config), excluded)
-    slow = slow_int8()
-    return QuantizedModel(engine, config, coverage, model, (slow,) if slow else ())
+    why = dict.fromkeys(excluded, "excluded by the config")
+    why |= dict.fromkeys(mixed.names if mixed else (), "kept in fp32 by mixed precision")
+    coverage = cover(
+        model,
+        names,
+        partial(backend.why_not, config=config),
+        why,
+        image_shape(model, batches),
+        folds_norms=isinstance(engine, FileEngine),
+    )
+    notes = (*_notes(model, config), *_mixed_notes(mixed))
+    return QuantizedModel(engine, config, coverage, model, notes, mixed)
+
+
+def _mixed_notes(mixed: MixedReport | None) -> Iterator[str]:
+    if mixed is not None and not mixed.holds:
+        yield (
+            f"mixed precision does not hold: with {mixed.kept} modules in fp32 the KL divergence "
+            f"is {mixed.measured.kl:.2g} and {mixed.measured.changed:.2%} of the classes change"
+        )
 
 
 def check_quantizable(model: PreTrainedModel, config: QuantizationConfig) -> None:
@@ -84,13 +128,14 @@ def check_quantizable(model: PreTrainedModel, config: QuantizationConfig) -> Non
     Raises:
         TargetError, ModelError: as `quantize`.
     """
-    products = [m for m in compressible_modules(model).values() if not isinstance(m, nn.Conv2d)]
-    if not products:
+    modules = compressible_modules(model).values()
+    if not modules:
+        raise TargetError(f"{type(model).__name__} has no Linear or convolution to quantize")
+    takes_convolutions = config.resolved_mode in ("static", "none") or _decides(config)
+    if not takes_convolutions and all(isinstance(module, nn.Conv2d) for module in modules):
         raise TargetError(
-            f"{type(model).__name__} has no Linear to quantize; "
-            f"convolutions need backend: onnxruntime and mode: static"
-            if compressible_modules(model) and config.resolved_mode != "static"
-            else f"{type(model).__name__} has no Linear to quantize"
+            f"{type(model).__name__} has no Linear to quantize, and "
+            f"{DYNAMIC_LEAVES_CONVOLUTIONS}, in backend: onnxruntime or openvino"
         )
     settings: Any = getattr(model.config, "quantization_config", None)
     if settings is not None:
@@ -104,11 +149,44 @@ def check_quantizable(model: PreTrainedModel, config: QuantizationConfig) -> Non
             f"{type(model).__name__} holds {next(model.parameters()).dtype}; "
             f"load it with dtype=torch.float32"
         )
-    _excluded(model, config)
+    excluded_modules(model, config)
 
 
-def _excluded(model: nn.Module, config: QuantizationConfig) -> set[str]:
-    return set(select_modules(model, config.exclude)) if config.exclude else set()
+def _decides(config: QuantizationConfig) -> bool:
+    """Whether ``auto`` may become static: where the backend has other modes, too."""
+    return config.mode == "auto" and "static" in MODES[config.backend]
+
+
+def _settled(
+    config: QuantizationConfig, model: PreTrainedModel, batches: Sequence[Any]
+) -> QuantizationConfig:
+    """The config with ``auto`` decided for this model: static for networks of convolutions.
+
+    Raises:
+        CalibrationError: such a network, and nothing to calibrate with.
+    """
+    if not _decides(config) or not is_convolutional(model):
+        return config
+    if not batches:
+        raise CalibrationError(
+            f"{type(model).__name__} keeps {share_of_convolutions(model):.0%} of its weights in "
+            f"convolutions, and {DYNAMIC_LEAVES_CONVOLUTIONS}: give batches of examples (in a "
+            f"recipe, set mode: static), or mode: dynamic for its Linears alone"
+        )
+    return config.changed(mode="static")
+
+
+def _notes(model: PreTrainedModel, config: QuantizationConfig) -> tuple[str, ...]:
+    """What the user should know of this processor and this model."""
+    slow = slow_int8()
+    notes = [slow] if slow else []
+    if config.resolved_mode == "dynamic" and is_convolutional(model):
+        share = share_of_convolutions(model)
+        notes.append(
+            f"{share:.0%} of the weights are convolutions and stay in fp32: "
+            f"{DYNAMIC_LEAVES_CONVOLUTIONS}, in backend: onnxruntime or openvino"
+        )
+    return tuple(notes)
 
 
 def _arrays(calibration: HasBatches | Sequence[Batch] | None) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.coverage import Coverage
 from hfcompress.quantization.engine import Engine
 
+if TYPE_CHECKING:
+    from hfcompress.quantization.mixed import MixedReport
+
 
 @dataclass(frozen=True)
 class QuantizedModel:
@@ -30,6 +33,7 @@ class QuantizedModel:
         coverage: what became of each module.
         source: the fp32 model that it was made from.
         notes: what the user should know, one sentence each.
+        mixed: what mixed precision keeps in fp32, where it was asked for.
     """
 
     engine: Engine
@@ -37,6 +41,7 @@ class QuantizedModel:
     coverage: Coverage
     source: PreTrainedModel
     notes: tuple[str, ...] = ()
+    mixed: MixedReport | None = None
 
     def __call__(self, **inputs: Tensor) -> SequenceClassifierOutput:
         """As a transformers classifier; ``labels`` are left aside.
@@ -84,6 +89,7 @@ class QuantizedModel:
             "bytes": self.bytes,
             **self.coverage.plain(),
             "notes": list(self.notes),
+            **({"mixed": self.mixed.plain()} if self.mixed else {}),
         }
 
 

@@ -20,11 +20,17 @@ from hfcompress.encode import Encoded
 from hfcompress.errors import ConfigError, ModelError
 from hfcompress.measure.summary import count_parameters
 from hfcompress.models import TASK_MODALITY, load_model
+from hfcompress.processors import check_same_images, like_teacher
 from hfcompress.recipe.context import Context
 from hfcompress.recipe.distill_config import DistillConfig
 from hfcompress.recipe.finetune import train_with, trainer_arguments
 from hfcompress.recipe.training import check_training, training_rows
-from hfcompress.recipe.training_state import dropout, fast_attention, frozen_embeddings
+from hfcompress.recipe.training_state import (
+    dropout,
+    fast_attention,
+    frozen_embeddings,
+    memory_format,
+)
 
 Done = dict[str, Any]
 Model = PreTrainedModel
@@ -67,6 +73,7 @@ def distill(model: Model, config: DistillConfig, context: Context) -> tuple[Mode
         stack.enter_context(frozen_embeddings(student, config.freeze_embeddings))
         stack.enter_context(fast_attention(student))
         stack.enter_context(fast_attention(teacher))
+        stack.enter_context(memory_format(student, config.channels_last))
         done, _ = train_with(build, student, context, rows)
     shown = {
         "teacher_layers": layers,
@@ -116,11 +123,16 @@ def _own(config: DistillConfig, context: Context) -> Model:
     assert config.model is not None
     kinds = {kind: task for task, kind in TASK_MODALITY.items()}
     examples = context.examples
-    loaded = load_model(config.model, kinds[examples.modality], examples.labels, context.seed)
+    wanted = config.model
+    if examples.modality == "image" and wanted.config is not None:
+        wanted = like_teacher(wanted, context.processor)
+    loaded = load_model(wanted, kinds[examples.modality], examples.labels, context.seed)
     mine, theirs = loaded.processor, context.processor
+    if examples.modality == "image":
+        check_same_images(config.model.name, mine, theirs)
     if hasattr(mine, "get_vocab") and mine.get_vocab() != theirs.get_vocab():
         raise ModelError(
-            f"the student {config.model.path!r} has another tokenizer than the teacher, and the "
+            f"the student {config.model.name!r} has another tokenizer than the teacher, and the "
             f"rows are encoded once; give a student of the same vocabulary"
         )
     return loaded.model
@@ -183,6 +195,11 @@ def check_distill(model: Model, config: DistillConfig) -> None:
         raise ConfigError(
             "a text_student has no layers to compare with the teacher's; set hidden_weight, "
             "attention_weight and value_weight to 0"
+        )
+    if config.cache and config.image_augmentation is not None:
+        raise ConfigError(
+            "a cache keeps what the teacher says of each image as it is; leave image_augmentation "
+            "out, or set cache to false"
         )
     if config.cache and (options.attention_weight or options.value_weight):
         raise ConfigError(

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
@@ -21,11 +25,14 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from hfcompress.augment_images import augment_images
 from hfcompress.encode import Encoded
+from hfcompress.encode_images import ImageCollator
 from hfcompress.extras import require
 from hfcompress.recipe.context import Context
 from hfcompress.recipe.finetune_config import FinetuneConfig
 from hfcompress.recipe.progress import Progress
+from hfcompress.recipe.training_state import fast_attention, memory_format
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -60,14 +67,24 @@ def finetune(
     Raises:
         DataError: no training rows.
     """
-    rows = context.training_rows("finetune")
+    rows = training_view(context.training_rows("finetune"), config)
     context.progress.stage(f"fine-tuning on {len(rows):,} rows")
 
     def build(**common: Any) -> Trainer:
         return Trainer(args=trainer_arguments(TrainingArguments, config, context, rows), **common)
 
-    done, _ = train_with(build, model, context, rows, callbacks)
+    with fast_attention(model), memory_format(model, config.channels_last):
+        done, _ = train_with(build, model, context, rows, callbacks)
     return model, done
+
+
+def training_view(rows: Encoded, config: FinetuneConfig) -> Encoded:
+    """The rows as training shows them: images in random views, in the memory format asked for."""
+    if not isinstance(rows.collate, ImageCollator):
+        return rows
+    augmentation = config.image_augmentation
+    change = None if augmentation is None else partial(augment_images, config=augmentation)
+    return replace(rows, collate=rows.collate.changed(change, config.channels_last))
 
 
 def train_with(
@@ -87,7 +104,7 @@ def train_with(
         callbacks: further callbacks.
 
     Returns:
-        What was done (updates and mean loss), and the Trainer.
+        What was done (updates, mean loss, seconds), and the Trainer.
     """
     set_seed(context.seed)
     trainer = build(
@@ -97,15 +114,45 @@ def train_with(
         callbacks=[ProgressCallback(context.progress), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)  # it prints every log line
+    _decay_matrices_only(trainer)
     folder = Path(str(trainer.args.output_dir))
+    started = time.perf_counter()
     try:
         result = trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
     finally:
+        _plain_forward(model)
         if context.workdir is None:
             shutil.rmtree(folder, ignore_errors=True)
     model.eval()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
-    done = {"updates": result.global_step, "training_loss": round(result.training_loss, 4)}
+    done = {
+        "updates": result.global_step,
+        "training_loss": round(result.training_loss, 4),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
     return done, trainer
+
+
+def _plain_forward(model: nn.Module) -> None:
+    """Take off the autocast that accelerate leaves around a model trained in bf16: it would
+    round what is measured and exported."""
+    if "_original_forward" in model.__dict__:
+        del model.__dict__["_original_forward"]
+        model.__dict__.pop("forward", None)
+
+
+def _decay_matrices_only(trainer: Trainer) -> None:
+    """Weight decay for weights alone.
+
+    The Trainer leaves out biases and the norms that it knows by name; a batch norm's scale is a
+    vector, too, and no vector is a weight.
+    """
+    named = trainer.get_decay_parameter_names
+
+    def matrices(model: nn.Module) -> list[str]:
+        sizes = {name: parameter.dim() for name, parameter in model.named_parameters()}
+        return [name for name in named(model) if sizes.get(name, 2) > 1]
+
+    trainer.get_decay_parameter_names = matrices  # type: ignore[method-assign]
 
 
 def _last_checkpoint(folder: Path) -> str | None:

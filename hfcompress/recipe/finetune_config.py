@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from hfcompress.augment_images import ImageAugmentation
 from hfcompress.config import Config
 
 
@@ -24,9 +25,17 @@ class FinetuneConfig(Config):
         "linear", description="how the learning rate falls after the warm-up"
     )
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the updates spent warming up")
-    weight_decay: float = Field(0.0, ge=0, lt=1, description="decoupled weight decay of AdamW")
+    weight_decay: float = Field(
+        0.0, ge=0, lt=1, description="decoupled weight decay of AdamW; biases and norms have none"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of each label spread out")
     track: Literal["tensorboard", "trackio"] | None = Field(
         None, description="also log the training there (extra: track)"
     )
     bf16: bool = Field(False, description="bfloat16 autocast: faster where the CPU or GPU has it")
+    image_augmentation: ImageAugmentation | None = Field(
+        None, description="random views of the training images"
+    )
+    channels_last: bool = Field(
+        False, description="the memory format in which convolutions are fastest"
+    )

@@ -11,7 +11,9 @@ from transformers import PreTrainedModel
 
 from hfcompress.checkpoint.write import save_compressed
 from hfcompress.errors import HfcompressError, first_line
+from hfcompress.measure.grids import weight_grids
 from hfcompress.measure.weights import analyze_weight_distribution
+from hfcompress.quantization.levels import weight_levels
 from hfcompress.quantization.quantized import QuantizedModel
 from hfcompress.recipe.hashing import content_hash
 from hfcompress.recipe.schema import Trial
@@ -31,7 +33,8 @@ class Outcome:
         row: None where it failed.
         reason: why it failed.
         predictions: logits of the trial's model and of its dense model, by their key.
-        weights: weight histograms of both, by their key.
+        weights: weight histograms of both, by their key; of the trial's model pieces of its
+            weights and, quantized, their levels.
     """
 
     settings: dict[str, Any]
@@ -54,6 +57,8 @@ def perform(runner: Runner, trial: Trial, folder: Path | None) -> Outcome:
         if folder is None:
             return Outcome(trial.settings, row)
         weights = _histograms(runner, trial, row, plain_model(model))
+        if isinstance(model, QuantizedModel):
+            weights[row["hash"]]["levels"] = _levels(model)
         if runner.bench.recipe.save_models:
             name = f"{trial.index:03d}-{row['hash'][:8]}"
             processor = runner.bench.encoding(trial, len(trial.steps)).processor
@@ -89,7 +94,16 @@ def _histograms(
         runner.histograms[key] = analyze_weight_distribution(dense, names).plain()
     edges = runner.histograms[key]["edges"]
     after = analyze_weight_distribution(model, names, edges=edges).plain()
-    return {key: runner.histograms[key], row["hash"]: {**after, "dense": key}}
+    grids = weight_grids(model, names)
+    return {key: runner.histograms[key], row["hash"]: {**after, "dense": key, "grids": grids}}
+
+
+def _levels(model: QuantizedModel) -> list[dict[str, Any]]:
+    """The weights beside their integers; none of weights in 4 bits, which share steps otherwise."""
+    if model.config.bits != 8:
+        return []
+    names = [module.name for module in model.coverage.modules if module.quantized]
+    return weight_levels(model.source, names, model.config.per_channel)
 
 
 def save_model(model: PreTrainedModel, processor: Any, folder: Path, sparse: bool = False) -> None:

@@ -20,6 +20,7 @@ from hfcompress.errors import ConfigError
 from hfcompress.models import ModelConfig, task_modality
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.quantization.config import QuantizationConfig
+from hfcompress.recipe.aware_config import QuantizationAwareConfig
 from hfcompress.recipe.distill_config import DistillConfig
 from hfcompress.recipe.finetune_config import FinetuneConfig
 from hfcompress.recipe.measure_config import MeasureConfig
@@ -38,6 +39,7 @@ from hfcompress.vocabulary.config import VocabularyConfig
 STEP_CONFIGS: dict[str, type[Config]] = {
     "finetune": FinetuneConfig,
     "prune": PruningConfig,
+    "qat": QuantizationAwareConfig,
     "quantize": QuantizationConfig,
     "shrink": ShrinkStepConfig,
     "recover": RecoverConfig,

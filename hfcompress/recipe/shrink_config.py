@@ -10,7 +10,7 @@ from hfcompress.recipe.training_config import RecoverConfig
 
 
 class ShrinkStepConfig(ShrinkConfig):
-    """Remove heads, neurons and layers for a budget; a recipe's ``shrink`` step.
+    """Remove heads, neurons and layers, or channels, for a budget; a recipe's ``shrink`` step.
 
     Raises:
         ConfigError: as `ShrinkConfig`, or ``recover`` without rounds to recover between.

@@ -8,11 +8,10 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from hfcompress.pruning.structured.shrink import shrink
+from hfcompress.pruning.structured.shrink import check_shrinkable, shrink
 from hfcompress.recipe.context import Context
 from hfcompress.recipe.shrink_config import ShrinkStepConfig
 from hfcompress.recipe.training import check_training, recover
-from hfcompress.sublayers import known_family
 
 
 def shrink_step(
@@ -48,11 +47,11 @@ def shrink_step(
 
 
 def check_shrink(model: PreTrainedModel, config: ShrinkStepConfig) -> None:
-    """Refuse a family whose heads and neurons are not known, before anything runs.
+    """Refuse a model in which nothing is known that could go, before anything runs.
 
     Raises:
         TargetError: such a family.
     """
-    known_family(model)
+    check_shrinkable(model)
     if config.recover is not None:
         check_training(model, config.recover)

@@ -14,8 +14,11 @@ from hfcompress.config import Config
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.unstructured import PruneReport, prune
 from hfcompress.quantization.config import QuantizationConfig
+from hfcompress.quantization.convolutions import is_convolutional
 from hfcompress.quantization.quantize import check_quantizable, quantize
 from hfcompress.quantization.quantized import QuantizedModel
+from hfcompress.recipe.aware import aware, check_aware
+from hfcompress.recipe.aware_config import QuantizationAwareConfig
 from hfcompress.recipe.context import Context
 from hfcompress.recipe.distill import check_distill, distill
 from hfcompress.recipe.distill_config import DistillConfig
@@ -85,13 +88,16 @@ def quantize_step(
     model: PreTrainedModel, config: QuantizationConfig, context: Context
 ) -> tuple[QuantizedModel, Done]:
     """Quantize for an engine, with training rows where the mode calibrates."""
-    context.progress.stage(f"quantizing: {config.backend}, {config.resolved_mode}")
-    calibration = (
-        context.calibration(config.calibration_rows, config.seed)
-        if config.needs_calibration
-        else None
+    context.progress.stage(f"quantizing: {config.backend}, {config.mode}")
+    # Networks of convolutions are quantized statically by default.
+    wanted = config.needs_calibration or (
+        config.mode == "auto" and is_convolutional(model) and context.train is not None
     )
+    calibration = context.calibration(config.calibration_rows, config.seed) if wanted else None
     quantized = quantize(model, config, calibration)
+    context.progress.note(quantized.coverage.sentence)
+    if quantized.mixed is not None:
+        context.progress.note(quantized.mixed.sentence)
     for note in quantized.notes:
         context.progress.note(note)
     done = quantized.plain()
@@ -131,6 +137,9 @@ STEPS: dict[type[Config], StepKind] = {
     ),
     VocabularyConfig: StepKind(
         vocabulary_step, compresses=True, needs_rows=_always, check=check_vocabulary
+    ),
+    QuantizationAwareConfig: StepKind(
+        aware, compresses=True, trains=True, needs_rows=_always, check=check_aware
     ),
     QuantizationConfig: StepKind(
         quantize_step,

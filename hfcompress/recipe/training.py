@@ -27,7 +27,13 @@ from hfcompress.pruning.training_config import PruningTrainingConfig
 from hfcompress.pruning.training_masks import Prune
 from hfcompress.recipe.context import Context
 from hfcompress.recipe.distill_config import DistillConfig
-from hfcompress.recipe.finetune import finetune, trackers, train_with, trainer_arguments
+from hfcompress.recipe.finetune import (
+    finetune,
+    trackers,
+    train_with,
+    trainer_arguments,
+    training_view,
+)
 from hfcompress.recipe.finetune_config import FinetuneConfig
 from hfcompress.recipe.training_config import (
     GradualConfig,
@@ -35,7 +41,12 @@ from hfcompress.recipe.training_config import (
     ProgressiveStepConfig,
     RecoverConfig,
 )
-from hfcompress.recipe.training_state import dropout, fast_attention, frozen_embeddings
+from hfcompress.recipe.training_state import (
+    dropout,
+    fast_attention,
+    frozen_embeddings,
+    memory_format,
+)
 
 Done = dict[str, Any]
 Model = PreTrainedModel
@@ -161,6 +172,7 @@ def _train(
         stack.enter_context(dropout(model, config.dropout))
         stack.enter_context(frozen_embeddings(model, config.freeze_embeddings))
         stack.enter_context(fast_attention(model))
+        stack.enter_context(memory_format(model, config.channels_last))
         done, trainer = train_with(build, model, context, rows)
         assert isinstance(trainer, PruningTrainer)
     return {**done, "sparsity": trainer.pruning.sparsity}
@@ -172,7 +184,7 @@ def training_rows(config: RecoverConfig | DistillConfig, context: Context) -> En
     Raises:
         DataError: no training rows; rows that are not one text; no further texts where named.
     """
-    rows = context.training_rows("training")
+    rows = training_view(context.training_rows("training"), config)
     if config.augmentation is None:
         return rows
     texts, options = context.training_texts(), config.augmentation
@@ -214,6 +226,11 @@ def check_training(model: nn.Module, config: Any) -> None:
     for part in (config, *(getattr(config, name, None) for name in ("training", "recover"))):
         if isinstance(part, FinetuneConfig):
             trackers(part)
+            if _is_text(model) and (part.image_augmentation or part.channels_last):
+                raise ConfigError(
+                    "image_augmentation and channels_last are for models that read images; "
+                    "leave them out"
+                )
     for part in (config, getattr(config, "pruning", None), getattr(config, "prune", None)):
         if part is not None and hasattr(part, "targets"):
             select_modules(model, part.targets, part.exclude)

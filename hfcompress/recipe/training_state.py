@@ -51,3 +51,22 @@ def fast_attention(model: PreTrainedModel) -> Iterator[None]:
     finally:
         if change:
             model.set_attn_implementation(before)
+
+
+@contextmanager
+def memory_format(model: nn.Module, channels_last: bool) -> Iterator[None]:
+    """Convolutions in channels-last order while they train; plain order is what is saved."""
+    formats = (torch.channels_last, torch.contiguous_format)
+    try:
+        if channels_last:
+            _lay_out(model, formats[0])
+        yield
+    finally:
+        if channels_last:
+            _lay_out(model, formats[1])
+
+
+def _lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=memory_format)

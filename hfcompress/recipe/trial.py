@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from hfcompress.architectures import default_targets
+from hfcompress.measure.classes import class_accuracy
 from hfcompress.measure.macs import count_macs
 from hfcompress.measure.quality import compare, compute_metric
 from hfcompress.measure.summary import (
@@ -205,6 +206,7 @@ class Runner:
             "compression_ratio": self._dense[self.dense_prefix(trial)][1] / size,
             "macs": self._macs(model, trial) if measure.macs else None,
             **quality.plain(),
+            "classes": self._classes(logits, labels, dense),
             "other_metrics": {name: compute_metric(name, logits, labels) for name in measure.also},
             "reference": _near(reference.values if reference else {}, requested),
             "note": _near(reference.notes if reference else {}, requested) or "",
@@ -225,6 +227,13 @@ class Runner:
         same = self._dense_place(trial) == len(trial.steps)
         dense = None if same else self.dense_model(trial)
         return [time_model(model, dense, batch) for batch in batches]
+
+    def _classes(
+        self, logits: Logits, labels: NDArray[np.int64], dense: Logits
+    ) -> list[dict[str, Any]]:
+        """Accuracy by class; of two classes the metrics say enough."""
+        names = self.bench.examples.labels
+        return class_accuracy(logits, labels, dense, names) if len(names) > 2 else []
 
     def _macs(self, model: PreTrainedModel, trial: Trial) -> int:
         """Multiply-accumulates of one example of median length."""

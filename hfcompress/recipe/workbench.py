@@ -16,7 +16,7 @@ from hfcompress.data import Examples, examples_of, fingerprint, load_examples
 from hfcompress.encode import Encoded
 from hfcompress.errors import ModelError
 from hfcompress.measure.quality import compute_metric, metric_names
-from hfcompress.models import LoadedModel, load_model, model_source, task_modality
+from hfcompress.models import LoadedModel, check_source, load_model, task_modality
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.recipe.cache import StepCache
 from hfcompress.recipe.context import Context
@@ -135,7 +135,7 @@ def prepare(
     trials = expand(recipe)
     _check_metrics(recipe)
     if loaded is None:
-        model_source(recipe.model)  # the cheap check first: a wrong path shows at once
+        check_source(recipe.model)  # the cheap check first: a wrong path shows at once
     need_rows = any(kind_of(s.config).needs_rows(s.config) for t in trials for s in t.steps)
     progress.stage("reading the data")
     modality = task_modality(recipe.task)
@@ -201,7 +201,7 @@ def _check_model(recipe: Recipe, loaded: LoadedModel, trials: list[Trial]) -> No
         trained = any(kind_of(step.config).trains for step in trial.steps)
         if loaded.new_head and not trained:
             raise ModelError(
-                f"model {recipe.model.path!r} has no trained classification head for these "
+                f"model {recipe.model.name!r} has no trained classification head for these "
                 f"labels; add a finetune step, or give a model fine-tuned for this task"
             )
         for step in trial.steps:

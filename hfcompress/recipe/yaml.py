@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import yaml
 
+from hfcompress.config import Config
 from hfcompress.errors import ConfigError
 
+ConfigType = TypeVar("ConfigType", bound=Config)
 _NUMBER_STARTS = list("-+.0123456789")
 
 
@@ -69,6 +72,24 @@ def parse_yaml(text: str, name: str) -> Any:
         raise ConfigError(f"{name}{place}: this is no YAML: {problem}") from None
     except ConfigError as error:
         raise ConfigError(f"{name}, {error}") from None
+
+
+def config_of_options(config: type[ConfigType], given: Mapping[str, str | None]) -> ConfigType:
+    """A config from what was written behind the options of the command line.
+
+    Args:
+        config: its fields are the options; a list is written with commas (``1,32``).
+        given: text by field; None where the option was left out.
+
+    Raises:
+        ConfigError: as when building the config.
+    """
+    data: dict[str, Any] = {}
+    for name, text in given.items():
+        if text is not None:
+            listed = "tuple" in str(config.model_fields[name].annotation)
+            data[name] = parse_yaml(f"[{text}]" if listed else text, f"--{name}")
+    return config.parse(data)
 
 
 def dump_yaml(data: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from hfcompress.report.html import flat_environment
-from hfcompress.report.rows import Row, is_dense, metric_of, metric_text, number
+from hfcompress.report.rows import Row, is_dense, metric_of, metric_text, number, quantize_step
 from hfcompress.report.table import markdown_table
 
 
@@ -47,6 +47,7 @@ def model_card(
         "## Measured\n",
         markdown_table(rows),
         _explanation(metric_of(rows)),
+        *_quantized(row),
     ]
     if recipe_text:
         parts += ["## Recipe\n", f"```yaml\n{recipe_text.rstrip()}\n```\n"]
@@ -74,11 +75,34 @@ def _header(
         "pipeline_tag": task,
         "datasets": [dataset] if dataset else None,
         "metrics": _metric_names(row, metric),
-        "tags": ["hfcompress"] if is_dense(row) else ["hfcompress", "pruned"],
+        "tags": _tags(row),
         "model-index": _model_index(row, name, task, dataset) if task and dataset else None,
     }
     filled = {key: value for key, value in known.items() if value is not None}
     return yaml.safe_dump(filled, sort_keys=False, allow_unicode=True)
+
+
+def _tags(row: Row) -> list[str]:
+    tags = ["hfcompress"]
+    if not is_dense(row) and number(row, "actual_sparsity"):
+        tags.append("pruned")
+    return [*tags, "quantized"] if quantize_step(row) else tags
+
+
+def _quantized(row: Row) -> list[str]:
+    """What became integers, what did not and why."""
+    step = quantize_step(row)
+    if not step:
+        return []
+    bytes_, macs = number(step, "share_of_bytes"), number(step, "share_of_macs")
+    left = step.get("left_alone") or {}
+    return [
+        "## Quantized\n",
+        f"Engine {step.get('backend')}, mode {step.get('mode')}: {100 * (bytes_ or 0):.1f} % of "
+        f"the fp32 model's bytes are integers now, and {100 * (macs or 0):.1f} % of its "
+        "multiply-accumulates have integer weights. What stays in floating point:\n",
+        "\n".join(f"- {count} modules: {reason}" for reason, count in left.items()) + "\n",
+    ]
 
 
 def _metric_names(row: Row, metric: str) -> list[str]:

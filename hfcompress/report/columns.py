@@ -6,7 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hfcompress.report.rows import Z95, Row, is_dense, metric_of, metric_text, number, points_text
+from hfcompress.report.classes import worst_class
+from hfcompress.report.rows import (
+    Z95,
+    Row,
+    is_dense,
+    metric_of,
+    metric_text,
+    number,
+    points_text,
+    quantize_step,
+)
 
 _NOISE = 2.0  # standard errors up to which a difference from a published value is chance
 
@@ -50,9 +60,12 @@ def all_columns(rows: Sequence[Row]) -> list[Column]:
         column("non-zero", lambda row: _whole(row, "nonzero_parameters"), spare=5),
         column("size", _megabytes, spare=8),
         column("MACs", _giga, spare=10),
+        column("bytes in int8", lambda row: _share(quantize_step(row), "share_of_bytes"), spare=14),
+        column("MACs in int8", lambda row: _share(quantize_step(row), "share_of_macs"), spare=13),
         column(metric, lambda row: metric_text(metric, number(row, "value")), always=True),
         column("95 % interval", lambda row: _interval(metric, row), always=True, spare=1),
         column("drop", lambda row: _drop(metric, row)),
+        column("worst class", worst_class, text=True, spare=6),
         column("agreement", lambda row: _share(row, "agreement"), spare=2),
         column("McNemar p", _p_value, spare=3),
         *_other_metrics(rows),

@@ -9,8 +9,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from hfcompress.report.classes import class_sentence, class_table
 from hfcompress.report.curve import draw_curve
 from hfcompress.report.front import front_sentence
+from hfcompress.report.pictures import Picture
 from hfcompress.report.pipeline import is_pipeline, pipeline_sentence, pipeline_table
 from hfcompress.report.rows import Row, metric_of
 from hfcompress.report.size import size_sentence
@@ -27,6 +29,8 @@ def html_page(
     size: bytes | None = None,
     front: bytes | None = None,
     temperature: bytes | None = None,
+    pictures: Sequence[Picture] = (),
+    classes: bytes | None = None,
     recipe_text: str | None = None,
     environment: Mapping[str, Any] | None = None,
 ) -> str:
@@ -40,6 +44,8 @@ def html_page(
         size: the PNG of `draw_size`; given, it stands in the curve's place.
         front: the PNG of `draw_front`; given, it stands in the curve's place.
         temperature: the PNG of `draw_temperatures`; left out where it is not given.
+        pictures: further ones, each with a heading and a caption.
+        classes: the PNG of `draw_classes`; left out where it is not given.
         recipe_text: the recipe as it was run.
         environment: names and values; nested mappings are written with dotted names.
     """
@@ -58,6 +64,10 @@ def html_page(
         size=None if size is None else _data_uri(size),
         front=None if front is None else _data_uri(front),
         temperature=None if temperature is None else _data_uri(temperature),
+        pictures=[(picture, _data_uri(picture.png)) for picture in pictures],
+        classes=None if classes is None else _data_uri(classes),
+        class_sentence=class_sentence(rows),
+        class_lines=class_table(rows),
         recipe=recipe_text,
         environment=flat_environment(environment or {}),
     )

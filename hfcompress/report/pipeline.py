@@ -21,10 +21,10 @@ def is_pipeline(rows: Sequence[Row]) -> bool:
 def pipeline_table(rows: Sequence[Row]) -> ResultTable:
     """One line for each step, in the rows' order.
 
-    Columns: step, metric, its 95 % interval, drop and agreement with the dense model, bytes, how
-    many times smaller; for each batch that was timed milliseconds and how many times faster than
-    the dense model in torch fp32. A column without any value is left out. The caption says what
-    times were taken with.
+    Columns: step, metric, its 95 % interval, drop and agreement with the dense model, parameters
+    and those that are not zero, bytes, how many times smaller; for each batch that was timed
+    milliseconds and how many times faster than the dense model in torch fp32. A column without
+    any value is left out. The caption says what times were taken with.
     """
     metric = metric_of(rows)
 
@@ -40,6 +40,8 @@ def pipeline_table(rows: Sequence[Row]) -> ResultTable:
         column("95 % interval", lambda row: _interval(metric, row), spare=4),
         column("drop", lambda row: _drop(metric, row)),
         column("agreement", lambda row: _share(row), spare=3),
+        column("parameters", lambda row: _count(row, "parameters")),
+        column("not zero", lambda row: _count(row, "nonzero_parameters"), spare=1),
         column("size", _size),
         column("smaller", lambda row: _times(number(row, "compression_ratio"))),
     ]
@@ -111,6 +113,11 @@ def _drop(metric: str, row: Row) -> str:
 def _share(row: Row) -> str:
     value = number(row, "agreement")
     return "" if value is None else f"{100 * value:.1f} %"
+
+
+def _count(row: Row, key: str) -> str:
+    value = number(row, key)
+    return "" if value is None else f"{value:,.0f}"
 
 
 def _size(row: Row) -> str:

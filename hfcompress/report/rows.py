@@ -51,6 +51,12 @@ def number(row: Row, key: str) -> float | None:
     return float(value) if abs(value) < float("inf") else None
 
 
+def quantize_step(row: Row) -> Row:
+    """What the step ``quantize`` of a row says; empty where there is no such step."""
+    steps = [step for step in row.get("steps") or [] if step.get("step") == "quantize"]
+    return steps[-1] if steps else {}
+
+
 def is_dense(row: Row) -> bool:
     """Whether a row measures the model before compression: asked for 0 sparsity, or called so."""
     name = str(row.get("method") or "").partition(",")[0]

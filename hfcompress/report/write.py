@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from hfcompress.files import atomic_write
+from hfcompress.report.classes import draw_classes
 from hfcompress.report.curve import draw_curve
 from hfcompress.report.front import draw_front, timed_points
 from hfcompress.report.histograms import draw_weights, weight_panels
 from hfcompress.report.html import html_page
+from hfcompress.report.pictures import further_pictures
 from hfcompress.report.rows import Row
 from hfcompress.report.size import draw_size, teacher_parameters
 from hfcompress.report.table import write_csv
@@ -27,7 +29,9 @@ def write_report(
     title: str = "Compression report",
 ) -> list[Path]:
     """Write ``results.csv``, ``curve.png``, ``weights.png`` and ``report.html``; of students
-    ``size.png`` and ``temperature.png`` too, of measured latencies ``front.png``.
+    ``size.png`` and ``temperature.png`` too, of measured latencies ``front.png``, of more than
+    two classes ``classes.png``, of a pipeline ``bars.png``, of weights ``grids.png`` and
+    ``levels.png``.
 
     Each file is replaced whole or not at all, so the report may be written after every row.
 
@@ -36,7 +40,8 @@ def write_report(
         directory: made where it is not there.
         recipe_text: the recipe as it was run.
         environment: names and values.
-        weights: row hash -> histogram, as `weight_panels` takes them; without any that belongs
+        weights: row hash -> histogram, as `weight_panels` takes them, with ``grids`` and
+            ``levels`` for further pictures; without any that belongs
             to a row, a ``weights.png`` that is already there is kept and shown.
         title: heading of the page.
 
@@ -52,12 +57,18 @@ def write_report(
     pictures = _about_students(rows)
     if timed_points(rows):
         pictures["front"] = draw_front(rows)
+    by_class = draw_classes(rows)
+    if by_class is not None:
+        pictures["classes"] = by_class
     panels = weight_panels(rows, weights or {})
     histograms = draw_weights(panels) if panels else None
     written = [write_csv(rows, directory / "results.csv")]
     written.append(atomic_write(directory / "curve.png", curve))
     for name, picture in pictures.items():
         written.append(atomic_write(directory / f"{name}.png", picture))
+    further = further_pictures(rows, weights or {})
+    for item in further:
+        written.append(atomic_write(directory / f"{item.name}.png", item.png))
     if histograms is not None:
         written.append(atomic_write(directory / "weights.png", histograms))
     elif (directory / "weights.png").is_file():
@@ -70,6 +81,8 @@ def write_report(
         size=pictures.get("size"),
         front=pictures.get("front"),
         temperature=pictures.get("temperature"),
+        pictures=further,
+        classes=pictures.get("classes"),
         recipe_text=recipe_text,
         environment=environment,
     )

@@ -43,6 +43,8 @@ def test_hidden_distances_are_their_formulas() -> None:
     student, teacher = random(2, 4, 8), random(2, 4, 8, seed=1)
     mine, theirs = student.numpy()[KEPT], teacher.numpy()[KEPT]
     mse = np.mean((mine - theirs) ** 2)
+    energies = [(states.numpy() ** 2).sum(-1) * KEPT for states in (student, teacher)]
+    of_unit = [energy / np.linalg.norm(energy, axis=1, keepdims=True) for energy in energies]
     first = zip(student.numpy()[:, 0], teacher.numpy()[:, 0], strict=True)
     # Unit vectors are 2 - 2 cos apart, squared.
     expected = {
@@ -50,6 +52,7 @@ def test_hidden_distances_are_their_formulas() -> None:
         "normalized_mse": mse / np.mean(theirs**2),
         "cosine": np.mean([distances.cosine(a, b) for a, b in zip(mine, theirs, strict=True)]),
         "patience": np.mean([2 * distances.cosine(a, b) for a, b in first]),
+        "attention_transfer": np.mean(((of_unit[0] - of_unit[1]) ** 2).sum(1)),
     }
     assert set(expected) == set(DISTANCES)
     for name, value in expected.items():

@@ -52,6 +52,13 @@ def test_grouped_convolution_equals_the_formula(groups: int, stride: int) -> Non
     assert found.modules == {"0": found.total}
 
 
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_lstm_equals_the_formula(both_ways: bool) -> None:
+    model = nn.Sequential(nn.LSTM(8, 16, batch_first=True, bidirectional=both_ways))
+    found = count_macs(model, {"input": torch.zeros(2, 5, 8)})
+    assert found.total == (2 if both_ways else 1) * 2 * 5 * 4 * 16 * (8 + 16)
+
+
 def test_the_model_is_left_as_it_was() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout(0.5))
     model.train()

@@ -5,6 +5,7 @@ Backends that are not installed are skipped; ONNX Runtime is installed by ``make
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,8 @@ def test_onnxruntime_weights_equal_a_float64_reference() -> None:
         ({"backend": "torchao", "mode": "weight-only"}, {"bits": 4}),
         ({}, {"per_channel": False}),
         ({}, {"embeddings": False}),
+        ({}, {"embedding_bits": 4}),
+        ({"backend": "openvino"}, {"embedding_bits": 4}),
         ({}, {"reduce_range": True}),
         ({}, {"mode": "none"}),
         ({}, {"mode": "static"}),
@@ -182,6 +185,8 @@ def test_a_processor_without_vnni_is_told(monkeypatch: pytest.MonkeyPatch) -> No
         ({"backend": "torch", "mode": "static"}, "torch has no mode static; it has: dynamic"),
         ({"bits": 4}, "bits: 4 needs backend: torchao and mode: weight-only"),
         ({"backend": "torch", "embeddings": False}, "embeddings is an option of onnxruntime and"),
+        ({"embeddings": False, "embedding_bits": 4}, "embedding_bits: 4 needs embeddings: true"),
+        ({"backend": "torch", "embedding_bits": 4}, "embedding_bits is an option of onnxruntime"),
         ({"calibrate": "entropy"}, "calibrate: entropy needs mode: static"),
         ({"mode": "static", "percentile": 99.0}, "percentile needs calibrate: percentile"),
         ({"mode": "none", "exclude": ("x",)}, "mode: none quantizes nothing"),
@@ -244,3 +249,31 @@ def test_an_engine_that_refuses_the_graph_leaves_the_fp32_file(
     kept = str(error.value).rpartition(" ")[2]
     runtime = pytest.importorskip("onnxruntime")
     assert runtime.InferenceSession(kept).get_inputs()[0].name == "input_ids"
+
+
+def test_an_nncf_that_refuses_the_graph_leaves_the_fp32_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    openvino = pytest.importorskip("openvino")
+    nncf = pytest.importorskip("nncf")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no statistics for node 7\nand more lines")
+
+    monkeypatch.setattr(nncf, "quantize", refuse)
+    message = "OpenVINO cannot quantize BertFor.*: no statistics for node 7; the fp32 model is kept"
+    with pytest.raises(ModelError, match=message) as error:
+        make(backend="openvino")
+    kept = str(error.value).rpartition(" ")[2]
+    assert openvino.Core().read_model(kept).inputs[0].any_name == "input_ids"
+
+
+def test_an_openvino_file_is_terse_and_keeps_the_names_of_modules() -> None:
+    pytest.importorskip("openvino")
+    engine: Any = make(backend="openvino").engine
+    text = engine.path.read_text()
+    assert not {"<dim>", "nncf", "\n"} & {part for part in ("<dim>", "nncf", "\n") if part in text}
+    assert 'name="bert.encoder.layer.0.attention.self.query"' in text
+    constants = re.findall(r'type="Const" version="opset1"><data ([^/]*)/>', text)
+    assert len(constants) == len(set(constants)) > 30
+    assert engine.inputs == ("input_ids", "attention_mask", "token_type_ids")

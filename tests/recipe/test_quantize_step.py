@@ -83,3 +83,65 @@ def test_quantize_must_be_last(plan: dict[str, Any]) -> None:
     steps = [{"quantize": {}}, {"prune": {"sparsity": 0.5}}]
     with pytest.raises(ConfigError, match=r"steps\[0\].quantize leaves no torch model for the"):
         parse_recipe({**plan, "steps": steps})
+
+
+class Notes(Progress):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_quantization_aware_training_goes_before_it(plan: dict[str, Any], tmp_path: Path) -> None:
+    aware = {"quantization": {"backend": "torch"}, "max_steps": 4, "learning_rate": 1e-3}
+    steps = [*plan["steps"][:1], {"qat": aware}, *plan["steps"][1:]]
+    recipe = parse_recipe({**plan, "steps": steps})
+    (row,) = run(recipe, tmp_path / "aware").rows
+    (plain,) = run(parse_recipe(plan), tmp_path / "plain").rows
+    assert [step["step"] for step in row["steps"]] == ["prune", "qat", "quantize"]
+    assert row["steps"][1]["updates"] == 4
+    assert row["steps"][1]["aware_modules"] > 5
+    assert row["weights_hash"] != plain["weights_hash"]
+    assert row["actual_sparsity"] == pytest.approx(plain["actual_sparsity"], abs=0.01)
+    bench = prepare(recipe, Progress(), StepCache())
+    dense = predict(bench.loaded.model, bench.eval, 32).argmax(1)
+    saved = RunDirectory(tmp_path / "aware").load_predictions(row["hash"])
+    assert saved is not None
+    assert row["agreement"] == float(np.mean(saved.argmax(1) == dense))
+
+
+def test_without_pruning_the_original_is_the_teacher(plan: dict[str, Any], tmp_path: Path) -> None:
+    aware = {"quantization": {"backend": "torch"}, "max_steps": 2}
+    steps = [{"qat": aware}, {"quantize": {"backend": "torch"}}]
+    recipe = parse_recipe({**plan, "steps": steps, "save_models": False})
+    (row,) = run(recipe, tmp_path / "run").rows
+    bench = prepare(recipe, Progress(), StepCache())
+    dense = predict(bench.loaded.model, bench.eval, 32)
+    saved = RunDirectory(tmp_path / "run").load_predictions(row["hash"])
+    assert saved is not None
+    assert row["agreement"] == float(np.mean(saved.argmax(1) == dense.argmax(1)))
+    assert 0 < np.abs(saved - dense).max() < 0.3
+
+
+def test_mixed_precision_reads_training_rows_and_says_what_it_kept(
+    plan: dict[str, Any], tmp_path: Path
+) -> None:
+    step = {"backend": "torch", "mixed": {"max_kl": 1e-12}, "calibration_rows": 8}
+    progress = Notes()
+    recipe = parse_recipe({**plan, "steps": [{"quantize": step}], "save_models": False})
+    (row,) = run(recipe, tmp_path / "run", progress).rows
+    mixed = row["steps"][0]["mixed"]
+    assert len(mixed["kept"]) > 1
+    assert mixed["kept_bytes"] == sum(module["bytes"] for module in mixed["kept"])
+    assert mixed["measured"]["kl"] < mixed["uniform"]["kl"]
+    assert any("mixed precision keeps" in note for note in progress.notes)
+    assert any(note.startswith("integers now: ") for note in progress.notes)
+    left = row["steps"][0]["left_alone"]
+    assert left["kept in fp32 by mixed precision"] == len(mixed["kept"])
+
+
+def test_a_step_that_quantizes_nothing(plan: dict[str, Any]) -> None:
+    steps = [{"qat": {"quantization": {"backend": "onnxruntime", "mode": "none"}}}]
+    with pytest.raises(ConfigError, match="mode: none quantizes nothing; choose another mode"):
+        parse_recipe({**plan, "steps": steps})

@@ -189,3 +189,10 @@ def test_csv_holds_every_field_and_reads_back(tmp_path: Path) -> None:
     assert back[0]["macs"] == ""
     assert not {"layers", "steps"} & set(back[3])
     assert csv_text([]).strip() == ""
+
+
+def test_shares_of_integers_are_shown_where_a_model_was_quantized() -> None:
+    done = {"step": "quantize", "share_of_bytes": 0.9986, "share_of_macs": 0.974}
+    rows = [row(0.0, 0.9, steps=[{"step": "prune"}, done]), row(0.0, 0.8, steps=[])]
+    assert cells(rows, "bytes in int8") == ("99.9 %", "")
+    assert cells(rows, "MACs in int8") == ("97.4 %", "")

@@ -222,3 +222,17 @@ def test_report_imports_no_torch() -> None:
         "assert not {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_card_of_a_quantized_model_says_what_became_integers() -> None:
+    step = {
+        "step": "quantize", "backend": "openvino", "mode": "static", "share_of_bytes": 0.9986,
+        "share_of_macs": 0.974, "left_alone": {"norms stay in floating point": 13},
+    }  # fmt: skip
+    header, body = parts(model_card({**ROWS[1], "steps": [step], "actual_sparsity": 0.0}, name="n"))
+    assert header["tags"] == ["hfcompress", "quantized"]
+    assert "Engine openvino, mode static: 99.9 % of the fp32 model's bytes are integers" in body
+    assert "97.4 % of its multiply-accumulates" in body
+    assert "- 13 modules: norms stay in floating point" in body
+    both = parts(model_card({**ROWS[1], "steps": [step]}, name="n"))[0]
+    assert both["tags"] == ["hfcompress", "pruned", "quantized"]

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from hfcompress.architectures import weight_matrix
+from hfcompress.errors import TargetError
 from hfcompress.pruning.calibration import Calibration
 from hfcompress.pruning.importance import importance
 from hfcompress.pruning.structured.config import ShrinkConfig
 from hfcompress.pruning.structured.eliminate import eliminate
 from hfcompress.pruning.structured.repair import Centred, Projection, centred, install, repaired
-from hfcompress.pruning.structured.scores import magnitudes, mask_gradients
+from hfcompress.pruning.structured.scores import absolute_sums, magnitudes, mask_gradients
 from hfcompress.pruning.structured.streams import Streams
 from hfcompress.pruning.structured.table import levels, measured_errors, predictions
 from hfcompress.sublayers import Sublayer
@@ -151,8 +152,14 @@ def unit_scores(
     config = around.config
     if config.score == "reconstruction":
         return {}
-    if config.score == "magnitude":
-        return {part.name: magnitudes(model, part) for part in parts}
+    if config.score == "batch_norm":
+        raise TargetError(
+            f"{type(model).__name__} has no batch norms whose scale could be a score; "
+            f"write another score"
+        )
+    if config.score in ("magnitude", "l1"):
+        rule = magnitudes if config.score == "magnitude" else absolute_sums
+        return {part.name: rule(model, part) for part in parts}
     assert around.calibration is not None
     around.tell("gradients", 0, 1)
     squared = config.score == "fisher"

@@ -9,7 +9,7 @@ from typing_extensions import Self
 
 from hfcompress.config import Config
 
-Score = Literal["reconstruction", "magnitude", "taylor", "fisher"]
+Score = Literal["reconstruction", "magnitude", "l1", "batch_norm", "taylor", "fisher"]
 BUDGETS = ("macs", "parameters", "bytes", "latency", "speedup")
 """The fields of which exactly one says how small."""
 
@@ -41,17 +41,20 @@ class ShrinkConfig(Config):
     )
     heads: bool = Field(True, description="attention heads may go")
     neurons: bool = Field(True, description="feed-forward neurons may go")
+    channels: bool = Field(True, description="channels of convolutional networks may go")
     score: Score = Field(
         "reconstruction",
         description="which units go. reconstruction: those whose part in the dense model's "
-        "outputs the others can take over (no labels); magnitude: small weights; taylor and "
+        "outputs the others can take over (no labels); magnitude: small weights; l1: small sum of "
+        "absolute weights; batch_norm: small scale in the batch norm (channels); taylor and "
         "fisher: absolute or squared gradient of the loss by a unit's mask (labels)",
     )
     allocation: Literal["auto", "uniform", "global", "optimal"] = Field(
         "auto",
         description="each layer's width. uniform: the same share everywhere; global: one ranking "
         "of score by cost; optimal: a table of measured change of the predictions by width, and "
-        "dynamic programming; auto: optimal for reconstruction, uniform for magnitude, else global",
+        "dynamic programming (for channels, whose costs multiply, step by step by change for "
+        "saving); auto: optimal for reconstruction, uniform for magnitude and l1, else global",
     )
     repair: Literal["auto", "none", "mean", "ridge"] = Field(
         "auto",
@@ -59,16 +62,24 @@ class ShrinkConfig(Config):
         "the bias; ridge: the output projection is fitted anew to the dense model's outputs; "
         "auto: ridge for reconstruction, else none",
     )
+    batch_norms: Literal["auto", "keep", "estimate"] = Field(
+        "auto",
+        description="running statistics of batch norms after channels went. estimate: measured "
+        "anew on the calibration rows; auto: estimate for repair mean, else keep",
+    )
     follow_dense: bool = Field(
         True,
         description="the repair's target is the dense model's residual stream, so that a layer "
         "makes up for the layers before; otherwise what the layer itself put out",
     )
     multiple_of: int = Field(
-        1, ge=1, description="neurons of a layer come in multiples of this (8 or 16 for speed)"
+        1,
+        ge=1,
+        description="neurons or channels of a layer come in multiples of this (8 or 16 for speed)",
     )
     min_heads: int = Field(0, ge=0, description="heads that every layer keeps")
     min_neurons: int = Field(0, ge=0, description="neurons that every layer keeps")
+    min_channels: int = Field(1, ge=1, description="channels that every convolution keeps")
     rounds: int = Field(
         1, ge=1, description="reach the budget in so many rounds, with recovery in between"
     )
@@ -118,8 +129,8 @@ class ShrinkConfig(Config):
                 f"give one budget of {', '.join(BUDGETS)} (or layers alone), "
                 f"not {' and '.join(given) or 'none'}"
             )
-        if not (self.heads or self.neurons):
-            raise ValueError("heads and neurons are both false, so that nothing could go")
+        if not (self.heads or self.neurons or self.channels):
+            raise ValueError("heads, neurons and channels are all false, so that nothing could go")
         if self.allocation == "global" and self.score == "reconstruction":
             raise ValueError(
                 "allocation global ranks scores, and reconstruction has none that compare "
@@ -139,7 +150,8 @@ class ShrinkConfig(Config):
         """``allocation`` with auto resolved."""
         if self.allocation != "auto":
             return self.allocation
-        return {"reconstruction": "optimal", "magnitude": "uniform"}.get(self.score, "global")
+        known = {"reconstruction": "optimal", "magnitude": "uniform", "l1": "uniform"}
+        return known.get(self.score, "global")
 
     @property
     def repairs(self) -> str:
@@ -147,6 +159,13 @@ class ShrinkConfig(Config):
         if self.repair != "auto":
             return self.repair
         return "ridge" if self.score == "reconstruction" else "none"
+
+    @property
+    def estimates_norms(self) -> bool:
+        """``batch_norms`` with auto resolved."""
+        return self.batch_norms == "estimate" or (
+            self.batch_norms == "auto" and self.repairs == "mean"
+        )
 
     @property
     def uses_moments(self) -> bool:
@@ -157,8 +176,9 @@ class ShrinkConfig(Config):
     def needs_calibration(self) -> bool:
         """Whether `shrink` needs calibration data for this config."""
         return (
-            self.score != "magnitude"
+            self.score not in ("magnitude", "l1", "batch_norm")
             or self.repairs != "none"
             or self.spreads == "optimal"
+            or self.estimates_norms
             or self.layers is not None
         )

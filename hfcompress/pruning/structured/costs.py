@@ -45,19 +45,19 @@ class Costs:
 
 
 def unit_macs(model: nn.Module, part: Sublayer, length: float) -> float:
-    """Multiply-accumulates of one head or neuron for one token.
+    """Multiply-accumulates of one head or neuron for one token of the first layer.
 
     Args:
         model: of a known family.
         part: the sublayer.
-        length: tokens that each token attends to.
+        length: tokens that each token attends to, where there are no windows.
     """
     outputs = weight_matrix(part.out(model)).shape[0]
     inputs = sum(
         weight_matrix(model.get_submodule(name)).shape[1] * part.copies for name in part.producers
     )
-    attention = 2 * length * part.size if part.kind == "heads" else 0.0
-    return part.size * (inputs + outputs) + attention
+    attention = 2 * (part.window or length) * part.size if part.kind == "heads" else 0.0
+    return (part.size * (inputs + outputs) + attention) * part.share
 
 
 def macs_costs(
@@ -122,6 +122,7 @@ def _unit_size(model: nn.Module, part: Sublayer, in_bytes: bool) -> int:
 
     out = weight_matrix(part.out(model))
     total = size(out, out.shape[0])
+    tables = [model.get_parameter(name) for name in part.tables]
     for name in part.producers:
         linear = model.get_submodule(name)
         weight = weight_matrix(linear)
@@ -129,7 +130,8 @@ def _unit_size(model: nn.Module, part: Sublayer, in_bytes: bool) -> int:
         bias = getattr(linear, "bias", None)
         if bias is not None:
             total += size(bias, part.copies)
-    return total * part.size
+    each = sum(size(table, table.numel() // table.shape[-1]) for table in tables)
+    return total * part.size + each
 
 
 def _bytes(model: nn.Module) -> int:

@@ -12,6 +12,7 @@ the dense model's output, is that of Park et al. 2023, K-prune, arXiv 2308.03449
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from hfcompress.pruning.reconstruct import damped, ridge_target
 
 _AT_ONCE = 1 / 16
 """Largest share of the remaining single-column units that goes before all is fitted anew."""
+_AT_ONCE_SHARED = 1 / 32
+"""The same for channels, whose columns are many."""
 
 
 def eliminate(
@@ -112,3 +115,67 @@ def _without(fitted: Tensor, inverse: Tensor, stay: Tensor) -> tuple[Tensor, Ten
     fitted = (fitted - fitted[:, gone] @ share)[:, stay]
     inverse = (inverse - inverse[:, gone] @ share)[stay][:, stay]
     return fitted, inverse
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A layer (or one group of it) that reads units which several layers read.
+
+    Attributes:
+        weight: outputs x columns; the first ``units * size`` columns are the units', in order.
+        gram: columns x columns, second moment of the inputs.
+        size: columns of one unit.
+        importance: how much a squared error of its outputs counts.
+        metric: as for `eliminate`.
+    """
+
+    weight: Tensor
+    gram: Tensor
+    size: int
+    importance: float = 1.0
+    metric: Tensor | None = None
+
+
+def eliminate_shared(
+    readers: Sequence[Reader], units: int, widths: Sequence[int], *, damping: float
+) -> dict[int, Tensor]:
+    """The units that are kept at each width, where several layers read the same units.
+
+    The unit goes whose removal costs least in all of them together; each makes up for it.
+
+    Args:
+        readers: at least one.
+        units: how many there are.
+        widths: numbers of units asked for, at least 1.
+        damping: as for `eliminate`.
+
+    Returns:
+        for each width the units' numbers, ascending.
+    """
+    states = []
+    for reader in readers:
+        matrix, factor, _ = damped(reader.gram, damping)
+        cross = reader.weight.double() @ reader.gram.double()
+        fitted = ridge_target(reader.weight.float(), cross, reader.gram, matrix, factor)
+        fitted = fitted if reader.metric is None else reader.metric.to(fitted) @ fitted
+        states.append((fitted, torch.cholesky_inverse(factor).float()))
+    alive = torch.arange(units)
+    kept: dict[int, Tensor] = {}
+    for width in sorted(set(widths), reverse=True):
+        while len(alive) > width:
+            costs = torch.zeros(len(alive))
+            for reader, (fitted, inverse) in zip(readers, states, strict=True):
+                own = len(alive) * reader.size
+                part = _costs(fitted[:, :own], inverse[:own, :own], reader.size)
+                costs += reader.importance * part
+            number = max(1, min(len(alive) - width, int(len(alive) * _AT_ONCE_SHARED)))
+            stay = torch.ones(len(alive), dtype=torch.bool)
+            stay[costs.topk(number, largest=False).indices] = False
+            for index, reader in enumerate(readers):
+                columns = stay.repeat_interleave(reader.size)
+                fitted, inverse = states[index]
+                rest = torch.ones(len(inverse) - len(columns), dtype=torch.bool)
+                states[index] = _without(fitted, inverse, torch.cat([columns, rest]))
+            alive = alive[stay]
+        kept[width] = alive
+    return kept

@@ -28,8 +28,9 @@ def masked(
             mask = masks[part.name].repeat_interleave(part.size, dim=-1)
 
             def multiply(_: nn.Module, args: Any, mask: Tensor = mask) -> tuple[Any, ...]:
-                wide = mask if mask.dim() == 1 else mask[:, None]
-                return (args[0] * wide, *args[1:])
+                if mask.dim() == 2:  # attention in windows has several rows for each
+                    mask = mask.repeat_interleave(len(args[0]) // len(mask), dim=0)[:, None]
+                return (args[0] * mask, *args[1:])
 
             handles.append(part.out(model).register_forward_pre_hook(multiply))
     try:

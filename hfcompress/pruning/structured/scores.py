@@ -26,6 +26,16 @@ def magnitudes(model: nn.Module, part: Sublayer) -> Tensor:
     return squares.sqrt()
 
 
+def absolute_sums(model: nn.Module, part: Sublayer) -> Tensor:
+    """Sum of the absolute weights of each unit, over the same weights as `magnitudes`."""
+    units = part.units(model)
+    sums = weight_matrix(part.out(model)).float().abs().sum(0).view(units, part.size).sum(1)
+    for name in part.producers:
+        rows = weight_matrix(model.get_submodule(name)).float().abs().sum(1)
+        sums = sums + rows.view(part.copies, units, part.size).sum((0, 2))
+    return sums
+
+
 def mask_gradients(
     model: nn.Module, parts: Sequence[Sublayer], calibration: Calibration, *, squared: bool
 ) -> dict[str, Tensor]:

@@ -9,11 +9,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from hfcompress.architectures import family_of
 from hfcompress.checkpoint.save import record_shapes
 from hfcompress.errors import CalibrationError, TargetError
 from hfcompress.measure.summary import count_parameters
 from hfcompress.pruning.calibration import Calibration
 from hfcompress.pruning.structured.budget import Budget
+from hfcompress.pruning.structured.channels import shrink_channels
 from hfcompress.pruning.structured.choice import (
     Options,
     Surroundings,
@@ -29,7 +31,7 @@ from hfcompress.pruning.structured.table import interpolated
 from hfcompress.pruning.structured.timing import with_widths
 from hfcompress.pruning.structured.widths import Widths, allowed_widths, optimal, ranked, uniform
 from hfcompress.pruning.tracing import evaluating
-from hfcompress.sublayers import Sublayer, sublayers
+from hfcompress.sublayers import Sublayer, known_family, sublayers
 
 
 def shrink(
@@ -40,13 +42,17 @@ def shrink(
     recover: Callable[[nn.Module], object] | None = None,
     tell: Tell = lambda doing, done, whole: None,
 ) -> ShrinkReport:
-    """Remove attention heads, feed-forward neurons and layers until a model fits a budget.
+    """Remove heads, neurons and layers, or channels, until a model fits a budget.
+
+    Transformers of a known family lose attention heads, feed-forward neurons and layers; any
+    other network with convolutions loses channels, with all that depends on them (residual
+    connections, batch norms, depthwise convolutions).
 
     Parameters keep their identity and get smaller data, so that an optimizer which holds them
     goes on (see `hfcompress.surgery`); the model saves and reloads as ever.
 
     Args:
-        model: of a family in `hfcompress.architectures`; changed in place.
+        model: of a family in `hfcompress.architectures`, or with convolutions; changed in place.
         config: the budget, and how what goes is chosen.
         calibration: examples, for all but magnitudes without repair.
         recover: trains the model after each of several ``rounds`` but the last.
@@ -62,6 +68,8 @@ def shrink(
             the score needs them.
     """
     rows = _calibration(config, calibration)
+    if has_channels(model):
+        return shrink_channels(model, config, rows, recover, tell)
     _removable(model, config)
     with evaluating(model):
         if config.dry_run and config.layers is not None:
@@ -116,6 +124,23 @@ def shrink(
         )
 
 
+def check_shrinkable(model: nn.Module) -> None:
+    """Refuse a model in which nothing is known that could go.
+
+    Raises:
+        TargetError: no known family, and no convolutions.
+    """
+    if not has_channels(model):
+        known_family(model)
+
+
+def has_channels(model: nn.Module) -> bool:
+    """Whether `shrink` removes channels: no transformer of a known family, and convolutions."""
+    if family_of(model) is not None:
+        return False
+    return any(isinstance(module, nn.Conv2d) for module in model.modules())
+
+
 def _error(found: Options, part: Sublayer, widths: Widths) -> float | None:
     if part.name not in found.errors:
         return None
@@ -160,6 +185,11 @@ def _plan(
 def _removable(model: nn.Module, config: ShrinkConfig) -> tuple[list[Sublayer], tuple[str, ...]]:
     """The sublayers that may lose units, and what to say of the others."""
     wanted = {"heads": config.heads, "neurons": config.neurons}
+    if not any(wanted.values()):
+        raise TargetError(
+            f"{type(model).__name__} has no channels that go, only heads and neurons; "
+            f"write heads: true or neurons: true"
+        )
     found = [part for part in sublayers(model) if wanted[part.kind]]
     parts = [part for part in found if part.removable]
     if not parts:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfcompress.architectures import blocks
+from hfcompress.architectures import blocks, bridges
 from hfcompress.errors import CalibrationError
 from hfcompress.pruning.calibration import Calibration, finite_moments
 from hfcompress.pruning.moments import Moments, MomentSum, input_rows
@@ -53,6 +53,7 @@ class Stream:
     def __init__(self, model: nn.Module, calibration: Calibration) -> None:
         self.model = model
         self._layers = blocks(model)
+        self._bridges = bridges(model)
         self._states: list[Tensor] = []
         self._calls: list[dict[str, tuple[tuple[Any, ...], dict[str, Any]]]] = []
         for index in range(len(calibration.batches)):
@@ -88,6 +89,8 @@ class Stream:
 
     def _seen(self, part: Sublayer, notes: Mapping[str, Tensor], index: int) -> Seen:
         residual = notes[f"read {part.name}"]
+        if part.window is not None:  # attention has the tokens in another order than the stream
+            return Seen(notes[f"in {part.name}"], notes[f"out {part.name}"], residual)
         if part.prenorm:  # what is read is normalised; the stream itself goes around it
             residual = self._states[index]
             if part.kind == "neurons":
@@ -97,7 +100,10 @@ class Stream:
     @torch.no_grad()
     def _run(self, layer: str, index: int) -> Tensor:
         args, kwargs = self._calls[index][layer]
-        return first_tensor(self._layers[layer](self._states[index], *args, **kwargs))
+        states = first_tensor(self._layers[layer](self._states[index], *args, **kwargs))
+        if layer in self._bridges:
+            return first_tensor(self._bridges[layer](states, *args[:1]))
+        return states
 
 
 class Streams:
@@ -106,7 +112,8 @@ class Streams:
     Args:
         dense, shrunk: two models, in eval mode; the same one for a first look.
         calibration: the batches.
-        follow_dense: targets make up for the drift of the residual stream, too.
+        follow_dense: targets make up for the drift of the residual stream, too (not where
+            attention has windows).
         weights: for each sublayer and batch, how much each real token counts; all alike where a
             sublayer has none.
     """
@@ -146,7 +153,7 @@ class Streams:
         for index in self._batches:
             seen = self._dense.pass_through(parts, index)
             for part, one in zip(parts, seen, strict=True):
-                wanted = one.output + one.residual if self._follow else one.output
+                wanted = one.output + one.residual if self._follows(part) else one.output
                 self._targets[part.name].append(wanted)
 
     def moments(self, part: Sublayer) -> Moments:
@@ -162,8 +169,12 @@ class Streams:
         for index in self._batches:
             now = self._shrunk.look(part, index)
             target = self._targets[part.name][index]
-            self._add(total, part, now, target - now.residual if self._follow else target, index)
+            goal = target - now.residual if self._follows(part) else target
+            self._add(total, part, now, goal, index)
         return finite_moments(part.name, total)
+
+    def _follows(self, part: Sublayer) -> bool:
+        return self._follow and part.window is None
 
     def leave(self, layer: str) -> None:
         """The shrunk model moves on behind the layer that was entered."""

@@ -103,13 +103,13 @@ class _Replay:
         self._layers = blocks(model)
         self._batches = len(rows.batches)
         self._states: dict[str, list[Tensor]] = {name: [] for name in self._layers}
-        self._in_tuple = False
+        self._rest: tuple[None, ...] | None = None
         hooks = []
         for name, layer in self._layers.items():
 
             def note(_: nn.Module, args: Any, result: Any, name: str = name) -> None:
                 self._states[name].append(args[0])
-                self._in_tuple = not isinstance(result, Tensor)
+                self._rest = None if isinstance(result, Tensor) else (None,) * (len(result) - 1)
 
             hooks.append(layer.register_forward_hook(note))
         try:
@@ -124,7 +124,7 @@ class _Replay:
         calls = 0
 
         def passing(state: Tensor, *args: Any, **kwargs: Any) -> Any:
-            return (state,) if self._in_tuple else state
+            return state if self._rest is None else (state, *self._rest)
 
         def replayed(_: nn.Module, args: Any) -> Any:
             nonlocal calls

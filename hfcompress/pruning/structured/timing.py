@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hfcompress.files import atomic_write, cache_folder
 from hfcompress.measure.environment import environment
 from hfcompress.measure.latency import LatencyReport, measure_latency
-from hfcompress.pruning.calibration import Calibration
+from hfcompress.pruning.calibration import Calibration, run_on
 from hfcompress.pruning.structured.config import ShrinkConfig
 from hfcompress.sublayers import Kind, Sublayer
 from hfcompress.surgery import keep_units
@@ -133,7 +133,7 @@ def _of_type(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _call(model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
-    return lambda: model(**inputs)
+    return lambda: run_on(model, inputs)
 
 
 def with_widths(
@@ -148,6 +148,7 @@ def with_widths(
         if part.name in widths:
             for name in (*part.producers, part.name):
                 touched.update(id(p) for p in model.get_submodule(name).parameters())
+            touched.update(id(model.get_parameter(name)) for name in part.tables)
     shared = {id(p): p for p in model.parameters() if id(p) not in touched}
     narrow = copy.deepcopy(model, shared).eval()
     for part in parts:

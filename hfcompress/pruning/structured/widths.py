@@ -33,12 +33,13 @@ def check_budget(costs: Costs) -> None:
     """
     if costs.least > costs.limit * (1 + 1e-9):
         raise ConfigError(
-            f"the budget of {_number(costs.limit + costs.fixed)} {costs.unit} is below what "
-            f"shrinking can reach here; the least is {_number(costs.least + costs.fixed)}"
+            f"the budget of {written(costs.limit + costs.fixed)} {costs.unit} is below what "
+            f"shrinking can reach here; the least is {written(costs.least + costs.fixed)}"
         )
 
 
-def _number(value: float) -> str:
+def written(value: float) -> str:
+    """A cost as people read it."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 

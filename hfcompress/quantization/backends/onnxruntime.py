@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,18 @@ from transformers import PreTrainedModel
 from hfcompress.errors import ModelError, first_line
 from hfcompress.extras import require
 from hfcompress.quantization.config import QuantizationConfig
+from hfcompress.quantization.convolutions import DYNAMIC_LEAVES_CONVOLUTIONS
 from hfcompress.quantization.engine import Arrays, FileEngine, arranged, check_inputs
 from hfcompress.quantization.export import check_against_torch, export_onnx
+from hfcompress.quantization.images import image_shape
+from hfcompress.quantization.onnx_graph import QUANTIZED, compact, quantize_tables
+from hfcompress.quantization.smooth import largest_inputs, smooth_products
 
 FILE = "model.onnx"
 _OPERATORS = ("MatMul", "Conv")
+# Its fused sum and norm adds one number after the other, while its norm alone uses vectors: an
+# int8 encoder of DistilBERT's shape takes 12 % longer with it for 32 x 32 tokens.
+SLOW_FUSIONS = ["SkipLayerNormFusion"]
 _CALIBRATIONS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
 
 
@@ -55,7 +62,10 @@ class OnnxEngine(FileEngine):
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         try:
             self._session = ort.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                str(path),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=SLOW_FUSIONS,
             )
         except Exception as error:  # its errors share no base class
             raise ModelError(f"ONNX Runtime refuses {path}: {first_line(error)}") from error
@@ -101,14 +111,16 @@ def quantize_model(
     """
     require("onnxruntime", "onnx")
     folder = Path(tempfile.mkdtemp(prefix="hfcompress-"))
+    image = image_shape(model, batches)
     try:
-        dense = export_onnx(model, folder / "fp32" / FILE)
-        check_against_torch(model, OnnxEngine(dense).logits, "ONNX Runtime")
+        dense = export_onnx(model, folder / "fp32" / FILE, image)
+        check_against_torch(model, OnnxEngine(dense).logits, "ONNX Runtime", image)
         if config.resolved_mode == "none":
             return OnnxEngine(dense, folder=folder), set()
         target = folder / FILE
         try:
-            _quantize(dense, target, config, excluded, batches)
+            largest = {} if config.smooth is None else largest_inputs(model, batches)
+            _quantize(dense, target, config, excluded, batches, largest)
             engine = OnnxEngine(target, folder=folder)
         except Exception as error:  # whatever it is, the export is good and has cost time
             raise ModelError(
@@ -129,7 +141,7 @@ def why_not(module: nn.Module, config: QuantizationConfig) -> str:
     if isinstance(module, nn.Embedding):
         return "embeddings: false" if not config.embeddings else "its table is not in the graph"
     if isinstance(module, nn.Conv2d) and config.resolved_mode == "dynamic":
-        return "dynamic quantization leaves convolutions in fp32; mode: static takes them"
+        return DYNAMIC_LEAVES_CONVOLUTIONS
     return "ONNX Runtime found no product with its weight in the graph"
 
 
@@ -142,19 +154,22 @@ def _quantize(
     config: QuantizationConfig,
     excluded: Collection[str],
     batches: Sequence[Arrays],
+    largest: Mapping[str, NDArray[np.float32]],
 ) -> None:
     onnx = require("onnx", "onnx")
     tools = require("onnxruntime.quantization", "onnx")
     graph = onnx.load(str(source))
     # The dynamo exporter's shapes make ONNX Runtime's own inference fail.
     del graph.graph.value_info[:]
+    if config.smooth is not None:
+        smooth_products(graph.graph, largest, config.smooth, excluded)
     static = config.resolved_mode == "static"
     common: dict[str, Any] = {
         "per_channel": config.per_channel,
         "reduce_range": config.reduce_range,
         "weight_type": tools.QuantType.QInt8,
         "nodes_to_exclude": sorted(excluded),
-        "op_types_to_quantize": [*_OPERATORS, *(["Gather"] if config.embeddings else [])],
+        "op_types_to_quantize": list(_OPERATORS),
     }
     with _quiet():
         if not static:
@@ -179,6 +194,12 @@ def _quantize(
                 },
                 **common,
             )
+    del graph
+    made = onnx.load(str(target))
+    if config.embeddings:
+        quantize_tables(made, config.embedding_bits, excluded)
+    compact(made)
+    onnx.save(made, str(target))
 
 
 class _Reader:
@@ -206,7 +227,7 @@ def _integer_modules(path: Path) -> set[str]:
     onnx = require("onnx", "onnx")
     graph = onnx.load(str(path), load_external_data=False).graph
     integers = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
-    suffix = ".weight_quantized"
+    suffix = f".weight{QUANTIZED}"
     return {
         item.name.removesuffix(suffix)
         for item in graph.initializer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shutil
@@ -9,7 +10,7 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,12 @@ from transformers import PreTrainedModel
 from hfcompress.errors import ModelError, first_line
 from hfcompress.extras import require
 from hfcompress.quantization.config import QuantizationConfig
+from hfcompress.quantization.convolutions import is_convolutional
 from hfcompress.quantization.engine import Arrays, FileEngine, arranged, check_inputs
 from hfcompress.quantization.export import check_against_torch, export_onnx
 from hfcompress.quantization.folder import read_manifest
+from hfcompress.quantization.images import image_shape
+from hfcompress.quantization.openvino_graph import compact, halve_constants, quantize_tables
 
 FILE = "model.xml"
 _PRECISION = "INFERENCE_PRECISION_HINT"
@@ -108,9 +112,10 @@ def quantize_model(
     if config.resolved_mode == "static":
         require("nncf", "openvino")
     folder = Path(tempfile.mkdtemp(prefix="hfcompress-"))
+    image = image_shape(model, batches)
     try:
-        dense = export_onnx(model, folder / "fp32" / "model.onnx")
-        check_against_torch(model, OpenVinoEngine(dense).logits, "OpenVINO")
+        dense = export_onnx(model, folder / "fp32" / "model.onnx", image)
+        check_against_torch(model, OpenVinoEngine(dense).logits, "OpenVINO", image)
         try:
             with _quiet():
                 graph = openvino.convert_model(str(dense))
@@ -118,6 +123,8 @@ def quantize_model(
                     graph = _quantize(graph, model, config, excluded, batches)
                 openvino.save_model(graph, str(folder / FILE), compress_to_fp16=False)
             names = _integer_modules(graph, model)
+            if names:
+                compact(folder / FILE, names)
             del graph  # it maps the ONNX file, and is as large as the model
             engine = OpenVinoEngine(folder / FILE, floats=config.floats, folder=folder)
         except Exception as error:  # whatever it is, the export is good and has cost time
@@ -157,16 +164,23 @@ def _quantize(
     nncf = require("nncf", "openvino")
     inputs = tuple(item.any_name for item in graph.inputs)
     rows = [arranged(batch, inputs) for batch in batches]
-    ignored = {op.get_friendly_name() for op in graph.get_ops()} & set(excluded)
-    if not config.embeddings:
-        ignored |= _tables(graph, model)
-    return nncf.quantize(
+    tables = _tables(graph, model)
+    ignored = {op.get_friendly_name() for op in graph.get_ops() if _module_of(op) in set(excluded)}
+    ignored |= tables
+    convolutional = is_convolutional(model)
+    quantized = nncf.quantize(
         graph,
         nncf.Dataset(rows),
-        model_type=nncf.ModelType.TRANSFORMER,
+        model_type=None if convolutional else nncf.ModelType.TRANSFORMER,
+        # Symmetric weights and affine activations, as the model type above has them by itself.
+        preset=nncf.QuantizationPreset.MIXED if convolutional else None,
         subset_size=len(rows),
         ignored_scope=nncf.IgnoredScope(names=sorted(ignored)) if ignored else None,
     )
+    if config.embeddings:
+        quantize_tables(quantized, tables - set(excluded), config.embedding_bits)
+    halve_constants(quantized)
+    return quantized
 
 
 def _tables(graph: Any, model: PreTrainedModel) -> set[str]:
@@ -178,11 +192,16 @@ def _integer_modules(graph: Any, model: PreTrainedModel) -> set[str]:
     """Modules whose operation reads a constant of integers, through scales and shifts."""
     names = {name for name, _ in model.named_modules()}
     return {
-        op.get_friendly_name()
+        _module_of(op)
         for op in graph.get_ops()
-        if op.get_friendly_name() in names
+        if _module_of(op) in names
         and any(_reads_integers(value.get_source_output().get_node()) for value in op.inputs())
     }
+
+
+def _module_of(op: Any) -> str:
+    """The module that an operation was made from; a convolution with a bias becomes two."""
+    return str(op.get_friendly_name()).removesuffix("/WithoutBiases")
 
 
 def _reads_integers(node: Any) -> bool:
@@ -206,7 +225,7 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             # nncf 3.4, 2026-11: raised by its own use of torch and numpy.
             warnings.filterwarnings("ignore", module=r"(nncf|openvino)\b")
             yield

@@ -18,6 +18,7 @@ from hfcompress.checkpoint.write import save_compressed
 from hfcompress.measure.summary import calculate_model_size
 from hfcompress.models import weights_hash
 from hfcompress.quantization.config import QuantizationConfig
+from hfcompress.quantization.convolutions import DYNAMIC_LEAVES_CONVOLUTIONS
 from hfcompress.quantization.engine import Arrays, arranged
 from hfcompress.quantization.export import input_names
 from hfcompress.quantization.int8_linear import Int8Linear
@@ -115,5 +116,5 @@ def why_not(module: nn.Module, config: QuantizationConfig) -> str:
     if isinstance(module, nn.Embedding):
         return "torch quantizes matrix products only; backend: onnxruntime takes tables"
     if isinstance(module, nn.Conv2d):
-        return "dynamic quantization leaves convolutions in fp32"
+        return f"{DYNAMIC_LEAVES_CONVOLUTIONS}, in backend: onnxruntime or openvino"
     return "its weight is tied to an embedding"

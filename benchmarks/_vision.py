@@ -1,0 +1,129 @@
+"""What the vision rows share: recipes on Fashion-MNIST, cut, changed and measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from hfcompress.errors import HfcompressError
+from hfcompress.recipe.cache import StepCache
+from hfcompress.recipe.progress import Progress
+from hfcompress.recipe.schema import Recipe, load_recipe
+from hfcompress.recipe.shipped import find_recipe
+from hfcompress.recipe.sweep import run
+from hfcompress.recipe.workbench import Workbench, prepare
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compressed model on the 10,000 test images.
+
+    Attributes:
+        accuracy: from 0 to 1.
+        dense: of the model that it is compared with, likewise.
+        minutes: of all that was trained and measured for this row, the dense model aside.
+        parameters: of the compressed model, zeros included.
+        more: further figures by name, such as ``macs`` (share left) or ``bytes`` (share left),
+            and ``core_minutes`` of processor time.
+    """
+
+    accuracy: float
+    dense: float
+    minutes: float
+    parameters: int
+    more: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def points(self) -> float:
+        """Points gained (or, below 0, lost) against the dense model."""
+        return round(100 * (self.accuracy - self.dense), 2)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all rows share.
+
+    Attributes:
+        work: folder of the runs.
+        overrides: of every recipe, such as where the data lie.
+    """
+
+    work: Path
+    overrides: tuple[str, ...] = ()
+
+    def recipe(self, name: str, steps: Sequence[dict[str, Any]] | None = None) -> Recipe:
+        """A shipped recipe; with other steps after its first, which trains the dense model."""
+        shipped = load_recipe(find_recipe(name), self.overrides)
+        if steps is None:
+            return shipped
+        return shipped.changed(steps=(shipped.steps[0], *steps), grid=(), save_models=False)
+
+    def bench(self, name: str) -> Workbench:
+        """Model and data of a recipe whose dense model is trained (kept by content hash)."""
+        return prepare(self.recipe(name, ()), Told(), StepCache())
+
+    def run(self, recipe: Recipe, row_name: str) -> dict[str, Any]:
+        """The row of a recipe without a grid, as a run's folder keeps it.
+
+        Raises:
+            HfcompressError: its only trial failed.
+        """
+        result = run(recipe, self.work / "runs" / row_name.replace(" ", "-"), Told())
+        if result.failures:
+            raise HfcompressError(f"{row_name}: {result.failures[0][1]}")
+        row: dict[str, Any] = result.rows[0]
+        return row
+
+    def dense(self, name: str) -> dict[str, Any]:
+        """The row of a recipe's dense model."""
+        return self.run(self.recipe(name, ()), f"{name} dense")
+
+    def compressed(self, name: str, row_name: str, steps: Sequence[dict[str, Any]] | None) -> Row:
+        """The row of a recipe's dense model after further steps; None takes the recipe's own."""
+        dense = self.dense(name)  # trained here where it is not kept yet
+        started, computed = time.perf_counter(), time.process_time()
+        row = self.run(self.recipe(name, steps), row_name)
+        minutes = (time.perf_counter() - started) / 60
+        core_minutes = (time.process_time() - computed) / 60
+        return row_of(row, dense, minutes, core_minutes)
+
+
+def row_of(row: dict[str, Any], dense: dict[str, Any], minutes: float, core_minutes: float) -> Row:
+    """A run's row beside the dense one.
+
+    Args:
+        row, dense: as a run's folder keeps them.
+        minutes: by the clock.
+        core_minutes: of processor time, which others on the machine do not lengthen.
+    """
+    more = {
+        "macs": row["macs"] / dense["macs"],
+        "bytes": row["bytes"] / dense["bytes"],
+        "sparsity": row["actual_sparsity"],
+        "core_minutes": core_minutes,
+    }
+    return Row(row["value"], dense["value"], minutes, row["parameters"], more)
+
+
+def trained_minutes(row: dict[str, Any]) -> float:
+    """Minutes that the training steps of a row took, also where their result was kept."""
+    return sum(step.get("seconds", 0.0) for step in row["steps"]) / 60
+
+
+class Told(Progress):
+    """One line for each stage, on stderr."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False, stderr=True)
+
+    def stage(self, name: str) -> None:
+        """A new stage has begun."""
+        self.console.print(f"{time.strftime('%H:%M:%S')} {name}")
+
+
+RowMaker = Callable[[Setting], Row]

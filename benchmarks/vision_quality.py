@@ -1,0 +1,140 @@
+"""What compression costs in accuracy on Fashion-MNIST, trained from scratch on this machine.
+
+    python -m benchmarks.vision_quality --json FILE
+
+Models are those of recipes/fashion-mnist-resnet.yaml and recipes/fashion-mnist-vit.yaml (kept by
+content hash); accuracy is that of the 10,000 test images, where one standard error is 0.27
+points. The four IDX files are those of Debian's dataset-fashion-mnist, or of --data FOLDER. Each
+row is kept in --work, so that a run that was cut goes on; --only NAME makes one row (--only list
+names them) and no table.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks._figures import Figure, parse_arguments, report
+from benchmarks._rows import kept_row
+from benchmarks._vision import Row, RowMaker, Setting, trained_minutes
+from hfcompress.quiet import quiet_libraries
+
+RESNET, VIT = "fashion-mnist-resnet", "fashion-mnist-vit"
+MINUTES = 10.0
+# Row -> points that may be lost against its dense model.
+POINTS = {
+    "ResNet, 90 % zeros, recovered": 0.5,
+    "ViT, heads and neurons at 50 % of MACs, recovered": 0.7,
+    "student of the ResNet with 10 times fewer parameters": 1.5,
+}
+DENSE_ACCURACY = 92.5
+# A ResNet with a tenth of the parameters of recipes/fashion-mnist-resnet.yaml.
+STUDENT: dict[str, Any] = {
+    "model_type": "resnet", "embedding_size": 24, "hidden_sizes": [24, 40, 64],
+    "depths": [1, 1, 1], "layer_type": "basic",
+}  # fmt: skip
+TRAINING: dict[str, Any] = {
+    "epochs": 12, "batch_size": 128, "learning_rate": 4e-3, "schedule": "cosine", "warmup": 0.1,
+    "weight_decay": 0.02, "bf16": True, "channels_last": True,
+    "image_augmentation": {"flip": 0.5, "shift": 2},
+}  # fmt: skip
+
+
+def main() -> None:
+    quiet_libraries()
+    arguments = parse_arguments(
+        __doc__,
+        data="folder with the four IDX files",
+        work="folder of the rows",
+        only="make one row only; list names them",
+    )
+    makers = all_rows()
+    if arguments.only == "list":
+        Console().print("\n".join(makers))
+        return
+    work = Path(arguments.work or "runs/vision_quality")
+    overrides = (f"data.path={arguments.data}",) if arguments.data else ()
+    setting = Setting(work, overrides)
+    rows = {}
+    for name in [arguments.only] if arguments.only else makers:
+        path = work / "rows" / f"{name.replace(' ', '-')}.json"
+        rows[name] = row = kept_row(path, Row, partial(makers[name], setting))
+        told = f"{row.accuracy:.2%} ({row.points:+.2f} points), {row.minutes:.1f} min"
+        Console(stderr=True, highlight=False).print(f"{name}: {told}")
+    if not arguments.only:
+        report(figures(rows), "vision_quality", arguments.json)
+
+
+def all_rows() -> dict[str, RowMaker]:
+    """Every row by name, in the order in which they are made."""
+    return {
+        "dense ResNet": partial(dense, RESNET),
+        "ResNet, 90 % zeros, recovered": partial(own_steps, RESNET, "resnet 90"),
+        "student of the ResNet with 10 times fewer parameters": partial(student, True),
+        "the same student without a teacher": partial(student, False),
+        "dense ViT": partial(dense, VIT),
+        "ViT, heads and neurons at 50 % of MACs, recovered": partial(own_steps, VIT, "vit half"),
+    }
+
+
+def dense(recipe: str, setting: Setting) -> Row:
+    """A model trained from scratch; its minutes are those of its training, kept with it."""
+    row = setting.dense(recipe)
+    return Row(row["value"], row["value"], trained_minutes(row), row["parameters"])
+
+
+def own_steps(recipe: str, name: str, setting: Setting) -> Row:
+    """The recipe as it is shipped."""
+    return setting.compressed(recipe, name, None)
+
+
+def student(taught: bool, setting: Setting) -> Row:
+    """A small ResNet from scratch, with and without the large one as its teacher."""
+    alpha = 0.9 if taught else 0.0
+    step = {
+        **TRAINING,
+        "model": {"config": STUDENT},
+        "distillation": {"alpha": alpha, "temperature": 4.0, "teacher_precision": "bf16"},
+    }
+    name = "student taught" if taught else "student alone"
+    return setting.compressed(RESNET, name, [{"distill": step}])
+
+
+def figures(rows: dict[str, Row]) -> list[Figure]:
+    """Accuracies, points against the dense model, minutes."""
+    found = []
+    for name, row in rows.items():
+        note = f"{row.parameters:,} parameters, {row.minutes:.1f} minutes"
+        if name.startswith("dense"):
+            target = f">= {DENSE_ACCURACY:g}" if name == "dense ResNet" else None
+            found.append(Figure(f"{name}, accuracy", 100 * row.accuracy, "%", target=target,
+                                note=note))  # fmt: skip
+            continue
+        target = f">= {-POINTS[name]:g}" if name in POINTS else None
+        shares = {what: row.more[what] for what in ("macs", "bytes", "sparsity")}
+        note += "".join(f", {share:.1%} {what}" for what, share in shares.items())
+        found.append(Figure(f"{name}, points", row.points, "points", target=target, note=note))
+    return [*found, *_students(rows), _slowest(rows)]
+
+
+def _students(rows: dict[str, Row]) -> list[Figure]:
+    taught = rows["student of the ResNet with 10 times fewer parameters"]
+    alone = rows["the same student without a teacher"]
+    fewer = rows["dense ResNet"].parameters / taught.parameters
+    gained = round(100 * (taught.accuracy - alone.accuracy), 2)
+    return [
+        Figure("student, times fewer parameters", round(fewer, 1), "x", target=">= 10"),
+        Figure("student, points gained by the teacher", gained, "points", target=">= 0.01"),
+    ]
+
+
+def _slowest(rows: dict[str, Row]) -> Figure:
+    slowest = max(row.minutes for row in rows.values())
+    return Figure("slowest row", round(slowest, 1), "min", target=f"<= {MINUTES:g}")
+
+
+if __name__ == "__main__":
+    main()

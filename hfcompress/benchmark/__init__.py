@@ -1,0 +1,1 @@
+"""Models against each other in the engines that run them: latency, memory and size on a grid."""

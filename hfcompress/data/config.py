@@ -1,0 +1,55 @@
+"""``DataConfig``: which examples to read, and what their columns mean."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from hfcompress.config import Config, Names, Values
+
+# The names that columns usually have, the first that is there is taken.
+TEXT_COLUMNS = ("text", "sentence", "content", "review")
+IMAGE_COLUMNS = ("image", "img", "pixel_values")
+LABEL_COLUMNS = ("label", "labels", "category", "class")
+
+
+class DataConfig(Config):
+    """Which examples to read, and what their columns mean; a path alone may stand for it."""
+
+    path: str = Field(description="hub name, local file or folder, or pkg://PACKAGE/PATH")
+    name: str | None = Field(None, description="configuration on the hub, such as sst2 of glue")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    text: str | Names | None = Field(
+        None, description="text column, or two of them for sentence pairs"
+    )
+    image: str | None = Field(None, description="image column")
+    label: str | None = Field(None, description="label column")
+    labels: Values | None = Field(
+        None, description="label values in order; rows with others are dropped"
+    )
+    train: str = Field("train", description="split to train and calibrate on")
+    eval: str = Field("validation", description="split to measure on")
+    eval_fraction: float = Field(
+        0.2, gt=0, lt=1, description="share measured on, where the data has one split only"
+    )
+    group: str | None = Field(
+        None, description="column whose values never stand on both sides of a split"
+    )
+    max_length: int | None = Field(
+        None, ge=2, description="longest token sequence, cut beyond; the model's limit by default"
+    )
+    max_train: int | None = Field(None, ge=1, description="at most so many training rows")
+    max_eval: int | None = Field(None, ge=1, description="at most so many measured rows")
+    seed: int = Field(0, ge=0, description="of the split and of the limits' choice of rows")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, data: object) -> object:
+        return {"path": data} if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _one_modality(self) -> DataConfig:
+        if self.text is not None and self.image is not None:
+            raise ValueError("text and image cannot both be set; keep the one the task reads")
+        if self.labels is not None and len(set(map(str, self.labels))) < 2:
+            raise ValueError(f"labels needs at least two different values, not {list(self.labels)}")
+        return self

@@ -1,0 +1,119 @@
+"""IDX files, the format of MNIST and its kin: ``train-images-idx3-ubyte.gz`` beside its labels.
+
+The format: two zero bytes, a type byte (8: unsigned byte), the number of dimensions, each size as
+a big-endian 32-bit number, then the values.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+from numpy.typing import NDArray
+
+from hfcompress.data.arrays import array_dataset
+from hfcompress.errors import DataError
+
+_IMAGES = re.compile(r"(?P<side>.*?)-?images?[-.]idx(?P<dimensions>[34])-ubyte(\.gz)?")
+_SIDES = {"train": "train", "t10k": "test", "test": "test", "valid": "validation",
+          "validation": "validation", "val": "validation"}  # fmt: skip
+# Data sets in this format whose classes have names, by a word of their folder's name.
+_CLASSES = {
+    "fashion": ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt",
+                "Sneaker", "Bag", "Ankle boot"],
+    "kuzushiji": ["お", "き", "す", "つ", "な", "は", "ま", "や", "れ", "を"],
+}  # fmt: skip
+_UNSIGNED_BYTE = 8
+
+
+def is_idx(path: Path) -> bool:
+    """Whether a folder holds IDX files of images, or a file is one."""
+    return bool(_image_files(path))
+
+
+def read_idx(path: Path, spec: str) -> DatasetDict:
+    """Images and labels of each side.
+
+    Args:
+        path: the folder, or the file of one side's images.
+        spec: what the user wrote, for messages.
+
+    Raises:
+        DataError: labels that are missing or too few, or a file that is cut short or no IDX.
+    """
+    names = _class_names(path)
+    sides = {side: _read_side(file, spec, names) for side, file in _image_files(path).items()}
+    return DatasetDict(sides)
+
+
+def _image_files(path: Path) -> dict[str, Path]:
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    found: dict[str, Path] = {}
+    for file in files:
+        match = _IMAGES.fullmatch(file.name)
+        if match:
+            side = match["side"].lower()
+            found.setdefault(_SIDES.get(side, side or "train"), file)
+    return found
+
+
+def _class_names(path: Path) -> list[str] | None:
+    folder = path if path.is_dir() else path.parent
+    return next((_CLASSES[word] for word in _CLASSES if word in folder.name.lower()), None)
+
+
+def _read_side(images: Path, spec: str, names: list[str] | None) -> Dataset:
+    labels = _labels_of(images, spec)
+    pixels, numbers = read_array(images), read_array(labels)
+    if len(pixels) != len(numbers):
+        raise DataError(
+            f"data: {images.name} holds {len(pixels):,} images and {labels.name} "
+            f"{len(numbers):,} labels; the files do not belong together"
+        )
+    classes = int(numbers.max(initial=0)) + 1
+    fitting = names if names and classes <= len(names) else [str(i) for i in range(classes)]
+    return array_dataset(pixels, numbers.astype(np.int64), fitting)
+
+
+def _labels_of(images: Path, spec: str) -> Path:
+    base = images.name.replace("images", "labels").replace("image", "label")
+    base = re.sub(r"idx[34]", "idx1", base).removesuffix(".gz")
+    for name in (f"{base}.gz", base):
+        if (images.parent / name).is_file():
+            return images.parent / name
+    raise DataError(f"data: {spec!r} holds {images.name} and not its labels, {base}")
+
+
+def read_array(file: Path) -> NDArray[np.uint8]:
+    """One IDX file of unsigned bytes, packed by gzip or not.
+
+    Raises:
+        DataError: it is cut short, or no such file.
+    """
+    opened: Any = gzip.open if file.suffix == ".gz" else open
+    try:
+        with opened(file, "rb") as stream:
+            data = stream.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"data: {file.name} is cut short or damaged ({error})") from None
+    if len(data) < 4 or data[:2] != b"\0\0":
+        raise DataError(f"data: {file.name} is no IDX file; it does not start with two zero bytes")
+    kind, dimensions = data[2], data[3]
+    if kind != _UNSIGNED_BYTE:
+        raise DataError(f"data: {file.name} holds values of type {kind}; images are bytes, type 8")
+    head = 4 + 4 * dimensions
+    if len(data) < head:
+        raise DataError(f"data: {file.name} is cut short")
+    shape = struct.unpack(f">{dimensions}I", data[4:head])
+    if len(data) - head != np.prod(shape, dtype=np.int64):
+        raise DataError(
+            f"data: {file.name} is cut short or damaged: it says {'x'.join(map(str, shape))} and "
+            f"holds {len(data) - head:,} bytes"
+        )
+    return np.frombuffer(data, np.uint8, offset=head).reshape(shape)

@@ -1,0 +1,126 @@
+"""A source -> everything that it holds, one `datasets.Dataset` for each split."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import DatasetDict
+
+from hfcompress.data.config import LABEL_COLUMNS, TEXT_COLUMNS, DataConfig
+from hfcompress.data.folder import check_image_folder
+from hfcompress.data.idx import is_idx, read_idx
+from hfcompress.data.pixels import pixel_table, read_pixel_table
+from hfcompress.errors import DataError, SourceError
+from hfcompress.models import Modality
+from hfcompress.sources import Source, hub_errors, resolve
+
+_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet",
+            ".txt": "text"}  # fmt: skip
+# The file names by which people tell splits apart, and what each is called here.
+_SPLIT_NAMES = {"train": "train", "training": "train", "dev": "validation", "valid": "validation",
+                "validation": "validation", "val": "validation", "eval": "validation",
+                "test": "test", "testing": "test"}  # fmt: skip
+_COMPRESSIONS = (".gz", ".bz2", ".xz", ".zip", ".zst")
+
+
+def read(config: DataConfig, modality: Modality) -> tuple[DatasetDict, tuple[str, ...]]:
+    """Everything the source holds, one `Dataset` for each split."""
+    source = resolve(config.path, "data")
+    if source.path is None:
+        with hub_errors(source, "data", "--set data.path=FILE_OR_FOLDER"):
+            return datasets.load_dataset(source.location, config.name, revision=config.revision), ()
+    path = source.path
+    if is_idx(path):
+        return read_idx(path, source.spec), ()
+    if path.is_dir() and (path / "dataset_dict.json").is_file():
+        return datasets.load_from_disk(str(path)), ()
+    if path.is_dir() and (path / "dataset_info.json").is_file():
+        return DatasetDict(train=datasets.load_from_disk(str(path))), ()
+    if path.is_dir() and modality == "image" and not _data_files(path):
+        check_image_folder(path, source.spec)
+        return _load("imagefolder", source, data_dir=str(path)), ()
+    if modality == "image" and _format(path) == "csv" and pixel_table(path):
+        return read_pixel_table(path, source.spec, config.label)
+    return _read_files(source, path, config)
+
+
+def _read_files(
+    source: Source, path: Path, config: DataConfig
+) -> tuple[DatasetDict, tuple[str, ...]]:
+    """One data file, or a folder of files named after their splits."""
+    files = _data_files(path) if path.is_dir() else [path]
+    if not files or not _format(files[0]):
+        raise SourceError(
+            f"data: {config.path!r} holds no data file; give a csv, tsv, json, jsonl or parquet "
+            f"file (compressed or not), a folder of them, or an image folder"
+        )
+    kinds = {_format(item) for item in files}
+    if len(kinds) > 1:
+        raise SourceError(
+            f"data: {config.path!r} mixes {' and '.join(sorted(k for k in kinds if k))} files; "
+            f"give one of the files"
+        )
+    splits: dict[str, list[str]] = {}
+    for item in files:
+        splits.setdefault(_split_name(item) if len(files) > 1 else "train", []).append(str(item))
+    kind = kinds.pop()
+    options: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
+    if kind == "csv":
+        options, notes = _csv_options(files[0], config)
+    return _load(str(kind), source, data_files=splits, **options), notes
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """The files of a folder that hold rows.
+
+    A text file in a folder is a read-me; one of texts is given by its own name. A table named
+    metadata belongs to the images beside it.
+    """
+    return sorted(
+        item
+        for item in folder.iterdir()
+        if _format(item) not in (None, "text") and not item.name.startswith("metadata.")
+    )
+
+
+def _load(kind: str, source: Source, **options: Any) -> DatasetDict:
+    try:
+        loaded: DatasetDict = datasets.load_dataset(kind, **options)
+    except Exception as error:  # the readers raise many kinds; all mean a file that does not parse
+        if "corresponds to no data" in str(error):
+            raise DataError(f"data: {source.spec!r} has no usable row") from None
+        cause = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"data: {source.spec!r} cannot be read as {kind}: {cause[0]}") from error
+    return loaded
+
+
+def _format(path: Path) -> str | None:
+    """``csv``, ``json`` or ``parquet``, from the name, compression aside."""
+    suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSIONS]
+    return _FORMATS.get(suffixes[-1]) if suffixes else None
+
+
+def _split_name(path: Path) -> str:
+    words = path.name.split(".")[0].lower().replace("-", "_").split("_")
+    return next((_SPLIT_NAMES[word] for word in words if word in _SPLIT_NAMES), words[0])
+
+
+def _csv_options(file: Path, config: DataConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Delimiter and quoting by the suffix; column names where the file has no header line."""
+    tabs = ".tsv" in file.suffixes
+    options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
+    from fsspec.core import open as open_any  # understands the compressions that datasets does
+
+    with open_any(str(file), "rt", encoding="utf-8", compression="infer") as stream:
+        first = next(csv.reader(stream, **options), [])
+    text = (config.text,) if isinstance(config.text, str) else config.text or ("text",)
+    wanted = [*text, config.label or "label"]
+    known = {*TEXT_COLUMNS, *LABEL_COLUMNS, *wanted}
+    if known & set(first) or len(first) != len(wanted):
+        return options, ()
+    note = f"{file.name} has no header line; its columns are read as {', '.join(wanted)}"
+    return {**options, "column_names": wanted}, (note,)

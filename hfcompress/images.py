@@ -1,0 +1,124 @@
+"""Images as people have them -> 8-bit grey or RGB, the way that a viewer shows them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hfcompress.errors import DataError, first_line
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+"""Pillow's modes of more than 8 bits a value, all of them grey."""
+
+
+def open_image(value: Any, where: str, grey: bool = False) -> Image:
+    """One image, upright, without transparency, 8 bits a value.
+
+    Transparent pixels show a white ground. Values of 16 bits are scaled to 8, not cut; of 32-bit
+    integers and floats the whole range that the image uses. Of an animation the first frame.
+
+    Args:
+        value: ``{"bytes": ..., "path": ...}`` as ``datasets`` keeps undecoded images, bytes, an
+            array of height x width (x channels), or a Pillow image.
+        where: the row, for messages; a file's own name goes before it.
+        grey: one channel, not three.
+
+    Returns:
+        An image of mode ``L`` or ``RGB``.
+
+    Raises:
+        DataError: no image, or one that is cut short; the sentence names the file.
+    """
+    name = where
+    if isinstance(value, dict) and value.get("path"):
+        name = str(value["path"]) if Path(value["path"]).is_file() else f"{value['path']}, {where}"
+    try:
+        return upright(_decode(value), grey)
+    except (OSError, ValueError, SyntaxError, EOFError, TypeError, MemoryError) as error:
+        raise DataError(f"data: {_problem(error)}: {name}") from None
+
+
+def _decode(value: Any) -> Image:
+    from PIL import Image
+
+    if isinstance(value, dict) and {"bytes", "path"} & value.keys():
+        value = value.get("bytes") or Path(value["path"]).read_bytes()
+    if isinstance(value, bytes):
+        image = Image.open(io.BytesIO(value))
+        image.load()  # decodes all of it: a cut file shows now
+        return image
+    if isinstance(value, Image.Image):
+        value.load()
+        return value
+    if value is None:
+        raise ValueError("there is no image")
+    return from_array(np.asarray(value))
+
+
+def _problem(error: Exception) -> str:
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):
+        return "this is no image that Pillow can read"
+    if "truncated" in str(error) or isinstance(error, (SyntaxError, EOFError)):
+        return f"the image is cut short or damaged ({first_line(error)})"
+    return f"the image cannot be read ({first_line(error)})"
+
+
+def from_array(array: np.ndarray[Any, Any]) -> Image:
+    """An image of an array: height x width, or with 1 to 4 channels first or last.
+
+    Raises:
+        ValueError: an array of another shape.
+    """
+    from PIL import Image
+
+    if array.ndim == 3 and array.shape[-1] > 4 and array.shape[0] <= 4:
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] > 4) or not array.size:
+        raise ValueError(f"an array of shape {array.shape} is no image")
+    return Image.fromarray(_eight_bits(array))
+
+
+def _eight_bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Values of any type as bytes, black staying black."""
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == bool:
+        return array.astype(np.uint8) * np.uint8(255)
+    if not np.isfinite(array).all():
+        raise ValueError("it holds values that are not finite")
+    lowest, highest = min(0.0, float(array.min())), float(array.max())
+    # A range that numbers usually have; otherwise the one that the image uses.
+    usual = (1,) if array.dtype.kind == "f" else ()
+    known = next((top for top in (*usual, 255, 65535) if highest <= top), highest)
+    top = known if lowest == 0 else highest
+    scaled = (array.astype(np.float64) - lowest) * (255 / max(top - lowest, 1e-30))
+    return np.rint(scaled).clip(0, 255).astype(np.uint8)
+
+
+def upright(image: Image, grey: bool) -> Image:
+    """The image as a viewer shows it, in mode ``L`` or ``RGB``."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode in _DEEP:
+        deep = np.asarray(image)
+        if image.mode.startswith("I;16"):
+            deep = np.rint(deep / 257)  # 65535 is white, however dark the image is
+        image = Image.fromarray(_eight_bits(deep.astype(np.uint8) if deep.max(initial=0) <= 255
+                                            and image.mode != "F" else deep))  # fmt: skip
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        seen = image.convert("RGBA")
+        ground = Image.new("RGBA", seen.size, "white")
+        image = Image.alpha_composite(ground, seen).convert("RGB")
+    wanted = "L" if grey else "RGB"
+    return image if image.mode == wanted else image.convert(wanted)

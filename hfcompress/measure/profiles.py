@@ -1,0 +1,138 @@
+"""Deployment profiles: how large a model may be where it is to run, and which models are.
+
+The limits are conventions, written down once: change or add one in `PROFILES`. A profile speaks
+of the model's own files; a tokenizer comes on top.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from hfcompress.config import nearest
+from hfcompress.errors import ConfigError
+from hfcompress.measure.summary import calculate_model_size, count_parameters
+
+MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One place where models run.
+
+    Attributes:
+        name: what the command line calls it.
+        max_bytes: of the model's own files.
+        engines: backends of `QuantizationConfig` whose files run there; none where the weights
+            are compiled into a program.
+        why: where the limit comes from.
+    """
+
+    name: str
+    max_bytes: int
+    engines: tuple[str, ...]
+    why: str
+
+    def fits(self, size: int) -> bool:
+        """Whether a model of so many bytes may go there: below the limit, not at it."""
+        return size < self.max_bytes
+
+
+# From the smallest to the largest.
+PROFILES = (
+    Profile("microcontroller", 1 * MEGABYTE, (), "flash of a larger microcontroller"),
+    Profile("phone", 10 * MEGABYTE, ("onnxruntime",), "what an app may grow by unnoticed"),
+    Profile("browser", 25 * MEGABYTE, ("onnxruntime",), "a page's download on a slow line"),
+    Profile("edge", 100 * MEGABYTE, ("onnxruntime", "openvino"), "a board with 1 GB of memory"),
+    Profile(
+        "server-cpu",
+        500 * MEGABYTE,
+        ("onnxruntime", "openvino", "torch", "torchao"),
+        "several workers side by side in a small container",
+    ),
+)
+
+
+def profiles() -> dict[str, Profile]:
+    """Every profile by its name, the smallest first."""
+    return {profile.name: profile for profile in PROFILES}
+
+
+def find_profile(name: str) -> Profile:
+    """One profile.
+
+    Raises:
+        ConfigError: an unknown name; the nearest is given.
+    """
+    known = profiles()
+    if name not in known:
+        raise ConfigError(f"there is no deployment profile {name!r}{nearest(name, known)}")
+    return known[name]
+
+
+def estimated_int8_bytes(model: nn.Module) -> int:
+    """Bytes of the weights once Linears, Conv1Ds and tables are int8, before anything is exported.
+
+    A scale for each output (each table: one), the rest in fp32; a tied weight counts once. The
+    graph of an exported file comes on top, some 100 to 500 kB.
+    """
+    saved = 0
+    seen: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, Conv1D, nn.Embedding)) and id(module.weight) not in seen:
+            seen.add(id(module.weight))
+            channels = module.weight.shape[1 if isinstance(module, Conv1D) else 0]
+            scales = 1 if isinstance(module, nn.Embedding) else channels
+            saved += 3 * module.weight.numel() - 4 * scales
+    return calculate_model_size(model) - saved
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether one model fits one profile.
+
+    Attributes:
+        profile: which.
+        fp32: as it is; None where the model is quantized already.
+        int8: quantized (by estimate), or as it is where it is quantized already.
+        needs: what has to be done, in words; empty where it fits as it is.
+    """
+
+    profile: Profile
+    fp32: bool | None
+    int8: bool
+    needs: str
+
+
+def fits_of_model(model: nn.Module) -> list[Fit]:
+    """Whether an fp32 model fits each profile as it is, and what it would need.
+
+    Args:
+        model: any module with parameters.
+    """
+    full, small = calculate_model_size(model), estimated_int8_bytes(model)
+    parameters = count_parameters(model)
+    return [_fit(profile, full, small, parameters) for profile in PROFILES]
+
+
+def fits_of_bytes(size: int) -> list[Fit]:
+    """Whether a quantized model of so many bytes fits each profile."""
+    return [Fit(profile, None, profile.fits(size), _shrink(profile, size)) for profile in PROFILES]
+
+
+def _fit(profile: Profile, full: int, small: int, parameters: int) -> Fit:
+    if profile.fits(full):
+        return Fit(profile, True, True, "")
+    if profile.fits(small):
+        return Fit(profile, False, True, f"int8: {small / MEGABYTE:.1f} MB")
+    left = int(parameters * profile.max_bytes / small)
+    needs = f"int8 and {_shrink(profile, small)}: {left / MEGABYTE:.1f} M parameters or fewer"
+    return Fit(profile, False, False, needs)
+
+
+def _shrink(profile: Profile, size: int) -> str:
+    if profile.fits(size):
+        return ""
+    return f"{size / profile.max_bytes:.1f} times smaller"

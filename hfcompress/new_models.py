@@ -1,0 +1,163 @@
+"""Image models from scratch: a transformers config instead of a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForImageClassification, PreTrainedModel
+
+from hfcompress.config import nearest
+from hfcompress.errors import ConfigError, first_line
+
+# What the data say, or what transformers notes for itself.
+_NOT_YOURS = {"num_labels", "id2label", "label2id", "architectures", "transformers_version",
+              "dtype", "torch_dtype", "problem_type", "_name_or_path"}  # fmt: skip
+_DEFAULT_SIZE = 224
+_DEFAULT_CENTRE = 0.5
+
+
+def new_config(fields: Mapping[str, Any], image_size: int | None) -> Any:
+    """A transformers config of the given fields, checked by name.
+
+    Args:
+        fields: ``model_type`` and what its config class knows.
+        image_size: side of the images in pixels; goes into the config where it has such a field.
+
+    Raises:
+        ConfigError: an unknown model type or field, with the nearest right one; two image sizes.
+    """
+    given = dict(fields)
+    kind = given.pop("model_type", None)
+    if kind is None:
+        raise ConfigError("model.config needs model_type, such as resnet or vit")
+    if kind not in CONFIG_MAPPING:
+        hint = nearest(str(kind), list(CONFIG_MAPPING))
+        raise ConfigError(f"model.config.model_type: there is no {kind!r}{hint}")
+    config_class: Any = CONFIG_MAPPING[kind]
+    known = set(config_class().to_dict()) | set(config_class.attribute_map)
+    for name in given:
+        if name in _NOT_YOURS:
+            raise ConfigError(f"model.config.{name}: it comes from the data; leave it out")
+        if name not in known:
+            hint = nearest(name, sorted(known - _NOT_YOURS))
+            raise ConfigError(f"model.config has no field {name!r} for {kind}{hint}")
+    sized = "image_size" in known and image_size is not None
+    if sized and given.setdefault("image_size", image_size) != image_size:
+        raise ConfigError(
+            f"model.image_size is {image_size} and model.config.image_size "
+            f"{given['image_size']}; write one of them"
+        )
+    try:
+        return config_class(**given)
+    except Exception as error:  # each config class checks its fields in its own way
+        raise ConfigError(f"model.config does not fit {kind}: {first_line(error)}") from None
+
+
+def size_of(config: Any, image_size: int | None) -> int:
+    """Side of the images in pixels: the one given, the config's, or 224."""
+    own = getattr(config, "image_size", None)
+    own = own[0] if isinstance(own, (list, tuple)) else own
+    return int(image_size or own or _DEFAULT_SIZE)
+
+
+def new_model(config: Any, labels: Sequence[str], seed: int, size: int) -> PreTrainedModel:
+    """A randomly initialised image classifier, tried on one black image.
+
+    Args:
+        config: as `new_config` gives it; its labels are set.
+        labels: the data's label names in order.
+        seed: of the weights.
+        size: side of the images in pixels.
+
+    Raises:
+        ConfigError: a model type without an image classifier, or sizes that do not fit together.
+    """
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {name: index for index, name in enumerate(labels)}
+    config.architectures = config.architectures or []  # DeiT's Auto class runs through them
+    torch.manual_seed(seed)
+    build: Any = AutoModelForImageClassification
+    try:
+        model: PreTrainedModel = build.from_config(config, dtype=torch.float32).eval()
+        with torch.inference_mode():
+            model(pixel_values=torch.zeros(1, channels_of_config(config), size, size))
+    except Exception as error:  # sizes that do not fit show in as many ways as there are families
+        if "Unrecognized configuration class" in str(error):
+            raise ConfigError(
+                f"model.config.model_type {config.model_type!r} has no image classifier in "
+                f"transformers; models of text start from a checkpoint: give model a path"
+            ) from None
+        raise ConfigError(
+            f"model.config makes no {config.model_type} that reads images of {size}x{size}: "
+            f"{first_line(error)}"
+        ) from None
+    return model
+
+
+def channels_of_config(config: Any) -> int:
+    """How many channels a model's images have."""
+    return int(getattr(config, "num_channels", 3))
+
+
+def plain_processor(
+    size: int,
+    channels: int,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Any:
+    """An image processor that resizes and normalises, for a model that has none.
+
+    Args:
+        size: side of the images in pixels.
+        channels: 1 for grey images, 3 for colours.
+        mean, std: by channel, of values from 0 to 1; one half each by default.
+
+    Raises:
+        ConfigError: as many means or deviations as there are no channels.
+    """
+    from transformers import ViTImageProcessorPil
+
+    centre = {"image_mean": mean, "image_std": std}
+    for name, values in centre.items():
+        if values is not None and len(values) != channels:
+            raise ConfigError(
+                f"model.{name} holds {len(values)} values and the model reads {channels} "
+                f"channels; write one for each"
+            )
+        centre[name] = list(values or [_DEFAULT_CENTRE] * channels)
+    return ViTImageProcessorPil(size={"height": size, "width": size}, **centre)
+
+
+def timm_processor(config: Any) -> Any:
+    """What timm's own transform does when it measures; timm makes it with torchvision only.
+
+    Args:
+        config: of transformers' wrapper of timm models.
+    """
+    from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+
+    told: Mapping[str, Any] = getattr(config, "pretrained_cfg", None) or {}
+    side = int((told.get("input_size") or (3, _DEFAULT_SIZE, _DEFAULT_SIZE))[-1])
+    filters = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
+    return BitImageProcessorPil(
+        size={"shortest_edge": math.floor(side / float(told.get("crop_pct") or 0.875))},
+        crop_size={"height": side, "width": side},
+        resample=filters.get(str(told.get("interpolation")), 3),
+        image_mean=list(told.get("mean") or [0.485, 0.456, 0.406]),
+        image_std=list(told.get("std") or [0.229, 0.224, 0.225]),
+    )
+
+
+def fingerprint_new(config: Any, processor: Any) -> str:
+    """A hash of what decides a new model besides labels and seed."""
+    shape = {name: value for name, value in config.to_dict().items() if name not in _NOT_YOURS}
+    said = [shape, processor.to_dict()]
+    return (
+        "new-"
+        + hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:28]
+    )
