@@ -112,7 +112,7 @@ def row_of(row: dict[str, Any], dense: dict[str, Any], minutes: float, core_minu
 
 def trained_minutes(row: dict[str, Any]) -> float:
     """Minutes that the training steps of a row took, also where their result was kept."""
-    return sum(step.get("seconds", 0.0) for step in row["steps"]) / 60
+    return float(sum(step.get("seconds", 0.0) for step in row["steps"]) / 60)
 
 
 class Told(Progress):

@@ -190,15 +190,16 @@ def _plain_size(processor: Any) -> tuple[tuple[int, int], int] | None:
     if not isinstance(processor, PilBackend):
         return None
     kind = type(processor)
+    given: Any = processor  # a processor's own settings are attributes that no class declares
     own = ("resize", "_preprocess", "process_image", "preprocess")
     if any(getattr(kind, name) is not getattr(PilBackend, name) for name in own):
         return None
-    size: Any = processor.size
+    size = given.size
     exact = size is not None and size.get("height") and size.get("width")
     more = any(getattr(processor, name, None) for name in ("do_center_crop", "do_pad"))
-    if not exact or more or not processor.do_resize or not isinstance(processor.resample, int):
+    if not exact or more or not given.do_resize or not isinstance(given.resample, int):
         return None
-    return (size["width"], size["height"]), int(processor.resample)
+    return (size["width"], size["height"]), int(given.resample)
 
 
 def _chunks(rows: Dataset, column: str, maker: _Maker) -> Iterator[NDArray[Any]]:

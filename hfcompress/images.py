@@ -93,7 +93,8 @@ def _eight_bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint
     if array.dtype == np.uint8:
         return array
     if array.dtype == bool:
-        return array.astype(np.uint8) * np.uint8(255)
+        white: np.ndarray[Any, np.dtype[np.uint8]] = array.astype(np.uint8) * np.uint8(255)
+        return white
     if not np.isfinite(array).all():
         raise ValueError("it holds values that are not finite")
     lowest, highest = min(0.0, float(array.min())), float(array.max())

@@ -26,7 +26,11 @@ def like_teacher(config: ModelConfig, teacher: Any) -> ModelConfig:
         config = config.changed(image_size=size)
     fields.setdefault("num_channels", channels_of(teacher))
     found = config.changed(config=fields)
-    if found.image_mean is None and found.image_std is None and getattr(teacher, "image_mean", 0):
+    if (
+        found.image_mean is None
+        and found.image_std is None
+        and getattr(teacher, "image_mean", None)
+    ):
         found = found.changed(
             image_mean=tuple(teacher.image_mean), image_std=tuple(teacher.image_std)
         )

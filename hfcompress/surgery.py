@@ -137,8 +137,8 @@ def keep_layers(model: nn.Module, keep: Sequence[int]) -> None:
         keep: numbers of the layers.
 
     Raises:
-        TargetError: an unknown family, or one in stages, no layer, a number that is none, or a first layer that
-            differs in kind from the others and would go (ModernBERT).
+        TargetError: an unknown family, or one in stages, no layer, a number that is none, or a
+            first layer that differs in kind from the others and would go (ModernBERT).
     """
     if known_family(model).staged:
         raise TargetError(

@@ -75,6 +75,8 @@ def convnet(name: str, seed: int = 0) -> Any:
             if isinstance(module, nn.BatchNorm2d):
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.normal_(std=0.3)
+                assert module.running_mean is not None
+                assert module.running_var is not None
                 module.running_mean.normal_(std=0.1)
                 module.running_var.uniform_(0.5, 1.5)
     return model.eval()

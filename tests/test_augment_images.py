@@ -60,7 +60,7 @@ def test_erase_hides_one_rectangle() -> None:
 
 
 def test_a_seed_repeats_it() -> None:
-    fields = {"flip": 0.5, "shift": 2, "erase": 0.5}
+    fields: dict[str, Any] = {"flip": 0.5, "shift": 2, "erase": 0.5}
     assert torch.equal(augmented(1, **fields), augmented(1, **fields))
     assert not torch.equal(augmented(1, **fields), augmented(2, **fields))
 

@@ -24,7 +24,8 @@ def load(path: Path | str, need_train: bool = False, **fields: Any) -> Examples:
 
 def idx(array: Any) -> bytes:
     head = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
-    return head + array.astype(np.uint8).tobytes()
+    body: bytes = array.astype(np.uint8).tobytes()
+    return head + body
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 5, 4), np.uint8)

@@ -168,7 +168,7 @@ def test_a_student_reads_what_its_teacher_reads() -> None:
     check_same_images("s", student.processor, teacher)
     assert student.model(pixel_values=torch.zeros(1, 1, 20, 20)).logits.shape == (1, 2)
     own = load_model(like_teacher(ModelConfig(config=VIT, image_size=8), teacher), TASK)
-    with pytest.raises(ModelError, match="reads images with size .*8.* and the teacher with .*20"):
+    with pytest.raises(ModelError, match=r"reads images with size .*8.* and the teacher with .*20"):
         check_same_images("s", own.processor, teacher)
     colour = make({**RESNET, "num_channels": 3}, image_size=20).processor
     with pytest.raises(ModelError, match="with image_mean"):

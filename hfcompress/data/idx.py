@@ -78,7 +78,7 @@ def _read_side(images: Path, spec: str, names: list[str] | None) -> Dataset:
         )
     classes = int(numbers.max(initial=0)) + 1
     fitting = names if names and classes <= len(names) else [str(i) for i in range(classes)]
-    return array_dataset(pixels, numbers.astype(np.int64), fitting)
+    return array_dataset(pixels, numbers.astype(np.int64).tolist(), fitting)
 
 
 def _labels_of(images: Path, spec: str) -> Path:

@@ -53,7 +53,8 @@ def on_one_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     shape = student.shape[2:] if is_map(student) else teacher.shape[2:]
     ratio = shape[0] / shape[1] if is_map(student) or is_map(teacher) else 1.0
     mine, theirs = as_map(student, ratio), as_map(teacher, ratio)
-    size = [min(pair) for pair in zip(mine.shape[2:], theirs.shape[2:], strict=True)]
+    height, width = map(min, zip(mine.shape[2:], theirs.shape[2:], strict=True))
+    size = (height, width)
     return _tokens(_pooled(mine, size)), _tokens(_pooled(theirs, size))
 
 
@@ -82,8 +83,8 @@ def as_map(state: Tensor, ratio: float = 1.0) -> Tensor:
     )
 
 
-def _pooled(state: Tensor, size: list[int]) -> Tensor:
-    return state if list(state.shape[2:]) == size else F.adaptive_avg_pool2d(state, size)
+def _pooled(state: Tensor, size: tuple[int, int]) -> Tensor:
+    return state if tuple(state.shape[2:]) == size else F.adaptive_avg_pool2d(state, size)
 
 
 def _tokens(state: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def class_accuracy(
     dense_hits = np.bincount(truth[other == truth], minlength=len(names))
     return [
         {
-            "name": str(names[index]),
+            "name": str(names[int(index)]),
             "n": int(counts[index]),
             "value": float(hits[index] / counts[index]),
             "dense": float(dense_hits[index] / counts[index]),

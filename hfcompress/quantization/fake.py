@@ -75,7 +75,7 @@ def fake_weight(matrix: Tensor, arithmetic: Arithmetic) -> Tensor:
     if not arithmetic.per_channel:
         return _symmetric(matrix, arithmetic.bits, matrix.detach().abs().amax())
     group = arithmetic.group
-    parts = matrix.unflatten(1, (-1, group)) if group and matrix.shape[1] % group == 0 else matrix
+    parts = matrix.unflatten(1, (-1, group)) if group and matrix.shape[1] % group == 0 else matrix  # type: ignore[no-untyped-call]
     largest = parts.detach().abs().amax(-1, keepdim=True)
     return _symmetric(parts, arithmetic.bits, largest).reshape(matrix.shape)
 
@@ -88,7 +88,7 @@ def fake_rows(rows: Tensor, bits: int) -> Tensor:
     """
     columns = rows.shape[-1]
     group = _GROUP if bits == 4 and columns % _GROUP == 0 else columns
-    parts = rows.unflatten(-1, (-1, group))
+    parts = rows.unflatten(-1, (-1, group))  # type: ignore[no-untyped-call]
     largest = parts.detach().abs().amax(-1, keepdim=True)
     return _symmetric(parts, bits, largest, halves=True).reshape(rows.shape)
 

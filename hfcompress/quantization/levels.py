@@ -54,8 +54,8 @@ def _layer(name: str, weight: Tensor, per_channel: bool) -> dict[str, Any]:
         "edges": edges.tolist(),
         "before": _counts(steps, edges),
         "after": torch.bincount((made.values.flatten().long() + 128), minlength=256).tolist(),
-        "distinct_before": int(weight.unique().numel()),
-        "distinct_after": int(made.values.unique().numel()),
+        "distinct_before": int(weight.unique().numel()),  # type: ignore[no-untyped-call]
+        "distinct_after": int(made.values.unique().numel()),  # type: ignore[no-untyped-call]
     }
 
 

@@ -148,7 +148,7 @@ def keep_most_sensitive(
     """
     limits = config.mixed
     assert limits is not None
-    if model.config.num_labels < 2:
+    if (model.config.num_labels or 0) < 2:
         raise ConfigError(
             "mixed precision compares class probabilities, and this model has one output; "
             "name what stays in fp32 in exclude"

@@ -43,7 +43,7 @@ def quantize_tables(model: Any, bits: int, excluded: Collection[str]) -> None:
     uses = Counter(name for node in graph.node for name in node.input)
     made: list[Any] = []
     for node in graph.node:
-        item = tensors.get(node.input[0]) if node.op_type == "Gather" else None
+        item: Any = tensors.get(node.input[0]) if node.op_type == "Gather" else None
         known = item is not None and item.name == f"{node.name}.weight"
         if not known or node.name in excluded or uses[item.name] > 1 or len(item.dims) != 2:
             made.append(node)

@@ -83,7 +83,7 @@ def image_settings(processor: Any) -> dict[str, Any] | None:
     }
     for resize, crop in _ways(processor, expected[0].shape[1:]):
         settings = {**common, "resize": resize, "crop": crop}
-        found = [make_pixels([picture], settings)[0] for picture in pictures]
+        found = [make_pixels([picture], settings)[0] for picture in pictures]  # type: ignore[no-untyped-call]
         if _equal(found, expected):
             return settings
     return None

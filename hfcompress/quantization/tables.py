@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,13 +54,14 @@ class QuantizedTable:
         Args:
             shift: added to each before; 8 makes numbers of 4 bits unsigned.
         """
-        numbers = (self.values.astype(np.int16) + shift).astype(np.uint8).reshape(-1)
+        shifted = self.values.astype(np.int16) + shift
+        numbers: NDArray[Any] = shifted.astype(np.uint8).reshape(-1)
         if self.bits == 8:
             return numbers
         numbers = numbers & 15
         if len(numbers) % 2:
             numbers = np.append(numbers, np.uint8(0))
-        halves: NDArray[np.uint8] = numbers[0::2] | (numbers[1::2] << 4)
+        halves: NDArray[np.uint8] = (numbers[0::2] | (numbers[1::2] << 4)).astype(np.uint8)
         return halves
 
     def dequantized(self) -> Floats:
@@ -144,4 +146,5 @@ def _as_scales(steps: Floats) -> NDArray[np.float16]:
 
 def _rounded(groups: Floats, steps: NDArray[np.float16], low: int, high: int) -> Values:
     quotients = groups / steps.astype(np.float32)[:, None]
-    return np.clip(np.rint(quotients), low, high).astype(np.int8)
+    values: Values = np.clip(np.rint(quotients), low, high).astype(np.int8)
+    return values

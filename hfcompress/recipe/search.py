@@ -61,7 +61,7 @@ def worth_it(search: Search, candidate: Candidate) -> bool:
         return True
     if target.max_size is None:
         return candidate.share < 1.0
-    return candidate.bytes < best["bytes"]
+    return candidate.bytes < int(best["bytes"])
 
 
 def try_candidate(search: Search, candidate: Candidate) -> None:
@@ -113,7 +113,7 @@ def _hold(search: Search, trial: Trial, row: Row) -> None:
     folder = store.path / MODEL
     if search.best is not row or (folder.exists() and store.read_json(FOUND) == row["hash"]):
         return
-    model, _ = search.runner.model_after(trial, len(trial.steps))
+    model: Any = search.runner.model_after(trial, len(trial.steps))[0]
     assert isinstance(model, QuantizedModel)
     processor = bench.encoding(trial, len(trial.steps)).processor
     model.save(folder, processor, model_card(row, name=store.path.name))

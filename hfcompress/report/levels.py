@@ -109,4 +109,5 @@ def _edges(layer: Mapping[str, Any]) -> tuple[np.ndarray[Any, Any], float]:
 def _per_bin(edges: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """How many whole levels lie in each bin."""
     found: np.ndarray[Any, Any] = np.histogram(np.arange(-128, 128), edges)[0]
-    return np.maximum(found, 1)
+    least: np.ndarray[Any, Any] = np.maximum(found, 1)
+    return least

@@ -138,7 +138,8 @@ def test_inputs_are_what_a_model_takes() -> None:
     assert set(np.unique(made["input_ids"])) == {1, 2}
     assert made["attention_mask"].min() == 1
     pixels = make_inputs(InputSpec(("pixel_values",), pixels=(3, 4, 5)), 2, 7)["pixel_values"]
-    assert (pixels.shape, pixels.dtype) == ((2, 3, 4, 5), np.float32)
+    assert pixels.shape == (2, 3, 4, 5)
+    assert pixels.dtype == np.float32
 
 
 def test_names_of_engines() -> None:

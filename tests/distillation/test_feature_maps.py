@@ -73,7 +73,8 @@ def loss_of(student: Tensor, teacher: Tensor, distance: str = "mse") -> Tensor:
     states = [LayerStates(hidden_states={0: state}) for state in (student, teacher)]
     layers.add_projections(*states)
     layers.double()
-    return layers(*states, images=True)["hidden_loss"]
+    found: torch.Tensor = layers(*states, images=True)["hidden_loss"]
+    return found
 
 
 @pytest.mark.parametrize("distance", ["mse", "normalized_mse", "cosine", "attention_transfer"])
@@ -101,15 +102,16 @@ def test_students_learn_the_states_of_a_teacher_of_another_family(
     student: str, teacher: str, tmp_path: Path
 ) -> None:
     given: dict[str, Any] = {"hidden_weight": 1.0, "max_steps": 8, "learning_rate": 2e-2}
-    small = {"depth_multiplier": 0.1} if student == "mobilenet_v2" else {}
+    small: dict[str, Any] = {"depth_multiplier": 0.1} if student == "mobilenet_v2" else {}
     made = distill(
         tmp_path, image_model(student, **small), image_model(teacher, seed=1), image_rows(),
         remove_unused_columns=False, per_device_train_batch_size=12, **given,
     )  # fmt: skip
     losses = logged(made, "hidden_loss")
     assert losses[-1] < 0.95 * losses[0]
-    projections = made.teaching.layers[0].projections
-    assert len(projections) == len(blocks(made.model))
+    projections: Any = made.teaching.layers[0].projections
+    student_model: Any = made.model
+    assert len(projections) == len(blocks(student_model))
     assert all(p.grad is None or p.grad.isfinite().all() for p in projections.parameters())
 
 

@@ -127,14 +127,14 @@ PROCESSORS = {
 
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_the_settings_in_the_folder_do_what_the_processor_does(name: str) -> None:
-    theirs = PROCESSORS[name]()
+    theirs: Any = PROCESSORS[name]()  # type: ignore[no-untyped-call]
     settings = image_settings(theirs)
     assert settings is not None
     assert json.loads(json.dumps(settings)) == settings
     for size in ((500, 333), (224, 224), (240, 600)):
         image = picture(1, *size).convert("L" if name == "grey" else "RGB")
         expected = np.asarray(theirs([image], return_tensors="np")["pixel_values"])
-        np.testing.assert_allclose(make_pixels([image], settings), expected, atol=1e-3)
+        np.testing.assert_allclose(make_pixels([image], settings), expected, atol=1e-3)  # type: ignore[no-untyped-call]
 
 
 def test_a_processor_of_another_kind_is_kept_and_used(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ def test_what_was_just_trained_is_measured_as_what_was_kept(
     one: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     step = {"finetune": {"max_steps": 3, "batch_size": 8, "bf16": True}}
-    logits = []
+    logits: list[Any] = []
     for name in ("first", "second"):  # the second finds the trained model in the cache
         row = one(step, output=tmp_path / name, measure={"precision": "fp32"})
         logits.append(RunDirectory(tmp_path / name).load_predictions(row["hash"]))

@@ -81,7 +81,10 @@ def test_a_step_that_fails_says_why_and_keeps_the_rows_before(
     write_data: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torchao", None)
-    steps = [hfcompress.PruningConfig(sparsity=0.5), {"quantize": {"backend": "torchao"}}]
+    steps: list[Any] = [
+        hfcompress.PruningConfig(sparsity=0.5),
+        {"quantize": {"backend": "torchao"}},
+    ]
     pipeline = hfcompress.CompressionPipeline(steps)
     with pytest.raises(HfcompressError, match="pip install 'hfcompress\\[torchao\\]'"):
         pipeline.run(make_bert(), make_tokenizer(), write_data(rows=60), tmp_path / "run")

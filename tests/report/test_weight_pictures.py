@@ -26,8 +26,11 @@ PNG = b"\x89PNG"
 
 def test_a_piece_holds_the_weights_that_it_names() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 40, 5), nn.Conv2d(16, 16, 3, groups=16), nn.Linear(70, 60), Conv1D(9, 7)
+    model: Any = nn.Sequential(
+        nn.Conv2d(3, 40, 5),
+        nn.Conv2d(16, 16, 3, groups=16),
+        nn.Linear(70, 60),
+        Conv1D(9, 7),  # type: ignore[no-untyped-call]
     )
     wide, deep, matrix, turned = weight_grids(model, most=4)
     assert (wide["shape"], wide["tile"]) == ([40, 3, 5, 5], [5, 5])

@@ -225,7 +225,7 @@ def _units(model: nn.Module, places: Sequence[Place], roots: int) -> Tensor:
                 least.scatter_reduce_(0, within, unit[place.unit], "amin")
                 unit[place.unit] = torch.minimum(unit[place.unit], least[within])
         changed = not torch.equal(unit, before)
-    found: Tensor = unit.unique(return_inverse=True)[1]
+    found: Tensor = unit.unique(return_inverse=True)[1]  # type: ignore[no-untyped-call]
     return found
 
 

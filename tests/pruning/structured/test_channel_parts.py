@@ -28,7 +28,7 @@ def scores(network: str, score: Score) -> tuple[Any, Any, dict[str, torch.Tensor
 
 def test_scores_of_weights() -> None:
     """The inner channels of a ResNet block: made by one filter each, read by one convolution."""
-    model, graph, found = scores("resnet", "magnitude")
+    model, _, found = scores("resnet", "magnitude")
     layers = model.resnet.encoder.stages[1].layers[1].layer
     name = "resnet.encoder.stages.1.layers.1.layer.0.convolution"
     made, read = layers[0].convolution.weight.double(), layers[1].convolution.weight.double()

@@ -1,4 +1,4 @@
-"""Channels of convolutional networks by `shrink`: families, budgets, options, what must not change."""
+"""Channels of convolutional networks by `shrink`: families, budgets, what must not change."""
 
 from __future__ import annotations
 
@@ -190,13 +190,13 @@ def test_budgets(config: dict[str, Any]) -> None:
 
 
 def test_budgets_out_of_reach_say_the_least() -> None:
-    with pytest.raises(ConfigError, match="the least is [0-9,]+"):
+    with pytest.raises(ConfigError, match=r"the least is [0-9,]+"):
         shrunk(**{**PLAIN, "macs": 0.0001})
     with pytest.raises(ConfigError, match="above the dense model"):
         shrunk(score="magnitude", parameters=10**9)
     with pytest.raises(ConfigError, match="above the dense model, which takes"):
         shrunk(score="magnitude", latency=1e6)
-    with pytest.raises(ConfigError, match="the least is .* ms"):
+    with pytest.raises(ConfigError, match=r"the least is .* ms"):
         shrunk(score="magnitude", speedup=1e6)
     with pytest.raises(CalibrationError, match="measured on real rows"):
         shrink(convnet("resnet"), ShrinkConfig(speedup=2, score="magnitude"))
