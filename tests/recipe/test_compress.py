@@ -24,6 +24,7 @@ from hfcompress.recipe.progress import Progress
 from hfcompress.recipe.search import holds, miss
 from hfcompress.recipe.target import CompressTarget, parse_size, size_text
 from tests.conftest import make_bert, make_tokenizer
+from tests.families import tiny
 
 SHARED: dict[str, Any] = {"backend": "torch", "latency": {"length": 8}}
 
@@ -270,3 +271,14 @@ def test_candidates_come_in_order_of_expected_loss(
     assert [one.loss for one in found] == sorted(one.loss for one in found)
     assert "a CNN" in found[-1].name
     assert {one.share for one in found} == {1.0, 0.75, 0.5, 0.35, 0.25, 0.0}
+
+
+@pytest.mark.parametrize("family", ["vit", "deit"])
+def test_sizes_of_image_models_are_predicted_too(family: str) -> None:
+    from hfcompress.recipe.candidates import _predicted
+
+    model = tiny(family)
+    target = CompressTarget.parse({"max_size": "1MB", "backend": "torch"})
+    whole = _predicted(model, 0, 1.0, target)
+    assert 0 < whole < hfcompress.calculate_model_size(model) + 1_000_000
+    assert _predicted(model, 0, 0.5, target) <= whole
