@@ -115,7 +115,7 @@ def _validate(options: argparse.Namespace, console: Console) -> int:
 
 
 def _compress(options: argparse.Namespace, console: Console) -> int:
-    from hfcompress.recipe.compress import compress
+    from hfcompress.recipe.compress import compress, data_config
     from hfcompress.recipe.target import CompressTarget
     from hfcompress.report.pipeline import pipeline_rows
 
@@ -126,7 +126,7 @@ def _compress(options: argparse.Namespace, console: Console) -> int:
     output = Path(options.output or Path("runs") / f"compress-{Path(options.model).name}")
     with _Display(console) as display:
         result = compress(
-            options.model, options.data, target,
+            options.model, data_config(options.data, options.set), target,
             output=output, task=options.task, progress=display,
         )  # fmt: skip
     if result.rows:
@@ -326,6 +326,10 @@ def _command(
 def _compress_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="hub name, folder or pkg://PACKAGE/PATH")
     parser.add_argument("--data", metavar="DATA", help="what to learn from and to measure on")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[],
+        help="a field of the data: name=sst2, text=sentence, max_length=128, max_train=7000",
+    )  # fmt: skip
     parser.add_argument("--max-size", metavar="SIZE", help="of the model's files: 10MB, 500KB")
     parser.add_argument("--max-drop", type=float, metavar="POINTS", help="may be lost (default 1)")
     parser.add_argument("--speedup", type=float, metavar="X", help="times faster than torch fp32")

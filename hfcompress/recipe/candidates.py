@@ -113,9 +113,9 @@ def _vocabularies(bench: Workbench) -> dict[int | None, int]:
 def _shrinks(model: PreTrainedModel) -> bool:
     try:
         known_family(model)
+        return any(sublayer.removable for sublayer in sublayers(model))
     except TargetError:
         return False
-    return any(sublayer.removable for sublayer in sublayers(model))
 
 
 def _rows(bench: Workbench) -> int:
@@ -183,12 +183,12 @@ def _predicted(model: PreTrainedModel, tokens: int, share: float, target: Compre
     inner = {id(unit) for unit in _encoder_products(model)}
     product = 4 if target.mode == "none" else 1
     table = 4 if target.backend in _FLOAT_TABLES else product
-    total = 0.0
+    total, words = 0.0, getattr(model.config, "vocab_size", None)
     for module in model.modules():
         own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
         if isinstance(module, nn.Embedding):
             rows = module.num_embeddings
-            own = own * tokens // rows if rows == model.config.vocab_size and tokens else own
+            own = own * tokens // rows if rows == words and tokens else own
             total += own * table
         elif module in products:
             total += own * product * (share if id(module) in inner else 1.0)

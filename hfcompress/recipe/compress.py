@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from hfcompress.recipe.sweep import report
 from hfcompress.recipe.target import CompressTarget, size_text
 from hfcompress.recipe.trial import Runner
 from hfcompress.recipe.workbench import Workbench, prepare
+from hfcompress.recipe.yaml import parse_yaml
 
 SEARCH = "search.json"
 # Predictions of size are this exact; a candidate that is further away is not tried.
@@ -126,6 +127,25 @@ def compress(
             break
     progress.sweep(len(wanted), len(wanted))
     return _result(search)
+
+
+def data_config(path: str | None, settings: Sequence[str]) -> DataConfig | None:
+    """The data that a command line names.
+
+    Args:
+        path: a source; None where none is named.
+        settings: fields of `DataConfig`, ``name=sst2`` each; the value is YAML.
+
+    Raises:
+        ConfigError: a field that does not fit.
+    """
+    fields: dict[str, Any] = {"path": path}
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {setting!r}: write KEY=VALUE with a field of the data")
+        fields[key] = parse_yaml(text, f"--set {key}")
+    return None if path is None else DataConfig.parse(fields, "data")
 
 
 # --- preparing ---------------------------------------------------------------------------------

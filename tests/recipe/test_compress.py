@@ -24,6 +24,7 @@ from hfcompress.recipe.progress import Progress
 from hfcompress.recipe.search import holds, miss
 from hfcompress.recipe.target import CompressTarget, parse_size, size_text
 from tests.conftest import make_bert, make_tokenizer
+from tests.families import tiny
 
 SHARED: dict[str, Any] = {"backend": "torch", "latency": {"length": 8}}
 
@@ -218,15 +219,21 @@ def test_the_command_line(
 ) -> None:
     command = ["compress", str(model_folder), "--backend", "torch", "--length", "8"]
     more = ["--data", str(write_data(rows=60)), "--output", str(tmp_path / "out")]
-    assert main([*command, *more, "--max-size", "10MB", "--max-drop", "100"]) == 0
+    setting = ["--set", "max_eval=9"]
+    assert main([*command, *more, *setting, "--max-size", "10MB", "--max-drop", "100"]) == 0
     shown = capsys.readouterr().out
     assert "Found: int8" in shown
     assert "hfcompress predict" in shown
-    assert main([*command, *more, "--max-size", "10MB", "--speedup", "99", "--max-drop", "0"]) == 1
+    never = [*setting, "--max-size", "10MB", "--speedup", "99", "--max-drop", "0"]
+    assert main([*command, *more, *never]) == 1
     assert "the nearest is" in capsys.readouterr().out
     assert main([*command, *more, "--max-size", "huge"]) == 2
     assert main([*command, "--max-size", "10MB"]) == 2
+    assert main([*command, *more, "--max-size", "10MB", "--set", "max_train"]) == 2
+    assert main([*command, *more, "--max-size", "10MB", "--set", "nme=sst2"]) == 2
     errors = capsys.readouterr().err
+    assert "'max_train': write KEY=VALUE with a field of the data" in errors
+    assert "data has no field 'nme'; did you mean 'name'?" in errors
     assert "'huge' is no size" in errors
     assert "give data (--data FOLDER)" in errors
 
@@ -264,3 +271,14 @@ def test_candidates_come_in_order_of_expected_loss(
     assert [one.loss for one in found] == sorted(one.loss for one in found)
     assert "a CNN" in found[-1].name
     assert {one.share for one in found} == {1.0, 0.75, 0.5, 0.35, 0.25, 0.0}
+
+
+@pytest.mark.parametrize("family", ["vit", "deit"])
+def test_sizes_of_image_models_are_predicted_too(family: str) -> None:
+    from hfcompress.recipe.candidates import _predicted
+
+    model = tiny(family)
+    target = CompressTarget.parse({"max_size": "1MB", "backend": "torch"})
+    whole = _predicted(model, 0, 1.0, target)
+    assert 0 < whole < hfcompress.calculate_model_size(model) + 1_000_000
+    assert _predicted(model, 0, 0.5, target) <= whole
