@@ -137,7 +137,7 @@ def _torch_pruning(
         if graded:
             model.zero_grad()
             for batch in calibration.batches:
-                task_loss(model, batch).backward()
+                task_loss(model, batch).backward()  # type: ignore[no-untyped-call]
         pruner.step()
     model.zero_grad()
     estimate_batch_norms(model, calibration)
@@ -166,7 +166,8 @@ def _speedups(
     }
     times = {"torch": measure_latency(calls, warmup=3, repeats=50).times}
     with tempfile.TemporaryDirectory() as folder:
-        image = tuple(inputs["pixel_values"].shape[1:])
+        _, *size = inputs["pixel_values"].shape
+        image = (size[0], size[1], size[2])
         sessions = {
             name: _session(export_onnx(network, Path(folder) / f"{name}.onnx", image))
             for name, network in (("dense", dense), ("model", model))

@@ -93,8 +93,7 @@ def _eight_bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint
     if array.dtype == np.uint8:
         return array.astype(np.uint8, copy=False)
     if array.dtype == bool:
-        white: np.ndarray[Any, np.dtype[np.uint8]] = array.astype(np.uint8) * np.uint8(255)
-        return white
+        return np.where(array, np.uint8(255), np.uint8(0))
     if not np.isfinite(array).all():
         raise ValueError("it holds values that are not finite")
     lowest, highest = min(0.0, float(array.min())), float(array.max())

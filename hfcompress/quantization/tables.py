@@ -55,13 +55,12 @@ class QuantizedTable:
             shift: added to each before; 8 makes numbers of 4 bits unsigned.
         """
         numbers: Any = (self.values.astype(np.int16) + shift).astype(np.uint8).reshape(-1)
-        if self.bits == 8:
-            return numbers
-        numbers = numbers & 15
-        if len(numbers) % 2:
-            numbers = np.append(numbers, np.uint8(0))
-        halves: NDArray[np.uint8] = numbers[0::2] | (numbers[1::2] << 4)
-        return halves
+        if self.bits == 4:
+            numbers = numbers & 15
+            numbers = np.append(numbers, np.uint8(0)) if len(numbers) % 2 else numbers
+            numbers = numbers[0::2] | (numbers[1::2] << 4)
+        packed: NDArray[np.uint8] = numbers
+        return packed
 
     def dequantized(self) -> Floats:
         """What the numbers stand for, fp32 [rows, columns]."""

@@ -42,13 +42,13 @@ def test_patterns_hold_on_the_flattened_kernel(method: Any) -> None:
     for module in default_targets(model).values():
         kept = (weight_matrix(module) != 0).long()
         whole = kept.shape[1] // 4 * 4
-        assert int(kept[:, :whole].unflatten(1, (-1, 4)).sum(-1).max()) <= 2
+        assert int(kept[:, :whole].unflatten(1, (-1, 4)).sum(-1).max()) <= 2  # type: ignore[no-untyped-call]
     model = convnet("grouped")
     config = PruningConfig(method=method, pattern="2x1", sparsity=0.5, scope="layer")
     prune(model, config, Calibration(images("grouped")))
     for module in default_targets(model).values():
         kept = weight_matrix(module) != 0
-        pairs = kept[: len(kept) // 2 * 2].unflatten(0, (-1, 2))
+        pairs = kept[: len(kept) // 2 * 2].unflatten(0, (-1, 2))  # type: ignore[no-untyped-call]
         assert bool((pairs[:, 0] == pairs[:, 1]).all())
 
 
@@ -88,8 +88,10 @@ def test_a_grouped_convolution_is_solved_group_by_group() -> None:
     """sparsegpt of the whole is sparsegpt of each group as a convolution of its own."""
     generator = torch.Generator().manual_seed(0)
     images_in = torch.randn(6, 8, 7, 7, generator=generator)
-    whole = nn.Sequential(nn.Conv2d(8, 12, 3, groups=2, bias=False), nn.Flatten())
-    parts = [nn.Sequential(nn.Conv2d(4, 6, 3, bias=False), nn.Flatten()) for _ in range(2)]
+    whole: Any = nn.Sequential(nn.Conv2d(8, 12, 3, groups=2, bias=False), nn.Flatten())
+    parts: list[Any] = [
+        nn.Sequential(nn.Conv2d(4, 6, 3, bias=False), nn.Flatten()) for _ in range(2)
+    ]
     config = PruningConfig(method="sparsegpt", sparsity=0.5, scope="row", targets=("0",))
     for number, part in enumerate(parts):
         part[0].weight.data = whole[0].weight.data[number * 6 : number * 6 + 6].clone()
