@@ -93,7 +93,7 @@ def _eight_bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint
     if array.dtype == np.uint8:
         return array.astype(np.uint8, copy=False)
     if array.dtype == bool:
-        return np.where(array, np.uint8(255), np.uint8(0))
+        array = array * 255
     if not np.isfinite(array).all():
         raise ValueError("it holds values that are not finite")
     lowest, highest = min(0.0, float(array.min())), float(array.max())
