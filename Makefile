@@ -42,7 +42,7 @@ $(VENV)/.demo: $(VENV)/.core
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.demo
-	$(PIP) --constraint constraints.txt --editable '.[dev,onnx,openvino]'
+	$(PIP) --constraint constraints.txt --editable '.[dev,onnx,openvino,vision]'
 	@touch $@
 
 clean:

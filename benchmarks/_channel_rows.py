@@ -7,7 +7,6 @@ recover step; the compressed networks are timed beside the dense one in torch an
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from benchmarks._clock import CpuClock
 from benchmarks._rows import Surroundings
 from benchmarks._vision import Row, RowMaker, Setting
 from hfcompress.measure.latency import measure_latency
@@ -71,18 +71,16 @@ def _row(remove: Remove, share: float, trained: bool, setting: Setting) -> Row:
     around = Surroundings(setting.bench(RESNET))
     context, model, dense = around.context(0), around.model, around.model
     calibration = context.calibration(ROWS, 0)
-    started, computed = time.perf_counter(), time.process_time()
+    clock = CpuClock()
     remove(model, calibration, share)
     if trained:
         model = _recovered(model, context)
-    minutes = (time.perf_counter() - started) / 60
-    core_minutes = (time.process_time() - computed) / 60
+    minutes = clock.minutes
     inputs = _inputs(calibration)
     more = {
         "macs": count_macs(model, inputs).total / count_macs(dense, inputs).total,
         "bytes": _bytes(model) / _bytes(dense),
         "sparsity": 0.0,
-        "core_minutes": core_minutes,
         **_speedups(dense, model, inputs),
     }
     before, after = (_accuracy(network, context) for network in (dense, model))

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks._clock import CpuClock
 from hfcompress.errors import HfcompressError
 from hfcompress.recipe.cache import StepCache
 from hfcompress.recipe.progress import Progress
@@ -26,10 +27,10 @@ class Row:
     Attributes:
         accuracy: from 0 to 1.
         dense: of the model that it is compared with, likewise.
-        minutes: of all that was trained and measured for this row, the dense model aside.
+        minutes: of all that was trained and measured for this row, the dense model aside; CPU
+            minutes of each of torch's threads (`CpuClock`).
         parameters: of the compressed model, zeros included.
-        more: further figures by name, such as ``macs`` (share left) or ``bytes`` (share left),
-            and ``core_minutes`` of processor time.
+        more: further figures by name, such as ``macs`` (share left) or ``bytes`` (share left).
     """
 
     accuracy: float
@@ -86,26 +87,22 @@ class Setting:
     def compressed(self, name: str, row_name: str, steps: Sequence[dict[str, Any]] | None) -> Row:
         """The row of a recipe's dense model after further steps; None takes the recipe's own."""
         dense = self.dense(name)  # trained here where it is not kept yet
-        started, computed = time.perf_counter(), time.process_time()
+        clock = CpuClock()
         row = self.run(self.recipe(name, steps), row_name)
-        minutes = (time.perf_counter() - started) / 60
-        core_minutes = (time.process_time() - computed) / 60
-        return row_of(row, dense, minutes, core_minutes)
+        return row_of(row, dense, clock.minutes)
 
 
-def row_of(row: dict[str, Any], dense: dict[str, Any], minutes: float, core_minutes: float) -> Row:
+def row_of(row: dict[str, Any], dense: dict[str, Any], minutes: float) -> Row:
     """A run's row beside the dense one.
 
     Args:
         row, dense: as a run's folder keeps them.
-        minutes: by the clock.
-        core_minutes: of processor time, which others on the machine do not lengthen.
+        minutes: of making it.
     """
     more = {
         "macs": row["macs"] / dense["macs"],
         "bytes": row["bytes"] / dense["bytes"],
         "sparsity": row["actual_sparsity"],
-        "core_minutes": core_minutes,
     }
     return Row(row["value"], dense["value"], minutes, row["parameters"], more)
 

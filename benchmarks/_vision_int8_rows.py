@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 
+from benchmarks._clock import CpuClock
 from benchmarks._figures import Figure
 from benchmarks._vision import Row, RowMaker, Setting, Told, row_of
 from hfcompress.errors import HfcompressError
@@ -44,13 +44,12 @@ def pipeline(setting: Setting) -> Row:
     """
     recipe = setting.recipe(PIPELINE)
     setting.run(setting.recipe(PIPELINE, ()), f"{PIPELINE} dense")  # trained here where needed
-    started = time.perf_counter()
+    clock = CpuClock()
     result = run(recipe, setting.work / "runs" / PIPELINE, Told())
     if result.failures:
         raise HfcompressError(f"{PIPELINE}: {result.failures[0][1]}")
-    minutes = (time.perf_counter() - started) / 60
     first, *_, last = result.rows
-    return row_of(last, first, minutes)
+    return row_of(last, first, clock.minutes)
 
 
 def int8_figures(rows: dict[str, Row]) -> list[Figure]:

@@ -17,9 +17,12 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks._channel_rows import BATCH, SPEEDUP, channel_rows
+from benchmarks._channel_rows import POINTS as CHANNEL_POINTS
 from benchmarks._figures import Figure, parse_arguments, report
 from benchmarks._rows import kept_row
 from benchmarks._vision import Row, RowMaker, Setting, trained_minutes
+from benchmarks._vision_int8_rows import INT8_POINTS, int8_figures, int8_rows
 from hfcompress.quiet import quiet_libraries
 
 RESNET, VIT = "fashion-mnist-resnet", "fashion-mnist-vit"
@@ -29,7 +32,11 @@ POINTS = {
     "ResNet, 90 % zeros, recovered": 0.5,
     "ViT, heads and neurons at 50 % of MACs, recovered": 0.7,
     "student of the ResNet with 10 times fewer parameters": 1.5,
+    **CHANNEL_POINTS,
+    **INT8_POINTS,
 }
+# Rows that must be as many times faster as `SPEEDUP` says.
+FASTER = ("ResNet, channels at 33 % of MACs, recovered",)
 DENSE_ACCURACY = 92.5
 # A ResNet with a tenth of the parameters of recipes/fashion-mnist-resnet.yaml.
 STUDENT: dict[str, Any] = {
@@ -77,6 +84,8 @@ def all_rows() -> dict[str, RowMaker]:
         "the same student without a teacher": partial(student, False),
         "dense ViT": partial(dense, VIT),
         "ViT, heads and neurons at 50 % of MACs, recovered": partial(own_steps, VIT, "vit half"),
+        **channel_rows(),
+        **int8_rows(RESNET),
     }
 
 
@@ -117,7 +126,22 @@ def figures(rows: dict[str, Row]) -> list[Figure]:
         shares = {what: row.more[what] for what in ("macs", "bytes", "sparsity")}
         note += "".join(f", {share:.1%} {what}" for what, share in shares.items())
         found.append(Figure(f"{name}, points", row.points, "points", target=target, note=note))
-    return [*found, *_students(rows), _slowest(rows)]
+    return [*found, *_students(rows), *_faster(rows), *int8_figures(rows), _slowest(rows)]
+
+
+def _faster(rows: dict[str, Row]) -> list[Figure]:
+    """Smaller networks beside the dense one in the same engine, `BATCH` images at a time."""
+    return [
+        Figure(
+            f"{name}, times faster, {engine}, {BATCH} images",
+            round(row.more[f"speedup_{engine}"], 2),
+            "x",
+            target=f">= {SPEEDUP:g}" if name in FASTER else None,
+        )
+        for name, row in rows.items()
+        for engine in ("torch", "onnxruntime")
+        if f"speedup_{engine}" in row.more
+    ]
 
 
 def _students(rows: dict[str, Row]) -> list[Figure]:
