@@ -28,6 +28,8 @@ from hfcompress.pruning.structured.widths import Widths, allowed_widths
 Choose = Callable[[ChannelCosts, float], Widths]
 _CLOSE = 0.03
 _TRIES = 6
+_SECONDS = 2.0
+"""How long two models are timed, about."""
 
 
 class ChannelBudget:
@@ -164,7 +166,7 @@ class ChannelBudget:
     def measure(self, model: nn.Module) -> tuple[float, float]:
         """Milliseconds of the dense and of another model, interleaved."""
         models = {"dense": self._dense, "other": model}
-        times = timed(models, self._inputs, self.config.precision).times
+        times = timed(models, self._inputs, self.config.precision, _SECONDS).times
         return times["dense"].median, times["other"].median
 
 

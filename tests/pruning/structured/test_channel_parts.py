@@ -33,9 +33,9 @@ def test_scores_of_weights() -> None:
     name = "resnet.encoder.stages.1.layers.1.layer.0.convolution"
     made, read = layers[0].convolution.weight.double(), layers[1].convolution.weight.double()
     expected = (made.square().sum((1, 2, 3)) + read.square().sum((0, 2, 3))).sqrt()
-    torch.testing.assert_close(found[name].double(), expected)
+    torch.testing.assert_close(found[name].double(), expected, rtol=1e-5, atol=1e-5)
     sums = scores("resnet", "l1")[2]
-    torch.testing.assert_close(sums[name].double(), made.abs().sum((1, 2, 3)))
+    torch.testing.assert_close(sums[name].double(), made.abs().sum((1, 2, 3)), rtol=1e-5, atol=1e-5)
     scales = scores("resnet", "batch_norm")[2]
     torch.testing.assert_close(scales[name], layers[0].normalization.weight.abs())
     stream = scores("resnet", "batch_norm")[2]["resnet.embedder.embedder.convolution"]
@@ -52,7 +52,8 @@ def test_grouped_convolutions_count_one_channel_of_each_group() -> None:
     assert {g.name: g.units for g in graph.groups}["stem"] == 4
     made = model.stem.weight.double().square().sum((1, 2, 3)).view(4, 4).sum(0)
     read = model.grouped.weight.double().square().sum((0, 2, 3))
-    torch.testing.assert_close(found["stem"].double(), (made + read).sqrt())
+    expected = (made + read).sqrt()
+    torch.testing.assert_close(found["stem"].double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("score", ["taylor", "fisher"])
