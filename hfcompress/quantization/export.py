@@ -28,7 +28,12 @@ from hfcompress.files import unwritable
 from hfcompress.measure.layers import evaluation_mode
 from hfcompress.quantization.graph import tidy
 from hfcompress.quantization.images import IMAGE_INPUT as IMAGE_INPUT
-from hfcompress.quantization.images import ImageShape, checked_shape, example_images
+from hfcompress.quantization.images import (
+    ImageShape,
+    checked_shape,
+    example_images,
+    image_shape,
+)
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUT = "logits"
@@ -62,13 +67,13 @@ def example_inputs(
         model: its config says sizes.
         batch: rows.
         length: tokens.
-        image: shape of the images; None takes the usual one.
+        image: shape of the images; None takes the config's, or the usual one.
     """
     generator = torch.Generator().manual_seed(0)
     config: Any = model.config
     names = input_names(model)
     if names == (IMAGE_INPUT,):
-        return {IMAGE_INPUT: example_images(model, batch, image, generator)}
+        return {IMAGE_INPUT: example_images(model, batch, image or image_shape(model), generator)}
     padding = getattr(config, "pad_token_id", None) or 0
     ids = torch.randint(0, config.vocab_size, (batch, length), generator=generator)
     ids[ids == padding] = padding + 1
@@ -91,7 +96,8 @@ def export_onnx(model: PreTrainedModel, path: str | Path, image: ImageShape | No
     Args:
         model: any state; it is left as it was.
         path: ``model.onnx``; its folder is made.
-        image: shape of the images that the graph reads; None for any height and width.
+        image: shape of the images that the graph reads; None takes the config's, or any height and
+            width where it says none.
 
     Returns:
         The path.
@@ -105,7 +111,7 @@ def export_onnx(model: PreTrainedModel, path: str | Path, image: ImageShape | No
         require(name, "onnx")
     path = Path(path)
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
-    program = _capture(model, image)
+    program = _capture(model, image or image_shape(model))
     tidy(program.model, model)
     # Not .tmp at the end: the exporter names the file of a large model's weights after this one.
     temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
@@ -144,7 +150,7 @@ def check_against_torch(
     Raises:
         ModelError: more than `TOLERANCE`, or NaN.
     """
-    largest = 0.0
+    largest, image = 0.0, image or image_shape(model)
     for turn, (batch, length) in enumerate(_CHECKED):
         inputs = example_inputs(model, batch, length, checked_shape(model, image, turn))
         with evaluation_mode(model), torch.inference_mode():

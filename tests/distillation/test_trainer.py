@@ -116,7 +116,7 @@ def test_a_last_update_of_fewer_batches_counts_what_it_has(tmp_path: Path) -> No
         )  # fmt: skip
         return logged(trainer)
 
-    assert first_two(2) == pytest.approx(first_two(1), rel=1e-5)
+    assert first_two(2) == pytest.approx(first_two(1), rel=1e-4)
 
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from hfcompress.architectures import FAMILIES
 
-IMAGES = {"vit", "deit", "beit"}
+IMAGES = {"vit", "deit", "beit", "swin"}
 TEXTS = sorted(set(FAMILIES) - IMAGES)
 _SIZES: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64,

@@ -1,4 +1,4 @@
-"""ONNX files against torch, for every family of texts, and what an interruption leaves."""
+"""ONNX files against torch, and what an interruption leaves."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from hfcompress.quantization import export
 from hfcompress.quantization.export import (
     TOLERANCE,
     check_against_torch,
-    example_inputs,
     export_onnx,
     input_names,
 )
 from hfcompress.sublayers import sublayers
 from hfcompress.surgery import keep_units
-from tests.quantization.models import TEXTS, logits, small
+from tests.quantization.models import small
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -32,22 +31,6 @@ pytest.importorskip("onnxscript")
 def session(path: Path) -> Callable[[Any], Any]:
     opened = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda arrays: opened.run(None, dict(arrays))[0]
-
-
-# The other two are RoBERTa under other names.
-@pytest.mark.parametrize("model_type", sorted(set(TEXTS) - {"camembert", "xlm-roberta"}))
-def test_every_family_computes_what_torch_does_at_any_size(
-    model_type: str, exported: Callable[[Any], Path]
-) -> None:
-    model = small(model_type)
-    run = session(exported(model))
-    for batch, length in ((1, 3), (2, 12), (5, 23)):
-        inputs = example_inputs(model, batch, length)
-        found = run({name: tensor.numpy() for name, tensor in inputs.items()})
-        expected = logits(model, inputs).numpy()
-        assert np.abs(found - expected).max() <= 1e-4
-        assert np.abs(expected).max() > 0.01
-    assert check_against_torch(model, run, "ONNX Runtime") <= TOLERANCE
 
 
 def test_uneven_widths_export_too(exported: Callable[[Any], Path]) -> None:
@@ -115,7 +98,7 @@ def test_an_interrupted_export_leaves_the_old_file(
             Path(target).write_bytes(b"half of")
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(export, "_capture", lambda model: Interrupted())
+    monkeypatch.setattr(export, "_capture", lambda *given: Interrupted())
     monkeypatch.setattr(export, "tidy", lambda graph, model: None)
     with pytest.raises(KeyboardInterrupt):
         export_onnx(small("bert"), path)
@@ -142,7 +125,7 @@ def test_a_model_that_torch_cannot_capture(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr(export, "_capture", lambda model: type("Program", (), {"model": None})())
+    monkeypatch.setattr(export, "_capture", lambda *given: type("Program", (), {"model": None})())
     monkeypatch.setattr(export, "tidy", lambda graph, model: None)
     with pytest.raises(OutputError, match="cannot be written"):
         export_onnx(small("bert"), tmp_path / "file" / "model.onnx")
