@@ -33,6 +33,7 @@ from hfcompress.quantization.export import export_onnx
 from hfcompress.recipe.context import Context
 from hfcompress.recipe.training import recover
 from hfcompress.recipe.training_config import RecoverConfig
+from hfcompress.recipe.trial import Runner
 
 RESNET = "fashion-mnist-resnet"
 HALF, THIRD = 0.5, 0.33
@@ -66,14 +67,17 @@ def channel_rows() -> dict[str, RowMaker]:
     }
 
 
-def _row(remove: Remove, share: float, trained: bool, setting: Setting) -> Row:
+def _row(remove: Remove, share: float, recovers: bool, setting: Setting) -> Row:
     """Remove channels, recover where wanted, and measure."""
-    around = Surroundings(setting.bench(RESNET))
-    context, model, dense = around.context(0), around.model, around.model
+    bench = setting.bench(RESNET)
+    runner, (trial,) = Runner(bench, bench.trials), bench.trials
+    trained = partial(runner.dense_model, trial)  # the training is kept by content hash
+    context = replace(Surroundings(bench).context(0), dense_model=trained)
+    model, dense = trained(), trained()
     calibration = context.calibration(ROWS, 0)
     clock = CpuClock()
     remove(model, calibration, share)
-    if trained:
+    if recovers:
         model = _recovered(model, context)
     minutes = clock.minutes
     inputs = _inputs(calibration)

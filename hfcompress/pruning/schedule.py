@@ -96,5 +96,6 @@ class SparsitySchedule:
         if step < self.start:
             return 0.0
         progress = self.progress(step)
-        # The weighted mean, not initial + progress * difference, so that the end is exact.
-        return self.final * progress + self.initial * (1 - progress)
+        # Rounding must make it neither fall on the way nor miss the end.
+        reached = self.initial + progress * (self.final - self.initial)
+        return self.final if progress == 1 else min(reached, self.final)

@@ -52,6 +52,8 @@ def solve_layer(
 ) -> None:
     """Prune one layer in place by a method that works on moments, group by group.
 
+    Blocks of several outputs stay within a convolution's group.
+
     Args:
         module: the dense layer.
         moments: of its inputs.

@@ -48,6 +48,8 @@ def test_patterns_hold_on_the_flattened_kernel(method: Any) -> None:
     prune(model, config, Calibration(images("grouped")))
     for module in default_targets(model).values():
         kept = weight_matrix(module) != 0
+        if len(kept) // getattr(module, "groups", 1) % 2:
+            continue  # blocks stay within a group, and a depthwise one has a single output
         pairs = kept[: len(kept) // 2 * 2].unflatten(0, (-1, 2))  # type: ignore[no-untyped-call]
         assert bool((pairs[:, 0] == pairs[:, 1]).all())
 
