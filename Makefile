@@ -19,7 +19,7 @@ demo: $(VENV)/.demo
 	$(BIN)/hfcompress run recipes/quickstart.yaml --output runs/quickstart
 
 test: $(VENV)/.demo
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.core
 	$(BIN)/ruff check .
