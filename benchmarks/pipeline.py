@@ -4,11 +4,12 @@
 
 The model is MiniLM-L6 fine-tuned on SST-2 (recipes/minilm-sst2-teacher.yaml); accuracy is that of
 the 872 dev sentences, where one standard error is 1.1 points; latency is taken in turns with torch
-fp32 eager, round by round. Under 10 MB is recipes/compress-10mb.yaml, under 5 MB the same with
-fewer tokens, tables of 4 bits and a smaller encoder, under 1 MB recipes/compress-1mb.yaml; int8 alone is the best
-backend of benchmarks/quantize_quality.py. The DistilBERT-shaped model has random weights, which
-latency does not see. Trained models are kept by content hash and each part's figures in --work, so
-that a run that was cut goes on; --only NAME makes one part and no table (--only list names them).
+fp32 eager, round by round. Under 10 MB is recipes/compress-10mb.yaml; under 5 MB the same with
+fewer tokens, tables of 4 bits and a smaller encoder; under 1 MB recipes/compress-1mb.yaml; int8
+alone is the best backend of benchmarks/quantize_quality.py. The DistilBERT-shaped model has random
+weights, which latency does not see. Trained models are kept by content hash and each part's
+figures in --work, so that a run that was cut goes on; --only NAME makes one part and no table
+(--only list names them).
 --teacher takes a folder in the fine-tuned model's place.
 """
 

@@ -75,11 +75,23 @@ def test_the_split_that_idx_folders_have_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("train-images-idx3-ubyte.gz", gzip.compress(idx(IMAGES))[:60], "cut short or damaged"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(idx(IMAGES)[:-9]), "says 12x5x4 and holds"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(b"text"), "is no IDX file"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(b"\0\0\x0d\3"), "values of type 13"),
-        ("train-labels-idx1-ubyte.gz", gzip.compress(idx(LABELS[:9])), "9 labels; the files do"),
+        (
+            "train-images-idx3-ubyte.gz",
+            gzip.compress(idx(IMAGES), mtime=0)[:60],
+            "cut short or damaged",
+        ),
+        (
+            "train-images-idx3-ubyte.gz",
+            gzip.compress(idx(IMAGES)[:-9], mtime=0),
+            "says 12x5x4 and holds",
+        ),
+        ("train-images-idx3-ubyte.gz", gzip.compress(b"text", mtime=0), "is no IDX file"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(b"\0\0\x0d\3", mtime=0), "values of type 13"),
+        (
+            "train-labels-idx1-ubyte.gz",
+            gzip.compress(idx(LABELS[:9]), mtime=0),
+            "9 labels; the files do",
+        ),
         ("train-labels-idx1-ubyte.gz", None, "and not its labels"),
     ],
 )
