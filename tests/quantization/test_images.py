@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from hfcompress import PruningConfig, prune
+from hfcompress import Calibration, PruningConfig, ShrinkConfig, prune, shrink
 from hfcompress.architectures import compressible_modules
 from hfcompress.errors import CalibrationError, TargetError
 from hfcompress.quantization.backends.onnxruntime import OnnxEngine
@@ -60,6 +60,17 @@ def test_exports_equal_torch_with_norms_folded_and_every_weight_named(
     nodes = {node.name: node.op_type for node in onnx.load(str(path)).graph.node}
     assert "BatchNormalization" not in nodes.values()
     assert set(compressible_modules(model)) <= set(nodes)
+
+
+@pytest.mark.parametrize("family", ["resnet", "convnext"])
+def test_networks_that_lost_channels_export(family: str, exported: Callable[..., Path]) -> None:
+    pytest.importorskip("torch_pruning")
+    model = image_model(family)
+    before = sum(parameter.numel() for parameter in model.parameters())
+    shrink(model, ShrinkConfig(macs=0.5, score="magnitude"), Calibration(image_batches()))
+    assert sum(parameter.numel() for parameter in model.parameters()) < 0.8 * before
+    path = exported(model, SHAPE)
+    assert check_against_torch(model, OnnxEngine(path).logits, "ONNX Runtime", SHAPE) <= 1e-4
 
 
 def test_a_network_without_a_size_of_its_own_reads_any(exported: Callable[..., Path]) -> None:
