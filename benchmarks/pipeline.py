@@ -9,7 +9,7 @@ fewer tokens and tables of 4 bits; under 1 MB recipes/compress-1mb.yaml; int8
 alone is the best backend of benchmarks/quantize_quality.py. The DistilBERT-shaped model has random
 weights, which latency does not see. Trained models are kept by content hash and each part's
 figures in --work, so that a run that was cut goes on; --only NAME makes one part and no table
-(--only list names them).
+(--only list names them); --only kept tables the parts that are there and makes none.
 --teacher takes a folder in the fine-tuned model's place.
 """
 
@@ -73,7 +73,7 @@ def main() -> None:
         data="folder with train.tsv and dev.tsv",
         work="folder of the runs and the rows",
         teacher="folder of the fine-tuned model; trained where it is not given",
-        only="make one part only; list names them",
+        only="make one part only; list names them; kept: table what is there",
     )
     if arguments.only == "list":
         Console().print("\n".join(PARTS))
@@ -82,10 +82,13 @@ def main() -> None:
     overrides = [f"data.path={arguments.data}"] if arguments.data else []
     setting = Setting(arguments.teacher or teacher_folder(work, overrides), overrides, work)
     figures: list[Figure] = []
-    for name in [arguments.only] if arguments.only else PARTS:
+    wanted = [arguments.only] if arguments.only and arguments.only != "kept" else list(PARTS)
+    if arguments.only == "kept":
+        wanted = [name for name in PARTS if (work / "rows" / f"{name}.json").is_file()]
+    for name in wanted:
         part = kept_row(work / "rows" / f"{name}.json", Part, partial(_made, name, setting))
         figures += [Figure(**figure) for figure in part.figures]
-    if arguments.only:
+    if arguments.only and arguments.only != "kept":
         for figure in figures:
             Console().print(f"{figure.name}: {figure.value:.4g} {figure.unit} {figure.note}")
         return
