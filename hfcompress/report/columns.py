@@ -10,6 +10,8 @@ from hfcompress.report.classes import worst_class
 from hfcompress.report.rows import (
     Z95,
     Row,
+    drop_text,
+    interval_text,
     is_dense,
     metric_of,
     metric_text,
@@ -63,8 +65,8 @@ def all_columns(rows: Sequence[Row]) -> list[Column]:
         column("bytes in int8", lambda row: _share(quantize_step(row), "share_of_bytes"), spare=14),
         column("MACs in int8", lambda row: _share(quantize_step(row), "share_of_macs"), spare=13),
         column(metric, lambda row: metric_text(metric, number(row, "value")), always=True),
-        column("95 % interval", lambda row: _interval(metric, row), always=True, spare=1),
-        column("drop", lambda row: _drop(metric, row)),
+        column("95 % interval", lambda row: interval_text(metric, row), always=True, spare=1),
+        column("drop", lambda row: drop_text(metric, row)),
         column("worst class", worst_class, text=True, spare=6),
         column("agreement", lambda row: _share(row, "agreement"), spare=2),
         column("McNemar p", _p_value, spare=3),
@@ -140,18 +142,6 @@ def _giga(row: Row) -> str:
     if value is None:
         return ""
     return f"{value / 1e9:,.2f} G" if value >= 1e9 else f"{value / 1e6:,.2f} M"
-
-
-def _interval(metric: str, row: Row) -> str:
-    low, high = number(row, "low"), number(row, "high")
-    if low is None or high is None:
-        return ""
-    return f"{metric_text(metric, low).removesuffix(' %')}–{metric_text(metric, high)}"
-
-
-def _drop(metric: str, row: Row) -> str:
-    drop = number(row, "drop")
-    return "" if drop is None or is_dense(row) else points_text(metric, drop).lstrip("+")
 
 
 def _p_value(row: Row) -> str:

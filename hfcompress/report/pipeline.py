@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from hfcompress.report.columns import Column
-from hfcompress.report.rows import Row, is_dense, metric_of, metric_text, number, points_text
+from hfcompress.report.rows import (
+    Row,
+    drop_text,
+    interval_text,
+    is_dense,
+    metric_of,
+    metric_text,
+    number,
+    points_text,
+)
 from hfcompress.report.table import ResultTable, TerminalTable
 
 
@@ -37,8 +46,8 @@ def pipeline_table(rows: Sequence[Row]) -> ResultTable:
         column("candidate" if any(map(_candidate, rows)) else "step", _step, text=True),
         column("engine", _engine, text=True, spare=2),
         column(metric, lambda row: metric_text(metric, number(row, "value"))),
-        column("95 % interval", lambda row: _interval(metric, row), spare=4),
-        column("drop", lambda row: _drop(metric, row)),
+        column("95 % interval", lambda row: interval_text(metric, row), spare=4),
+        column("drop", lambda row: drop_text(metric, row)),
         column("agreement", lambda row: _share(row), spare=3),
         column("parameters", lambda row: _count(row, "parameters")),
         column("not zero", lambda row: _count(row, "nonzero_parameters"), spare=1),
@@ -96,18 +105,6 @@ def _candidate(row: Row) -> str:
 
 def _engine(row: Row) -> str:
     return next((str(timing.get("engine") or "") for timing in _timings(row)), "")
-
-
-def _interval(metric: str, row: Row) -> str:
-    low, high = number(row, "low"), number(row, "high")
-    if low is None or high is None:
-        return ""
-    return f"{metric_text(metric, low).removesuffix(' %')}–{metric_text(metric, high)}"
-
-
-def _drop(metric: str, row: Row) -> str:
-    drop = number(row, "drop")
-    return "" if drop is None or is_dense(row) else points_text(metric, drop).lstrip("+")
 
 
 def _share(row: Row) -> str:

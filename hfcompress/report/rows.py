@@ -145,3 +145,17 @@ def _known(values: Iterable[float | None]) -> list[float]:
 def _mean(values: Iterable[float | None]) -> float | None:
     known = _known(values)
     return fmean(known) if known else None
+
+
+def interval_text(metric: str, row: Row) -> str:
+    """The 95 % interval of a row's metric; empty where there is none."""
+    low, high = number(row, "low"), number(row, "high")
+    if low is None or high is None:
+        return ""
+    return f"{metric_text(metric, low).removesuffix(' %')}–{metric_text(metric, high)}"
+
+
+def drop_text(metric: str, row: Row) -> str:
+    """What a row lost against the dense model; empty for the dense model itself."""
+    drop = number(row, "drop")
+    return "" if drop is None or is_dense(row) else points_text(metric, drop).lstrip("+")
