@@ -93,6 +93,7 @@ class _ModelTeacher:
         # A transformers model takes anything and hands it down; it reads what it names.
         takes_all = open_ended and not isinstance(model, PreTrainedModel)
         self._reads = None if takes_all else set(parameters)
+        self._home: torch.device | None = None
 
     def ask(self, inputs: Inputs) -> TeacherOutputs:
         shown = {
@@ -117,11 +118,16 @@ class _ModelTeacher:
 
     def close(self) -> None:
         self.watch.close()
+        if self._home is not None:
+            self.model.to(self._home)
+            self._home = None
 
     def _place(self, device: torch.device) -> None:
+        """Bring the model to the batches, until `close`."""
         spread_out = getattr(self.model, "hf_device_map", None)
         parameter = next(self.model.parameters(), None)
         if parameter is not None and parameter.device != device and not spread_out:
+            self._home = self._home or parameter.device
             self.model.to(device)
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:

@@ -106,6 +106,7 @@ def train_with(
     Returns:
         What was done (updates, mean loss, seconds), and the Trainer.
     """
+    home = model.device
     set_seed(context.seed)
     trainer = build(
         model=model,
@@ -121,6 +122,9 @@ def train_with(
         result = trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
     finally:
         _plain_forward(model)
+        # The Trainer leaves it on the GPU that it found; the steps after this one, measuring and
+        # exports are where the model was, so that each step may follow any other.
+        model.to(home)
         if context.workdir is None:
             shutil.rmtree(folder, ignore_errors=True)
     model.eval()  # type: ignore[no-untyped-call]  # transformers leaves it untyped

@@ -125,7 +125,7 @@ def finish(
             failures.append((outcome.settings, outcome.reason))
         progress.sweep(len(rows), len(hashes))
     ordered = _ordered(rows.values(), recipe)
-    if store is not None and draw:
+    if store is not None and draw and ordered:  # without a row the failures are all there is
         report(store.path)
     return SweepResult(ordered, failures, None if store is None else store.path)
 
