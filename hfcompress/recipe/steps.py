@@ -57,6 +57,7 @@ class StepKind:
         compresses: the model before the first such step is the dense one that others are
             compared with.
         trains: it runs long; its result is kept by content hash.
+        calibrates: it may take minutes; its result is kept where it did and a later step trains.
         needs_rows: it reads training rows.
         check: refuses a config that does not fit the model, before anything runs.
     """
@@ -64,6 +65,7 @@ class StepKind:
     function: StepFunction
     compresses: bool = False
     trains: bool = False
+    calibrates: bool = False
     needs_rows: Callable[[Any], bool] = lambda config: False
     check: Callable[[PreTrainedModel, Any], None] = lambda model, config: None
 
@@ -123,12 +125,14 @@ STEPS: dict[type[Config], StepKind] = {
     PruningConfig: StepKind(
         prune_step,
         compresses=True,
+        calibrates=True,
         needs_rows=lambda config: config.needs_calibration,
         check=_check_targets,
     ),
     ShrinkStepConfig: StepKind(
         shrink_step,
         compresses=True,
+        calibrates=True,
         needs_rows=lambda config: config.needs_calibration or config.recover is not None,
         check=check_shrink,
     ),

@@ -35,6 +35,9 @@ from hfcompress.recipe.workbench import Workbench
 
 Logits = NDArray[np.float32]
 Model = PreTrainedModel | QuantizedModel
+# Seconds after which a calibrated step is worth the disk that its model takes: training after it
+# may be cut, or already be kept, and the step need not be done again.
+KEEP_AFTER = 20.0
 
 
 @dataclass
@@ -107,7 +110,7 @@ class Runner:
         step = trial.steps[place - 1]
         kind, cache = kind_of(step.config), self.bench.cache
         before, done = self.model_after(trial, place - 1)
-        kept = cache.get(prefix, before) if kind.trains else None
+        kept = cache.get(prefix, before) if kind.trains or kind.calibrates else None
         if kept is not None:
             self.bench.progress.note(f"{step.name}: kept from an earlier run")
             return kept, [*done, cache.done(prefix)]
@@ -116,8 +119,10 @@ class Runner:
             trial, prefix, lambda: self._teacher(trial, place), tuple(layers) or None
         )
         context = replace(context, shrunk=any("parts" in did for did in done))
+        started = time.perf_counter()
         model, did = kind.function(before, step.config, context)
-        if kind.trains:
+        long = kind.calibrates and time.perf_counter() - started >= KEEP_AFTER
+        if kind.trains or (long and _trains_later(trial, place)):
             cache.put(prefix, model, did)
         return model, [*done, did]
 
@@ -245,6 +250,11 @@ class Runner:
         ((_, batch),) = rows.batches(1, np.array([middle]))
         batch.pop("labels", None)
         return count_macs(model, batch).total
+
+
+def _trains_later(trial: Trial, place: int) -> bool:
+    """Whether a step after the first ``place`` trains."""
+    return any(kind_of(step.config).trains for step in trial.steps[place:])
 
 
 def model_bytes(model: Model) -> int:

@@ -11,6 +11,8 @@ from transformers import AutoModelForSequenceClassification
 
 from hfcompress.errors import ConfigError
 from hfcompress.measure.summary import count_parameters
+from hfcompress.pruning.structured.shrink import shrink
+from hfcompress.recipe import shrinking, trial
 
 HALF = {"macs": 0.5, "calibration_rows": 24}
 FAST = {"max_steps": 8, "batch_size": 8, "learning_rate": 5e-3}
@@ -34,6 +36,30 @@ def test_distillation_follows_shrinking(one: Callable[..., Any]) -> None:
     row = one({"shrink": HALF}, {"distill": {**FAST, "distillation": {"alpha": 1}}})
     assert row["parameters"] == shrunk["parameters"]
     assert row["weights_hash"] != shrunk["weights_hash"]
+
+
+def test_what_took_long_before_a_training_is_kept(
+    one: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+
+    def spied(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return shrink(*args, **kwargs)
+
+    monkeypatch.setattr(shrinking, "shrink", spied)
+    first = one({"shrink": HALF}, {"recover": FAST})
+    one({"shrink": HALF}, {"recover": {**FAST, "max_steps": 9}})
+    assert len(calls) == 2  # quick as it is, it is done again
+    monkeypatch.setattr(trial, "KEEP_AFTER", 0.0)
+    for steps in (10, 11, 12):
+        again = one({"shrink": HALF}, {"recover": {**FAST, "max_steps": steps}})
+    assert len(calls) == 3
+    assert again["steps"][0] == first["steps"][0]
+    assert again["parameters"] == first["parameters"]
+    for _ in range(2):
+        one({"shrink": {**HALF, "seed": 1}})
+    assert len(calls) == 5  # its row is kept, and nothing follows
 
 
 def test_recovery_between_rounds_changes_the_result(one: Callable[..., Any]) -> None:
