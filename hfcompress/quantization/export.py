@@ -87,7 +87,12 @@ def example_inputs(
     return {name: inputs[name] for name in names}
 
 
-def export_onnx(model: PreTrainedModel, path: str | Path, image: ImageShape | None = None) -> Path:
+def export_onnx(
+    model: PreTrainedModel,
+    path: str | Path,
+    image: ImageShape | None = None,
+    one_file: bool = True,
+) -> Path:
     """Write a model as ONNX, fp32, batch and length dynamic.
 
     The file appears whole or not at all. A model above 2 GB has its weights in ``NAME.data``
@@ -98,6 +103,8 @@ def export_onnx(model: PreTrainedModel, path: str | Path, image: ImageShape | No
         path: ``model.onnx``; its folder is made.
         image: shape of the images that the graph reads; None takes the config's, or any height and
             width where it says none.
+        one_file: False puts the weights into ``NAME.data`` whatever their size, one after the
+            other; for one file they are in memory three times while it is written.
 
     Returns:
         The path.
@@ -117,8 +124,8 @@ def export_onnx(model: PreTrainedModel, path: str | Path, image: ImageShape | No
     temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if size > ONE_FILE:  # its name is written into the file, so it must be the final one
-            _save_large(program, path, temporary)
+        if size > ONE_FILE or not one_file:  # its name is written into the file, so it must be the final one
+            _save_apart(program, path, temporary)
         else:
             program.save(str(temporary), external_data=False)
         os.replace(temporary, path)
@@ -243,7 +250,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _save_large(program: Any, path: Path, temporary: Path) -> None:
+def _save_apart(program: Any, path: Path, temporary: Path) -> None:
     folder = path.parent / temporary.stem
     try:
         folder.mkdir()

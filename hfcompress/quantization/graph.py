@@ -35,9 +35,14 @@ def tidy(graph_model: Any, model: nn.Module) -> None:
         if node.op_type == "Gemm":
             _split(graph, node)
     _name(graph, model)
+    kept = set(graph.outputs)
     for node in graph:
         node.metadata_props.clear()
         node.doc_string = None
+        for value in node.outputs:
+            if value not in kept:
+                # The exporter's shapes make ONNX Runtime's own inference fail.
+                value.shape = value.type = None
     for value in (*graph.initializers.values(), *graph.inputs, *graph.outputs):
         value.metadata_props.clear()
     graph.metadata_props.clear()

@@ -31,7 +31,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def shared_exports(exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """The backends take the shared files instead of exporting anew."""
 
-    def copied(model: Any, path: Path, image: ImageShape | None = None) -> Path:
+    def copied(
+        model: Any, path: Path, image: ImageShape | None = None, one_file: bool = True
+    ) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         return Path(shutil.copyfile(exported(model, image), path))
 

@@ -114,7 +114,8 @@ def quantize_model(
     folder = Path(tempfile.mkdtemp(prefix="hfcompress-"))
     image = image_shape(model, batches)
     try:
-        dense = export_onnx(model, folder / "fp32" / FILE, image)
+        one_file = config.resolved_mode == "none"  # else it is read again, and goes
+        dense = export_onnx(model, folder / "fp32" / FILE, image, one_file)
         check_against_torch(model, OnnxEngine(dense).logits, "ONNX Runtime", image)
         if config.resolved_mode == "none":
             return OnnxEngine(dense, folder=folder), set()
@@ -159,13 +160,7 @@ def _quantize(
 ) -> None:
     onnx = require("onnx", "onnx")
     tools = require("onnxruntime.quantization", "onnx")
-    graph = onnx.load(str(source))
-    # The dynamo exporter's shapes make ONNX Runtime's own inference fail.
-    del graph.graph.value_info[:]
-    if config.smooth is not None:
-        smooth_products(graph.graph, largest, config.smooth, excluded)
-    if config.per_token:
-        scale_tokens(graph.graph, excluded)
+    changed = _changed(source, config, excluded, largest)
     static = config.resolved_mode == "static"
     common: dict[str, Any] = {
         "per_channel": config.per_channel,
@@ -179,12 +174,12 @@ def _quantize(
             # Its convolutions in int8 are slower than in fp32 and need calibration to be good.
             common["op_types_to_quantize"].remove("Conv")
             extra = {"MatMulConstBOnly": True}
-            tools.quantize_dynamic(graph, str(target), extra_options=extra, **common)
+            tools.quantize_dynamic(str(changed), str(target), extra_options=extra, **common)
         else:
             tools.quantize_static(
-                graph,
+                str(changed),
                 str(target),
-                _Reader(batches, tuple(item.name for item in graph.graph.input)),
+                _Reader(batches, _inputs(source)),
                 quant_format=tools.QuantFormat.QDQ,
                 activation_type=tools.QuantType.QUInt8,
                 calibrate_method=getattr(tools.CalibrationMethod, _CALIBRATIONS[config.calibrate]),
@@ -197,12 +192,37 @@ def _quantize(
                 },
                 **common,
             )
-    del graph
     made = onnx.load(str(target))
-    if config.embeddings:
-        quantize_tables(made, config.embedding_bits, excluded)
     compact(made)
     onnx.save(made, str(target))
+
+
+def _changed(
+    source: Path,
+    config: QuantizationConfig,
+    excluded: Collection[str],
+    largest: Mapping[str, NDArray[np.float32]],
+) -> Path:
+    """The graph with what the quantizer does not do, as a file: it copies what it is given in
+    memory, and tables that are integers already are a quarter of the size."""
+    onnx = require("onnx", "onnx")
+    graph = onnx.load(str(source))
+    if config.smooth is not None:
+        smooth_products(graph.graph, largest, config.smooth, excluded)
+    if config.per_token:
+        scale_tokens(graph.graph, excluded)
+    if config.embeddings:
+        quantize_tables(graph, config.embedding_bits, excluded)
+    path = source.with_name("changed.onnx")
+    onnx.save_model(graph, str(path), save_as_external_data=True, location=f"{path.name}.data")
+    return path
+
+
+def _inputs(path: Path) -> tuple[str, ...]:
+    """What a graph reads."""
+    onnx = require("onnx", "onnx")
+    graph = onnx.load(str(path), load_external_data=False).graph
+    return tuple(item.name for item in graph.input)
 
 
 class _Reader:

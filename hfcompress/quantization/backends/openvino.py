@@ -114,7 +114,7 @@ def quantize_model(
     folder = Path(tempfile.mkdtemp(prefix="hfcompress-"))
     image = image_shape(model, batches)
     try:
-        dense = export_onnx(model, folder / "fp32" / "model.onnx", image)
+        dense = export_onnx(model, folder / "fp32" / "model.onnx", image, one_file=False)
         check_against_torch(model, OpenVinoEngine(dense).logits, "OpenVINO", image)
         try:
             with _quiet():
