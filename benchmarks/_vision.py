@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
+from torch import nn
+from transformers import PreTrainedModel
 
 from benchmarks._clock import CpuClock
+from benchmarks._rows import Surroundings
 from hfcompress.errors import HfcompressError
+from hfcompress.measure.macs import count_macs
+from hfcompress.measure.quality import compute_metric
+from hfcompress.measure.summary import count_parameters
+from hfcompress.predict import predict
 from hfcompress.recipe.cache import StepCache
+from hfcompress.recipe.context import Context
 from hfcompress.recipe.progress import Progress
 from hfcompress.recipe.schema import Recipe, load_recipe
 from hfcompress.recipe.shipped import find_recipe
 from hfcompress.recipe.sweep import run
+from hfcompress.recipe.trial import Runner
 from hfcompress.recipe.workbench import Workbench, prepare
 
 
@@ -90,6 +101,40 @@ class Setting:
         clock = CpuClock()
         row = self.run(self.recipe(name, steps), row_name)
         return row_of(row, dense, clock.minutes)
+
+    def context(self, name: str, seed: int) -> Context:
+        """The surroundings of a step that follows a recipe's dense model, called by hand."""
+        bench = self.bench(name)
+        runner, (trial,) = Runner(bench, bench.trials), bench.trials
+        trained = partial(runner.dense_model, trial)  # the training is kept by content hash
+        return replace(Surroundings(bench).context(seed), dense_model=trained)
+
+
+def model_row(
+    model: PreTrainedModel,
+    context: Context,
+    minutes: float,
+    inputs: Mapping[str, torch.Tensor],
+    more: Mapping[str, float] | None = None,
+) -> Row:
+    """The row of a model that was made by hand, beside the context's dense one."""
+    dense = context.dense_model()
+    shares = {
+        "macs": count_macs(model, inputs).total / count_macs(dense, inputs).total,
+        "bytes": _bytes(model) / _bytes(dense),
+        "sparsity": 0.0,
+    }
+    before, after = (_accuracy(network, context) for network in (dense, model))
+    return Row(after, before, minutes, count_parameters(model), {**shares, **(more or {})})
+
+
+def _accuracy(model: PreTrainedModel, context: Context) -> float:
+    logits = predict(model, context.eval, 250)
+    return compute_metric("accuracy", logits, context.eval.labels)
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
 def row_of(row: dict[str, Any], dense: dict[str, Any], minutes: float) -> Row:

@@ -35,7 +35,11 @@ def install() -> None:
 
 
 def _register(awaited: str) -> None:
-    importlib.import_module(_WAITED[awaited]).register()
+    ours = importlib.import_module(_WAITED[awaited])
+    # Where ours is what loads transformers just now, it is not there yet, and registers at its end.
+    register = getattr(ours, "register", None)
+    if register is not None:
+        register()
 
 
 class _Finder(MetaPathFinder):

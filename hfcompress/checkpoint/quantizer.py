@@ -85,3 +85,6 @@ def register() -> None:
     """Put both classes in transformers' tables, once."""
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(METHOD, CompressedConfig)
     auto.AUTO_QUANTIZER_MAPPING.setdefault(METHOD, CompressedLoader)
+
+
+register()

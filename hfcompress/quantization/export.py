@@ -124,7 +124,8 @@ def export_onnx(
     temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if size > ONE_FILE or not one_file:  # its name is written into the file, so it must be the final one
+        if size > ONE_FILE or not one_file:
+            # Its name is written into the file, so it must be the final one.
             _save_apart(program, path, temporary)
         else:
             program.save(str(temporary), external_data=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -45,3 +46,16 @@ def test_the_module_is_found_once_as_the_others_find_it(monkeypatch: pytest.Monk
     assert isinstance(found.__spec__, ModuleSpec)
     assert not isinstance(found.__loader__, hook._ThenRegister)
     assert not any(isinstance(finder, hook._Finder) for finder in sys.meta_path)
+
+
+@pytest.mark.parametrize("name", ["text_models", "checkpoint.quantizer"])
+def test_our_modules_may_be_imported_before_transformers(name: str) -> None:
+    code = (
+        f"import hfcompress.{name}\n"
+        "from transformers import AutoConfig, AutoModelForSequenceClassification\n"
+        "from transformers.quantizers import auto\n"
+        f"assert {METHOD!r} in auto.AUTO_QUANTIZER_MAPPING\n"
+        "assert AutoConfig.for_model('hfcompress-text').encoder == 'cnn'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-400:]

@@ -8,12 +8,12 @@ from typing import cast
 from torch import Tensor, nn
 
 from hfcompress.architectures import blocks
-from hfcompress.errors import CalibrationError, ConfigError
+from hfcompress.errors import ConfigError
 from hfcompress.pruning.calibration import Calibration
 from hfcompress.pruning.structured.config import ShrinkConfig
 from hfcompress.pruning.structured.costs import Allowed, Costs, layer_macs, macs_costs, size_costs
-from hfcompress.pruning.structured.report import Latencies
-from hfcompress.pruning.structured.timing import time_table, timed, timed_inputs
+from hfcompress.pruning.structured.timed_budget import TimedBudget
+from hfcompress.pruning.structured.timing import time_table
 from hfcompress.pruning.structured.timing import with_widths as narrowed
 from hfcompress.pruning.structured.widths import Widths, check_budget, total
 from hfcompress.pruning.tracing import evaluating, recorded_calls
@@ -24,9 +24,11 @@ DEFAULT_LENGTH = 128
 """Tokens that are counted where nothing says how long rows are."""
 _CLOSE = 0.02
 _TRIES = 5
+_SECONDS = 4.0
+"""How long two models are timed, about."""
 
 
-class Budget:
+class Budget(TimedBudget):
     """The budget of a config, for a dense model.
 
     Args:
@@ -42,18 +44,11 @@ class Budget:
     def __init__(
         self, dense: nn.Module, config: ShrinkConfig, calibration: Calibration | None
     ) -> None:
-        self.config = config
+        super().__init__(dense, config, _SECONDS)
         self.length = config.length or mean_length(dense, calibration)
         self.macs = layer_macs(dense, sublayers(dense), self.length)
-        self.latency: float | None = None
-        self.predicted: float | None = None
-        self._dense = dense
-        if config.budget in ("latency", "speedup"):
-            if calibration is None:
-                raise CalibrationError(
-                    "a latency is measured on real rows; pass Calibration(batches) to shrink"
-                )
-            self._inputs = timed_inputs(calibration, config.batch_size, round(self.length))
+        if self.is_timed:
+            self.take_inputs(calibration, round(self.length))
             self._times = time_table(dense, sublayers(dense), self._inputs, config)
             self.latency = self._times.dense
             if config.latency is not None and config.latency > self.latency:
@@ -91,22 +86,6 @@ class Budget:
             costs = size_costs(model, self._dense, parts, allowed, self.config, progress)
         check_budget(costs)
         return choose(costs)
-
-    def latencies(self, model: nn.Module | None) -> Latencies | None:
-        """What is to be reported of the shrunk model (None: of a preview)."""
-        if self.latency is None or self.predicted is None:
-            return None
-        if model is None:
-            return Latencies(self.latency, self.predicted)
-        dense, measured = self.measure(model)
-        return Latencies(dense, self.predicted, measured)
-
-    def measure(self, model: nn.Module) -> tuple[float, float]:
-        """Milliseconds of the dense and of another model, interleaved."""
-        times = timed(
-            {"dense": self._dense, "other": model}, self._inputs, self.config.precision
-        ).times
-        return times["dense"].median, times["other"].median
 
     def _fit_latency(
         self,

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from hfcompress.errors import CalibrationError, ConfigError
+from hfcompress.errors import ConfigError
 from hfcompress.pruning.calibration import Calibration
 from hfcompress.pruning.structured.channel_costs import (
     ChannelCosts,
@@ -21,8 +21,7 @@ from hfcompress.pruning.structured.channel_graph import ChannelGraph, groups_in
 from hfcompress.pruning.structured.channel_surgery import cut
 from hfcompress.pruning.structured.channel_widths import check_channel_budget
 from hfcompress.pruning.structured.config import ShrinkConfig
-from hfcompress.pruning.structured.report import Latencies
-from hfcompress.pruning.structured.timing import timed, timed_inputs
+from hfcompress.pruning.structured.timed_budget import TimedBudget
 from hfcompress.pruning.structured.widths import Widths, allowed_widths
 
 Choose = Callable[[ChannelCosts, float], Widths]
@@ -32,7 +31,7 @@ _SECONDS = 2.0
 """How long two models are timed, about."""
 
 
-class ChannelBudget:
+class ChannelBudget(TimedBudget):
     """The budget of a config, for a dense network.
 
     Args:
@@ -53,21 +52,14 @@ class ChannelBudget:
         config: ShrinkConfig,
         calibration: Calibration | None,
     ) -> None:
-        self.config = config
-        self.predicted: float | None = None
-        self.latency: float | None = None
-        self._dense = dense
+        super().__init__(dense, config, _SECONDS)
         self._of, self._unit = {
             "parameters": (parameters, "parameters"),
             "bytes": (tensor_bytes, "bytes"),
         }.get(config.budget or "", (macs, "multiply-accumulates for each image"))
         self._before = _whole(self._of(dense, graph), graph)
-        if config.budget in ("latency", "speedup"):
-            if calibration is None:
-                raise CalibrationError(
-                    "a latency is measured on real rows; pass Calibration(batches) to shrink"
-                )
-            self._inputs = timed_inputs(calibration, config.batch_size, None)
+        if self.is_timed:
+            self.take_inputs(calibration, None)
             self.latency, _ = self.measure(dense)
             self._refuse_above(config.latency, self.latency, "ms", "takes {:.3g} ms here")
         else:
@@ -153,21 +145,6 @@ class ChannelBudget:
         now, took = self.measure(narrow)
         assert self.latency is not None
         return took if self.config.latency else took * self.latency / now
-
-    def latencies(self, model: nn.Module | None) -> Latencies | None:
-        """What is to be reported of the shrunk model (None: of a preview)."""
-        if self.latency is None or self.predicted is None:
-            return None
-        if model is None:
-            return Latencies(self.latency, self.predicted)
-        dense, measured = self.measure(model)
-        return Latencies(dense, self.predicted, measured)
-
-    def measure(self, model: nn.Module) -> tuple[float, float]:
-        """Milliseconds of the dense and of another model, interleaved."""
-        models = {"dense": self._dense, "other": model}
-        times = timed(models, self._inputs, self.config.precision, _SECONDS).times
-        return times["dense"].median, times["other"].median
 
 
 def allowed_channels(

@@ -88,7 +88,7 @@ def test_the_clock_decides(monkeypatch: pytest.MonkeyPatch) -> None:
         return LatencyReport(times)
 
     monkeypatch.setattr(timing, "timed", clock)
-    monkeypatch.setattr("hfcompress.pruning.structured.budget.timed", clock)
+    monkeypatch.setattr("hfcompress.pruning.structured.timed_budget.timed", clock)
     dense = 5.0 + 3 * (4 * 4.0 + 48 * 0.1)
     for wish in ({"speedup": 2.0}, {"latency": dense / 2}):
         model = tiny("bert")
