@@ -27,6 +27,7 @@ from hfcompress.quantization.engine import Arrays, FileEngine, arranged, check_i
 from hfcompress.quantization.export import check_against_torch, export_onnx
 from hfcompress.quantization.images import image_shape
 from hfcompress.quantization.onnx_graph import QUANTIZED, compact, quantize_tables
+from hfcompress.quantization.onnx_parts import quantize_weights
 from hfcompress.quantization.smooth import largest_inputs, smooth_products
 from hfcompress.quantization.tokens import scale_tokens
 
@@ -160,62 +161,73 @@ def _quantize(
 ) -> None:
     onnx = require("onnx", "onnx")
     tools = require("onnxruntime.quantization", "onnx")
-    changed = _changed(source, config, excluded, largest)
-    static = config.resolved_mode == "static"
     common: dict[str, Any] = {
         "per_channel": config.per_channel,
         "reduce_range": config.reduce_range,
         "weight_type": tools.QuantType.QInt8,
         "nodes_to_exclude": sorted(excluded),
-        "op_types_to_quantize": list(_OPERATORS),
     }
+    if config.smooth is not None:
+        source = _smoothed(source, largest, config.smooth, excluded)
     with _quiet():
-        if not static:
-            # Its convolutions in int8 are slower than in fp32 and need calibration to be good.
-            common["op_types_to_quantize"].remove("Conv")
-            extra = {"MatMulConstBOnly": True}
-            tools.quantize_dynamic(str(changed), str(target), extra_options=extra, **common)
+        if config.resolved_mode == "static":
+            _quantize_static(source, target, config, batches, common)
+            made = onnx.load(str(target))
+            if config.embeddings:
+                quantize_tables(made, config.embedding_bits, excluded)
         else:
-            tools.quantize_static(
-                str(changed),
-                str(target),
-                _Reader(batches, _inputs(source)),
-                quant_format=tools.QuantFormat.QDQ,
-                activation_type=tools.QuantType.QUInt8,
-                calibrate_method=getattr(tools.CalibrationMethod, _CALIBRATIONS[config.calibrate]),
-                extra_options={
-                    "MatMulConstBOnly": True,
-                    "CalibPercentile": config.percentile,
-                    # One batch at a time: they differ in length, and all activations of all
-                    # batches would be many times the model.
-                    "CalibStridedMinMax": 1,
-                },
-                **common,
-            )
-    made = onnx.load(str(target))
+            graph = onnx.load(str(source), load_external_data=False)
+            if config.per_token:
+                scale_tokens(graph.graph, excluded)
+            # Its convolutions in int8 are slower than in fp32 and need calibration to be good.
+            common["op_types_to_quantize"] = ["MatMul"]
+            common["extra_options"] = {"MatMulConstBOnly": True}
+            bits = config.embedding_bits if config.embeddings else None
+            made = quantize_weights(graph, source.parent, excluded, common, bits)
     compact(made)
     onnx.save(made, str(target))
 
 
-def _changed(
+def _smoothed(
     source: Path,
-    config: QuantizationConfig,
-    excluded: Collection[str],
     largest: Mapping[str, NDArray[np.float32]],
+    strength: float,
+    excluded: Collection[str],
 ) -> Path:
-    """The graph with what the quantizer does not do, as a file: it copies what it is given in
-    memory, and tables that are integers already are a quarter of the size."""
+    """The graph after `smooth_products`, in a file beside the one that it was."""
     onnx = require("onnx", "onnx")
-    graph = onnx.load(str(source))
-    if config.smooth is not None:
-        smooth_products(graph.graph, largest, config.smooth, excluded)
-    if config.per_token:
-        scale_tokens(graph.graph, excluded)
-    if config.embeddings:
-        quantize_tables(graph, config.embedding_bits, excluded)
-    path = source.with_name("changed.onnx")
-    onnx.save_model(graph, str(path), save_as_external_data=True, location=f"{path.name}.data")
+    model = onnx.load(str(source))
+    smooth_products(model.graph, largest, strength, excluded)
+    path = source.with_name("smoothed.onnx")
+    onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
     return path
+
+
+def _quantize_static(
+    source: Path,
+    target: Path,
+    config: QuantizationConfig,
+    batches: Sequence[Arrays],
+    common: dict[str, Any],
+) -> None:
+    tools = require("onnxruntime.quantization", "onnx")
+    tools.quantize_static(
+        str(source),
+        str(target),
+        _Reader(batches, _inputs(source)),
+        quant_format=tools.QuantFormat.QDQ,
+        activation_type=tools.QuantType.QUInt8,
+        calibrate_method=getattr(tools.CalibrationMethod, _CALIBRATIONS[config.calibrate]),
+        op_types_to_quantize=list(_OPERATORS),
+        extra_options={
+            "MatMulConstBOnly": True,
+            "CalibPercentile": config.percentile,
+            # One batch at a time: they differ in length, and all activations of all batches
+            # would be many times the model.
+            "CalibStridedMinMax": 1,
+        },
+        **common,
+    )
 
 
 def _inputs(path: Path) -> tuple[str, ...]:
