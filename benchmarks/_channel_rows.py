@@ -7,7 +7,7 @@ recover step; the compressed networks are timed beside the dense one in torch an
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -156,8 +156,7 @@ def _speedups(
             f"speedup_{engine}": times.ratio("dense", "model").median
             for engine, times in timed.items()
         }
-    for network in (dense, model):
-        network.to(memory_format=torch.contiguous_format)
+    _laid_out((dense, model), torch.contiguous_format)
     return found
 
 
@@ -168,13 +167,17 @@ def _in_torch(
     layout: torch.memory_format,
 ) -> LatencyReport:
     images = inputs["pixel_values"].contiguous(memory_format=layout)
-    for network in (dense, model):
-        network.to(memory_format=layout)
+    _laid_out((dense, model), layout)
     calls: dict[str, Callable[[], Any]] = {
         "dense": lambda: dense(images),
         "model": lambda: model(images),
     }
     return measure_latency(calls, warmup=3, repeats=50)
+
+
+def _laid_out(networks: Sequence[nn.Module], layout: torch.memory_format) -> None:
+    for network in networks:
+        network.to(memory_format=layout)
 
 
 def _in_onnxruntime(

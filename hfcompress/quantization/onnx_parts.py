@@ -136,4 +136,4 @@ def _parts(model: Any, store: WeightStore, excluded: Collection[str]) -> Iterato
 
 
 def _bytes(item: Any) -> int:
-    return 4 * math.prod(item.dims)
+    return 4 * int(math.prod(item.dims))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -124,7 +124,7 @@ def train_with(
         _plain_forward(model)
         # The Trainer leaves it on the GPU that it found; the steps after this one, measuring and
         # exports are where the model was, so that each step may follow any other.
-        model.to(home)
+        cast(nn.Module, model).to(home)
         if context.workdir is None:
             shutil.rmtree(folder, ignore_errors=True)
     model.eval()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
