@@ -175,7 +175,7 @@ def _in_torch(
     return measure_latency(calls, warmup=3, repeats=50)
 
 
-def _laid_out(networks: Sequence[nn.Module], layout: torch.memory_format) -> None:
+def _laid_out(networks: Sequence[Any], layout: torch.memory_format) -> None:
     for network in networks:
         network.to(memory_format=layout)
 
