@@ -12,6 +12,10 @@ def quiet_libraries() -> None:
 
     Called by the command line and the benchmarks; the package itself changes no global setting.
     """
+    # torchao 0.18, 2026-11: where it is installed, transformers imports it, and it tells of the
+    # kernels that it does not find and of what torch deprecates in it.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     import datasets
     import transformers
 
