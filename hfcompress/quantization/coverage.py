@@ -147,4 +147,7 @@ def cover(
 def _reason(module: nn.Module, why: Callable[[nn.Module], str]) -> str:
     if isinstance(module, (*COMPRESSIBLE, nn.Embedding)):
         return why(module)
+    matrices = any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
+    if matrices and type(module).__module__.startswith("torch.nn."):
+        return f"{type(module).__name__} is none of the modules that are quantized"
     return "norms and single parameters stay in floating point"

@@ -23,8 +23,10 @@ from hfcompress.errors import (
     TargetError,
 )
 from hfcompress.quantization.config import QuantizationConfig
+from hfcompress.quantization.coverage import cover
 from hfcompress.quantization.quantize import quantize
 from hfcompress.quantization.quantized import QuantizedModel
+from hfcompress.text_models import TextConfig, TextForSequenceClassification
 from tests.quantization.models import batches, logits, small
 
 BACKENDS = ("torch", "torchao", "onnxruntime", "openvino")
@@ -280,3 +282,11 @@ def test_an_openvino_file_is_terse_and_keeps_the_names_of_modules() -> None:
     constants = re.findall(r'type="Const" version="opset1"><data ([^/]*)/>', text)
     assert len(constants) == len(set(constants)) > 30
     assert engine.inputs == ("input_ids", "attention_mask", "token_type_ids")
+
+
+@pytest.mark.parametrize(("encoder", "kind"), [("cnn", "Conv1d"), ("lstm", "LSTM")])
+def test_modules_of_other_kinds_are_called_by_their_kind(encoder: str, kind: str) -> None:
+    config = TextConfig(encoder=encoder, vocab_size=60, embedding_size=16, width=8)  # type: ignore[arg-type]
+    coverage = cover(TextForSequenceClassification(config), set(), lambda module: "left alone")
+    others = {row.kind: row.why for row in coverage.modules if row.kind == kind}
+    assert others == {kind: f"{kind} is none of the modules that are quantized"}
