@@ -76,7 +76,7 @@ def _row(remove: Remove, share: float, recovers: bool, setting: Setting) -> Row:
     if recovers:
         model = _recovered(model, context, LONGER if share < THIRD else 1)
     minutes = clock.minutes
-    inputs = _inputs(calibration)
+    inputs = inputs_of(calibration)
     faster = _speedups(context.dense_model(), model, inputs)
     return model_row(model, context, minutes, inputs, faster)
 
@@ -112,7 +112,7 @@ def _torch_pruning(
     import torch_pruning as tp
 
     head = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    inputs = {key: value[:1] for key, value in _inputs(calibration).items()}
+    inputs = {key: value[:1] for key, value in inputs_of(calibration).items()}
     wanted = share * count_macs(model, inputs).total
     pruner = tp.pruner.BasePruner(
         model,
@@ -137,7 +137,8 @@ def _torch_pruning(
     estimate_batch_norms(model, calibration)
 
 
-def _inputs(calibration: Calibration) -> dict[str, torch.Tensor]:
+def inputs_of(calibration: Calibration) -> dict[str, torch.Tensor]:
+    """A batch of `BATCH` images."""
     return {key: value[:BATCH] for key, value in calibration.batches[0].items() if key != "labels"}
 
 

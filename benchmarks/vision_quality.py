@@ -16,15 +16,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
+from torch import nn
 
-from benchmarks._channel_rows import BATCH, SPEEDUP, channel_rows
+from benchmarks._channel_rows import BATCH, ROWS, SPEEDUP, channel_rows, inputs_of
 from benchmarks._channel_rows import POINTS as CHANNEL_POINTS
 from benchmarks._clock import CpuClock
 from benchmarks._figures import Figure, parse_arguments, report
 from benchmarks._rows import kept_row
 from benchmarks._vision import Row, RowMaker, Setting, model_row, trained_minutes
 from benchmarks._vision_int8_rows import INT8_POINTS, int8_figures, int8_rows
+from hfcompress.measure.summary import count_parameters
+from hfcompress.pruning.structured.config import ShrinkConfig
+from hfcompress.pruning.structured.shrink import shrink
 from hfcompress.quiet import quiet_libraries
 from hfcompress.recipe.distill import distill
 from hfcompress.recipe.distill_config import DistillConfig
@@ -45,11 +50,8 @@ POINTS = {
 # Rows that must be as many times faster as `SPEEDUP` says.
 FASTER = ("ResNet, channels at 22 % of MACs, recovered",)
 DENSE_ACCURACY = 92.5
-# A ResNet with a tenth of the parameters of recipes/fashion-mnist-resnet.yaml.
-STUDENT: dict[str, Any] = {
-    "model_type": "resnet", "embedding_size": 24, "hidden_sizes": [24, 40, 64],
-    "depths": [1, 1, 1], "layer_type": "basic",
-}  # fmt: skip
+# The student: how many times fewer parameters, and the multiple in which its channels come.
+FEWER, MULTIPLE = 12, 8
 TRAINING: dict[str, Any] = {
     "epochs": 12, "batch_size": 128, "learning_rate": 4e-3, "schedule": "cosine", "warmup": 0.1,
     "weight_decay": 0.02, "bf16": True, "channels_last": True,
@@ -111,20 +113,34 @@ def own_steps(recipe: str, name: str, setting: Setting) -> Row:
 
 
 def student(taught: bool, seed: int, setting: Setting) -> Row:
-    """A small ResNet from scratch, with and without the large one as its teacher."""
-    alpha = 0.9 if taught else 0.0
+    """The ResNet's most useful channels, taught by the whole of it; or, without a teacher, the
+    same shapes from scratch on the labels."""
+    context = setting.context(RESNET, seed)
+    model = context.dense_model()
+    calibration = context.calibration(ROWS, seed)
+    clock = CpuClock()
+    fewer = count_parameters(model) // FEWER
+    shrink(model, ShrinkConfig(parameters=fewer, multiple_of=MULTIPLE), calibration)
+    if not taught:
+        from_scratch(model, seed)
     step = DistillConfig(
         **TRAINING,
-        model={"config": STUDENT},  # type: ignore[arg-type]  # as YAML gives it
-        distillation={"alpha": alpha, "temperature": 4.0, "teacher_precision": "bf16"},  # type: ignore[arg-type]
+        distillation={"alpha": 0.9 if taught else 0.0, "temperature": 4.0},  # type: ignore[arg-type]
     )
-    context = setting.context(RESNET, seed)
-    clock = CpuClock()
-    model, _ = distill(context.dense_model(), step, context)
-    minutes = clock.minutes
-    (batch,) = context.calibration(1, 0).batches
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    return model_row(model, context, minutes, inputs)
+    model, _ = distill(model, step, context)
+    return model_row(model, context, clock.minutes, inputs_of(calibration))
+
+
+def from_scratch(model: nn.Module, seed: int) -> None:
+    """Weights as transformers draws those of a new ResNet."""
+    torch.manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, (nn.BatchNorm2d, nn.Linear)):
+            module.reset_parameters()
 
 
 def figures(rows: dict[str, Row]) -> list[Figure]:
