@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from transformers import PreTrainedModel
 
 from hfcompress.files import cache_folder
 from hfcompress.models import saved_class
+
+_DAY = 24 * 3600
 
 
 class StepCache:
@@ -24,6 +27,7 @@ class StepCache:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or cache_folder()
+        _sweep(self.root / "steps")
 
     def folder(self, key: str) -> Path:
         """Where the model of a key lies, or would lie."""
@@ -61,3 +65,14 @@ class StepCache:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(self.partial(key), ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote have left, a day later: whoever
+    still writes is done by then."""
+    for left in folder.glob(".*.tmp"):
+        try:
+            if time.time() - left.stat().st_mtime > _DAY:
+                shutil.rmtree(left)
+        except OSError:  # another process was faster, or it is not ours to remove
+            continue
