@@ -49,8 +49,9 @@ from hfcompress.recipe.distill_config import DistillConfig
 from hfcompress.recipe.finetune import finetune
 from hfcompress.recipe.finetune_config import FinetuneConfig
 from hfcompress.recipe.progress import Progress
-from hfcompress.recipe.schema import Recipe, load_recipe, parse_steps
+from hfcompress.recipe.schema import Recipe, load_recipe
 from hfcompress.recipe.shipped import find_recipe
+from hfcompress.recipe.step_configs import parse_steps
 from hfcompress.recipe.workbench import prepare
 
 SEEDS = (0, 1, 2)

@@ -39,9 +39,9 @@ from hfcompress.recipe.cache import StepCache
 from hfcompress.recipe.distill import distill
 from hfcompress.recipe.distill_config import DistillConfig
 from hfcompress.recipe.progress import Progress
-from hfcompress.recipe.schema import parse_steps
 from hfcompress.recipe.shrink_config import ShrinkStepConfig
 from hfcompress.recipe.shrinking import shrink_step
+from hfcompress.recipe.step_configs import parse_steps
 from hfcompress.recipe.workbench import Workbench, prepare
 from hfcompress.sublayers import sublayers
 
@@ -224,8 +224,7 @@ def figures(rows: dict[str, Row], setting: Setting) -> list[Figure]:
     for name, row in rows.items():
         if "seed" not in name:
             mine_distilled = name.startswith("ours") and "distilled" in name
-            limit = DISTILLED[row_share(name)] if mine_distilled else None
-            target = None if limit is None else f">= {0 - limit:g}"
+            target = f">= {0 - DISTILLED[row_share(name)]:g}" if mine_distilled else None
             note = f"{row.left:.1%} left, {row.minutes:.1f} minutes"
             found.append(Figure(f"{name}, points", points(row), "points", target=target, note=note))
     trained = [row.minutes for name, row in rows.items() if "distilled" in name]

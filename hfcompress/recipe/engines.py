@@ -22,9 +22,10 @@ from hfcompress.errors import ConfigError
 from hfcompress.extras import require
 from hfcompress.quiet import quiet_libraries
 from hfcompress.recipe.cache import StepCache
+from hfcompress.recipe.grid import Trial
 from hfcompress.recipe.outcome import Outcome, perform
 from hfcompress.recipe.progress import Progress
-from hfcompress.recipe.schema import Trial, parse_recipe
+from hfcompress.recipe.schema import parse_recipe
 from hfcompress.recipe.steps import kind_of
 from hfcompress.recipe.trial import Runner
 from hfcompress.recipe.workbench import Workbench, prepare

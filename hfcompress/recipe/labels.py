@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from hfcompress.recipe.schema import Trial
+from hfcompress.recipe.grid import Trial
 from hfcompress.recipe.steps import kind_of
 
 

@@ -16,8 +16,8 @@ from hfcompress.measure.grids import weight_grids
 from hfcompress.measure.weights import analyze_weight_distribution
 from hfcompress.quantization.levels import weight_levels
 from hfcompress.quantization.quantized import QuantizedModel
+from hfcompress.recipe.grid import Trial
 from hfcompress.recipe.hashing import content_hash
-from hfcompress.recipe.schema import Trial
 from hfcompress.recipe.store import RunDirectory
 from hfcompress.recipe.trial import Logits, Runner, plain_model
 from hfcompress.report.card import model_card

@@ -18,11 +18,13 @@ from hfcompress.models import LoadedModel, weights_hash
 from hfcompress.quantization.quantized import QuantizedModel
 from hfcompress.recipe.cache import StepCache
 from hfcompress.recipe.engines import in_process
+from hfcompress.recipe.grid import Trial
 from hfcompress.recipe.hashing import content_hash
 from hfcompress.recipe.measure_config import MeasureConfig
 from hfcompress.recipe.outcome import Outcome, Row, save_model
 from hfcompress.recipe.progress import Progress
-from hfcompress.recipe.schema import STEP_CONFIGS, Recipe, Trial
+from hfcompress.recipe.schema import Recipe
+from hfcompress.recipe.step_configs import STEP_CONFIGS
 from hfcompress.recipe.store import RunDirectory
 from hfcompress.recipe.sweep import finish
 from hfcompress.recipe.trial import Runner

@@ -11,8 +11,9 @@ import numpy as np
 from hfcompress.predict import predict
 from hfcompress.quantization.quantized import QuantizedModel
 from hfcompress.recipe.candidates import Candidate, Steps
+from hfcompress.recipe.grid import Trial
 from hfcompress.recipe.outcome import Row, keep, perform
-from hfcompress.recipe.schema import Trial, parse_steps
+from hfcompress.recipe.step_configs import parse_steps
 from hfcompress.recipe.store import RunDirectory
 from hfcompress.recipe.target import CompressTarget
 from hfcompress.recipe.trial import Runner

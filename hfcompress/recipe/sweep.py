@@ -12,9 +12,10 @@ from hfcompress.errors import OutputError
 from hfcompress.measure.environment import environment
 from hfcompress.recipe.cache import StepCache
 from hfcompress.recipe.engines import EngineName, in_process, in_workers
+from hfcompress.recipe.grid import Trial
 from hfcompress.recipe.outcome import Outcome, Row, keep
 from hfcompress.recipe.progress import Progress
-from hfcompress.recipe.schema import Recipe, Trial, expand, load_recipe
+from hfcompress.recipe.schema import Recipe, expand, load_recipe
 from hfcompress.recipe.store import RunDirectory
 from hfcompress.recipe.trial import Runner
 from hfcompress.recipe.workbench import Workbench, prepare

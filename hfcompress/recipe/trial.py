@@ -27,8 +27,8 @@ from hfcompress.predict import predict
 from hfcompress.predict_checked import checking_pays, predict_checked
 from hfcompress.quantization.quantized import QuantizedModel
 from hfcompress.recipe.encodings import Encoding
+from hfcompress.recipe.grid import Trial
 from hfcompress.recipe.labels import line_label
-from hfcompress.recipe.schema import Trial
 from hfcompress.recipe.steps import kind_of
 from hfcompress.recipe.timing import first_times, time_model
 from hfcompress.recipe.workbench import Workbench

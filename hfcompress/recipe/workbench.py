@@ -21,9 +21,10 @@ from hfcompress.pruning.config import PruningConfig
 from hfcompress.recipe.cache import StepCache
 from hfcompress.recipe.context import Context
 from hfcompress.recipe.encodings import Encoding, Encodings
+from hfcompress.recipe.grid import Trial
 from hfcompress.recipe.hashing import prefix_hashes, root_hash, row_hash
 from hfcompress.recipe.progress import Progress
-from hfcompress.recipe.schema import Recipe, Trial, expand
+from hfcompress.recipe.schema import Recipe, expand
 from hfcompress.recipe.steps import kind_of
 from hfcompress.recipe.timing import check_length
 

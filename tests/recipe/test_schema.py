@@ -9,13 +9,8 @@ import pytest
 
 from hfcompress.errors import ConfigError
 from hfcompress.pruning.config import PruningConfig
-from hfcompress.recipe.schema import (
-    STEP_CONFIGS,
-    Recipe,
-    expand,
-    load_recipe,
-    parse_recipe,
-)
+from hfcompress.recipe.schema import Recipe, expand, load_recipe, parse_recipe
+from hfcompress.recipe.step_configs import STEP_CONFIGS
 from hfcompress.recipe.steps import STEPS
 from hfcompress.recipe.yaml import dump_yaml
 
