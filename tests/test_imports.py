@@ -36,7 +36,7 @@ LAYERS: list[set[str]] = [
     {"report"},
     {"recipe"},
     {"benchmark"},
-    {"cli"},
+    {"cli", "cli_arguments"},
 ]
 PURE = {
     "pruning.scores", "pruning.masks", "pruning.patterns", "pruning.reconstruct",
