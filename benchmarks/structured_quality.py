@@ -207,7 +207,7 @@ def figures(rows: dict[str, Row], setting: Setting) -> list[Figure]:
         values = [points(row) for row in mine]
         found.append(
             Figure(
-                f"ours, {share:.0%} of MACs, one shot, points",
+                f"ours, {share:.0%}, points",
                 round(statistics.mean(values), 2),
                 "points",
                 min(values),
@@ -226,13 +226,23 @@ def figures(rows: dict[str, Row], setting: Setting) -> list[Figure]:
             mine_distilled = name.startswith("ours") and "distilled" in name
             target = f">= {0 - DISTILLED[row_share(name)]:g}" if mine_distilled else None
             note = f"{row.left:.1%} left, {row.minutes:.1f} minutes"
-            found.append(Figure(f"{name}, points", points(row), "points", target=target, note=note))
+            found.append(
+                Figure(
+                    f"{row_title(name)}, points", points(row), "points", target=target, note=note
+                )
+            )
     trained = [row.minutes for name, row in rows.items() if "distilled" in name]
     if trained:
         target = f"<= {DISTILLED_MINUTES:g}"
         longest = round(max(trained), 1)
         found.append(Figure("distilled, minutes", longest, "min", target=target))
     return found
+
+
+def row_title(name: str) -> str:
+    """A row's name with the budget at its end: ``ours, distilled, 25%``."""
+    budget = f"{row_share(name):.0%}"
+    return ", ".join([*(part for part in name.split(", ") if part != budget), budget])
 
 
 def row_share(name: str) -> float:
