@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -19,6 +19,9 @@ from hfcompress.cli_arguments import make_parser
 from hfcompress.errors import HfcompressError
 from hfcompress.quiet import quiet_libraries
 from hfcompress.recipe.progress import Progress
+
+if TYPE_CHECKING:  # it loads torch
+    from hfcompress.recipe.sweep import SweepResult
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,10 +73,9 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     with _Display(console) as display:
         result = run(recipe, output, display, workers=options.workers, engine=options.engine)
     _show_rows(result.rows, console)
-    console.print(f"written to [bold]{output}[/]: report.html, curve.png, results.csv")
-    for settings, reason in result.failures:
-        console.print(f"[red]failed:[/] {settings}: {reason}", markup=True)
-    return 1 if result.failures else 0
+    if result.rows:
+        console.print(f"written to [bold]{output}[/]: report.html, curve.png, results.csv")
+    return _show_failures(result, console)
 
 
 def _sensitivity(options: argparse.Namespace, console: Console) -> int:
@@ -86,12 +88,14 @@ def _sensitivity(options: argparse.Namespace, console: Console) -> int:
     with _Display(console) as display:
         result = sensitivity(recipe, output, display)
     worst = sorted(result.rows, key=lambda row: -row["drop"])[:5]
-    console.print("the layers that lose most:")
+    if worst:
+        console.print("the layers that lose most:")
     for row in worst:
         layer, sparsity = row["settings"]["prune.targets"][0], row["requested_sparsity"]
         console.print(f"  {row['drop']:+.2%} at {sparsity:.0%}  {layer}", markup=False)
-    console.print(f"written to [bold]{output}[/]: heatmap.png, results.csv")
-    return 1 if result.failures else 0
+    if worst:
+        console.print(f"written to [bold]{output}[/]: heatmap.png, results.csv")
+    return _show_failures(result, console)
 
 
 def _validate(options: argparse.Namespace, console: Console) -> int:
@@ -184,6 +188,15 @@ def _recipes(options: argparse.Namespace, console: Console) -> int:
     for name, path in shipped_recipes().items():
         console.print(f"{name:28s} {headline(path)}", markup=False)
     return 0
+
+
+def _show_failures(result: SweepResult, console: Console) -> int:
+    """Say which trials failed and why; the exit code."""
+    for settings, reason in result.failures:
+        where = ", ".join(f"{key}={value}" for key, value in settings.items()) or "the only trial"
+        console.print("[red]failed:[/]", end=" ")
+        console.print(f"{where}: {reason}", markup=False)
+    return 1 if result.failures else 0
 
 
 def _show_rows(rows: list[dict[str, Any]], console: Console) -> None:

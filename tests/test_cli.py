@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hfcompress import __version__
 from hfcompress.cli import main
+from hfcompress.pruning.unstructured import prune
 from hfcompress.recipe.shipped import shipped_recipes
 from hfcompress.recipe.yaml import dump_yaml
 
@@ -40,6 +42,24 @@ def test_run_shows_a_table_and_names_the_sweet_spot(
     assert (tmp_path / "out" / "report.html").is_file()
     assert main(["report", str(tmp_path / "out")]) == 0
     assert "accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["run", "sensitivity"])
+@pytest.mark.parametrize("broken", ["every", "some"])
+def test_failed_trials_are_named_and_the_others_kept(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], command: str, broken: str,
+) -> None:  # fmt: skip
+    def fails(model: Any, config: Any, *rest: Any) -> Any:
+        if broken == "every" or config.sparsity == 0.5:
+            raise RuntimeError("no room [in memory]")
+        return prune(model, config, *rest)
+
+    monkeypatch.setattr("hfcompress.recipe.steps.prune", fails)
+    assert main([command, str(recipe_file), "--output", str(tmp_path / "out")]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "prune.sparsity=0.5: no room [in memory]" in shown
+    assert ("written to" in shown) is (broken == "some")
 
 
 def test_validate_lists_trials(recipe_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
