@@ -48,8 +48,9 @@ def sensitivity(
     plan = recipe.changed(grid=(grid,), steps=steps, measure=measure)
     result = run(plan, output, progress, cache, draw=False)
     folder = Path(output)
-    write_csv(result.rows, folder / "results.csv")
-    atomic_write(folder / "heatmap.png", _heatmap(result.rows, layers, sparsities))
+    if result.rows:
+        write_csv(result.rows, folder / "results.csv")
+        atomic_write(folder / "heatmap.png", _heatmap(result.rows, layers, sparsities))
     return result
 
 
