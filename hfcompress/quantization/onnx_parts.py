@@ -14,7 +14,7 @@ from typing import Any
 from hfcompress.extras import require
 from hfcompress.quantization.onnx_graph import quantize_tables
 
-# Of fp32 weights in one part, about; a product of three times the hidden size is never cut.
+# Of fp32 weights in one part, about; the products of one input stay together whatever they take.
 PART_BYTES = 16 * 2**20
 _SMALL = 2**16
 """Bytes up to which a constant stays in the graph."""
@@ -109,7 +109,7 @@ def quantize_weights(
         model = onnx.load(str(made))
     for names in list(_parts(model, store, excluded)):
         store.put_back(model, names)
-        del model.graph.value_info[:]
+        del model.graph.value_info[:]  # of the part before; the quantizer infers them anew
         tools.quantize_dynamic(model, str(made), **options)
         model = onnx.load(str(made))
         store.take(model)
