@@ -4,13 +4,13 @@
 
 Encoders of DistilBERT's and MiniLM's shape with random weights, cut to a share of the
 multiply-accumulates of their layers; batches of rows x tokens, torch in fp32 and in bf16 (weights
-and all). Two shapes of the same share stand beside each other: the fewest layers that hold it,
-which is what to ask for where speed is the aim (`layers` beside `macs`) and what the targets are
-for, and all layers with heads and neurons cut evenly, which keeps each layer's fixed cost: its
-normalisations, and a call of each projection whatever its width. That cost is shown, too: the
-time of a model without any head or neuron. Then the latency budget: `shrink` is asked for a
-speedup by its table of measured costs, and what it reaches is timed. No data are needed; times
-are medians.
+and all), and ONNX Runtime and OpenVINO where they are installed. Two shapes of the same share stand
+beside each other: the fewest layers that hold it, which is what to ask for where speed is the aim
+(`layers` beside `macs`) and what the targets are for, and, in torch, all layers with heads and
+neurons cut evenly, which keeps each layer's fixed cost: its normalisations, and a call of each
+projection whatever its width. That cost is shown, too: the time of a model without any head or
+neuron. Then the latency budget: `shrink` is asked for a speedup by its table of measured costs, and
+what it reaches is timed. No data are needed; times are medians.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from transformers import (
 )
 
 from benchmarks._figures import Figure, parse_arguments, report
-from hfcompress.measure.latency import LatencyReport, measure_latency
+from benchmarks._latency_engines import SHAPES, engines_of, timed
+from hfcompress.measure.latency import LatencyReport
 from hfcompress.pruning.calibration import Calibration
 from hfcompress.pruning.structured.config import ShrinkConfig
 from hfcompress.pruning.structured.costs import layer_macs
@@ -42,23 +43,24 @@ from hfcompress.pruning.structured.timing import with_widths
 from hfcompress.quiet import quiet_libraries
 from hfcompress.sublayers import sublayers
 
-SHAPES = ((1, 32), (1, 128), (32, 32), (32, 128))
 PRECISIONS = ("float32", "bfloat16")
 # Share of the multiply-accumulates -> times faster that is to be reached.
 SPEEDUPS = {0.5: 1.8, 0.33: 2.6, 0.25: 3.3}
 # The budget: speedups asked for, and how far off they may be.
 ASKED = (2.0, 3.0)
 OFF = 0.1
-SECONDS = 12.0
+EMPTY = "without heads and neurons"
 
 
 def main() -> None:
     quiet_libraries()
     arguments = parse_arguments(__doc__)
     figures: list[Figure] = []
-    for name, model in models().items():
-        figures += speedups(name, model)
-        figures += budgets(name, model)
+    for name, dense in models().items():
+        few, even = shapes(dense)
+        figures += in_torch(name, dense, few, even)
+        figures += in_engines(name, dense, few)
+        figures += budgets(name, dense)
     report(figures, "latency", arguments.json)
 
 
@@ -78,54 +80,74 @@ def models() -> dict[str, PreTrainedModel]:
     return {name: model.train(False) for name, model in shaped.items()}
 
 
-def shapes(dense: PreTrainedModel) -> tuple[dict[str, nn.Module], dict[str, float]]:
-    """Models by name, and the speedups that are to be reached by name."""
-    parts = sublayers(dense)
-    variants: dict[str, nn.Module] = {
-        "dense": dense,
-        "without heads and neurons": with_widths(dense, parts, {part.name: 0 for part in parts}),
-    }
-    goals: dict[str, float] = {}
+def shapes(dense: PreTrainedModel) -> tuple[dict[float, Any], dict[float, Any]]:
+    """By the share of multiply-accumulates that is left: in the fewest layers, and cut evenly."""
+    few: dict[float, Any] = {}
+    even: dict[float, Any] = {}
     rows = Calibration([inputs(dense, 2, 32)])
-    for share, goal in SPEEDUPS.items():
-        few = math.ceil(share * dense.config.num_hidden_layers)
-        goals[f"{share:.0%} of MACs in {few} layers"] = goal
-        for name, layers in ((f"in {few} layers", few), ("evenly", None)):
+    for share in SPEEDUPS:
+        for made, layers in (
+            (few, math.ceil(share * dense.config.num_hidden_layers)),
+            (even, None),
+        ):
             config = ShrinkConfig(
                 macs=share, layers=layers, score="magnitude", multiple_of=16, length=128
             )
-            variants[f"{share:.0%} of MACs {name}"] = small = copy.deepcopy(dense)
+            made[share] = small = copy.deepcopy(dense)
             shrink(small, config, rows)
-    return variants, goals
+    return few, even
 
 
-def speedups(name: str, dense: PreTrainedModel) -> Iterator[Figure]:
+def in_torch(
+    name: str, dense: PreTrainedModel, few: Mapping[float, Any], even: Mapping[float, Any]
+) -> Iterator[Figure]:
     """Every shape at every batch, length and precision."""
-    variants, goals = shapes(dense)
+    parts = sublayers(dense)
+    variants: dict[Any, nn.Module] = {
+        "dense": dense,
+        EMPTY: with_widths(dense, parts, {part.name: 0 for part in parts}),
+    }
+    variants |= {(share, "fewest layers"): model for share, model in few.items()}
+    variants |= {(share, "evenly"): model for share, model in even.items()}
     for precision in PRECISIONS:
         dtype: torch.dtype = getattr(torch, precision)
         engine = {key: model.to(dtype) for key, model in copy.deepcopy(variants).items()}
         for rows, tokens in SHAPES:
-            times = timed(engine, inputs(dense, rows, tokens))
-            for key in [key for key in variants if key != "dense"]:
-                ratio = times.ratio("dense", key)
-                left = share_left(variants[key], dense)
-                yield Figure(
-                    f"{name}, {key}, {rows}x{tokens}, torch {precision}, speedup",
-                    round(ratio.median, 2),
-                    "x",
-                    round(ratio.low, 2),
-                    round(ratio.high, 2),
-                    f">= {goals[key]:g}" if key in goals else None,
-                    f"dense {times.times['dense'].median:.1f} ms; {left:.1%} of MACs left",
-                )
+            batch = inputs(dense, rows, tokens)
+            times = timed({key: _call(model, batch) for key, model in engine.items()})
+            where = f"{rows}x{tokens}, torch {precision}"
+            yield _figure(f"{name}, {EMPTY}, {where}, speedup", times, EMPTY)
+            for share, kind in [key for key in variants if isinstance(key, tuple)]:
+                title = f"{name}, {kind}, {where}, {share:.0%}, speedup"
+                goal = SPEEDUPS[share] if kind == "fewest layers" else None
+                yield _figure(title, times, (share, kind), goal, variants[share, kind], dense)
 
 
-def timed(engine: Mapping[str, nn.Module], batch: Mapping[str, Tensor]) -> LatencyReport:
-    calls = {name: _call(model, batch) for name, model in engine.items()}
-    once = measure_latency(calls, warmup=1, repeats=1)
-    whole = sum(time.median for time in once.times.values()) / 1000
-    return measure_latency(calls, warmup=2, repeats=int(min(max(SECONDS / whole, 7), 100)))
+def in_engines(name: str, dense: PreTrainedModel, few: Mapping[float, Any]) -> Iterator[Figure]:
+    """The fewest layers in every other engine that is installed, over the dense model there."""
+    with tempfile.TemporaryDirectory() as folder:
+        for engine, measured in engines_of({"dense": dense, **few}, folder):
+            for (rows, tokens), times in measured.items():
+                for share, model in few.items():
+                    title = f"{name}, fewest layers, {rows}x{tokens}, {engine}, {share:.0%}"
+                    yield _figure(f"{title}, speedup", times, share, SPEEDUPS[share], model, dense)
+
+
+def _figure(
+    title: str,
+    times: LatencyReport,
+    key: Any,
+    goal: float | None = None,
+    model: nn.Module | None = None,
+    dense: nn.Module | None = None,
+) -> Figure:
+    ratio = times.ratio("dense", key)
+    note = f"dense {times.times['dense'].median:.1f} ms"
+    if model is not None and dense is not None:
+        note += f"; {share_left(model, dense):.1%} of MACs left"
+    low, high = round(ratio.low, 2), round(ratio.high, 2)
+    target = None if goal is None else f">= {goal:g}"
+    return Figure(title, round(ratio.median, 2), "x", low, high, target, note)
 
 
 def _call(model: nn.Module, batch: Mapping[str, Tensor]) -> Any:
@@ -156,7 +178,8 @@ def budgets(name: str, dense: PreTrainedModel) -> Iterator[Figure]:
                 length=tokens,
             )
             shrink(model, config, calibration)
-            times = timed({"dense": dense, "shrunk": model}, inputs(dense, rows, tokens))
+            batch = inputs(dense, rows, tokens)
+            times = timed({"dense": _call(dense, batch), "shrunk": _call(model, batch)})
             ratio = times.ratio("dense", "shrunk")
             off = abs(ratio.median / asked - 1)
             yield Figure(

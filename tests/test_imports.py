@@ -20,6 +20,7 @@ LAYERS: list[set[str]] = [
     {"architectures", "sources", "sublayers", "surgery", "forward"},
     {
         "models",
+        "text_config",
         "text_models",
         "data",
         "encode",

@@ -17,7 +17,8 @@ from hfcompress.errors import ConfigError, ModelError
 from hfcompress.models import weights_hash
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.quantize import quantize
-from hfcompress.text_models import TextConfig, TextForSequenceClassification
+from hfcompress.text_config import TextConfig
+from hfcompress.text_models import TextForSequenceClassification
 from tests.conftest import make_bert, make_tokenizer
 from tests.families import tiny
 

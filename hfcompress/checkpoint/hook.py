@@ -1,9 +1,9 @@
 """Makes transformers know our checkpoints as soon as it is loaded, without loading it.
 
 transformers looks up how to load a checkpoint by the ``quant_method`` in its ``config.json``, in
-two tables of ``transformers.quantizers.auto``, and which class by its ``model_type``, in those of
-``transformers.models.auto.modeling_auto``. Importing hfcompress must stay cheap, so the entries
-are made when these modules are imported, by whoever imports them.
+two tables of ``transformers.quantizers.auto``, and which config and which class by its
+``model_type``, in those of ``transformers.models.auto``. Importing hfcompress must stay cheap, so
+the entries are made when these modules are imported, by whoever imports them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from types import ModuleType
 # transformers, which must not happen before it is wanted.
 _WAITED = {
     "transformers.quantizers.auto": "hfcompress.checkpoint.quantizer",
+    "transformers.models.auto.configuration_auto": "hfcompress.text_config",
     "transformers.models.auto.modeling_auto": "hfcompress.text_models",
 }
 

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from hfcompress.config import Config
 from hfcompress.errors import ConfigError, ModelError
-from hfcompress.text_models import Encoder, TextConfig, TextForSequenceClassification
+from hfcompress.text_config import Encoder, TextConfig
+from hfcompress.text_models import TextForSequenceClassification
 
 
 class TextStudentConfig(Config):

@@ -48,7 +48,7 @@ def test_the_module_is_found_once_as_the_others_find_it(monkeypatch: pytest.Monk
     assert not any(isinstance(finder, hook._Finder) for finder in sys.meta_path)
 
 
-@pytest.mark.parametrize("name", ["text_models", "checkpoint.quantizer"])
+@pytest.mark.parametrize("name", ["text_config", "text_models", "checkpoint.quantizer"])
 def test_our_modules_may_be_imported_before_transformers(name: str) -> None:
     code = (
         f"import hfcompress.{name}\n"
@@ -56,6 +56,20 @@ def test_our_modules_may_be_imported_before_transformers(name: str) -> None:
         "from transformers.quantizers import auto\n"
         f"assert {METHOD!r} in auto.AUTO_QUANTIZER_MAPPING\n"
         "assert AutoConfig.for_model('hfcompress-text').encoder == 'cnn'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-400:]
+
+
+@pytest.mark.parametrize(
+    "first", ["import hfcompress, transformers", "import transformers, hfcompress"]
+)
+def test_the_config_alone_is_known_before_any_model_class_is_loaded(first: str) -> None:
+    code = (
+        f"{first}\nimport sys\n"
+        "config = transformers.AutoConfig.for_model('hfcompress-text')\n"
+        "assert type(config).__name__ == 'TextConfig'\n"
+        "assert 'hfcompress.text_models' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-400:]

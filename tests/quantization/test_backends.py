@@ -26,7 +26,8 @@ from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.coverage import cover
 from hfcompress.quantization.quantize import quantize
 from hfcompress.quantization.quantized import QuantizedModel
-from hfcompress.text_models import TextConfig, TextForSequenceClassification
+from hfcompress.text_config import TextConfig
+from hfcompress.text_models import TextForSequenceClassification
 from tests.quantization.models import batches, logits, small
 
 BACKENDS = ("torch", "torchao", "onnxruntime", "openvino")

@@ -1,0 +1,66 @@
+"""Shapes of one model in the engines beside torch, timed in turns within each engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import PreTrainedModel
+
+from hfcompress import BenchConfig, save_compressed
+from hfcompress.benchmark.inputs import make_inputs
+from hfcompress.benchmark.kinds import ENGINES
+from hfcompress.benchmark.subjects import Subject, find_subjects
+from hfcompress.errors import MissingExtraError
+from hfcompress.measure.latency import LatencyReport, measure_latency
+
+SHAPES = ((1, 32), (1, 128), (32, 32), (32, 128))
+OTHERS = tuple(name for name in ENGINES if name.split("-")[0] in ("onnxruntime", "openvino"))
+SECONDS = 12.0
+
+
+def timed(calls: Mapping[Any, Callable[[], Any]]) -> LatencyReport:
+    """As many rounds as fit into `SECONDS`, seven at least and a hundred at most."""
+    once = measure_latency(calls, warmup=1, repeats=1)
+    whole = sum(time.median for time in once.times.values()) / 1000
+    return measure_latency(calls, warmup=2, repeats=int(min(max(SECONDS / whole, 7), 100)))
+
+
+def engines_of(
+    models: Mapping[Any, PreTrainedModel], folder: str
+) -> Iterator[tuple[str, dict[tuple[int, int], LatencyReport]]]:
+    """Every engine that is installed, and the times of all models at each of `SHAPES`.
+
+    Args:
+        models: by name; each is saved and converted for each engine.
+        folder: for what is saved.
+    """
+    say = partial(Console(stderr=True).print, markup=False)
+    folders: list[Any] = []
+    for number, model in enumerate(models.values()):
+        folders.append(Path(folder) / f"{number}")
+        save_compressed(model, folders[-1])
+    for engine in OTHERS:
+        config = BenchConfig(length=tuple({tokens for _, tokens in SHAPES}), engine=(engine,))
+        try:
+            found = find_subjects([str(path) for path in folders], config, say, lambda stage: None)
+        except MissingExtraError:
+            continue  # it has been said
+        yield engine, _at_every_shape(dict(zip(models, found, strict=True)))
+
+
+def _at_every_shape(subjects: Mapping[Any, Subject]) -> dict[tuple[int, int], LatencyReport]:
+    opened = {name: subject.open(torch.get_num_threads()) for name, subject in subjects.items()}
+    return {
+        (rows, tokens): timed(
+            {
+                name: partial(engine.logits, make_inputs(subjects[name].spec, rows, tokens))
+                for name, engine in opened.items()
+            }
+        )
+        for rows, tokens in SHAPES
+    }
