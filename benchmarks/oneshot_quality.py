@@ -74,10 +74,15 @@ def main() -> None:
     report(figures, "oneshot_quality", arguments.json)
 
 
-def teacher_folder(work: Path, overrides: list[str]) -> str:
-    """The fine-tuned dense model, trained once."""
-    run(load_recipe(find_recipe("minilm-sst2-teacher"), overrides), work / "teacher", Lines())
-    return str(next((work / "teacher" / "models").iterdir()))
+def teacher_folder(work: Path, overrides: list[str], seed: int = 0) -> str:
+    """The dense model, fine-tuned once for each seed."""
+    folder = work / (f"teacher-{seed}" if seed else "teacher")
+    run(
+        load_recipe(find_recipe("minilm-sst2-teacher"), [*overrides, f"seed={seed}"]),
+        folder,
+        Lines(),
+    )
+    return str(next((folder / "models").iterdir()))
 
 
 def recipe(name: str, teacher: str, overrides: list[str]) -> Recipe:
