@@ -127,9 +127,9 @@ def _distilled(bench: Workbench, hidden: bool) -> dict[str, Any]:
     """What ties a student to the dense model; the recipes' settings."""
     fast = bf16_is_faster(bench.loaded.model)
     single = bench.examples.modality == "text" and len(bench.examples.columns) == 1
-    options: dict[str, Any] = {"alpha": 1, "temperature": 4 if hidden else 2}
+    options: dict[str, Any] = {"alpha": 1, "temperature": 1 if hidden else 2}
     if hidden:
-        options["hidden_weight"] = 1
+        options["hidden_weight"] = 3
     if fast:
         options["teacher_precision"] = "bf16"
     fields = {
