@@ -10,7 +10,8 @@ recipes/distill-to-cnn.yaml. Beside them: the same students fine-tuned on the la
 teacher, a bare KL loop, and TextBrewer (pip install --no-deps textbrewer==0.2.1.post1). Minutes are
 CPU minutes of each of torch's threads: on a quiet machine what the wall clock says. FOLDER holds
 train.tsv and dev.tsv; without it the hub's GLUE is read. Each student's row is kept in --work, so
-that a run that was cut goes on; --only NAME makes one row (--only list names them) and no table.
+that a run that was cut goes on; --only NAME makes one row (--only list names them) and no table,
+--only kept tables the rows that are there and makes none.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def main() -> None:
         __doc__,
         data="folder with train.tsv and dev.tsv",
         work="folder of the rows",
-        only="make one row only; list names them",
+        only="make one row only; list names them; kept: table what is there",
     )
     console = Console(stderr=True, highlight=False)
     trainings = all_trainings()
@@ -122,6 +123,8 @@ def main() -> None:
     overrides = [f"data.path={arguments.data}"] if arguments.data else []
     setting_of = functools.cache(partial(prepare_setting, work, overrides))
     wanted = [arguments.only] if arguments.only else [*trainings]
+    if arguments.only == "kept":
+        wanted = [name for name in trainings if (work / "rows" / f"{name}.json").is_file()]
     rows = {}
     for name in wanted:
         rows[name] = kept_row(
@@ -131,7 +134,7 @@ def main() -> None:
         )
         row = rows[name]
         console.print(f"{name}: {row.accuracy:.2%}, {row.minutes:.1f} min, {row.weights:,} weights")
-    if not arguments.only:
+    if arguments.only in (None, "kept"):
         report(figures(rows, setting_of(0).model), "distillation_quality", arguments.json)
 
 
