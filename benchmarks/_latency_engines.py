@@ -20,7 +20,7 @@ from hfcompress.measure.latency import LatencyReport, measure_latency
 
 SHAPES = ((1, 32), (1, 128), (32, 32), (32, 128))
 OTHERS = tuple(name for name in ENGINES if name.split("-")[0] in ("onnxruntime", "openvino"))
-SECONDS = 12.0
+SECONDS = 6.0
 
 
 def timed(calls: Mapping[Any, Callable[[], Any]]) -> LatencyReport:

@@ -9,8 +9,10 @@ beside each other: the fewest layers that hold it, which is what to ask for wher
 (`layers` beside `macs`) and what the targets are for, and, in torch, all layers with heads and
 neurons cut evenly, which keeps each layer's fixed cost: its normalisations, and a call of each
 projection whatever its width. That cost is shown, too: the time of a model without any head or
-neuron. Then the latency budget: `shrink` is asked for a speedup by its table of measured costs, and
-what it reaches is timed. No data are needed; times are medians.
+neuron, and of one without layers, whose share f of the dense model's time bounds what a share s of
+the layers can give: 1 / (f + s (1 - f)) times. Then the latency budget: `shrink` is asked for a
+speedup by its table of measured costs, and what it reaches is timed. No data are needed; times are
+medians.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from transformers import (
 
 from benchmarks._figures import Figure, parse_arguments, report
 from benchmarks._latency_engines import SHAPES, engines_of, timed
+from hfcompress.architectures import blocks
 from hfcompress.measure.latency import LatencyReport
 from hfcompress.pruning.calibration import Calibration
 from hfcompress.pruning.structured.config import ShrinkConfig
@@ -49,7 +52,7 @@ SPEEDUPS = {0.5: 1.8, 0.33: 2.6, 0.25: 3.3}
 # The budget: speedups asked for, and how far off they may be.
 ASKED = (2.0, 3.0)
 OFF = 0.1
-EMPTY = "without heads and neurons"
+EMPTY, BARE = "without heads and neurons", "without layers"
 
 
 def main() -> None:
@@ -106,6 +109,7 @@ def in_torch(
     variants: dict[Any, nn.Module] = {
         "dense": dense,
         EMPTY: with_widths(dense, parts, {part.name: 0 for part in parts}),
+        BARE: without_layers(dense),
     }
     variants |= {(share, "fewest layers"): model for share, model in few.items()}
     variants |= {(share, "evenly"): model for share, model in even.items()}
@@ -116,11 +120,20 @@ def in_torch(
             batch = inputs(dense, rows, tokens)
             times = timed({key: _call(model, batch) for key, model in engine.items()})
             where = f"{rows}x{tokens}, torch {precision}"
-            yield _figure(f"{name}, {EMPTY}, {where}, speedup", times, EMPTY)
+            for kind in (EMPTY, BARE):
+                yield _figure(f"{name}, {kind}, {where}, speedup", times, kind)
             for share, kind in [key for key in variants if isinstance(key, tuple)]:
                 title = f"{name}, {kind}, {where}, {share:.0%}, speedup"
                 goal = SPEEDUPS[share] if kind == "fewest layers" else None
                 yield _figure(title, times, (share, kind), goal, variants[share, kind], dense)
+
+
+def without_layers(dense: PreTrainedModel) -> nn.Module:
+    """Embeddings, and what is behind the layers."""
+    model = copy.deepcopy(dense)
+    layers = next(iter(blocks(model))).rpartition(".")[0]
+    model.set_submodule(layers, nn.ModuleList())
+    return model
 
 
 def in_engines(name: str, dense: PreTrainedModel, few: Mapping[float, Any]) -> Iterator[Figure]:
