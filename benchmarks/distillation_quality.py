@@ -68,7 +68,7 @@ STUDENTS: dict[str, tuple[dict[str, Any], float]] = {
     "3 layers, half the FFN": ({"layers": 3, "ffn": 768}, 0.0),
 }
 # Those that start further from the teacher learn longer than the recipe says; they are faster, too.
-LONGER = {"2 layers, half the FFN": 12.0, "1 layer": 16.0, "3 layers, half the FFN": 10.0}
+LONGER = {"2 layers, half the FFN": 10.0, "1 layer": 12.0}
 # DistilBERT's claim, beaten: this student, share of the accuracy, share of the weights, speed.
 CLAIM, SHARE, LEFT, FASTER = "3 layers, half the FFN", 99.5, 40.0, 2.4
 # The CNN: points against the teacher, points over itself without one, weights; and the points
