@@ -15,13 +15,14 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from hfcompress.files import atomic_write
 from hfcompress.measure.environment import environment
 
 
@@ -81,6 +82,15 @@ def parse_arguments(description: str | None, **flags: str) -> argparse.Namespace
     for name, text in flags.items():
         parser.add_argument(f"--{name.replace('_', '-')}", help=text)
     return parser.parse_args()
+
+
+def kept_figures(path: Path, make: Callable[[], Iterable[Figure]]) -> list[Figure]:
+    """The figures of a file, or made and put there, so that a run that was cut goes on."""
+    if path.is_file():
+        return [Figure(**plain) for plain in json.loads(path.read_text(encoding="utf-8"))]
+    figures = list(make())
+    atomic_write(path, json.dumps([asdict(figure) for figure in figures], indent=1) + "\n")
+    return figures
 
 
 def report(figures: Sequence[Figure], benchmark: str, path: Path | None = None) -> None:

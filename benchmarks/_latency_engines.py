@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,27 +31,26 @@ def timed(calls: Mapping[Any, Callable[[], Any]]) -> LatencyReport:
     return measure_latency(calls, warmup=2, repeats=int(min(max(SECONDS / whole, 7), 100)))
 
 
-def engines_of(
-    models: Mapping[Any, PreTrainedModel], folder: str
-) -> Iterator[tuple[str, dict[tuple[int, int], LatencyReport]]]:
-    """Every engine that is installed, and the times of all models at each of `SHAPES`.
+def engine_times(
+    engine: str, models: Mapping[Any, PreTrainedModel]
+) -> dict[tuple[int, int], LatencyReport]:
+    """The times of all models in one engine at each of `SHAPES`; none where it is not installed.
 
     Args:
-        models: by name; each is saved and converted for each engine.
-        folder: for what is saved.
+        engine: of `OTHERS`.
+        models: by name; each is saved and converted.
     """
     say = partial(Console(stderr=True).print, markup=False)
-    folders: list[Any] = []
-    for number, model in enumerate(models.values()):
-        folders.append(Path(folder) / f"{number}")
-        save_compressed(model, folders[-1])
-    for engine in OTHERS:
-        config = BenchConfig(length=tuple({tokens for _, tokens in SHAPES}), engine=(engine,))
+    config = BenchConfig(length=tuple({tokens for _, tokens in SHAPES}), engine=(engine,))
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [str(Path(folder) / f"{number}") for number in range(len(models))]
+        for path, model in zip(paths, models.values(), strict=True):
+            save_compressed(model, path)
         try:
-            found = find_subjects([str(path) for path in folders], config, say, lambda stage: None)
+            found = find_subjects(paths, config, say, lambda stage: None)
         except MissingExtraError:
-            continue  # it has been said
-        yield engine, _at_every_shape(dict(zip(models, found, strict=True)))
+            return {}  # it has been said
+        return _at_every_shape(dict(zip(models, found, strict=True)))
 
 
 def _at_every_shape(subjects: Mapping[Any, Subject]) -> dict[tuple[int, int], LatencyReport]:

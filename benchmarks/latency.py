@@ -12,7 +12,7 @@ projection whatever its width. That cost is shown, too: the time of a model with
 neuron, and of one without layers, whose share f of the dense model's time bounds what a share s of
 the layers can give: 1 / (f + s (1 - f)) times. Then the latency budget: `shrink` is asked for a
 speedup by its table of measured costs, and what it reaches is timed. No data are needed; times are
-medians.
+medians. Each part's figures are kept in --work, so that a run that was cut goes on.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,8 +36,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from benchmarks._figures import Figure, parse_arguments, report
-from benchmarks._latency_engines import SHAPES, engines_of, timed
+from benchmarks._figures import Figure, kept_figures, parse_arguments, report
+from benchmarks._latency_engines import OTHERS, SHAPES, engine_times, timed
 from hfcompress.architectures import blocks
 from hfcompress.measure.latency import LatencyReport
 from hfcompress.pruning.calibration import Calibration
@@ -57,13 +59,16 @@ EMPTY, BARE = "without heads and neurons", "without layers"
 
 def main() -> None:
     quiet_libraries()
-    arguments = parse_arguments(__doc__)
+    arguments = parse_arguments(__doc__, work="folder of the parts' figures, kept as they come")
+    work = Path(arguments.work or "runs/latency")
     figures: list[Figure] = []
     for name, dense in models().items():
         few, even = shapes(dense)
-        figures += in_torch(name, dense, few, even)
-        figures += in_engines(name, dense, few)
-        figures += budgets(name, dense)
+        parts = {"torch": partial(in_torch, name, dense, few, even)}
+        parts |= {engine: partial(in_engine, engine, name, dense, few) for engine in OTHERS}
+        parts["budgets"] = partial(budgets, name, dense)
+        for part, make in parts.items():
+            figures += kept_figures(work / f"{name}, {part}.json", make)
     report(figures, "latency", arguments.json)
 
 
@@ -136,14 +141,14 @@ def without_layers(dense: PreTrainedModel) -> nn.Module:
     return model
 
 
-def in_engines(name: str, dense: PreTrainedModel, few: Mapping[float, Any]) -> Iterator[Figure]:
-    """The fewest layers in every other engine that is installed, over the dense model there."""
-    with tempfile.TemporaryDirectory() as folder:
-        for engine, measured in engines_of({"dense": dense, **few}, folder):
-            for (rows, tokens), times in measured.items():
-                for share, model in few.items():
-                    title = f"{name}, fewest layers, {rows}x{tokens}, {engine}, {share:.0%}"
-                    yield _figure(f"{title}, speedup", times, share, SPEEDUPS[share], model, dense)
+def in_engine(
+    engine: str, name: str, dense: PreTrainedModel, few: Mapping[float, Any]
+) -> Iterator[Figure]:
+    """The fewest layers in another engine, over the dense model there."""
+    for (rows, tokens), times in engine_times(engine, {"dense": dense, **few}).items():
+        for share, model in few.items():
+            title = f"{name}, fewest layers, {rows}x{tokens}, {engine}, {share:.0%}, speedup"
+            yield _figure(title, times, share, SPEEDUPS[share], model, dense)
 
 
 def _figure(

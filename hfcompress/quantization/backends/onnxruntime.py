@@ -59,6 +59,9 @@ class OnnxEngine(FileEngine):
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = 3
+        # Else its threads go on spinning after a call and take the cores from whatever runs next:
+        # torch, or a second session, is then up to twice as slow.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         self.path, self.files = path, tuple(_files(path))
         if folder is not None:
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
