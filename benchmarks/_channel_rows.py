@@ -201,4 +201,5 @@ def _session(path: Path) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # others run next
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -76,6 +76,14 @@ def test_onnxruntime_computes_what_torch_does(
     check(model, OnnxEngine(exported(model)).logits, "ONNX Runtime")
 
 
+def test_onnxruntime_leaves_the_cores_to_others_after_a_call(
+    exported: Callable[[Any], Path],
+) -> None:
+    engine = OnnxEngine(exported(classifier("distilbert")))
+    options = engine._session.get_session_options()
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_openvino_computes_what_torch_does(
     model_type: str, exported: Callable[[Any], Path]
