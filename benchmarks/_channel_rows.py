@@ -25,6 +25,7 @@ from hfcompress.pruning.calibration import Calibration, task_loss
 from hfcompress.pruning.structured.channel_repair import estimate_batch_norms
 from hfcompress.pruning.structured.config import ShrinkConfig
 from hfcompress.pruning.structured.shrink import shrink
+from hfcompress.quantization.backends.onnxruntime import OnnxEngine
 from hfcompress.quantization.export import export_onnx
 from hfcompress.recipe.context import Context
 from hfcompress.recipe.training import recover
@@ -187,19 +188,8 @@ def _in_onnxruntime(
     _, *size = inputs["pixel_values"].shape
     image = (size[0], size[1], size[2])
     arrays = {key: value.numpy() for key, value in inputs.items()}
-    calls: dict[str, Callable[[], Any]] = {
-        name: partial(
-            _session(export_onnx(network, folder / f"{name}.onnx", image)).run, None, arrays
-        )
-        for name, network in (("dense", dense), ("model", model))
-    }
+    calls: dict[str, Callable[[], Any]] = {}
+    for name, network in (("dense", dense), ("model", model)):
+        path = export_onnx(network, folder / f"{name}.onnx", image)
+        calls[name] = partial(OnnxEngine(path, torch.get_num_threads()).logits, arrays)
     return measure_latency(calls, warmup=3, repeats=50)
-
-
-def _session(path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # others run next
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -85,11 +85,15 @@ def parse_arguments(description: str | None, **flags: str) -> argparse.Namespace
 
 
 def kept_figures(path: Path, make: Callable[[], Iterable[Figure]]) -> list[Figure]:
-    """The figures of a file, or made and put there, so that a run that was cut goes on."""
+    """The figures of a file, or made and put there, so that a run that was cut goes on.
+
+    Nothing is no result: where ``make`` gives none, the next run tries again.
+    """
     if path.is_file():
         return [Figure(**plain) for plain in json.loads(path.read_text(encoding="utf-8"))]
     figures = list(make())
-    atomic_write(path, json.dumps([asdict(figure) for figure in figures], indent=1) + "\n")
+    if figures:
+        atomic_write(path, json.dumps([asdict(figure) for figure in figures], indent=1) + "\n")
     return figures
 
 

@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from transformers import PreTrainedModel
 
 from hfcompress.files import atomic_write
+from hfcompress.predict import predict
 from hfcompress.recipe.context import Context
 from hfcompress.recipe.workbench import Workbench
 
@@ -33,6 +35,12 @@ class Surroundings:
         (trial,) = self.bench.trials
         common = self.bench.context(trial, "", lambda: self.model, None)
         return replace(common, seed=seed, workdir=None)
+
+    def accuracy(self, model: PreTrainedModel) -> float:
+        """On the measured rows, in [0, 1]."""
+        rows = self.bench.eval
+        logits = predict(model, rows, self.bench.recipe.measure.batch_size)
+        return float(np.mean(logits.argmax(1) == rows.labels))
 
 
 def kept_row(path: Path, kind: type[RowType], make: Callable[[], RowType]) -> RowType:

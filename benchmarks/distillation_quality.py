@@ -24,7 +24,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from transformers import PreTrainedModel
@@ -45,7 +44,6 @@ from hfcompress.distillation.student import make_student
 from hfcompress.distillation.text_student import TextStudentConfig, make_text_student
 from hfcompress.measure.latency import measure_latency
 from hfcompress.measure.summary import count_parameters
-from hfcompress.predict import predict
 from hfcompress.quiet import quiet_libraries
 from hfcompress.recipe.cache import StepCache
 from hfcompress.recipe.distill import distill
@@ -56,7 +54,7 @@ from hfcompress.recipe.progress import Progress
 from hfcompress.recipe.schema import Recipe, load_recipe
 from hfcompress.recipe.shipped import find_recipe
 from hfcompress.recipe.step_configs import parse_steps
-from hfcompress.recipe.workbench import Workbench, prepare
+from hfcompress.recipe.workbench import prepare
 
 SEEDS = (0, 1, 2)
 MINUTES = 8.0
@@ -130,7 +128,7 @@ def main() -> None:
         rows[name] = kept_row(
             work / "rows" / f"{name}.json",
             Row,
-            partial(measured, trainings[name], setting_of, name),
+            partial(measured, *trainings[name], setting_of),
         )
         row = rows[name]
         console.print(f"{name}: {row.accuracy:.2%}, {row.minutes:.1f} min, {row.weights:,} weights")
@@ -148,12 +146,7 @@ def prepare_setting(work: Path, overrides: list[str], seed: int) -> Setting:
     plain = load_recipe(find_recipe("distill-minilm-3layer"), [f"model={teacher}", *overrides])
     last = tuple(step for step in plain.steps if "distill" in step)
     setting = Setting(prepare(plain.changed(steps=last), Progress(), StepCache()), steps, 0.0)
-    return replace(setting, teacher=accuracy(setting.model, setting.bench))
-
-
-def accuracy(model: PreTrainedModel, bench: Workbench) -> float:
-    logits = predict(model, bench.eval, bench.recipe.measure.batch_size)
-    return float(np.mean(logits.argmax(1) == bench.eval.labels))
+    return replace(setting, teacher=setting.accuracy(setting.model))
 
 
 def _distill_step(recipe: Recipe) -> DistillConfig:
@@ -162,31 +155,32 @@ def _distill_step(recipe: Recipe) -> DistillConfig:
     return step
 
 
-def all_trainings() -> dict[str, Train]:
-    """Every student by name, and how it is trained; a seed in the name is its teacher's, too."""
-    trainings: dict[str, Train] = {}
+def all_trainings() -> dict[str, tuple[Train, int]]:
+    """Every student by name: how it is trained, and its teacher's seed."""
+    trainings: dict[str, tuple[Train, int]] = {}
     for name, (sizes, _) in STUDENTS.items():
         for seed in SEEDS if name == "3 layers" else SEEDS[:1]:
-            trainings[f"ours, {name}, seed {seed}"] = partial(ours, name, seed)
-            trainings[f"labels only, {name}, seed {seed}"] = partial(labels_only, sizes, seed)
-    trainings["ours, CNN"] = ours_cnn
-    trainings["labels only, CNN"] = cnn_labels_only
+            trainings[f"ours, {name}, seed {seed}"] = partial(ours, name, seed), seed
+            alone = partial(labels_only, sizes, seed)
+            trainings[f"labels only, {name}, seed {seed}"] = alone, seed
+    trainings["ours, CNN"] = ours_cnn, 0
+    trainings["labels only, CNN"] = cnn_labels_only, 0
+    peers = {"bare KL loop": bare_kl_loop}
+    if textbrewer_missing() is None:
+        peers["TextBrewer"] = by_textbrewer
     for seed in SEEDS:
-        trainings[f"bare KL loop, 3 layers, seed {seed}"] = partial(by_peer, bare_kl_loop)
-        if textbrewer_missing() is None:
-            trainings[f"TextBrewer, 3 layers, seed {seed}"] = partial(by_peer, by_textbrewer)
+        for name, peer in peers.items():
+            trainings[f"{name}, 3 layers, seed {seed}"] = partial(by_peer, peer), seed
     return trainings
 
 
-def measured(train: Train, setting_of: Callable[[int], Setting], name: str) -> Row:
-    """Train a student of the teacher of its seed and measure it."""
-    seed = name.rpartition(", seed ")[2]
-    setting = setting_of(int(seed) if seed.isdigit() else 0)
+def measured(train: Train, seed: int, setting_of: Callable[[int], Setting]) -> Row:
+    """Train a student of the teacher of a seed and measure it."""
+    setting = setting_of(seed)
     clock = CpuClock()
     model = train(setting)
     minutes = clock.minutes
-    found = accuracy(model, setting.bench)
-    return Row(found, minutes, encoder_weights(model), setting.teacher)
+    return Row(setting.accuracy(model), minutes, encoder_weights(model), setting.teacher)
 
 
 # --- training ----------------------------------------------------------------------------------

@@ -25,7 +25,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from transformers import PreTrainedModel
 
@@ -35,7 +34,6 @@ from benchmarks._rows import Surroundings, kept_row
 from benchmarks._structured_peers import ROWS, torch_pruning_missing, torch_pruning_taylor
 from benchmarks.oneshot_quality import recipe as shipped
 from benchmarks.oneshot_quality import teacher_folder
-from hfcompress.predict import predict
 from hfcompress.pruning.structured.costs import layer_macs
 from hfcompress.quiet import quiet_libraries
 from hfcompress.recipe.cache import StepCache
@@ -45,7 +43,7 @@ from hfcompress.recipe.progress import Progress
 from hfcompress.recipe.shrink_config import ShrinkStepConfig
 from hfcompress.recipe.shrinking import shrink_step
 from hfcompress.recipe.step_configs import parse_steps
-from hfcompress.recipe.workbench import Workbench, prepare
+from hfcompress.recipe.workbench import prepare
 from hfcompress.sublayers import sublayers
 
 SEEDS = (0, 1, 2)
@@ -70,14 +68,14 @@ class Row:
         minutes: CPU minutes of each thread (`CpuClock`).
         wall: minutes by the wall clock, for the record.
         left: share of the multiply-accumulates that is left.
-        dense: accuracy of the dense model it was made of; None for that of seed 0.
+        dense: accuracy of the dense model it was made of.
     """
 
     accuracy: float
     minutes: float
     wall: float
     left: float
-    dense: float | None = None
+    dense: float
 
 
 @dataclass(frozen=True)
@@ -146,8 +144,7 @@ def main() -> None:
         told = f"{row.accuracy:.2%}, {row.minutes:.1f} CPU min, {row.left:.1%} left"
         Console(stderr=True, highlight=False).print(f"{name}: {told}")
     if arguments.only in (None, "one-shot", "kept"):
-        dense = setting_of(0).dense
-        report(figures(rows, dense), "structured_quality", arguments.json)
+        report(figures(rows), "structured_quality", arguments.json)
 
 
 def prepare_setting(work: Path, overrides: list[str], seed: int) -> Setting:
@@ -158,12 +155,7 @@ def prepare_setting(work: Path, overrides: list[str], seed: int) -> Setting:
     assert isinstance(shrink, ShrinkStepConfig)
     assert isinstance(training, DistillConfig)
     setting = Setting(bench, shrink, training, 0.0)
-    return replace(setting, dense=accuracy(setting.model, bench))
-
-
-def accuracy(model: PreTrainedModel, bench: Workbench) -> float:
-    logits = predict(model, bench.eval, bench.recipe.measure.batch_size)
-    return float(np.mean(logits.argmax(1) == bench.eval.labels))
+    return replace(setting, dense=setting.accuracy(setting.model))
 
 
 def all_rows() -> dict[str, Callable[[SettingOf], Row]]:
@@ -209,7 +201,7 @@ def distilled(method: Shrink, share: float, seed: int, setting_of: SettingOf) ->
 
 def finished(model: PreTrainedModel, clock: CpuClock, setting: Setting) -> Row:
     minutes, wall = clock.minutes, clock.wall
-    return Row(accuracy(model, setting.bench), minutes, wall, left(model, setting), setting.dense)
+    return Row(setting.accuracy(model), minutes, wall, left(model, setting), setting.dense)
 
 
 def left(model: PreTrainedModel, setting: Setting) -> float:
@@ -217,13 +209,17 @@ def left(model: PreTrainedModel, setting: Setting) -> float:
     return layer_macs(model, sublayers(model), LENGTH) / layer_macs(dense, sublayers(dense), LENGTH)
 
 
-def figures(rows: dict[str, Row], dense: float) -> list[Figure]:
+def figures(rows: dict[str, Row]) -> list[Figure]:
     """Points against the dense model, and minutes."""
 
-    found = [Figure("dense accuracy, seed 0", 100 * dense, "%")]
+    levels = sorted({100 * row.dense for row in rows.values()})
+    note = f"{len(levels)} seeds"
+    found = [
+        Figure("dense accuracy", statistics.mean(levels), "%", levels[0], levels[-1], note=note)
+    ]
     for share, limit in ONE_SHOT.items():
         mine = [rows[f"ours, {share:.0%}, seed {seed}"] for seed in SEEDS]
-        found.append(over_seeds(f"ours, {share:.0%}", mine, limit, dense))
+        found.append(over_seeds(f"ours, {share:.0%}", mine, limit))
     one = [
         row.minutes for name, row in rows.items() if name.startswith("ours") and "dist" not in name
     ]
@@ -234,12 +230,12 @@ def figures(rows: dict[str, Row], dense: float) -> list[Figure]:
     for name, row in rows.items():
         if not name.startswith("ours"):
             title = row_title(name)
-            found.append(over_seeds(title, [row], None, dense))
+            found.append(over_seeds(title, [row], None))
     for share, limit in DISTILLED.items():
         names = dict.fromkeys(distilled_row(share, seed) for seed in SEEDS)
         mine = [rows[name] for name in names if name in rows]
         if mine:
-            found.append(over_seeds(f"ours, distilled, {share:.0%}", mine, limit, dense))
+            found.append(over_seeds(f"ours, distilled, {share:.0%}", mine, limit))
     trained = [row.minutes for name, row in rows.items() if "distilled" in name]
     if trained:
         target = f"<= {DISTILLED_MINUTES:g}"
@@ -248,9 +244,9 @@ def figures(rows: dict[str, Row], dense: float) -> list[Figure]:
     return found
 
 
-def over_seeds(title: str, rows: list[Row], limit: float | None, dense: float) -> Figure:
+def over_seeds(title: str, rows: list[Row], limit: float | None) -> Figure:
     """Points against its dense model, the mean over the seeds, and the points that may be lost."""
-    points = [round(100 * (row.accuracy - (row.dense or dense)), 2) for row in rows]
+    points = [round(100 * (row.accuracy - row.dense), 2) for row in rows]
     low, high = (min(points), max(points)) if len(points) > 1 else (None, None)
     note = f"{rows[0].left:.1%} left, {statistics.mean(row.minutes for row in rows):.1f} minutes"
     note += f", {len(rows)} seeds" if len(rows) > 1 else ""

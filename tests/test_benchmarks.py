@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks._clock import CpuClock
-from benchmarks._figures import Figure, report, spread
+from benchmarks._figures import Figure, kept_figures, report, spread
 from benchmarks.tables import render
 
 
@@ -43,6 +43,14 @@ def test_report_writes_what_the_tables_read(
     assert "old" not in text
     assert text.startswith("before\n")
     assert render(text) == text
+
+
+def test_kept_figures_are_made_once_and_nothing_is_not_kept(tmp_path: Path) -> None:
+    path = tmp_path / "rows" / "part.json"
+    assert kept_figures(path, list) == []
+    made = [Figure("speed", 2.0, "x", 1.5, 2.5, ">= 3", "a note")]
+    assert kept_figures(path, lambda: iter(made)) == made
+    assert kept_figures(path, lambda: pytest.fail("made twice")) == made
 
 
 def test_the_cpu_clock_counts_work_and_no_waiting() -> None:
