@@ -4,10 +4,12 @@
 
 The model is MiniLM-L6 fine-tuned on SST-2 (recipes/minilm-sst2-teacher.yaml, kept by content
 hash); all Linears of its encoder are pruned; accuracy is that of the 872 dev sentences, where one
-standard error is 1.1 points. Ours are recipes/oneshot-methods.yaml (three calibration seeds,
-averaged) and the recovery recipes (one seed). Peers prune the same layers of the same model:
-torch.nn.utils.prune, and NNCF where it is installed. FOLDER holds train.tsv and dev.tsv; without
-it the hub's GLUE is read. Rows are kept in --work, so that a run that was cut goes on.
+standard error is 1.1 points. One shot, ours are recipes/oneshot-methods.yaml with three calibration
+seeds, each on a dense model fine-tuned with that seed: what is made of a lucky fine-tuning looks
+worse than it is, and of an unlucky one better. Peers prune the same layers of the same three
+models: torch.nn.utils.prune, and NNCF where it is installed. The recovery recipes start from the
+first of them. FOLDER holds train.tsv and dev.tsv; without it the hub's GLUE is read. Rows are kept
+in --work, so that a run that was cut goes on.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,7 @@ from hfcompress.recipe.shipped import find_recipe
 from hfcompress.recipe.sweep import run
 from hfcompress.recipe.workbench import Workbench, prepare
 
+SEEDS = (0, 1, 2)
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9)
 # Points that may be lost against the dense model.
 ONE_SHOT = {0.5: 0.0, 0.6: 0.0, 0.7: 1.5, 0.8: 3.5, 0.9: 9.0}
@@ -54,6 +58,21 @@ class Lines(Progress):
         self.console.print(f"{row['value']:.2%} {row['seconds']:.0f} s {row['settings']}")
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What was made of one dense model.
+
+    Attributes:
+        dense: its accuracy, in [0, 1].
+        ours: the rows of recipes/oneshot-methods.yaml, with the calibration seed of the model.
+        peers: points against it, by name.
+    """
+
+    dense: float
+    ours: list[dict[str, Any]]
+    peers: dict[str, float]
+
+
 def main() -> None:
     quiet_libraries()
     arguments = parse_arguments(
@@ -61,17 +80,29 @@ def main() -> None:
     )
     work = Path(arguments.work or "runs/oneshot_quality")
     overrides = [f"data.path={arguments.data}"] if arguments.data else []
+    found = [measured(seed, work, overrides) for seed in SEEDS]
+    levels = [100 * one.dense for one in found]
+    mean = statistics.mean(levels)
+    figures = [
+        Figure("dense accuracy", mean, "%", min(levels), max(levels), note=f"{len(levels)} seeds")
+    ]
+    for name in found[0].peers:
+        figures.append(averaged(name, [one.peers[name] for one in found]))
+    figures += one_shot([row for one in found for row in one.ours])
     teacher = teacher_folder(work, overrides)
-    chosen = without_the_easy(recipe("oneshot-methods", teacher, overrides))
-    bench = prepare(chosen, Progress(), StepCache())
-    rows = run(bench.recipe, work / "oneshot", Lines()).rows
-    dense = next(row["value"] for row in rows if row["requested_sparsity"] == 0)
-    figures = [Figure("dense accuracy", 100 * dense, "%")]
-    figures += list(peers(bench, dense))
-    figures += list(one_shot(rows))
     for name in RECOVERED:
         figures += recovered(name, recipe(name, teacher, overrides), work)
     report(figures, "oneshot_quality", arguments.json)
+
+
+def measured(seed: int, work: Path, overrides: list[str]) -> Measured:
+    """Fine-tune a dense model with a seed, and prune it in every way with that seed."""
+    teacher = teacher_folder(work, overrides, seed)
+    chosen = without_the_easy(recipe("oneshot-methods", teacher, overrides), seed)
+    bench = prepare(chosen, Progress(), StepCache())
+    rows = run(bench.recipe, work / f"oneshot-{seed}", Lines()).rows
+    dense = next(row["value"] for row in rows if row["requested_sparsity"] == 0)
+    return Measured(dense, rows, dict(peers(bench, dense)))
 
 
 def teacher_folder(work: Path, overrides: list[str], seed: int = 0) -> str:
@@ -89,25 +120,28 @@ def recipe(name: str, teacher: str, overrides: list[str]) -> Recipe:
     return load_recipe(find_recipe(name), [f"model={teacher}", *overrides])
 
 
-def without_the_easy(chosen: Recipe) -> Recipe:
-    """The recipe without the sparsities that have no figure to reach."""
-    field, wanted = "prune.sparsity", (0, *SPARSITIES)
+def without_the_easy(chosen: Recipe, seed: int) -> Recipe:
+    """The recipe with one seed, without the sparsities that have no figure to reach."""
+    wanted = {"prune.sparsity": (0, *SPARSITIES), "prune.seed": (seed,)}
     grid = [
-        {**part, field: tuple(s for s in part[field] if s in wanted)} if field in part else part
+        {
+            field: tuple(value for value in values if value in wanted.get(field, values))
+            for field, values in part.items()
+        }
         for part in chosen.grid
     ]
     return chosen.changed(grid=tuple(grid))
 
 
 def one_shot(rows: list[dict[str, Any]]) -> Iterator[Figure]:
-    """Points gained or lost by each method at each sparsity, averaged over calibration seeds."""
+    """Points gained or lost by each method at each sparsity, averaged over seeds."""
     for sparsity in SPARSITIES:
         for method in ("magnitude", "wanda", "sparsegpt", OURS):
             found = [row for row in rows if is_method(row, method) and at(row, sparsity)]
             limit = ONE_SHOT[sparsity] if method == OURS else None
-            yield averaged(f"ours, {method}, {sparsity:.0%}, points", found, limit)
+            yield of_rows(f"ours, {method}, {sparsity:.0%}, points", found, limit)
     found = [row for row in rows if row["settings"].get("prune.pattern") == "2:4"]
-    yield averaged(f"ours, {OURS}, 2:4, points", found, SEMI_STRUCTURED)
+    yield of_rows(f"ours, {OURS}, 2:4, points", found, SEMI_STRUCTURED)
     best = [row for row in rows if is_method(row, OURS)]
     yield Figure(
         f"ours, {OURS}, seconds a prune and its measuring",
@@ -128,13 +162,16 @@ def at(row: dict[str, Any], sparsity: float) -> bool:
     return bool(abs(row["requested_sparsity"] - sparsity) < 1e-9)
 
 
-def averaged(name: str, rows: list[dict[str, Any]], limit: float | None) -> Figure:
-    """The mean over seeds with the worst and the best seed, in points against dense."""
-    points = [-100 * row["drop"] for row in rows]
-    mean = round(statistics.mean(points), 2)
-    target = None if limit is None else f">= {0 - limit:g}"
+def of_rows(name: str, rows: list[dict[str, Any]], limit: float | None) -> Figure:
     agreement = 100 * statistics.mean(row["agreement"] for row in rows)
-    note = f"{len(points)} seeds, agreement with dense {agreement:.1f} %"
+    note = f"{len(rows)} seeds, agreement with dense {agreement:.1f} %"
+    return averaged(name, [-100 * row["drop"] for row in rows], limit, note)
+
+
+def averaged(name: str, points: list[float], limit: float | None = None, note: str = "") -> Figure:
+    """The mean over seeds with the worst and the best seed, in points against dense."""
+    target = None if limit is None else f">= {0 - limit:g}"
+    mean = round(statistics.mean(points), 2)
     return Figure(name, mean, "points", min(points), max(points), target, note)
 
 
@@ -153,8 +190,8 @@ def recovered(name: str, chosen: Recipe, work: Path) -> list[Figure]:
 # --- peers -------------------------------------------------------------------------------------
 
 
-def peers(bench: Workbench, dense: float) -> Iterator[Figure]:
-    """The same layers of the same model, pruned by others."""
+def peers(bench: Workbench, dense: float) -> Iterator[tuple[str, float]]:
+    """The same layers of the same model, pruned by others: names, and points against dense."""
     contestants: dict[str, Callable[[PreTrainedModel, float], nn.Module]] = {
         "torch.nn.utils.prune, per layer": torch_per_layer,
         "torch.nn.utils.prune, global": torch_global,
@@ -166,8 +203,7 @@ def peers(bench: Workbench, dense: float) -> Iterator[Figure]:
             model = function(copy.deepcopy(bench.loaded.model), sparsity)
             logits = predict(model, bench.eval, bench.recipe.measure.batch_size)
             accuracy = float(np.mean(logits.argmax(1) == bench.eval.labels))
-            gained = round(100 * (accuracy - dense), 2)
-            yield Figure(f"{name}, {sparsity:.0%}, points", gained, "points")
+            yield f"{name}, {sparsity:.0%}, points", 100 * (accuracy - dense)
 
 
 def torch_per_layer(model: PreTrainedModel, sparsity: float) -> nn.Module:
