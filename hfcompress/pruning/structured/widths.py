@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +56,7 @@ def optimal(costs: Table, errors: Table, limit: float) -> Widths:
         limit: what all may cost; `check_budget` says whether it can be met.
     """
     widest = {name: max(levels) for name, levels in costs.items()}
-    if total(costs, widest) <= limit * (1 + 1e-9):
+    if _fits(costs, widest, limit):
         return widest  # nothing has to go
     unit = max(limit, 1e-12) / _BUCKETS
     best = np.zeros(_BUCKETS + 1)
@@ -91,18 +92,33 @@ def _price(cost: float, unit: float) -> int:
 def uniform(costs: Table, limit: float) -> Widths:
     """The same share of every sublayer's units, as large as the budget allows.
 
+    Whole units make steps: where the next head of every layer would be too much, what is left of
+    the budget goes to the other kinds of sublayers, those of the finest steps first, again the same
+    share of all sublayers of a kind.
+
     Args:
         costs: by sublayer and width; the largest width is the whole sublayer.
         limit: what all may cost.
     """
+    kinds = {name: tuple(sorted(levels)) for name, levels in costs.items()}
 
-    def at(step: int) -> Widths:
+    def at(shares: Mapping[tuple[int, ...], int]) -> Widths:
         return {
-            name: min(levels, key=lambda width: (abs(width - step / 1000 * max(levels)), width))
-            for name, levels in costs.items()
+            name: min(
+                levels, key=lambda width: (abs(width - shares[levels] / 1000 * levels[-1]), width)
+            )
+            for name, levels in kinds.items()
         }
 
-    return _largest(at, costs, limit, 1000)
+    def fits(some: Iterable[tuple[int, ...]], share: int) -> bool:
+        return _fits(costs, at({**shares, **dict.fromkeys(some, share)}), limit)
+
+    shares: dict[tuple[int, ...], int] = {}
+    even = _largest(partial(fits, kinds.values()), 0, 1000)
+    shares = dict.fromkeys(kinds.values(), even)
+    for kind in sorted(shares, key=len, reverse=True):
+        shares[kind] = _largest(partial(fits, [kind]), even, 1000)
+    return at(shares)
 
 
 def ranked(costs: Table, scores: Mapping[str, Sequence[float]], limit: float) -> Widths:
@@ -129,19 +145,22 @@ def ranked(costs: Table, scores: Mapping[str, Sequence[float]], limit: float) ->
             for name, levels in costs.items()
         }
 
-    return _largest(at, costs, limit, len(order))
+    return at(_largest(lambda step: _fits(costs, at(step), limit), 0, len(order)))
 
 
-def _largest(at: Callable[[int], Widths], costs: Table, limit: float, steps: int) -> Widths:
-    """The last of a growing sequence of choices that fits, by bisection."""
-    low, high = 0, steps
+def _fits(costs: Table, widths: Widths, limit: float) -> bool:
+    return total(costs, widths) <= limit * (1 + 1e-9)
+
+
+def _largest(fits: Callable[[int], bool], low: int, high: int) -> int:
+    """The last step that fits, by bisection; ``low`` is taken to."""
     while low < high:
         middle = (low + high + 1) // 2
-        if total(costs, at(middle)) <= limit * (1 + 1e-9):
+        if fits(middle):
             low = middle
         else:
             high = middle - 1
-    return at(low)
+    return low
 
 
 def allowed_widths(units: int, least: int, multiple: int, most: int = 96) -> list[int]:

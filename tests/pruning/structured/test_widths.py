@@ -58,6 +58,16 @@ def test_uniform_is_the_same_share() -> None:
     assert uniform(costs, 0.0) == {"a": 0, "b": 0}
 
 
+def test_uniform_gives_out_what_whole_heads_leave() -> None:
+    heads = {w: 10.0 * w for w in range(5)}
+    neurons = {w: float(w) for w in range(41)}
+    costs = {"heads 0": heads, "neurons 0": neurons, "heads 1": heads, "neurons 1": neurons}
+    # The second head of both layers does not fit beside the same share of neurons.
+    assert uniform(costs, 64.0) == {"heads 0": 1, "neurons 0": 22, "heads 1": 1, "neurons 1": 22}
+    # Here it does, and one neuron more.
+    assert uniform(costs, 73.0) == {"heads 0": 2, "neurons 0": 16, "heads 1": 2, "neurons 1": 16}
+
+
 def test_ranked_takes_the_best_for_their_cost() -> None:
     costs = {"a": {w: 10.0 * w for w in range(3)}, "b": {w: 1.0 * w for w in range(4)}}
     scores = {"a": [50.0, 8.0], "b": [0.7, 4.0, 2.0]}
