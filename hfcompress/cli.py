@@ -200,16 +200,13 @@ def _show_failures(result: SweepResult, console: Console) -> int:
 
 
 def _show_rows(rows: list[dict[str, Any]], console: Console) -> None:
-    from hfcompress.report.pipeline import is_pipeline, pipeline_rows, pipeline_sentence
-    from hfcompress.report.sweet_spot import sweet_spot_sentence
+    from hfcompress.report.headline import headline
+    from hfcompress.report.pipeline import is_pipeline, pipeline_rows
     from hfcompress.report.table import rows_table
 
-    if is_pipeline(rows):
-        console.print(pipeline_rows(rows))
-        console.print(pipeline_sentence(rows))
-    elif rows:
-        console.print(rows_table(rows))
-        console.print(sweet_spot_sentence(rows))
+    if rows:
+        console.print(pipeline_rows(rows) if is_pipeline(rows) else rows_table(rows))
+        console.print(headline(rows))
 
 
 # --- what is shown while a run works -----------------------------------------------------------

@@ -20,6 +20,8 @@ from hfcompress.report.rows import (
     metric_of,
     metric_text,
 )
+from hfcompress.report.sizes import sizes_figure
+from hfcompress.report.smallest import is_about_size
 from hfcompress.report.sweet_spot import sweet_spot
 
 
@@ -31,6 +33,8 @@ def draw_curve(rows: Sequence[Row], title: str | None = None) -> bytes:
 def curve_figure(rows: Sequence[Row], title: str | None = None) -> Figure:
     """The metric against actual sparsity: one line per method, averaged over seeds.
 
+    Where no row asked for a sparsity but sizes are known it is `sizes_figure`.
+
     Bars are 95 % intervals over examples, faint dots single seeds; the grey band is the dense
     model's interval, the star the sweet spot, hollow diamonds published values.
 
@@ -38,6 +42,8 @@ def curve_figure(rows: Sequence[Row], title: str | None = None) -> Figure:
         rows: any rows; those without a value are left out, none at all draws empty axes.
         title: above the axes.
     """
+    if is_about_size(rows):
+        return sizes_figure(rows, title)
     metric, dense, lines = metric_of(rows), dense_point(rows), compressed_points(rows)
     figure = new_figure(8.0, 5.0)
     axes = figure.add_subplot()

@@ -11,12 +11,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hfcompress.report.classes import class_sentence, class_table
 from hfcompress.report.curve import draw_curve
-from hfcompress.report.front import front_sentence
+from hfcompress.report.headline import headline
 from hfcompress.report.pictures import Picture
-from hfcompress.report.pipeline import is_pipeline, pipeline_sentence, pipeline_table
+from hfcompress.report.pipeline import is_pipeline, pipeline_table
 from hfcompress.report.rows import Row, metric_of
-from hfcompress.report.size import size_sentence
-from hfcompress.report.sweet_spot import sweet_spot_sentence
 from hfcompress.report.table import result_table
 
 
@@ -55,7 +53,7 @@ def html_page(
     ).get_template("page.html")
     return template.render(
         title=title,
-        headline=_headline(rows, size, front),
+        headline=headline(rows),
         metric=metric_of(rows).replace("_", " "),
         curve=_data_uri(draw_curve(rows) if curve is None else curve),
         table=result_table(rows),
@@ -71,14 +69,6 @@ def html_page(
         recipe=recipe_text,
         environment=flat_environment(environment or {}),
     )
-
-
-def _headline(rows: Sequence[Row], size: bytes | None, front: bytes | None) -> str:
-    if is_pipeline(rows):
-        return pipeline_sentence(rows)
-    if size is not None:
-        return size_sentence(rows)
-    return sweet_spot_sentence(rows) if front is None else front_sentence(rows)
 
 
 def _data_uri(png: bytes) -> str:

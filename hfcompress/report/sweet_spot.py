@@ -77,11 +77,12 @@ def sweet_spot_sentence(rows: Sequence[Row]) -> str:
     return (
         f"Sweet spot: {100 * best.sparsity:.1f} % sparsity with {best.method}: {metric} "
         f"{metric_text(metric, best.value)} against {metric_text(metric, dense.value)} dense, "
-        f"{_loss(metric, best, dense)}."
+        f"{loss_text(metric, best, dense)}."
     )
 
 
-def _loss(metric: str, best: Point, dense: Point) -> str:
+def loss_text(metric: str, best: Point, dense: Point) -> str:
+    """What a point loses against the dense model, beside the noise that it is judged by."""
     drop = best.drop if best.drop is not None else dense.value - best.value
     unit = " points" if is_percent(metric) else ""
     if drop <= 0:

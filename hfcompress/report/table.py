@@ -18,6 +18,7 @@ from rich.table import Table as RichTable
 from hfcompress.files import atomic_write
 from hfcompress.report.columns import Column, all_columns
 from hfcompress.report.rows import Row, is_dense, number
+from hfcompress.report.smallest import is_about_size, smallest
 from hfcompress.report.sweet_spot import sweet_spot
 
 
@@ -86,6 +87,9 @@ def _without_repeats(columns: list[Column]) -> tuple[Column, ...]:
 
 
 def _marked(rows: Sequence[Row]) -> frozenset[int]:
+    if is_about_size(rows):
+        place = smallest(rows)
+        return frozenset() if place is None else frozenset([place])
     best = sweet_spot(rows)
     if best is None:
         return frozenset()
