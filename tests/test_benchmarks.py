@@ -1,4 +1,4 @@
-"""The frame that all benchmarks share."""
+"""The frame that all benchmarks share, and what of them can be tested without measuring."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import pytest
 
 from benchmarks._clock import CpuClock
 from benchmarks._figures import Figure, kept_figures, report, spread
+from benchmarks.oneshot_quality import ONE_SHOT, OURS, SPARSITIES, without_the_easy
 from benchmarks.tables import render
+from hfcompress.recipe.schema import expand, load_recipe
+from hfcompress.recipe.shipped import find_recipe
 
 
 @pytest.mark.parametrize(
@@ -63,3 +66,17 @@ def test_the_cpu_clock_counts_work_and_no_waiting() -> None:
     while time.thread_time() < until:
         pass
     assert clock.minutes - waited >= 0.2 / 60
+
+
+def test_the_one_shot_grid_has_all_seeds_where_nothing_may_be_lost() -> None:
+    chosen = without_the_easy(load_recipe(find_recipe("oneshot-methods")), seed=1)
+    seeds: dict[tuple[str, float], set[int]] = {}
+    for trial in expand(chosen):
+        settings = trial.settings
+        if "prune.seed" in settings and "prune.pattern" not in settings:
+            key = settings["prune.method"], settings["prune.sparsity"]
+            seeds.setdefault(key, set()).add(settings["prune.seed"])
+    assert {sparsity for method, sparsity in seeds if method == OURS} == set(SPARSITIES)
+    for (method, sparsity), found in seeds.items():
+        every = method == OURS and ONE_SHOT[sparsity] == 0
+        assert found == ({0, 1, 2} if every else {1})
