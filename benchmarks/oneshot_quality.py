@@ -158,14 +158,6 @@ def one_shot(rows: list[dict[str, Any]]) -> Iterator[Figure]:
             yield of_rows(f"ours, {method}, {sparsity:.0%}, points", found, limit)
     found = [row for row in rows if row["settings"].get("prune.pattern") == "2:4"]
     yield of_rows(f"ours, {OURS}, 2:4, points", found, SEMI_STRUCTURED)
-    best = [row for row in rows if is_method(row, OURS)]
-    yield Figure(
-        f"ours, {OURS}, seconds a prune and its measuring",
-        statistics.median(row["seconds"] for row in best),
-        "s",
-        min(row["seconds"] for row in best),
-        max(row["seconds"] for row in best),
-    )
 
 
 def is_method(row: dict[str, Any], method: str) -> bool:
