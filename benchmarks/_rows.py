@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from torch import nn
 from transformers import PreTrainedModel
 
 from hfcompress.files import atomic_write
@@ -36,7 +37,7 @@ class Surroundings:
         common = self.bench.context(trial, "", lambda: self.model, None)
         return replace(common, seed=seed, workdir=None)
 
-    def accuracy(self, model: PreTrainedModel) -> float:
+    def accuracy(self, model: nn.Module) -> float:
         """On the measured rows, in [0, 1]."""
         rows = self.bench.eval
         logits = predict(model, rows, self.bench.recipe.measure.batch_size)

@@ -22,15 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 from transformers import PreTrainedModel
 
 from benchmarks._figures import Figure, parse_arguments, report
+from benchmarks._rows import Surroundings
 from hfcompress.architectures import default_targets
-from hfcompress.predict import predict
 from hfcompress.quiet import quiet_libraries
 from hfcompress.recipe.cache import StepCache
 from hfcompress.recipe.progress import Progress
@@ -49,7 +48,7 @@ RECOVERED = {"recover-80": (0.8, 1.0, 15.0), "recover-90": (0.9, 2.0, 30.0)}
 OURS = "alps"
 # Where each dense model is pruned with all calibration seeds: nothing may be lost, and noise is
 # larger than that.
-CLOSE = (0.5, 0.6)
+CLOSE = tuple(sparsity for sparsity, points in ONE_SHOT.items() if points == 0)
 
 
 class Lines(Progress):
@@ -209,9 +208,8 @@ def peers(bench: Workbench, dense: float) -> Iterator[tuple[str, float]]:
     for name, function in contestants.items():
         for sparsity in SPARSITIES:
             model = function(copy.deepcopy(bench.loaded.model), sparsity)
-            logits = predict(model, bench.eval, bench.recipe.measure.batch_size)
-            accuracy = float(np.mean(logits.argmax(1) == bench.eval.labels))
-            yield f"{name}, {sparsity:.0%}, points", 100 * (accuracy - dense)
+            gained = 100 * (Surroundings(bench).accuracy(model) - dense)
+            yield f"{name}, {sparsity:.0%}, points", gained
 
 
 def torch_per_layer(model: PreTrainedModel, sparsity: float) -> nn.Module:
