@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Protocol
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -37,6 +38,29 @@ def name_lines(axes: Axes, drawn: bool) -> None:
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=9.5)
     else:
         axes.text(0.5, 0.5, "nothing measured yet", transform=axes.transAxes, ha="center")
+
+
+class Measured(Protocol):
+    """What `mark` draws: a method's value, with its interval where it is known."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def value(self) -> float: ...
+    @property
+    def low(self) -> float | None: ...
+    @property
+    def high(self) -> float | None: ...
+
+
+def mark(axes: Axes, x: float, point: Measured, scale: float, index: int) -> None:
+    """A point with its interval as a bar, named by its method; the index gives its looks."""
+    below = 0.0 if point.low is None else max(point.value - point.low, 0.0)
+    above = 0.0 if point.high is None else max(point.high - point.value, 0.0)
+    axes.errorbar([x], [scale * point.value], yerr=[[scale * below], [scale * above]],
+                  color=PALETTE[index % len(PALETTE)], linestyle="none", markersize=7, capsize=3,
+                  marker=MARKERS[(index // len(PALETTE)) % len(MARKERS)], label=point.method,
+                  zorder=3)  # fmt: skip
 
 
 def png_bytes(figure: Figure) -> bytes:

@@ -8,7 +8,15 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from hfcompress.report.canvas import GREY, MARKERS, PALETTE, name_lines, new_figure, png_bytes, tidy
+from hfcompress.report.canvas import (
+    GREY,
+    PALETTE,
+    mark,
+    name_lines,
+    new_figure,
+    png_bytes,
+    tidy,
+)
 from hfcompress.report.rows import (
     Row,
     compressed_points,
@@ -89,16 +97,11 @@ def size_figure(rows: Sequence[Row]) -> Figure:
     axes = figure.add_subplot()
     tidy(axes)
     for index, point in enumerate(points):
-        low = point.value if point.low is None else point.low
-        high = point.value if point.high is None else point.high
-        x, y = point.parameters / 1e6, scale * point.value
-        colour = PALETTE[index % len(PALETTE)]
-        bars = [[max(y - scale * low, 0)], [max(scale * high - y, 0)]]
-        marker = MARKERS[(index // len(PALETTE)) % len(MARKERS)]
-        axes.errorbar([x], [y], yerr=bars, color=colour, marker=marker, markersize=7, capsize=3,
-                      linestyle="none", label=point.method, zorder=3)  # fmt: skip
+        x = point.parameters / 1e6
+        mark(axes, x, point, scale, index)
         if len(point.values) > 1:
             seeds = [scale * value for value in point.values]
+            colour = PALETTE[index % len(PALETTE)]
             axes.plot([x] * len(seeds), seeds, "o", color=colour, alpha=0.4, markersize=4)
     size = teacher_parameters(rows)
     if dense is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hfcompress.report.canvas import GREY, MARKERS, PALETTE, name_lines, new_figure, tidy
+from hfcompress.report.canvas import GREY, mark, name_lines, new_figure, tidy
 from hfcompress.report.rows import (
     Point,
     Row,
@@ -41,7 +41,7 @@ def sizes_figure(rows: Sequence[Row], title: str | None = None) -> Figure:
         size, point = number(row, "bytes"), point_of(row)
         if size is None or point is None:
             continue
-        _draw_row(axes, size / 1e6, point, scale, drawn)
+        mark(axes, size / 1e6, point, scale, drawn)
         if place == best:
             axes.plot([size / 1e6], [scale * point.value], "*", markersize=17, zorder=2,
                       markerfacecolor="#F0E442", markeredgecolor="black",
@@ -56,15 +56,6 @@ def sizes_figure(rows: Sequence[Row], title: str | None = None) -> Figure:
         axes.set_title(title, loc="left", fontsize=12)
     name_lines(axes, bool(drawn))
     return figure
-
-
-def _draw_row(axes: Axes, size: float, point: Point, scale: float, index: int) -> None:
-    low = point.value if point.low is None else point.low
-    high = point.value if point.high is None else point.high
-    bars = [[scale * max(point.value - low, 0)], [scale * max(high - point.value, 0)]]
-    axes.errorbar([size], [scale * point.value], yerr=bars, color=PALETTE[index % len(PALETTE)],
-                  marker=MARKERS[(index // len(PALETTE)) % len(MARKERS)], markersize=7, capsize=3,
-                  linestyle="none", label=point.method, zorder=3)  # fmt: skip
 
 
 def _draw_dense(axes: Axes, rows: Sequence[Row], dense: Point, scale: float, metric: str) -> None:
