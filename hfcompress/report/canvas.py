@@ -44,13 +44,20 @@ class Measured(Protocol):
     """What `mark` draws: a method's value, with its interval where it is known."""
 
     @property
-    def method(self) -> str: ...
+    def method(self) -> str:
+        """Its name in the legend."""
+
     @property
-    def value(self) -> float: ...
+    def value(self) -> float:
+        """What was measured."""
+
     @property
-    def low(self) -> float | None: ...
+    def low(self) -> float | None:
+        """Lower end of its 95 % interval."""
+
     @property
-    def high(self) -> float | None: ...
+    def high(self) -> float | None:
+        """Upper end."""
 
 
 def mark(axes: Axes, x: float, point: Measured, scale: float, index: int) -> None:
