@@ -114,7 +114,8 @@ def compress(
     wanted = _small_enough(every, target)
     rows = _claim(store, bench)
     deadline = None if target.minutes is None else started + 60 * target.minutes
-    search = Search(bench, target, store, Runner(bench, []), rows, deadline)
+    runner = Runner(bench, [], keep_long=True)
+    search = Search(bench, target, store, runner, rows, deadline)
     for number, candidate in enumerate(wanted):
         progress.sweep(number, len(wanted))
         if not worth_it(search, candidate):

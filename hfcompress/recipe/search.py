@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,8 @@ MODEL = "model"
 # Passes over a row in training, in forward passes of the dense model: the student's three, the
 # teacher's one, and what surrounds them.
 _PASSES = 5.0
+# Of the speed that is wanted: what a timing may be off by.
+_FAR = 0.9
 
 
 @dataclass
@@ -42,6 +45,8 @@ class Search:
         tried: the rows of this search, in order.
         best: of them the best that holds.
         seconds_per_row: a forward pass of the dense model, once measured.
+        slow: the smallest share of the encoder that was far too slow; a larger one is no faster,
+            whatever its vocabulary.
     """
 
     bench: Workbench
@@ -53,11 +58,17 @@ class Search:
     tried: list[Row] = field(default_factory=list)
     best: Row | None = None
     seconds_per_row: float | None = None
+    slow: float = math.inf
 
 
 def worth_it(search: Search, candidate: Candidate) -> bool:
     """Whether a candidate could be better than what holds already."""
     best, target = search.best, search.target
+    if candidate.share >= search.slow:
+        search.bench.progress.note(
+            f"{candidate.name} is left out: {search.slow:.0%} of the encoder is too slow"
+        )
+        return False
     if best is None:
         return True
     if target.max_size is None:
@@ -70,7 +81,7 @@ def try_candidate(search: Search, candidate: Candidate) -> None:
     plans: list[tuple[str, Steps]] = [(candidate.name, candidate.steps)]
     if candidate.trained is not None:
         plans.append((f"{candidate.name}, distilled", candidate.trained))
-    seed = search.bench.recipe.seed
+    seed, target = search.bench.recipe.seed, search.target
     trials = [
         Trial(len(search.tried) + number, {"candidate": name}, seed, parse_steps(steps))
         for number, (name, steps) in enumerate(plans)
@@ -81,10 +92,12 @@ def try_candidate(search: Search, candidate: Candidate) -> None:
         if row is None:
             break
         search.tried.append(row)
-        if holds(row, search.target):
+        if target.speedup is not None and speedup_of(row) < _FAR * target.speedup:
+            search.slow = min(search.slow, candidate.share)
+        if holds(row, target):
             _hold(search, trial, row)
             break
-        if not _small_and_fast(row, search.target):
+        if not _small_and_fast(row, target):
             break  # training changes neither
     for trial in trials:
         search.runner.release(trial)
@@ -125,10 +138,13 @@ def _hold(search: Search, trial: Trial, row: Row) -> None:
 
 def _time_for(search: Search, trial: Trial) -> bool:
     """Whether training would end before the deadline, by the dense model's speed on the data."""
-    config: Any = next((step.config for step in trial.steps if step.name == "distill"), None)
-    if search.deadline is None or config is None:
-        return True
     bench = search.bench
+    place = next((i for i, step in enumerate(trial.steps, 1) if step.name == "distill"), None)
+    if search.deadline is None or place is None:
+        return True
+    if bench.cache.folder(bench.prefixes(trial)[place]).is_dir():
+        return True  # another candidate's training
+    config: Any = trial.steps[place - 1].config
     if search.seconds_per_row is None:
         search.seconds_per_row = _seconds_per_row(search)
     train = bench.train

@@ -53,6 +53,8 @@ class Runner:
         predictions: logits by the hash of the weights that gave them.
         histograms: of dense models' weights, by a key of the model and its layers.
         latest: the model of the trial that ran last.
+        keep_long: keep every calibrated step that took long: trials that are not known yet may
+            share it.
     """
 
     bench: Workbench
@@ -60,6 +62,7 @@ class Runner:
     predictions: dict[str, Logits] = field(default_factory=dict)
     histograms: dict[str, dict[str, Any]] = field(default_factory=dict)
     latest: Model | None = None
+    keep_long: bool = False
     _kept: dict[str, tuple[PreTrainedModel, list[dict[str, Any]]]] = field(default_factory=dict)
     _uses: Counter[str] = field(default_factory=Counter)
     _dense: dict[str, tuple[str, int]] = field(default_factory=dict)
@@ -122,7 +125,7 @@ class Runner:
         started = time.perf_counter()
         model, did = kind.function(before, step.config, context)
         long = kind.calibrates and time.perf_counter() - started >= KEEP_AFTER
-        if kind.trains or (long and _trains_later(trial, place)):
+        if kind.trains or (long and (self.keep_long or _trains_later(trial, place))):
             cache.put(prefix, model, did)
         return model, [*done, did]
 

@@ -18,6 +18,7 @@ from hfcompress.quantization.quantize import quantize
 from hfcompress.recipe import candidates as candidates_module
 from hfcompress.recipe import search as search_module
 from hfcompress.recipe import timing as timing_module
+from hfcompress.recipe import trial as trial_module
 from hfcompress.recipe.candidates import candidates
 from hfcompress.recipe.compress import CompressResult, compress
 from hfcompress.recipe.progress import Progress
@@ -41,7 +42,9 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(candidates_module, "_distilled", short)
 
-    def measured(calls: dict[str, Any], warmup: int, repeats: int) -> LatencyReport:
+    def measured(
+        calls: dict[str, Any], warmup: int, repeats: int, *, seconds: float
+    ) -> LatencyReport:
         times = {"dense": (8.0,), "measured": (2.0,)}
         return LatencyReport({name: Latency(times[name]) for name in calls})
 
@@ -163,6 +166,64 @@ def test_what_is_small_and_weak_is_trained(
     assert steps == ["shrink", "distill", "quantize"]
 
 
+class Notes(Progress):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_what_is_no_smaller_than_something_too_slow_is_left_out(
+    search: Callable[..., CompressResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates_module, "MIN_COUNTS", {2: 0.1, 9: 0.2})
+    monkeypatch.setattr(candidates_module, "count_kept", lambda *given: {2: 20, 9: 12})
+    heard = Notes()
+    result = search(heard, speedup=5, max_drop=0)  # the clock says 4
+    names = [row["settings"]["candidate"] for row in result.rows]
+    assert names == ["int8", "50% of the encoder", "a CNN, 25 tokens"]
+    assert "int8, 20 tokens is left out: 100% of the encoder is too slow" in heard.notes
+    assert "50% of the encoder, 12 tokens is left out: 50% of the encoder is too slow" in (
+        heard.notes
+    )
+
+
+def test_a_little_too_slow_may_be_the_clock(
+    search: Callable[..., CompressResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates_module, "MIN_COUNTS", {2: 0.1})
+    monkeypatch.setattr(candidates_module, "count_kept", lambda *given: {2: 20})
+    result = search(speedup=4.4, max_drop=0)  # the clock says 4, more than nine tenths
+    assert "int8, 20 tokens" in [row["settings"]["candidate"] for row in result.rows]
+
+
+def test_vocabularies_share_the_shrunk_and_the_trained_encoder(
+    search: Callable[..., CompressResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates_module, "MIN_COUNTS", {2: 0.1})
+    monkeypatch.setattr(candidates_module, "count_kept", lambda *given: {2: 20})
+    monkeypatch.setattr(trial_module, "KEEP_AFTER", 0.0)
+    monkeypatch.setattr(search_module, "holds", lambda row, target: False)
+    # No time for any training but the first: the second is not one.
+    times = iter([0.0])
+    monkeypatch.setattr(search_module, "_seconds_per_row", lambda search: next(times))
+    heard = Notes()
+    result = search(heard, max_size="10MB", minutes=60)
+    names = [row["settings"]["candidate"] for row in result.rows]
+    halves = [name for name in names if name.startswith("50%")]
+    assert [name.count("tokens") for name in halves] == [0, 0, 1, 1]
+    assert heard.notes.count("distill: kept from an earlier run") >= 1
+    assert "shrink: kept from an earlier run" in heard.notes
+    trained = [row for row in result.rows if row["settings"]["candidate"] in halves[1::2]]
+    assert [[did["step"] for did in row["steps"]] for row in trained] == [
+        ["shrink", "distill", "quantize"],
+        ["shrink", "distill", "vocabulary", "quantize"],
+    ]
+
+
 def test_minutes_go_on_for_less_and_begin_nothing_that_is_too_long(
     search: Callable[..., CompressResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,7 +331,7 @@ def test_candidates_come_in_order_of_expected_loss(
     assert found[0].name == "int8"
     assert [one.loss for one in found] == sorted(one.loss for one in found)
     assert "a CNN" in found[-1].name
-    assert {one.share for one in found} == {1.0, 0.75, 0.5, 0.35, 0.25, 0.0}
+    assert {one.share for one in found} == {1.0, 0.75, 0.5, 0.35, 0.25, 0.15, 0.0}
 
 
 @pytest.mark.parametrize("family", ["vit", "deit"])
