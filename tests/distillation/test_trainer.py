@@ -237,9 +237,14 @@ def test_the_teacher_watches_in_evaluation_mode_and_stays_as_it_was(tmp_path: Pa
     assert teacher.config._attn_implementation == "sdpa"
 
 
-def test_a_teacher_on_another_device_comes_to_the_batch(tmp_path: Path) -> None:
+def test_a_teacher_on_another_device_comes_to_the_batch_and_goes_home(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")
     teacher = bert(1)
-    trainer = distill(tmp_path, teacher=teacher, use_cpu=False, **ALL)
-    assert {p.device.type for p in teacher.parameters()} == {"cuda"} == {trainer.args.device.type}
+    seen: set[str] = set()
+    teacher.classifier.register_forward_hook(
+        lambda module, inputs, output: seen.add(output.device.type)
+    )
+    distill(tmp_path, teacher=teacher, use_cpu=False, **ALL)
+    assert seen == {"cuda"}
+    assert {parameter.device.type for parameter in teacher.parameters()} == {"cpu"}

@@ -176,9 +176,11 @@ def test_the_teacher_is_the_model_before_it_was_pruned(one: Run) -> None:
     prune = {"prune": {"sparsity": 0.9, "scope": "global"}}
     train = {**FAST, "distillation": {"alpha": 1.0}}
     row = one(prune, {"distill": train})
-    assert row["steps"][1]["training_loss"] > 0
+    pruned = row["steps"][1]["training_loss"]
     alone = one({"distill": train})  # a student that is its own teacher has nothing to learn
-    assert alone["steps"][0]["training_loss"] == pytest.approx(0, abs=1e-6)
+    # Not 0 where a GPU trains in bf16.
+    limit = 1e-3 if torch.cuda.is_available() else 1e-6
+    assert 0 <= alone["steps"][0]["training_loss"] < limit < pruned
 
 
 @pytest.mark.parametrize(
