@@ -98,6 +98,9 @@ def _compress_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metric", metavar="NAME", help="what may drop (default accuracy)")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="speed: examples")
     parser.add_argument("--length", type=int, default=32, metavar="N", help="speed: tokens of each")
+    parser.add_argument(
+        "--fixed", action="store_true", help="speed: compiled for that very shape (openvino)"
+    )
     parser.add_argument("--task", default="text-classification", help="decides the Auto class")
     parser.add_argument("--output", metavar="DIR", help="folder (default runs/compress-MODEL)")
 

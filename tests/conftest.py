@@ -27,12 +27,15 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 @pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No hub, and a step cache of the test's own."""
+def _no_network_no_waiting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No hub, a step cache of the test's own, and no more rounds of timing than asked for."""
     import huggingface_hub.constants
+
+    from hfcompress.recipe import timing
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HFCOMPRESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(timing, "SECONDS", 0.0)
     torch.manual_seed(0)
 
 

@@ -41,6 +41,11 @@ class BenchConfig(Config):
         strict=False,
         description="for one point of the grid, beyond which there are fewer rounds, 5 at least",
     )
+    fixed: bool = Field(
+        default=False,
+        description="compile openvino for each point's shape: faster, for texts that are padded "
+        "to it (load(shape=...))",
+    )
     memory: bool = Field(
         default=True, description="measure each engine's memory, in a process of its own"
     )

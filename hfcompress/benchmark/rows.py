@@ -18,7 +18,7 @@ def setup_of(subjects: Sequence[Subject], config: BenchConfig, around: Mapping[s
     """A hash of all that rows must share to stand in one table."""
     parts = {
         "subjects": [[item.label, item.fingerprint, item.bytes] for item in subjects],
-        "timing": [config.repeats, config.warmup, config.seconds],
+        "timing": [config.repeats, config.warmup, config.seconds, *["fixed"] * config.fixed],
         "processor": [around["cpu"], around["cores"], around["packages"]],
     }
     return _digest(parts)

@@ -16,7 +16,7 @@ from hfcompress.benchmark.inputs import make_inputs
 from hfcompress.benchmark.kinds import REFERENCE, runtime_of
 from hfcompress.benchmark.subjects import Subject
 from hfcompress.measure.latency import LatencyReport, measure_latency
-from hfcompress.quantization.engine import Engine
+from hfcompress.quantization.engine import Engine, fixed
 from hfcompress.recipe.progress import Progress
 
 Row = dict[str, Any]
@@ -64,12 +64,13 @@ def _measure(
     engines: dict[str, Engine],
     config: BenchConfig,
 ) -> LatencyReport:
-    calls = {
-        subject.label: partial(
-            engines[subject.label].logits, make_inputs(subject.spec, point.batch, point.length)
-        )
-        for subject in subjects
-    }
+    calls = {}
+    for subject in subjects:
+        engine = engines[subject.label]
+        inputs = make_inputs(subject.spec, point.batch, point.length)
+        if config.fixed:
+            engine = fixed(engine, inputs)
+        calls[subject.label] = partial(engine.logits, inputs)
     once = measure_latency(calls, warmup=config.warmup, repeats=1)
     round_seconds = sum(time.median for time in once.times.values()) / 1000
     affordable = int(config.seconds / max(round_seconds, 1e-6))

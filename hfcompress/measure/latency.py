@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -98,6 +99,7 @@ def measure_latency(
     warmup: int = 3,
     repeats: int = 20,
     *,
+    seconds: float = 0.0,
     device: str | torch.device = "cpu",
     clock: Callable[[], float] = time.perf_counter,
 ) -> LatencyReport:
@@ -110,6 +112,8 @@ def measure_latency(
         callables: name -> a call without arguments, such as ``lambda: model(**inputs)``.
         warmup: rounds that are run and not counted.
         repeats: rounds that are counted.
+        seconds: more rounds are counted until they have taken this long together, so that the
+            median outlasts a bad moment of the machine.
         device: where the callables compute.
         clock: seconds, rising.
 
@@ -124,12 +128,16 @@ def measure_latency(
     samples: dict[str, list[float]] = {name: [] for name in callables}
     names = list(callables)
     with torch.inference_mode(), _no_garbage_collection():
-        for step in range(warmup + repeats):
+        counted = 0.0
+        for step in itertools.count():
+            if step >= warmup + repeats and counted >= seconds:
+                break
             start = step % len(names)
             for name in names[start:] + names[:start]:
                 milliseconds = _time(callables[name], synchronize, clock)
                 if step >= warmup:
                     samples[name].append(milliseconds)
+                    counted += milliseconds / 1000
     return LatencyReport({name: Latency(tuple(times)) for name, times in samples.items()})
 
 

@@ -6,15 +6,17 @@ import hashlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from hfcompress.errors import DataError, ModelError
 from hfcompress.quantization.export import IMAGE_INPUT, TEXT_INPUTS
 
 Arrays = Mapping[str, NDArray[Any]]
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Engine(Protocol):
@@ -77,6 +79,43 @@ class FileEngine:
         """Copy graph and weights."""
         for file in self.files:
             shutil.copyfile(file, folder / file.name)
+
+
+@runtime_checkable
+class Fixable(Protocol):
+    """An engine that is faster for batches of one shape alone."""
+
+    def fixed(self, shapes: Shapes) -> Engine:
+        """The same model for that shape; this one stays as it is.
+
+        Args:
+            shapes: of every array that a batch holds.
+
+        Raises:
+            ModelError: the model cannot have that shape.
+        """
+        ...
+
+
+def fixed(engine: Engine, arrays: Arrays) -> Engine:
+    """The same model for batches of these arrays' shape alone, where its engine is faster so
+    (OpenVINO); else the engine itself.
+
+    Raises:
+        ModelError: the model cannot have that shape.
+    """
+    if not isinstance(engine, Fixable):
+        return engine
+    return engine.fixed({name: value.shape for name, value in arrays.items()})
+
+
+def thread_count(threads: int | None) -> int:
+    """How many threads an engine takes: torch's number unless told another.
+
+    Left to themselves engines take all cores whatever torch was told, which makes them faster than
+    torch in any comparison, and ONNX Runtime ties its threads to cores, where they can meet others.
+    """
+    return threads or torch.get_num_threads()
 
 
 def check_inputs(inputs: tuple[str, ...], where: str) -> None:

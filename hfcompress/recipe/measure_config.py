@@ -15,8 +15,17 @@ class LatencyConfig(Config):
 
     batch_size: int = Field(1, ge=1, description="examples at a time")
     length: int = Field(32, ge=1, description="tokens of each; images have the model's size")
-    repeats: int = Field(20, ge=1, description="counted rounds, the two models in turns")
+    repeats: int = Field(
+        20,
+        ge=1,
+        description="counted rounds, the two models in turns; there are more until 2 s are over",
+    )
     warmup: int = Field(3, ge=0, description="rounds before them")
+    fixed: bool = Field(
+        False,
+        description="time the form that is compiled for this very shape, where the engine has one "
+        "(openvino; see load(shape=...)): texts are padded to it then",
+    )
 
     @property
     def label(self) -> str:

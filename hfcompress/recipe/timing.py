@@ -10,9 +10,14 @@ from transformers import PreTrainedModel
 
 from hfcompress.errors import ConfigError
 from hfcompress.measure.latency import Latency, measure_latency
+from hfcompress.quantization.engine import fixed
 from hfcompress.quantization.export import example_inputs
 from hfcompress.quantization.quantized import QuantizedModel
 from hfcompress.recipe.measure_config import LatencyConfig
+
+# On a shared machine 20 rounds of a small model can all fall into a moment in which threads wake
+# slowly and it seems three times slower than it is: such moments last a third of a second.
+SECONDS = 2.0
 
 Model = PreTrainedModel | QuantizedModel
 Timing = dict[str, Any]
@@ -26,25 +31,26 @@ def time_model(model: Model, dense: PreTrainedModel | None, batch: LatencyConfig
     Args:
         model: what a step has made.
         dense: what it is compared with; None where ``model`` is that one.
-        batch: its shape, and how many rounds.
+        batch: its shape, and how many rounds at least; there are more until they took 2 seconds.
 
     Returns:
-        ``batch_size``, ``length``, ``threads`` (of torch), ``engine``, ``repeats``; ``dense`` and
-        ``measured``: milliseconds as ``median``, ``low`` and ``high`` (quartiles); ``speedup``:
-        the same of the ratio within a round.
+        ``batch_size``, ``length``, ``threads`` (of either), ``engine``, ``fixed``, ``repeats``;
+        ``dense`` and ``measured``: milliseconds as ``median``, ``low`` and ``high`` (quartiles);
+        ``speedup``: the same of the ratio within a round.
     """
     calls = {"measured": _call(model, batch)}
     if dense is not None:
         calls["dense"] = _call(dense, batch)
-    found = measure_latency(calls, batch.warmup, batch.repeats)
+    found = measure_latency(calls, batch.warmup, batch.repeats, seconds=SECONDS)
     measured = _summary(found.times["measured"])
     ratio = None if dense is None else found.ratio("dense", "measured")
     return {
         "batch_size": batch.batch_size,
         "length": batch.length,
-        "repeats": batch.repeats,
+        "repeats": len(found.times["measured"].samples),
         "threads": torch.get_num_threads(),
         "engine": model.engine.name if isinstance(model, QuantizedModel) else "torch",
+        "fixed": batch.fixed,
         "dense": measured if dense is None else _summary(found.times["dense"]),
         "measured": measured,
         "speedup": dict.fromkeys(("median", "low", "high"), 1.0)
@@ -83,6 +89,8 @@ def _call(model: Model, batch: LatencyConfig) -> Callable[[], object]:
     if isinstance(model, QuantizedModel):
         engine = model.engine
         arrays: Mapping[str, Any] = {name: tensor.numpy() for name, tensor in inputs.items()}
+        if batch.fixed:
+            engine = fixed(engine, arrays)
         return lambda: engine.logits(arrays)
     return lambda: plain(**inputs)
 

@@ -151,10 +151,15 @@ def _speedup(row: Row, shape: str) -> str:
 
 
 def _caption(rows: Sequence[Row]) -> str:
-    timing = next((timing for row in rows for timing in _timings(row)), None)
-    if timing is None:
+    timings = [timing for row in rows for timing in _timings(row)]
+    rounds = [value for timing in timings if (value := number(timing, "repeats")) is not None]
+    threads = sorted({value for timing in timings if (value := number(timing, "threads"))})
+    if not rounds or not threads:
         return ""
+    counts = " or ".join(f"{count:g}" for count in threads)
     return (
-        f"examples x tokens, median of {timing.get('repeats')} rounds, each row in its engine and "
-        f"in turns with the dense model in torch fp32, {timing.get('threads')} threads"
+        f"examples x tokens, median of {min(rounds):g} rounds or more, each row in its engine and "
+        f"in turns with the dense model in torch fp32, {counts} "
+        f"thread{'s' * (threads != [1])} each"
+        + ("; openvino compiled for that shape" if any(one.get("fixed") for one in timings) else "")
     )

@@ -51,6 +51,15 @@ def test_callables_take_turns_and_the_first_place_rotates() -> None:
     assert "".join(clock.calls) == "abbaab"
 
 
+def test_rounds_go_on_until_they_took_the_seconds_asked_for() -> None:
+    clock = FakeClock()
+    both = {"a": clock.work("a", 0.3), "b": clock.work("b", 0.1)}
+    found = measure_latency(both, warmup=5, repeats=2, seconds=1.9, clock=clock)
+    assert len(found.times["a"].samples) == len(found.times["b"].samples) == 5
+    found = measure_latency(both, warmup=0, repeats=7, seconds=1.9, clock=clock)
+    assert len(found.times["a"].samples) == 7
+
+
 def test_the_ratio_is_taken_pair_by_pair() -> None:
     # Every round the whole machine is slower; within a round one is always half the other.
     report = LatencyReport({"dense": Latency((2, 20, 200, 4)), "small": Latency((1, 10, 100, 1))})

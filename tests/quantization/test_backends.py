@@ -164,6 +164,28 @@ def test_openvino_in_bf16_where_the_processor_has_it() -> None:
     assert same(exact, fast) is not any(abilities.get(f"{kind}_bf16") for kind in ("amx", "avx512"))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_engines_take_as_many_threads_as_torch(threads: int) -> None:
+    """Else one of two in a comparison has more cores than the other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        session: Any = make(backend="onnxruntime", mode="none").engine
+    finally:
+        torch.set_num_threads(before)
+    assert session._session.get_session_options().intra_op_num_threads == threads
+
+
+def test_openvino_takes_as_many_threads_as_torch() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        compiled: Any = make(backend="openvino", mode="none").engine
+    finally:
+        torch.set_num_threads(before)
+    assert compiled._compiled.get_property("INFERENCE_NUM_THREADS") == 1
+
+
 def test_a_model_without_a_linear() -> None:
     settings: Any = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])
     model: Any = ResNetForImageClassification(settings)

@@ -135,7 +135,9 @@ def test_latency_is_taken_beside_the_dense_model_in_torch(
 ) -> None:
     asked = []
 
-    def measured(calls: dict[str, Any], warmup: int, repeats: int) -> LatencyReport:
+    def measured(
+        calls: dict[str, Any], warmup: int, repeats: int, *, seconds: float
+    ) -> LatencyReport:
         asked.append((sorted(calls), warmup, repeats))
         for call in calls.values():
             call()
@@ -159,6 +161,7 @@ def test_latency_is_taken_beside_the_dense_model_in_torch(
     assert first["dense"]["median"] == 40.0
     assert (first["engine"], dense["timings"][0]["engine"]) == ("torch", "torch")
     assert first["threads"] == torch.get_num_threads()
+    assert first["repeats"] == 3
     assert (second["batch_size"], second["length"]) == (4, 5)
     assert row["latency"] == {"dense": 40.0, "measured": 10.0}
 

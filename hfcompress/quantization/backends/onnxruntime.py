@@ -23,7 +23,13 @@ from hfcompress.errors import ModelError, first_line
 from hfcompress.extras import require
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.convolutions import DYNAMIC_LEAVES_CONVOLUTIONS
-from hfcompress.quantization.engine import Arrays, FileEngine, arranged, check_inputs
+from hfcompress.quantization.engine import (
+    Arrays,
+    FileEngine,
+    arranged,
+    check_inputs,
+    thread_count,
+)
 from hfcompress.quantization.export import check_against_torch, export_onnx
 from hfcompress.quantization.images import image_shape
 from hfcompress.quantization.onnx_graph import QUANTIZED, compact, quantize_tables
@@ -44,7 +50,7 @@ class OnnxEngine(FileEngine):
 
     Args:
         path: the file; it must stay as long as the engine is used.
-        threads: of one operator; None leaves it to ONNX Runtime.
+        threads: of one operator; None takes torch's number.
         folder: a temporary folder that goes with the engine.
 
     Raises:
@@ -57,7 +63,7 @@ class OnnxEngine(FileEngine):
     def __init__(self, path: Path, threads: int | None = None, folder: Path | None = None) -> None:
         ort = require("onnxruntime", "onnx")
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or 0
+        options.intra_op_num_threads = thread_count(threads)
         options.log_severity_level = 3
         # Else its threads go on spinning after a call and take the cores from whatever runs next:
         # torch, or a second session, is then up to twice as slow.
