@@ -41,6 +41,39 @@ class Grouped(nn.Module):
         return logits
 
 
+class Fused(nn.Module):
+    """A vision transformer as timm writes one: a Linear makes queries, keys and values at once."""
+
+    def __init__(self, width: int = 16, heads: int = 2) -> None:
+        super().__init__()
+        self.heads = heads
+        self.patches = nn.Conv2d(3, width, 8, stride=8)
+        self.position = nn.Parameter(torch.randn(1, 16, width) * 0.1)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.classifier = nn.Linear(width, 3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        tokens = self.patches(image).flatten(2).transpose(1, 2) + self.position
+        tokens = tokens + self.attention(self.norm1(tokens))
+        tokens = tokens + self.fc2(self.fc1(self.norm2(tokens)).relu())
+        logits: Tensor = self.classifier(tokens.mean(1))
+        return logits
+
+    def attention(self, tokens: Tensor) -> Tensor:
+        rows, length, width = tokens.shape
+        parts = self.qkv(tokens).reshape(rows, length, 3, self.heads, width // self.heads)
+        mixed = nn.functional.scaled_dot_product_attention(*parts.permute(2, 0, 3, 1, 4).unbind(0))
+        found: Tensor = self.proj(mixed.transpose(1, 2).reshape(rows, length, width))
+        return found
+
+
+PLAIN: dict[str, type[nn.Module]] = {"grouped": Grouped, "fused": Fused}
+"""Networks that are no transformers model."""
+
+
 def convnet(name: str, seed: int = 0) -> Any:
     """A classifier of three classes with random lively weights and batch norms."""
     torch.manual_seed(seed)
@@ -61,8 +94,8 @@ def convnet(name: str, seed: int = 0) -> Any:
             layer_scale_init_value=0.5, initializer_range=0.25, **labels
         ),
     }  # fmt: skip
-    if name == "grouped":
-        model: Any = Grouped()
+    if name in PLAIN:
+        model: Any = PLAIN[name]()
     elif name == "efficientnet":
         model = image_model(name, seed)
     else:
@@ -85,7 +118,7 @@ def convnet(name: str, seed: int = 0) -> Any:
 def images(network: str, batches: int = 2, rows: int = 8) -> list[dict[str, Tensor]]:
     """Random labelled batches."""
     generator = torch.Generator().manual_seed(1)
-    key = "pixel_values" if network != "grouped" else "image"
+    key = "image" if network in PLAIN else "pixel_values"
     return [
         {
             key: torch.randn(rows, 3, SIDE, SIDE, generator=generator),

@@ -23,7 +23,12 @@ Model = PreTrainedModel | QuantizedModel
 Timing = dict[str, Any]
 
 
-def time_model(model: Model, dense: PreTrainedModel | None, batch: LatencyConfig) -> Timing:
+def time_model(
+    model: Model,
+    dense: PreTrainedModel | None,
+    batch: LatencyConfig,
+    seconds: float | None = None,
+) -> Timing:
     """Time a model and the dense one, round by round, on a batch without padding.
 
     The dense model runs as torch runs it: fp32, eager. A quantized one runs in its own engine.
@@ -31,7 +36,8 @@ def time_model(model: Model, dense: PreTrainedModel | None, batch: LatencyConfig
     Args:
         model: what a step has made.
         dense: what it is compared with; None where ``model`` is that one.
-        batch: its shape, and how many rounds at least; there are more until they took 2 seconds.
+        batch: its shape, and how many rounds at least.
+        seconds: there are more rounds until they took this long; None: 2.
 
     Returns:
         ``batch_size``, ``length``, ``threads`` (of either), ``engine``, ``fixed``, ``repeats``;
@@ -41,7 +47,9 @@ def time_model(model: Model, dense: PreTrainedModel | None, batch: LatencyConfig
     calls = {"measured": _call(model, batch)}
     if dense is not None:
         calls["dense"] = _call(dense, batch)
-    found = measure_latency(calls, batch.warmup, batch.repeats, seconds=SECONDS)
+    found = measure_latency(
+        calls, batch.warmup, batch.repeats, seconds=SECONDS if seconds is None else seconds
+    )
     measured = _summary(found.times["measured"])
     ratio = None if dense is None else found.ratio("dense", "measured")
     return {

@@ -22,7 +22,7 @@ from hfcompress.recipe import trial as trial_module
 from hfcompress.recipe.candidates import candidates
 from hfcompress.recipe.compress import CompressResult, compress
 from hfcompress.recipe.progress import Progress
-from hfcompress.recipe.search import holds, miss
+from hfcompress.recipe.search import holds, miss, too_slow
 from hfcompress.recipe.target import CompressTarget, parse_size, size_text
 from tests.conftest import make_bert, make_tokenizer
 from tests.families import tiny
@@ -191,13 +191,32 @@ def test_what_is_no_smaller_than_something_too_slow_is_left_out(
     )
 
 
-def test_a_little_too_slow_may_be_the_clock(
+def test_a_speed_in_doubt_is_timed_again_and_longer(
     search: Callable[..., CompressResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(candidates_module, "MIN_COUNTS", {2: 0.1})
-    monkeypatch.setattr(candidates_module, "count_kept", lambda *given: {2: 20})
-    result = search(speedup=4.4, max_drop=0)  # the clock says 4, more than nine tenths
-    assert "int8, 20 tokens" in [row["settings"]["candidate"] for row in result.rows]
+    asked: list[float] = []
+
+    def busy(calls: dict[str, Any], warmup: int, repeats: int, *, seconds: float) -> LatencyReport:
+        asked.append(seconds)
+        quiet, dense = (2.0,) * 9, (8.0,) * 9
+        mine = quiet if seconds else (9.0,) * 6 + quiet[:3]  # two thirds of the rounds suffer
+        return LatencyReport({"dense": Latency(dense), "measured": Latency(mine)})
+
+    monkeypatch.setattr(timing_module, "measure_latency", busy)
+    result = search(speedup=4, max_drop=100)
+    assert asked == [0.0, search_module._AGAIN]
+    assert result.found is not None
+    assert result.found["settings"]["candidate"] == "int8"
+    assert result.found["timings"][0]["speedup"]["median"] == 4.0
+    assert result.found["latency"] == {"dense": 8.0, "measured": 2.0}
+
+
+def test_too_slow_is_what_most_rounds_say() -> None:
+    target = CompressTarget.parse({"speedup": 8})
+    for high, slow in ((7.9, True), (8.0, False)):
+        row = {"timings": [{"speedup": {"median": 3.0, "low": 2.0, "high": high}}]}
+        assert too_slow(row, target) is slow
+    assert not too_slow(row, CompressTarget.parse({"max_size": "1MB"}))
 
 
 def test_vocabularies_share_the_shrunk_and_the_trained_encoder(

@@ -116,7 +116,7 @@ def trace(model: nn.Module, batch: Batch) -> ChannelGraph:
             ) from error
     found = [_group(model, items) for items in graph.get_all_groups()]
     order = {name: number for number, name in enumerate(calls)}
-    groups = [group for group in found if group is not None]
+    groups = _well_read([group for group in found if group is not None])
     if not groups:
         raise TargetError(f"{type(model).__name__} has no channels that may go")
     return ChannelGraph(
@@ -155,6 +155,25 @@ def _group(model: nn.Module, items: Any) -> ChannelGroup | None:
     ]  # fmt: skip
     first = min(made_by, key=lambda place: order.index(place.module))
     return ChannelGroup(first.module, int(unit_of.max()) + 1, tuple(places))
+
+
+def _well_read(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
+    """Those whose readers read every unit alike, and whose width nothing else counts on.
+
+    Queries, keys and values that one layer makes are not: what follows reads the values alone.
+    Such an attention also reshapes to the width of what it reads, which has to stay.
+    """
+    mixed = {place.module for group in groups if not _alike(group) for place in group.of("outputs")}
+    return [
+        group
+        for group in groups
+        if _alike(group) and not mixed & {place.module for place in group.of("inputs")}
+    ]
+
+
+def _alike(group: ChannelGroup) -> bool:
+    counts = (torch.bincount(place.unit, minlength=group.units) for place in group.of("inputs"))
+    return all(bool((count == count[0]).all()) and int(count[0]) > 0 for count in counts)
 
 
 def _side(target: Any, made: bool) -> Side | None:

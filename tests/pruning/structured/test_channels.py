@@ -263,6 +263,19 @@ def test_no_calibration_is_needed_where_the_config_says_the_size() -> None:
         shrink(convnet("grouped"), ShrinkConfig(**PLAIN))
 
 
+def test_attention_that_is_no_known_familys_keeps_its_width() -> None:
+    """Units of queries, keys and values cannot go one by one; what lies between Linears can."""
+    graph = trace(convnet("fused"), one_row("fused"))
+    assert [(group.name, group.units) for group in graph.groups] == [("fc1", 64)]
+    model, report = shrunk("fused", macs=0.8)
+    assert 0.7 < report.macs.share <= 0.8
+    fc1: Any = model.get_submodule("fc1")
+    assert fc1.out_features == len(report.parts[0].keep) < 64
+    assert drift(model, "fused") < drift(shrunk("fused", macs=0.8, score="magnitude")[0], "fused")
+    with pytest.raises(ConfigError, match="is below what removing channels can reach here"):
+        shrunk("fused", macs=0.2)
+
+
 def test_what_cannot_go_is_said() -> None:
     model = convnet("resnet")
     graph = trace(model, one_row("resnet"))
