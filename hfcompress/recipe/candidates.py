@@ -7,7 +7,7 @@ heads and neurons, then a convolutional student.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -27,6 +27,8 @@ Steps = tuple[dict[str, Any], ...]
 # points decide the order alone: what is measured counts.
 SHARES = {0.75: 0.2, 0.5: 0.6, 0.35: 1.2, 0.25: 2.0, 0.15: 3.0}
 MIN_COUNTS = {1: 0.4, 2: 0.6, 5: 1.2, 20: 3.0}
+# Tokens that are no more frequent in the training rows are missed by less than half a point.
+_RARE = 2
 _CNN_LOSS = 7.0
 # Engines whose int8 leaves embedding tables in fp32.
 _FLOAT_TABLES = ("torch", "torchao")
@@ -44,6 +46,8 @@ class Candidate:
         steps: without training where there is a choice; quantizing is last.
         trained: the same with distillation before quantizing; None where nothing could be learnt
             back.
+        finer: fields of the quantize step that lose less and take longer; none where there are
+            none.
         share: of the encoder's multiply-accumulates that is left.
         bytes: predicted size.
         loss: points that it should cost, roughly.
@@ -55,6 +59,20 @@ class Candidate:
     share: float
     bytes: int
     loss: float
+    finer: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def plans(self) -> list[tuple[str, Steps, bool]]:
+        """Name, steps and whether they are the finer ones, in the order in which to try them."""
+        found = []
+        trained = f"{self.name}, distilled"
+        for name, steps in ((self.name, self.steps), (trained, self.trained)):
+            if steps is not None:
+                found.append((name, steps, False))
+                if self.finer:
+                    last = {"quantize": {**steps[-1]["quantize"], **self.finer}}
+                    found.append((f"{name}, finer int8", (*steps[:-1], last), True))
+        return found
 
 
 def candidates(bench: Workbench, target: CompressTarget) -> list[Candidate]:
@@ -62,24 +80,25 @@ def candidates(bench: Workbench, target: CompressTarget) -> list[Candidate]:
     model = bench.loaded.model
     kept = _vocabularies(bench)
     quantize = {"quantize": target.quantization}
+    finer = target.finer if bench.examples.modality == "text" else {}
     found = []
     for least, tokens in kept.items():
         cut, lost = _cut(least)
         said = "" if least is None else f", {tokens:,} tokens"
         size = _predicted(model, tokens, 1.0, target)
-        found.append(Candidate(f"int8{said}", (*cut, quantize), None, 1.0, size, lost))
+        found.append(Candidate(f"int8{said}", (*cut, quantize), None, 1.0, size, lost, finer))
         for share, points in SHARES.items() if _shrinks(model) else ():
             shrink = {"shrink": {"macs": share, "calibration_rows": _rows(bench)}}
             distill = {"distill": _distilled(bench, hidden=True)}
-            # Tokens go last, so that all vocabularies share what takes minutes.
             found.append(
                 Candidate(
                     f"{share:.0%} of the encoder{said}",
                     (shrink, *cut, quantize),
-                    (shrink, distill, *cut, quantize),
+                    (shrink, *_in_order(least, cut, distill), quantize),
                     share,
                     _predicted(model, tokens, share, target),
                     lost + points,
+                    finer,
                 )
             )
     found += _students(bench, kept, target)
@@ -91,6 +110,12 @@ def _cut(least: int | None) -> tuple[Steps, float]:
     if least is None:
         return (), 0.0
     return ({"vocabulary": {"min_count": least}},), MIN_COUNTS[least]
+
+
+def _in_order(least: int | None, cut: Steps, distill: dict[str, Any]) -> Steps:
+    """Rare tokens go after training, so that all vocabularies without them share what takes
+    minutes; without the others the student has to learn."""
+    return (distill, *cut) if (least or 0) <= _RARE else (*cut, distill)
 
 
 def _vocabularies(bench: Workbench) -> dict[int | None, int]:

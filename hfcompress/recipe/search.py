@@ -11,7 +11,7 @@ import numpy as np
 
 from hfcompress.predict import predict
 from hfcompress.quantization.quantized import QuantizedModel
-from hfcompress.recipe.candidates import Candidate, Steps
+from hfcompress.recipe.candidates import Candidate
 from hfcompress.recipe.grid import Trial
 from hfcompress.recipe.outcome import Row, keep, perform
 from hfcompress.recipe.step_configs import parse_steps
@@ -28,6 +28,8 @@ MODEL = "model"
 # Passes over a row in training, in forward passes of the dense model: the student's three, the
 # teacher's one, and what surrounds them.
 _PASSES = 5.0
+# Points that int8 may cost: what a finer one could give back.
+_INT8 = 1.0
 # How long a model is timed again whose speed may or may not be what is wanted.
 _AGAIN = 10.0
 
@@ -78,29 +80,33 @@ def worth_it(search: Search, candidate: Candidate) -> bool:
 
 
 def try_candidate(search: Search, candidate: Candidate) -> None:
-    """The candidate without training and, where that is too weak but small and fast, with it."""
-    plans: list[tuple[str, Steps]] = [(candidate.name, candidate.steps)]
-    if candidate.trained is not None:
-        plans.append((f"{candidate.name}, distilled", candidate.trained))
+    """The candidate without training and, where that is too weak but small and fast, with it;
+    in finer int8 where that could make the difference."""
     seed, target = search.bench.recipe.seed, search.target
     trials = [
-        Trial(len(search.tried) + number, {"candidate": name}, seed, parse_steps(steps))
-        for number, (name, steps) in enumerate(plans)
+        (Trial(len(search.tried) + number, {"candidate": name}, seed, parse_steps(steps)), finer)
+        for number, (name, steps, finer) in enumerate(candidate.plans)
     ]
-    search.runner.expect(trials)
-    for trial in trials:
+    search.runner.expect(trial for trial, _ in trials)
+    lost = 0.0
+    for trial, finer in trials:
+        if finer and lost > target.max_drop + _INT8:
+            continue
         row = _row(search, trial)
         if row is None:
             break
         search.tried.append(row)
-        if too_slow(row, target):
-            search.slow = min(search.slow, candidate.share)
         if holds(row, target):
             _hold(search, trial, row)
             break
+        if finer:
+            continue
+        lost = drop_of(row)
+        if too_slow(row, target):
+            search.slow = min(search.slow, candidate.share)
         if not _small(row, target) or too_slow(row, target):
             break  # training changes neither
-    for trial in trials:
+    for trial, _ in trials:
         search.runner.release(trial)
 
 

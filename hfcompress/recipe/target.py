@@ -65,6 +65,12 @@ class CompressTarget(Config):
         return {"backend": self.backend, "mode": self.mode}
 
     @property
+    def finer(self) -> dict[str, Any]:
+        """Fields that lose less and take longer; empty where the engine has none."""
+        dynamic = self.backend == "onnxruntime" and self.mode in ("auto", "dynamic")
+        return {"per_token": True} if dynamic else {}
+
+    @property
     def sentence(self) -> str:
         """The target in words."""
         parts = [f"a drop of {self.max_drop:g} points"]

@@ -94,7 +94,7 @@ def test_predictions_are_those_of_a_pipeline(tmp_path: Path) -> None:
     folder = make("torch").save(tmp_path / "folder", make_tokenizer())
     classify = hfcompress.load(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
-    theirs = pipeline("text-classification", model=model, tokenizer=make_tokenizer())
+    theirs = pipeline("text-classification", model=model, tokenizer=make_tokenizer(), device="cpu")
     texts = ["a good film", "the plot is weak", "music"]
     assert classify(texts) == [
         {"label": row["label"], "score": pytest.approx(row["score"], abs=1e-6)}

@@ -21,6 +21,7 @@ from hfcompress.recipe import timing as timing_module
 from hfcompress.recipe import trial as trial_module
 from hfcompress.recipe.candidates import candidates
 from hfcompress.recipe.compress import CompressResult, compress
+from hfcompress.recipe.outcome import perform
 from hfcompress.recipe.progress import Progress
 from hfcompress.recipe.search import holds, miss, too_slow
 from hfcompress.recipe.target import CompressTarget, parse_size, size_text
@@ -211,6 +212,37 @@ def test_a_speed_in_doubt_is_timed_again_and_longer(
     assert result.found["latency"] == {"dense": 8.0, "measured": 2.0}
 
 
+@pytest.mark.parametrize(
+    ("lost", "names"),
+    [
+        (0.015, ["int8", "int8, finer int8"]),  # half a point too much
+        (0.03, ["int8", "50% of the encoder", "50% of the encoder, distilled"]),
+    ],
+)
+def test_finer_int8_is_tried_where_it_could_make_the_difference(
+    search: Callable[..., CompressResult],
+    monkeypatch: pytest.MonkeyPatch,
+    lost: float,
+    names: list[str],
+) -> None:
+    pytest.importorskip("onnxruntime")
+
+    def performed(*given: Any) -> Any:
+        outcome = perform(*given)
+        assert outcome.row is not None
+        finer = "finer" in outcome.row["settings"]["candidate"]
+        outcome.row["drop"] = 0.0 if finer else lost
+        return outcome
+
+    monkeypatch.setattr("hfcompress.recipe.search.perform", performed)
+    monkeypatch.setattr(candidates_module, "_students", lambda *given: [])
+    result = search(backend="onnxruntime", max_size="10MB", max_drop=1)
+    assert [row["settings"]["candidate"] for row in result.rows] == names
+    last = hfcompress.load_recipe(result.output / "recipe.yaml") if result.found else None
+    assert last is None or last.steps[-1]["quantize"]["per_token"] is True
+    assert (result.found is not None) is (len(names) == 2)
+
+
 def test_too_slow_is_what_most_rounds_say() -> None:
     target = CompressTarget.parse({"speedup": 8})
     for high, slow in ((7.9, True), (8.0, False)):
@@ -316,6 +348,33 @@ def test_the_command_line(
     assert "data has no field 'nme'; did you mean 'name'?" in errors
     assert "'huge' is no size" in errors
     assert "give data (--data FOLDER)" in errors
+
+
+@pytest.mark.parametrize(
+    ("least", "names"),
+    [
+        (2, ["shrink", "distill", "vocabulary", "quantize"]),
+        (5, ["shrink", "vocabulary", "distill", "quantize"]),
+    ],
+)
+def test_a_student_learns_without_the_tokens_that_are_not_rare(
+    least: int,
+    names: list[str],
+    model_folder: Path,
+    write_data: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from hfcompress.recipe.cache import StepCache
+    from hfcompress.recipe.compress import _workbench
+
+    monkeypatch.setattr(candidates_module, "MIN_COUNTS", {least: 0.1})
+    monkeypatch.setattr(candidates_module, "count_kept", lambda *given: {least: 20})
+    target = CompressTarget.parse({**SHARED, "max_size": "1MB"})
+    data, task = str(write_data(rows=60)), "text-classification"
+    bench = _workbench(str(model_folder), data, target, None, task, 0, Progress(), StepCache())
+    trained = [one.trained for one in candidates(bench, target) if one.trained and "20" in one.name]
+    assert trained
+    assert all([next(iter(step)) for step in steps] == names for steps in trained)
 
 
 def test_predicted_sizes_are_those_of_the_files(tmp_path: Path) -> None:
