@@ -134,6 +134,9 @@ def _compress(options: argparse.Namespace, console: Console) -> int:
     if result.model is None:
         return 1
     console.print(f'use it: hfcompress predict {result.model} "a sentence"', markup=False)
+    if options.fixed:
+        batch = f"({options.batch_size}, {options.length})"
+        console.print(f'that fast in Python: load("{result.model}", shape={batch})', markup=False)
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from hfcompress.report.html import flat_environment
+from hfcompress.report.pipeline import speed_section
 from hfcompress.report.rows import Row, is_dense, metric_of, metric_text, number, quantize_step
 from hfcompress.report.table import markdown_table
 
@@ -47,6 +48,7 @@ def model_card(
         "## Measured\n",
         markdown_table(rows),
         _explanation(metric_of(rows)),
+        *_timed(row),
         *_quantized(row),
     ]
     if recipe_text:
@@ -87,6 +89,12 @@ def _tags(row: Row) -> list[str]:
     if not is_dense(row) and number(row, "actual_sparsity"):
         tags.append("pruned")
     return [*tags, "quantized"] if quantize_step(row) else tags
+
+
+def _timed(row: Row) -> list[str]:
+    """How large it is and how fast it was."""
+    section = speed_section(row)
+    return ["## Size and speed\n", section] if section else []
 
 
 def _quantized(row: Row) -> list[str]:

@@ -99,6 +99,17 @@ def _step(row: Row) -> str:
     return candidate or ("dense" if is_dense(row) else str(row.get("method") or ""))
 
 
+def speed_section(row: Row) -> str:
+    """Size and times of one row for a model card, as Markdown; empty where it was not timed."""
+    shapes = dict.fromkeys(map(_shape, _timings(row)))
+    if not shapes:
+        return ""
+    lines = ["| examples x tokens | milliseconds | times faster |", "|---|---:|---:|"]
+    lines += [f"| {one} | {_milliseconds(row, one)} | {_speedup(row, one)} |" for one in shapes]
+    size = f"{_size(row)} ({_times(number(row, 'compression_ratio'))} smaller) in {_engine(row)}"
+    return "\n".join([*lines, "", f"{size}; {_caption([row])}.", ""])
+
+
 def _candidate(row: Row) -> str:
     return str((row.get("settings") or {}).get("candidate") or "")
 

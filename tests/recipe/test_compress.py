@@ -332,8 +332,10 @@ def test_the_command_line(
     command = ["compress", str(model_folder), "--backend", "torch", "--length", "8"]
     more = ["--data", str(write_data(rows=60)), "--output", str(tmp_path / "out")]
     setting = ["--set", "max_eval=9"]
-    assert main([*command, *more, *setting, "--max-size", "10MB", "--max-drop", "100"]) == 0
+    found = [*setting, "--max-size", "10MB", "--max-drop", "100", "--fixed"]
+    assert main([*command, *more, *found]) == 0
     shown = capsys.readouterr().out
+    assert "shape=(1, 8)" in shown
     assert "Found: int8" in shown
     assert "hfcompress predict" in shown
     never = [*setting, "--max-size", "10MB", "--speedup", "99", "--max-drop", "0"]

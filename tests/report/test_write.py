@@ -207,6 +207,20 @@ def test_the_card_tells_what_was_measured() -> None:
     assert "- torch: 2.13" in body
 
 
+def test_the_card_of_a_timed_model_says_how_large_and_fast_it_is() -> None:
+    timing = {
+        "batch_size": 1, "length": 32, "repeats": 120, "threads": 2, "engine": "openvino",
+        "fixed": True, "measured": {"median": 2.0}, "speedup": {"median": 8.25},
+    }  # fmt: skip
+    small = {**ROWS[1], "bytes": 9_000_000, "compression_ratio": 10.0, "timings": [timing]}
+    _, body = parts(model_card(small, name="n"))
+    assert "## Size and speed" in body
+    assert "| 1 x 32 | 2 ms | 8.25 x |" in body
+    assert "9.00 MB (10.00 x smaller) in openvino; examples x tokens, median of 120 rounds" in body
+    assert "2 threads each; openvino compiled for that shape." in body
+    assert "## Size and speed" not in model_card(ROWS[1], name="n")
+
+
 def test_a_bare_card_leaves_out_what_it_does_not_know() -> None:
     header, body = parts(model_card(ROWS[0], name="n"))
     assert header["tags"] == ["hfcompress"]
