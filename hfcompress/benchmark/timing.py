@@ -73,9 +73,9 @@ def _measure(
         calls[subject.label] = partial(engine.logits, inputs)
     once = measure_latency(calls, warmup=config.warmup, repeats=1)
     round_seconds = sum(time.median for time in once.times.values()) / 1000
-    affordable = int(config.seconds / max(round_seconds, 1e-6))
+    affordable = int(config.seconds / max(2 * round_seconds, 1e-6))
     repeats = min(config.repeats, max(affordable, _FEWEST))
-    return measure_latency(calls, warmup=0, repeats=repeats)
+    return measure_latency(calls, warmup=0, repeats=repeats, settle=1)
 
 
 def _row(point: Point, subject: Subject, subjects: Sequence[Subject], times: LatencyReport) -> Row:

@@ -100,6 +100,7 @@ def measure_latency(
     repeats: int = 20,
     *,
     seconds: float = 0.0,
+    settle: int = 0,
     device: str | torch.device = "cpu",
     clock: Callable[[], float] = time.perf_counter,
 ) -> LatencyReport:
@@ -114,6 +115,8 @@ def measure_latency(
         repeats: rounds that are counted.
         seconds: more rounds are counted until they have taken this long together, so that the
             median outlasts a bad moment of the machine.
+        settle: calls before each counted one that are not counted, so that a small model finds its
+            own weights in the caches, as it does where it runs alone, and not another's.
         device: where the callables compute.
         clock: seconds, rising.
 
@@ -122,8 +125,10 @@ def measure_latency(
     """
     if not callables:
         raise ConfigError("there is nothing to time; give at least one callable")
-    if repeats < 1 or warmup < 0:
-        raise ConfigError(f"repeats must be 1 or more and warmup 0 or more: {repeats}, {warmup}")
+    if repeats < 1 or warmup < 0 or settle < 0:
+        raise ConfigError(
+            f"repeats must be 1 or more, warmup and settle 0 or more: {repeats}, {warmup}, {settle}"
+        )
     synchronize = _synchronizer(torch.device(device))
     samples: dict[str, list[float]] = {name: [] for name in callables}
     names = list(callables)
@@ -134,6 +139,8 @@ def measure_latency(
                 break
             start = step % len(names)
             for name in names[start:] + names[:start]:
+                for _ in range(settle):
+                    callables[name]()
                 milliseconds = _time(callables[name], synchronize, clock)
                 if step >= warmup:
                     samples[name].append(milliseconds)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -49,6 +50,21 @@ def test_callables_take_turns_and_the_first_place_rotates() -> None:
     both = {"a": clock.work("a", 1), "b": clock.work("b", 1)}
     measure_latency(both, warmup=1, repeats=2, clock=clock)
     assert "".join(clock.calls) == "abbaab"
+
+
+def test_settling_calls_are_made_and_not_counted() -> None:
+    clock = FakeClock()
+    times = {"a": iter([9, 1, 9, 2, 9, 3]), "b": iter([7, 4, 7, 5, 7, 6])}
+
+    def work(name: str) -> None:
+        clock.calls.append(name)
+        clock.now += next(times[name])
+
+    both = {name: partial(work, name) for name in times}
+    found = measure_latency(both, warmup=1, repeats=2, settle=1, clock=clock).times
+    assert "".join(clock.calls) == "aabbbbaaaabb"
+    assert found["a"].samples == pytest.approx((2000, 3000))
+    assert found["b"].samples == pytest.approx((5000, 6000))
 
 
 def test_rounds_go_on_until_they_took_the_seconds_asked_for() -> None:

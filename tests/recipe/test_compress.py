@@ -44,7 +44,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates_module, "_distilled", short)
 
     def measured(
-        calls: dict[str, Any], warmup: int, repeats: int, *, seconds: float
+        calls: dict[str, Any], warmup: int, repeats: int, *, seconds: float, settle: int
     ) -> LatencyReport:
         times = {"dense": (8.0,), "measured": (2.0,)}
         return LatencyReport({name: Latency(times[name]) for name in calls})
@@ -197,7 +197,9 @@ def test_a_speed_in_doubt_is_timed_again_and_longer(
 ) -> None:
     asked: list[float] = []
 
-    def busy(calls: dict[str, Any], warmup: int, repeats: int, *, seconds: float) -> LatencyReport:
+    def busy(
+        calls: dict[str, Any], warmup: int, repeats: int, *, seconds: float, settle: int
+    ) -> LatencyReport:
         asked.append(seconds)
         quiet, dense = (2.0,) * 9, (8.0,) * 9
         mine = quiet if seconds else (9.0,) * 6 + quiet[:3]  # two thirds of the rounds suffer

@@ -136,7 +136,7 @@ def test_latency_is_taken_beside_the_dense_model_in_torch(
     asked = []
 
     def measured(
-        calls: dict[str, Any], warmup: int, repeats: int, *, seconds: float
+        calls: dict[str, Any], warmup: int, repeats: int, *, seconds: float, settle: int
     ) -> LatencyReport:
         asked.append((sorted(calls), warmup, repeats))
         for call in calls.values():
