@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -84,15 +84,15 @@ def try_candidate(search: Search, candidate: Candidate) -> None:
     in finer int8 where that could make the difference."""
     seed, target = search.bench.recipe.seed, search.target
     trials = [
-        (Trial(len(search.tried) + number, {"candidate": name}, seed, parse_steps(steps)), finer)
-        for number, (name, steps, finer) in enumerate(candidate.plans)
+        (Trial(0, {"candidate": name}, seed, parse_steps(steps)), finer)
+        for name, steps, finer in candidate.plans
     ]
     search.runner.expect(trial for trial, _ in trials)
     lost = 0.0
     for trial, finer in trials:
         if finer and lost > target.max_drop + _INT8:
             continue
-        row = _row(search, trial)
+        row = _row(search, replace(trial, index=len(search.tried)))
         if row is None:
             break
         search.tried.append(row)

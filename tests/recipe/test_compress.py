@@ -240,6 +240,7 @@ def test_finer_int8_is_tried_where_it_could_make_the_difference(
     monkeypatch.setattr(candidates_module, "_students", lambda *given: [])
     result = search(backend="onnxruntime", max_size="10MB", max_drop=1)
     assert [row["settings"]["candidate"] for row in result.rows] == names
+    assert [row["index"] for row in result.rows] == list(range(len(names)))
     last = hfcompress.load_recipe(result.output / "recipe.yaml") if result.found else None
     assert last is None or last.steps[-1]["quantize"]["per_token"] is True
     assert (result.found is not None) is (len(names) == 2)
