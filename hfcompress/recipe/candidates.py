@@ -30,6 +30,8 @@ MIN_COUNTS = {1: 0.4, 2: 0.6, 5: 1.2, 20: 3.0}
 # Tokens that are no more frequent in the training rows are missed by less than half a point.
 _RARE = 2
 _CNN_LOSS = 7.0
+# Texts that shrink looks at.
+_ROWS = 640
 # Engines whose int8 leaves embedding tables in fp32.
 _FLOAT_TABLES = ("torch", "torchao")
 # Bytes of an exported graph besides weights (nodes, names, scales): at least, and for each layer.
@@ -88,7 +90,7 @@ def candidates(bench: Workbench, target: CompressTarget) -> list[Candidate]:
         size = _predicted(model, tokens, 1.0, target)
         found.append(Candidate(f"int8{said}", (*cut, quantize), None, 1.0, size, lost, finer))
         for share, points in SHARES.items() if _shrinks(model) else ():
-            shrink = {"shrink": {"macs": share, "calibration_rows": _rows(bench)}}
+            shrink = {"shrink": {"macs": share, **_shrink_fields(bench)}}
             distill = {"distill": _distilled(bench, hidden=True)}
             found.append(
                 Candidate(
@@ -144,15 +146,23 @@ def _shrinks(model: PreTrainedModel) -> bool:
         return False
 
 
-def _rows(bench: Workbench) -> int:
-    train = bench.train
-    return min(1024, 0 if train is None else len(train))
+def _shrink_fields(bench: Workbench) -> dict[str, Any]:
+    """The recipes' settings: widths that engines like, and rows, half of them of new text."""
+    rows = 0 if bench.train is None else len(bench.train)
+    if _augments(bench):
+        given = min(_ROWS, rows)
+        return {"multiple_of": 16, "calibration_rows": given, "augmented_rows": given}
+    return {"multiple_of": 16, "calibration_rows": min(2 * _ROWS, rows)}
+
+
+def _augments(bench: Workbench) -> bool:
+    """Whether new texts can be made from the training texts."""
+    return bench.examples.modality == "text" and len(bench.examples.columns) == 1
 
 
 def _distilled(bench: Workbench, hidden: bool) -> dict[str, Any]:
     """What ties a student to the dense model; the recipes' settings."""
     fast = bf16_is_faster(bench.loaded.model)
-    single = bench.examples.modality == "text" and len(bench.examples.columns) == 1
     options: dict[str, Any] = {"alpha": 1, "temperature": 1 if hidden else 2}
     if hidden:
         options["hidden_weight"] = 3
@@ -166,7 +176,7 @@ def _distilled(bench: Workbench, hidden: bool) -> dict[str, Any]:
         "bf16": fast,
         "distillation": options,
     }
-    if single:
+    if _augments(bench):
         fields["augmentation"] = {"share": 0.5 if hidden else 0.7}
     return fields
 
