@@ -43,6 +43,15 @@ def test_speedups_are_taken_beside_the_row_s_own_dense_model() -> None:
     assert point.speedup == 4.0
 
 
+def test_speedups_are_those_of_the_tables_where_times_were_taken_by_rounds() -> None:
+    one = row("quantize", 0.8, 2.0, dense=18.0)
+    one["timings"] = [{"measured": {"median": 2.0}, "speedup": {"median": 8.7}}]
+    (point,) = timed_points([one])
+    assert point.speedup == 8.7
+    (point,) = timed_points([{**one, "latency": {"measured": 3.0, "dense": 18.0}}])
+    assert point.speedup == 6.0  # a step's own time
+
+
 def test_the_picture_shows_lines_dense_and_front() -> None:
     labels = front_figure(ROWS).axes[0].get_legend_handles_labels()[1]
     assert set(labels) == {"shrink", "shrink, magnitude", "Pareto front", "dense, 90.0 %"}
