@@ -22,6 +22,7 @@ from hfcompress.cli import main
 from hfcompress.errors import ConfigError, MissingExtraError, ModelError, OutputError
 from hfcompress.measure.latency import Latency, LatencyReport
 from hfcompress.quantization.config import MODES
+from hfcompress.quantization.engine import Arrays, Engine
 from hfcompress.recipe.progress import Progress
 from tests.conftest import make_bert
 from tests.quantization.models import small
@@ -63,7 +64,7 @@ def test_rows_hold_times_ratios_and_sizes(
 ) -> None:
     seen: list[tuple[int, tuple[int, ...]]] = []
 
-    def fake(calls: Any, warmup: int, repeats: int) -> LatencyReport:
+    def fake(calls: Any, warmup: int, repeats: int, settle: int = 0) -> LatencyReport:
         shape = {call.args[0]["input_ids"].shape for call in calls.values()}
         seen.append((torch.get_num_threads(), *shape))
         times = {name: Latency((2.0 / (place + 1),) * 3) for place, name in enumerate(calls)}
@@ -246,14 +247,31 @@ def test_the_time_of_a_point_is_bounded(
 ) -> None:
     asked: list[int] = []
 
-    def fake(calls: Any, warmup: int, repeats: int) -> LatencyReport:
+    def fake(calls: Any, warmup: int, repeats: int, settle: int = 0) -> LatencyReport:
         asked.append(repeats)
         return LatencyReport({name: Latency((500.0,)) for name in calls})
 
     monkeypatch.setattr(timing, "measure_latency", fake)
-    for seconds, repeats in ((1.0, 5), (10.0, 10), (1000.0, 40)):
+    for seconds, repeats in ((1.0, 5), (20.0, 10), (1000.0, 40)):  # every call comes twice
         bench(str(model_folder), quick(batch=(1,), repeats=40, seconds=seconds))
         assert asked[-2:] == [1, repeats]
+
+
+def test_engines_are_compiled_for_each_shape_where_it_is_asked_for(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def noted(engine: Engine, arrays: Arrays) -> Engine:
+        asked.append(arrays["input_ids"].shape)
+        return engine
+
+    monkeypatch.setattr(timing, "fixed", noted)
+    plain = bench(str(model_folder), quick(batch=(1, 2), length=(4,), repeats=3))
+    assert not asked
+    shaped = bench(str(model_folder), quick(batch=(1, 2), length=(4,), repeats=3, fixed=True))
+    assert set(asked) == {(1, 4), (2, 4)}
+    assert len(shaped.rows) == len(plain.rows)
 
 
 # --- the command line --------------------------------------------------------------------------

@@ -35,7 +35,8 @@ def test_three_lines_train_a_student(
         output_dir=str(tmp_path / "out"), logging_steps=10,
     )  # fmt: skip
     assert not student.training
-    before = make_bert(seed=0).to(trainer.args.device)
+    before: Any = make_bert(seed=0)
+    before.to(trainer.args.device)
     trained = trainer.evaluate()["eval_loss"]
     trainer.model = before
     assert trained < 0.8 * trainer.evaluate()["eval_loss"]
