@@ -42,7 +42,8 @@ def _block(name: str) -> str:
         parts.append("\n".join(lines + [_line(figure) for figure in others]))
     table = "\n\n".join(parts)
     where = data["environment"]
-    place = f"{where['cpu']}, {where['threads']} threads, torch {_torch(where)}"
+    count = where["threads"]
+    place = f"{where['cpu']}, {count} thread{'s' * (count != 1)}, torch {_torch(where)}"
     return f"<!-- results: {name} -->\n{table}\n\n*{place}; `benchmarks/{name}.py`*\n<!-- end -->"
 
 
