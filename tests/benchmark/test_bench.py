@@ -258,7 +258,7 @@ def test_the_time_of_a_point_is_bounded(
 
 
 def test_engines_are_compiled_for_each_shape_where_it_is_asked_for(
-    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[int, ...]] = []
 
@@ -267,9 +267,12 @@ def test_engines_are_compiled_for_each_shape_where_it_is_asked_for(
         return engine
 
     monkeypatch.setattr(timing, "fixed", noted)
-    plain = bench(str(model_folder), quick(batch=(1, 2), length=(4,), repeats=3))
+    options: dict[str, Any] = {"batch": (1, 2), "length": (4,), "repeats": 3}
+    plain = bench(str(model_folder), quick(**options), output=tmp_path / "out")
     assert not asked
-    shaped = bench(str(model_folder), quick(batch=(1, 2), length=(4,), repeats=3, fixed=True))
+    with pytest.raises(OutputError, match="holds a bench of other models"):
+        bench(str(model_folder), quick(**options, fixed=True), output=tmp_path / "out")
+    shaped = bench(str(model_folder), quick(**options, fixed=True))
     assert set(asked) == {(1, 4), (2, 4)}
     assert len(shaped.rows) == len(plain.rows)
 
