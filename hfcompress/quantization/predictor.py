@@ -81,7 +81,8 @@ class Predictor:
     ) -> None:
         self.engine, self.labels, self.manifest = engine, tuple(labels), dict(manifest)
         self._prepare = prepare
-        self._usual = None if shape is None else UsualShape(engine, shape)
+        pad_id = int(self.manifest.get("text", {}).get("pad_id", 0))
+        self._usual = None if shape is None else UsualShape(engine, shape, pad_id)
 
     def __call__(
         self, examples: Any, top_k: int | None = 1, batch_size: int = 32

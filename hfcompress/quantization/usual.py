@@ -17,15 +17,16 @@ class UsualShape:
     Args:
         engine: for any shape.
         shape: examples and tokens; images have their own size.
+        pad_id: the tokenizer's; decoders find the last token of a text by it.
 
     Raises:
         ConfigError: a size below 1.
     """
 
-    def __init__(self, engine: Engine, shape: tuple[int, int]) -> None:
+    def __init__(self, engine: Engine, shape: tuple[int, int], pad_id: int = 0) -> None:
         if len(shape) != 2 or min(shape) < 1:
             raise ConfigError(f"shape is examples and tokens, such as (1, 32), not {shape}")
-        self._engine, self._shape = engine, shape
+        self._engine, self._shape, self._pad_id = engine, shape, pad_id
         self._made: Engine | None = None
 
     def takes(self, arrays: Arrays) -> bool:
@@ -49,7 +50,7 @@ class UsualShape:
         return self._made.logits(padded)[:rows]
 
     def _padded(self, arrays: Arrays) -> Mapping[str, NDArray[np.generic]]:
-        """Zeros behind: no attention, and examples that nobody asks for."""
+        """Padding behind: no attention, and examples that nobody asks for."""
         return {
             name: np.pad(
                 value,
@@ -57,6 +58,7 @@ class UsualShape:
                     (0, limit - size)
                     for size, limit in zip(value.shape, self._limits(value), strict=True)
                 ],
+                constant_values=self._pad_id if name == "input_ids" else 0,
             )
             for name, value in arrays.items()
         }

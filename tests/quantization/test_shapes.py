@@ -70,6 +70,36 @@ def test_what_fits_is_padded_and_comes_back_in_its_own_size(rows: int, tokens: i
     assert made.seen == [(3, 5)] * 2
 
 
+def test_ids_are_padded_with_the_tokenizer_s_own() -> None:
+    """A decoder reads its answer at the last token that is no padding."""
+    seen: list[Any] = []
+
+    class Noted(Sums):
+        def fixed(self, shapes: Shapes) -> Sums:
+            return self
+
+        def logits(self, arrays: Arrays) -> Any:
+            seen.append(arrays)
+            return np.zeros((len(arrays["input_ids"]), 1))
+
+    UsualShape(Noted(), (2, 3), pad_id=7).logits(ids(1, 2))
+    assert seen[0]["input_ids"].tolist() == [[0, 1, 7], [7, 7, 7]]
+    assert seen[0]["attention_mask"].tolist() == [[1, 1, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "roberta", "distilbert"])
+def test_a_family_says_the_same_padded(family: str) -> None:
+    pytest.importorskip("openvino")
+    model = small(family)
+    model.config.pad_token_id = 5
+    engine = quantize(model, QuantizationConfig(backend="openvino", mode="none")).engine
+    given = {
+        "input_ids": np.array([[8, 9, 12, 30]]), "attention_mask": np.ones((1, 4), np.int64)
+    }  # fmt: skip
+    found = UsualShape(engine, (2, 9), pad_id=5).logits(given)
+    np.testing.assert_allclose(found, engine.logits(given), atol=1e-5)
+
+
 @pytest.mark.parametrize(("rows", "tokens"), [(4, 5), (3, 6), (9, 9)])
 def test_what_is_larger_is_not_for_it(rows: int, tokens: int) -> None:
     assert not UsualShape(Sums(), (3, 5)).takes(ids(rows, tokens))
