@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hfcompress.pruning import reconstruct, scores
+from hfcompress.pruning import scores
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.moments import Moments, grouped_weight
+from hfcompress.pruning.reconstruct import damped, inverse_upper, sparsegpt
 
 LEVELS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 """Sparsities at which errors are computed; between them they are interpolated."""
@@ -23,7 +24,7 @@ def surgeon_scores(module: nn.Module, moments: Moments, damping: float) -> Tenso
     """
     parts = []
     for weight, gram in zip(grouped_weight(module), moments.gram, strict=True):
-        _, factor, _ = reconstruct.damped(gram, damping)
+        _, factor, _ = damped(gram, damping)
         inverse = torch.cholesky_inverse(factor).diagonal().to(weight.dtype)
         parts.append(scores.surgeon(weight, inverse))
     return torch.cat(parts)
@@ -52,8 +53,8 @@ def layer_errors(
     totals = [0.0] * len(LEVELS)
     by_group = None if masking is None else masking.view(weight.shape)
     for group in range(len(weight)):
-        gram, factor, _ = reconstruct.damped(moments.gram[group], config.damping)
-        upper = None if by_group is not None else reconstruct.inverse_upper(factor)
+        gram, factor, _ = damped(moments.gram[group], config.damping)
+        upper = None if by_group is not None else inverse_upper(factor)
         for index, level in enumerate(LEVELS):
             score = None if by_group is None else by_group[group]
             new = _pruned(weight[group], upper, score, level, config)
@@ -78,4 +79,4 @@ def _pruned(
         return weight * choose(score, drop)
     assert upper is not None
     block = -(-config.block_size // pattern.step) * pattern.step
-    return reconstruct.sparsegpt(weight, upper, drop, choose, block=block)
+    return sparsegpt(weight, upper, drop, choose, block=block)

@@ -11,13 +11,23 @@ from torch import Tensor, nn
 
 from hfcompress.architectures import write_matrix
 from hfcompress.errors import CalibrationError
-from hfcompress.pruning import reconstruct, scores
+from hfcompress.pruning import scores
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.moments import Moments, grouped_weight
 from hfcompress.pruning.patterns import Chooser
+from hfcompress.pruning.reconstruct import (
+    alps_mask,
+    damped,
+    damped_inverse_upper,
+    inverse_upper,
+    joint_least_squares,
+    least_squares,
+    ridge_target,
+    sparsegpt,
+)
 
 Upper = tuple[Tensor, float]
-"""`reconstruct.inverse_upper` of a damped Gram matrix, and the damping."""
+"""`inverse_upper` of a damped Gram matrix, and the damping."""
 Remember = Callable[[tuple[object, ...], Callable[[], Upper]], Upper]
 """(what a result depends on, how to make it) -> the result, made or remembered."""
 
@@ -162,21 +172,21 @@ def _by_target(
     config: PruningConfig,
 ) -> tuple[Tensor, float]:
     """The dense weight that fits the wanted outputs best, pruned; and the damping."""
-    matrix, factor, share = reconstruct.damped(part.gram, config.damping)
+    matrix, factor, share = damped(part.gram, config.damping)
     target = weight
     if part.cross is not None:
-        target = reconstruct.ridge_target(weight, part.cross, part.gram, matrix, factor)
+        target = ridge_target(weight, part.cross, part.gram, matrix, factor)
     if config.method == "sparsegpt":
-        upper = reconstruct.inverse_upper(factor)
+        upper = inverse_upper(factor)
         return _sparsegpt(target, upper, drop, choose, importance, config), share
     hessian = matrix.to(target.dtype)
-    keep = reconstruct.alps_mask(
+    keep = alps_mask(
         target, hessian, drop, choose, iterations=config.iterations, output_weight=importance
     )
-    new = reconstruct.least_squares(target, hessian, keep)
+    new = least_squares(target, hessian, keep)
     if products is not None and config.output_coupling:
         metric = _metric(products, config.output_coupling).to(target.dtype)
-        new = reconstruct.joint_least_squares(target, hessian, keep, metric, new)
+        new = joint_least_squares(target, hessian, keep, metric, new)
     return new, share
 
 
@@ -198,7 +208,7 @@ def _sparsegpt(
 ) -> Tensor:
     pattern = config.parsed_pattern
     block = -(-config.block_size // pattern.step) * pattern.step
-    return reconstruct.sparsegpt(
+    return sparsegpt(
         target, upper, drop, choose, block=block, group=pattern.group, output_weight=importance
     )
 
@@ -207,7 +217,7 @@ def _upper(
     moments: Moments, group: int, config: PruningConfig, remember: Remember, part: _Part
 ) -> Upper:
     def make() -> Upper:
-        return reconstruct.damped_inverse_upper(part.gram, config.damping)
+        return damped_inverse_upper(part.gram, config.damping)
 
     key = ("upper", id(moments.gram), group, config.damping, config.repairs_bias)
     return remember(key, make)

@@ -11,7 +11,7 @@ from hfcompress.errors import BadInputError
 from hfcompress.report.canvas import GREY, PALETTE, new_figure, png_bytes, tidy
 from hfcompress.report.rows import Row, is_percent, metric_of, metric_text, number
 
-CAPTION = "What each step of the pipeline keeps of the metric, and what is left of the size."
+BARS_CAPTION = "What each step of the pipeline keeps of the metric, and what is left of the size."
 
 
 def draw_bars(rows: Sequence[Row]) -> bytes:

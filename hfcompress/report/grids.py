@@ -16,7 +16,7 @@ from hfcompress.report.rows import Row, number
 
 MOST_COLUMNS = 6
 ZERO = "#F2C14E"
-CAPTION = (
+GRIDS_CAPTION = (
     "The first filters (tiles) or the corner of a matrix, outputs down and inputs across. Blue is "
     "negative, red positive, yellow exactly zero."
 )

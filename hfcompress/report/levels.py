@@ -14,7 +14,7 @@ from hfcompress.errors import BadInputError
 from hfcompress.report.canvas import GREY, PALETTE, new_figure, png_bytes, tidy
 from hfcompress.report.rows import Row
 
-CAPTION = (
+LEVELS_CAPTION = (
     "Weights of the largest layers in steps of their channel, and the most usual of them nearer: "
     "what was any number is one of at most 255 levels. Zeros of pruning are left out."
 )

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hfcompress.report import bars, grids, levels
+from hfcompress.report.bars import BARS_CAPTION, draw_bars
+from hfcompress.report.grids import GRIDS_CAPTION, draw_grids, grid_panels
+from hfcompress.report.levels import LEVELS_CAPTION, draw_levels, level_panels
 from hfcompress.report.pipeline import is_pipeline
 from hfcompress.report.rows import Row, number
 
@@ -33,13 +35,13 @@ def further_pictures(
     found = []
     measured = [row for row in rows if number(row, "value") and number(row, "bytes")]
     if is_pipeline(measured):
-        found.append(Picture("bars", "Kept and saved", bars.draw_bars(measured), bars.CAPTION))
-    panels = grids.grid_panels(rows, weights)
+        found.append(Picture("bars", "Kept and saved", draw_bars(measured), BARS_CAPTION))
+    panels = grid_panels(rows, weights)
     if panels:
-        png = grids.draw_grids(panels)
-        found.append(Picture("grids", "Weights at each sparsity", png, grids.CAPTION))
-    layers = levels.level_panels(rows, weights)
+        png = draw_grids(panels)
+        found.append(Picture("grids", "Weights at each sparsity", png, GRIDS_CAPTION))
+    layers = level_panels(rows, weights)
     if layers:
-        png = levels.draw_levels(layers)
-        found.append(Picture("levels", "Weights in fp32 and in int8", png, levels.CAPTION))
+        png = draw_levels(layers)
+        found.append(Picture("levels", "Weights in fp32 and in int8", png, LEVELS_CAPTION))
     return found
