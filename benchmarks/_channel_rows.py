@@ -19,17 +19,17 @@ from transformers import PreTrainedModel
 
 from benchmarks._clock import CpuClock
 from benchmarks._vision import Row, RowMaker, Setting, model_row
+from hfcompress.calibration.batches import Calibration, task_loss
 from hfcompress.measure.latency import LatencyReport, measure_latency
 from hfcompress.measure.macs import count_macs
-from hfcompress.pruning.calibration import Calibration, task_loss
-from hfcompress.pruning.structured.channel_repair import estimate_batch_norms
-from hfcompress.pruning.structured.config import ShrinkConfig
-from hfcompress.pruning.structured.shrink import shrink
 from hfcompress.quantization.backends.onnxruntime import OnnxEngine
-from hfcompress.quantization.export import export_onnx
-from hfcompress.recipe.context import Context
-from hfcompress.recipe.training import recover
+from hfcompress.quantization.onnx_export import export_onnx
 from hfcompress.recipe.training_config import RecoverConfig
+from hfcompress.shrinking.channels.repair import estimate_batch_norms
+from hfcompress.shrinking.config import ShrinkConfig
+from hfcompress.shrinking.shrink import shrink
+from hfcompress.steps.context import Context
+from hfcompress.steps.prune import recover
 
 RESNET = "fashion-mnist-resnet"
 HALF, THIRD, FIFTH = 0.5, 0.33, 0.22

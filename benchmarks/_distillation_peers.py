@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup, set_seed
 
-from hfcompress.encode import Batch, Encoded
+from hfcompress.data.encode import Batch, Encoded
 from hfcompress.recipe.training_state import fast_attention
 
 EPOCHS, BATCH_SIZE = 3, 32

@@ -13,9 +13,9 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from hfcompress import BenchConfig, save_compressed
-from hfcompress.benchmark.inputs import make_inputs
 from hfcompress.benchmark.kinds import ENGINES
-from hfcompress.benchmark.subjects import Subject, find_subjects
+from hfcompress.benchmarking.inputs import make_inputs
+from hfcompress.benchmarking.subjects import Subject, find_subjects
 from hfcompress.errors import MissingExtraError
 from hfcompress.measure.latency import LatencyReport, measure_latency
 

@@ -13,9 +13,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hfcompress.files import atomic_write
-from hfcompress.predict import predict
-from hfcompress.recipe.context import Context
-from hfcompress.recipe.workbench import Workbench
+from hfcompress.inference import predict
+from hfcompress.steps.context import Context
+from hfcompress.sweep.experiment import Workbench
 
 RowType = TypeVar("RowType", bound=Any)
 

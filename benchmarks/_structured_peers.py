@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from hfcompress.pruning.calibration import Batch
-from hfcompress.sublayers import sublayers
+from hfcompress.calibration.batches import Batch
+from hfcompress.models.sublayers import sublayers
 
 STEPS = 8
 ROWS = 1024

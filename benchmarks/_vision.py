@@ -17,18 +17,18 @@ from transformers import PreTrainedModel
 from benchmarks._clock import CpuClock
 from benchmarks._rows import Surroundings
 from hfcompress.errors import HfcompressError
+from hfcompress.inference import predict
+from hfcompress.measure.evaluation import compute_metric
 from hfcompress.measure.macs import count_macs
-from hfcompress.measure.quality import compute_metric
-from hfcompress.measure.summary import count_parameters
-from hfcompress.predict import predict
-from hfcompress.recipe.cache import StepCache
-from hfcompress.recipe.context import Context
+from hfcompress.measure.size import count_parameters
 from hfcompress.recipe.progress import Progress
-from hfcompress.recipe.schema import Recipe, load_recipe
-from hfcompress.recipe.shipped import find_recipe
-from hfcompress.recipe.sweep import run
-from hfcompress.recipe.trial import Runner
-from hfcompress.recipe.workbench import Workbench, prepare
+from hfcompress.recipes.library import find_recipe
+from hfcompress.recipes.schema import Recipe, load_recipe
+from hfcompress.steps.context import Context
+from hfcompress.sweep.cache import StepCache
+from hfcompress.sweep.experiment import Workbench, prepare
+from hfcompress.sweep.run import run
+from hfcompress.sweep.trial import Runner
 
 
 @dataclass(frozen=True)

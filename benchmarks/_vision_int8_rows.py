@@ -8,7 +8,7 @@ from benchmarks._clock import CpuClock
 from benchmarks._figures import Figure
 from benchmarks._vision import Row, RowMaker, Setting, Told, row_of
 from hfcompress.errors import HfcompressError
-from hfcompress.recipe.sweep import run
+from hfcompress.sweep.run import run
 
 PIPELINE = "vision-pipeline"
 INT8 = "ResNet, int8 static"

@@ -38,23 +38,23 @@ from benchmarks._distillation_peers import (
 from benchmarks._figures import Figure, parse_arguments, report
 from benchmarks._rows import Surroundings, kept_row
 from benchmarks.oneshot_quality import teacher_folder
-from hfcompress.architectures import blocks
 from hfcompress.distillation.layer_choice import choose_layers
 from hfcompress.distillation.student import make_student
 from hfcompress.distillation.text_student import TextStudentConfig, make_text_student
 from hfcompress.measure.latency import measure_latency
-from hfcompress.measure.summary import count_parameters
+from hfcompress.measure.size import count_parameters
+from hfcompress.models.architectures import blocks
 from hfcompress.quiet import quiet_libraries
-from hfcompress.recipe.cache import StepCache
-from hfcompress.recipe.distill import distill
 from hfcompress.recipe.distill_config import DistillConfig
-from hfcompress.recipe.finetune import finetune
 from hfcompress.recipe.finetune_config import FinetuneConfig
 from hfcompress.recipe.progress import Progress
-from hfcompress.recipe.schema import Recipe, load_recipe
-from hfcompress.recipe.shipped import find_recipe
-from hfcompress.recipe.step_configs import parse_steps
-from hfcompress.recipe.workbench import prepare
+from hfcompress.recipes.library import find_recipe
+from hfcompress.recipes.schema import Recipe, load_recipe
+from hfcompress.recipes.step_configs import parse_steps
+from hfcompress.steps.distill import distill
+from hfcompress.steps.finetune import finetune
+from hfcompress.sweep.cache import StepCache
+from hfcompress.sweep.experiment import prepare
 
 SEEDS = (0, 1, 2)
 MINUTES = 8.0

@@ -21,7 +21,7 @@ from benchmarks._figures import Figure, parse_arguments, report
 from benchmarks.latency import models
 from hfcompress import BenchConfig, ShrinkConfig, bench, save_compressed, shrink
 from hfcompress.benchmark.kinds import ENGINES
-from hfcompress.benchmark.run import BenchResult
+from hfcompress.benchmarking.run import BenchResult
 from hfcompress.quiet import quiet_libraries
 from hfcompress.recipe.progress import Progress
 from hfcompress.report.bench_table import bench_table, environment_line

@@ -38,15 +38,15 @@ from transformers import (
 
 from benchmarks._figures import Figure, kept_figures, parse_arguments, report
 from benchmarks._latency_engines import OTHERS, SHAPES, engine_times, timed
-from hfcompress.architectures import blocks
+from hfcompress.calibration.batches import Calibration
 from hfcompress.measure.latency import LatencyReport
-from hfcompress.pruning.calibration import Calibration
-from hfcompress.pruning.structured.config import ShrinkConfig
-from hfcompress.pruning.structured.costs import layer_macs
-from hfcompress.pruning.structured.shrink import shrink
-from hfcompress.pruning.structured.timing import with_widths
+from hfcompress.models.architectures import blocks
+from hfcompress.models.sublayers import sublayers
 from hfcompress.quiet import quiet_libraries
-from hfcompress.sublayers import sublayers
+from hfcompress.shrinking.config import ShrinkConfig
+from hfcompress.shrinking.shrink import shrink
+from hfcompress.shrinking.sublayers.costs import layer_macs
+from hfcompress.shrinking.sublayers.latency_table import with_widths
 
 PRECISIONS = ("float32", "bfloat16")
 # Share of the multiply-accumulates -> times faster that is to be reached.

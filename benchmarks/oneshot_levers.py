@@ -19,8 +19,8 @@ from scipy.special import log_softmax
 from benchmarks._figures import Figure, parse_arguments, report
 from benchmarks.oneshot_quality import Lines, recipe, teacher_folder
 from hfcompress.quiet import quiet_libraries
-from hfcompress.recipe.store import RunDirectory
-from hfcompress.recipe.sweep import run
+from hfcompress.sweep.results import RunDirectory
+from hfcompress.sweep.run import run
 
 SPARSITY = 0.8
 BASE: dict[str, Any] = {"sparsity": SPARSITY, "calibration_rows": 1024, "seed": 0}

@@ -31,16 +31,16 @@ from benchmarks._rows import kept_row
 from benchmarks.oneshot_quality import Lines, recipe, teacher_folder
 from benchmarks.quantize_quality import cost_of_making, quality, quantized_models
 from hfcompress.measure.latency import measure_latency
-from hfcompress.pruning.structured.config import ShrinkConfig
-from hfcompress.pruning.structured.shrink import shrink
 from hfcompress.quantization.config import QuantizationConfig
-from hfcompress.quantization.export import example_inputs
+from hfcompress.quantization.onnx_export import example_inputs
 from hfcompress.quantization.quantize import quantize
 from hfcompress.quiet import quiet_libraries
-from hfcompress.recipe.cache import StepCache
 from hfcompress.recipe.progress import Progress
-from hfcompress.recipe.sweep import run
-from hfcompress.recipe.workbench import prepare
+from hfcompress.shrinking.config import ShrinkConfig
+from hfcompress.shrinking.shrink import shrink
+from hfcompress.sweep.cache import StepCache
+from hfcompress.sweep.experiment import prepare
+from hfcompress.sweep.run import run
 
 # What is to be reached: megabytes, points, and times faster than torch fp32 by batch.
 POINTS_10MB, FASTER_10MB = 1.0, {"32 x 32": 10, "1 x 32": 6}

@@ -22,9 +22,9 @@ from torch.nn.utils import prune as torch_prune
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from benchmarks._figures import Figure, parse_arguments, report, seconds, spread
-from hfcompress.pruning.calibration import Calibration
+from hfcompress.calibration.batches import Calibration
 from hfcompress.pruning.config import PruningConfig
-from hfcompress.pruning.unstructured import prune
+from hfcompress.pruning.prune import prune
 
 SPARSITY = 0.5
 REPETITIONS = 7

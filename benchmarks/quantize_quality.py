@@ -26,16 +26,16 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification
 from benchmarks._figures import Figure, parse_arguments, report
 from benchmarks.oneshot_quality import recipe, teacher_folder
 from hfcompress.errors import MissingExtraError
+from hfcompress.inference import predict
 from hfcompress.measure.latency import LatencyReport, measure_latency
-from hfcompress.predict import predict
 from hfcompress.quantization.config import QuantizationConfig
-from hfcompress.quantization.export import example_inputs
+from hfcompress.quantization.model import QuantizedModel
+from hfcompress.quantization.onnx_export import example_inputs
 from hfcompress.quantization.quantize import quantize
-from hfcompress.quantization.quantized import QuantizedModel
 from hfcompress.quiet import quiet_libraries
-from hfcompress.recipe.cache import StepCache
 from hfcompress.recipe.progress import Progress
-from hfcompress.recipe.workbench import Workbench, prepare
+from hfcompress.sweep.cache import StepCache
+from hfcompress.sweep.experiment import Workbench, prepare
 
 # fmt: off
 CONFIGS: dict[str, dict[str, Any]] = {

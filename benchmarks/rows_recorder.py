@@ -39,7 +39,7 @@ from transformers import (
 )
 
 import hfcompress
-from hfcompress.recipe.sweep import report
+from hfcompress.sweep.run import report
 
 TIMES = {"seconds", "timings", "latency", "seconds_each"}
 GOOD, BAD = ["good", "fine", "lovely", "bright"], ["bad", "dull", "weak", "grim"]

@@ -35,7 +35,7 @@ from hfcompress import (
     save_compressed,
     sparsify,
 )
-from hfcompress.architectures import select_modules
+from hfcompress.models.architectures import select_modules
 
 SPARSITY = 0.9
 # Rows and length -> the speedup over dense torch to reach, and rounds.

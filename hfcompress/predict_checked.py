@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hfcompress.encode import Encoded
+from hfcompress.data.encode import Encoded
+from hfcompress.inference import Batches, Logits, predict
 from hfcompress.measure.environment import cpu_abilities
-from hfcompress.predict import Batches, Logits, predict
 
 # The largest error seen is multiplied by this before a row is trusted: errors are bell-shaped,
 # so that three times the largest of some hundred is beyond anything that occurs.

@@ -31,7 +31,7 @@ def _no_network_no_waiting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     """No hub, a step cache of the test's own, and no more rounds of timing than asked for."""
     import huggingface_hub.constants
 
-    from hfcompress.recipe import timing
+    from hfcompress.sweep import timing
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HFCOMPRESS_CACHE", str(tmp_path / "cache"))

@@ -21,7 +21,8 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from hfcompress.architectures import (
+from hfcompress.errors import TargetError
+from hfcompress.models.architectures import (
     FAMILIES,
     blocks,
     compressible_modules,
@@ -31,7 +32,6 @@ from hfcompress.architectures import (
     weight_matrix,
     write_matrix,
 )
-from hfcompress.errors import TargetError
 
 TINY: dict[str, Any] = {
     "hidden_size": 16,

@@ -12,8 +12,8 @@ from benchmarks._clock import CpuClock
 from benchmarks._figures import Figure, kept_figures, report, spread
 from benchmarks.oneshot_quality import ONE_SHOT, OURS, SPARSITIES, without_the_easy
 from benchmarks.tables import render
-from hfcompress.recipe.schema import expand, load_recipe
-from hfcompress.recipe.shipped import find_recipe
+from hfcompress.recipes.library import find_recipe
+from hfcompress.recipes.schema import expand, load_recipe
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from hfcompress import __version__
-from hfcompress.cli import main
-from hfcompress.pruning.unstructured import prune
-from hfcompress.recipe.shipped import shipped_recipes
-from hfcompress.recipe.yaml import dump_yaml
+from hfcompress.cli.commands import main
+from hfcompress.pruning.prune import prune
+from hfcompress.recipes.library import shipped_recipes
+from hfcompress.recipes.yaml import dump_yaml
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_failed_trials_are_named_and_the_others_kept(
             raise RuntimeError("no room [in memory]")
         return prune(model, config, *rest)
 
-    monkeypatch.setattr("hfcompress.recipe.steps.prune", fails)
+    monkeypatch.setattr("hfcompress.steps.registry.prune", fails)
     assert main([command, str(recipe_file), "--output", str(tmp_path / "out")]) == 1
     shown = " ".join(capsys.readouterr().out.split())
     assert "prune.sparsity=0.5: no room [in memory]" in shown
@@ -121,7 +121,7 @@ def test_an_unexpected_failure_is_exit_code_1(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("hfcompress.recipe.schema.load_recipe", broken)
+    monkeypatch.setattr("hfcompress.recipes.schema.load_recipe", broken)
     assert main(["validate", str(recipe_file)]) == 1
     assert "ZeroDivisionError: division by zero" in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):

@@ -12,10 +12,10 @@ from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from hfcompress.data import DataConfig, load_examples
-from hfcompress.encode import Encoded, encode
+from hfcompress.data.encode import Encoded, encode
 from hfcompress.errors import ModelError, SourceError
-from hfcompress.models import ModelConfig, auto_class, load_model, task_modality
-from hfcompress.predict import predict
+from hfcompress.inference import predict
+from hfcompress.models.loading import ModelConfig, auto_class, load_model, task_modality
 from tests.conftest import make_bert, make_tokenizer
 
 

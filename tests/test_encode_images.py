@@ -23,14 +23,14 @@ from transformers.models.mobilenet_v2.image_processing_pil_mobilenet_v2 import (
     MobileNetV2ImageProcessorPil,
 )
 
-import hfcompress.encode_images as encode_images
+import hfcompress.data.image_batches as encode_images
 from hfcompress.data import DataConfig, load_examples
 from hfcompress.data.arrays import array_dataset
-from hfcompress.encode import Encoded, encode
-from hfcompress.encode_images import image_rows
+from hfcompress.data.encode import Encoded, encode
+from hfcompress.data.image_batches import image_rows
 from hfcompress.errors import DataError
-from hfcompress.new_models import new_config, new_model
-from hfcompress.predict import predict
+from hfcompress.inference import predict
+from hfcompress.models.image_models import new_config, new_model
 
 SQUARE = {"height": 12, "width": 12}
 PROCESSORS: list[Any] = [

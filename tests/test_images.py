@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hfcompress.data.images import from_array, open_image
 from hfcompress.errors import DataError
-from hfcompress.images import from_array, open_image
 
 
 def pixel(image: Any) -> Any:

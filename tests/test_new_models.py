@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageClassification, ViTImageProcessorPil
 
+from hfcompress.data.image_processors import check_same_images, image_side, like_teacher
 from hfcompress.errors import ConfigError, MissingExtraError, ModelError
-from hfcompress.models import LoadedModel, ModelConfig, load_model
-from hfcompress.new_models import timm_processor
-from hfcompress.processors import check_same_images, image_side, like_teacher
+from hfcompress.models.image_models import timm_processor
+from hfcompress.models.loading import LoadedModel, ModelConfig, load_model
 
 TASK = "image-classification"
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1],

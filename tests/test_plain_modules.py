@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hfcompress.calibration.batches import Calibration
 from hfcompress.data.arrays import array_dataset
-from hfcompress.encode import Encoded
-from hfcompress.encode_images import image_rows
+from hfcompress.data.encode import Encoded
+from hfcompress.data.image_batches import image_rows
 from hfcompress.errors import ModelError
 from hfcompress.forward import logits_in
-from hfcompress.measure.quality import compare
-from hfcompress.measure.summary import calculate_sparsity
-from hfcompress.new_models import plain_processor
-from hfcompress.predict import predict
-from hfcompress.pruning.calibration import Calibration
+from hfcompress.inference import predict
+from hfcompress.measure.evaluation import compare
+from hfcompress.measure.size import calculate_sparsity
+from hfcompress.models.image_models import plain_processor
 from hfcompress.pruning.config import PruningConfig
-from hfcompress.pruning.unstructured import prune
+from hfcompress.pruning.prune import prune
 
 
 class Named(nn.Module):

@@ -12,8 +12,8 @@ from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hfcompress.data import DataConfig, load_examples
-from hfcompress.encode import Encoded, encode
-from hfcompress.predict import predict
+from hfcompress.data.encode import Encoded, encode
+from hfcompress.inference import predict
 from hfcompress.predict_checked import SAFETY, SAMPLE, checking_pays, predict_checked
 from tests.conftest import make_bert, make_tokenizer
 

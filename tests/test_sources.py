@@ -8,8 +8,8 @@ import huggingface_hub.constants
 import pytest
 
 from hfcompress.errors import MissingExtraError, SourceError
-from hfcompress.extras import require
-from hfcompress.sources import Source, fingerprint_folder, hub_errors, hub_reachable, resolve
+from hfcompress.models.hub import Source, fingerprint_folder, hub_errors, hub_reachable, resolve
+from hfcompress.utils import require
 
 
 def test_hub_name() -> None:

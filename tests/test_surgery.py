@@ -9,10 +9,10 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2Model
 from transformers.pytorch_utils import Conv1D
 
+from hfcompress.calibration.moments import weight_of
 from hfcompress.errors import TargetError
-from hfcompress.pruning.moments import weight_of
-from hfcompress.sublayers import sublayers
-from hfcompress.surgery import (
+from hfcompress.models.sublayers import sublayers
+from hfcompress.models.surgery import (
     keep_features,
     keep_inputs,
     keep_layers,

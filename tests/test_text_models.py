@@ -14,11 +14,11 @@ import torch
 import hfcompress
 from hfcompress.distillation.text_student import TextStudentConfig, make_text_student
 from hfcompress.errors import ConfigError, ModelError
-from hfcompress.models import weights_hash
+from hfcompress.models.configuration_text import TextConfig
+from hfcompress.models.loading import weights_hash
+from hfcompress.models.modeling_text import TextForSequenceClassification
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.quantize import quantize
-from hfcompress.text_config import TextConfig
-from hfcompress.text_models import TextForSequenceClassification
 from tests.conftest import make_bert, make_tokenizer
 from tests.families import tiny
 
@@ -87,7 +87,7 @@ def test_another_process_reloads_it_by_the_auto_class(tmp_path: Path) -> None:
     code = (
         "import sys, json, torch, hfcompress\n"
         "from transformers import AutoModelForSequenceClassification as Auto\n"
-        "from hfcompress.models import weights_hash\n"
+        "from hfcompress.models.loading import weights_hash\n"
         "ids = torch.tensor(json.loads(sys.argv[2]))\n"
         "for encoder in ('cnn', 'lstm'):\n"
         "    model = Auto.from_pretrained(sys.argv[1] + '/' + encoder)\n"

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from hfcompress.benchmark.inputs import IMAGE, input_spec, make_inputs
 from hfcompress.benchmark.kinds import EngineKind
+from hfcompress.benchmarking.inputs import IMAGE, input_spec, make_inputs
 from hfcompress.files import cache_folder
-from hfcompress.models import LoadedModel
+from hfcompress.models.loading import LoadedModel
 from hfcompress.quantization.backends.torch import TorchEngine
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.engine import Arrays

@@ -7,11 +7,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hfcompress.benchmark.config import BenchConfig
-from hfcompress.benchmark.subjects import Subject
-from hfcompress.benchmark.timing import Point, Row
+from hfcompress.benchmarking.config import BenchConfig
+from hfcompress.benchmarking.subjects import Subject
+from hfcompress.benchmarking.timing import Point, Row
 from hfcompress.errors import OutputError
-from hfcompress.recipe.store import RunDirectory
+from hfcompress.sweep.results import RunDirectory
 
 
 def setup_of(subjects: Sequence[Subject], config: BenchConfig, around: Mapping[str, Any]) -> str:

@@ -1,1 +1,1 @@
-"""Checkpoints of compressed models that plain ``from_pretrained`` loads."""
+"""Save compressed models so that from_pretrained loads them."""

@@ -19,9 +19,9 @@ from types import ModuleType
 # Module of transformers -> our module whose `register` makes the entries. By name: ours import
 # transformers, which must not happen before it is wanted.
 _WAITED = {
-    "transformers.quantizers.auto": "hfcompress.checkpoint.quantizer",
-    "transformers.models.auto.configuration_auto": "hfcompress.text_config",
-    "transformers.models.auto.modeling_auto": "hfcompress.text_models",
+    "transformers.quantizers.auto": "hfcompress.checkpoint.hf_quantizer",
+    "transformers.models.auto.configuration_auto": "hfcompress.models.configuration_text",
+    "transformers.models.auto.modeling_auto": "hfcompress.models.modeling_text",
 }
 
 

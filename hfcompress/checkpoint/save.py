@@ -7,10 +7,10 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from hfcompress.architectures import blocks, family_of, weight_matrix
 from hfcompress.checkpoint.record import METHOD, Record
 from hfcompress.checkpoint.shapes import built_from_config, difference
 from hfcompress.errors import ModelError
+from hfcompress.models.architectures import blocks, family_of, weight_matrix
 
 
 def record_shapes(model: PreTrainedModel) -> Record:

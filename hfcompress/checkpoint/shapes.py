@@ -11,11 +11,11 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
-from hfcompress.architectures import WIDTH_PARAMETERS, base_prefix
 from hfcompress.checkpoint.record import Record, Shape
 from hfcompress.errors import ModelError
-from hfcompress.quantization.int8_linear import Int8Linear
-from hfcompress.surgery import resized
+from hfcompress.layers.int8_linear import Int8Linear
+from hfcompress.models.architectures import WIDTH_PARAMETERS, base_prefix
+from hfcompress.models.surgery import resized
 
 RESIZABLE = (
     nn.Linear, nn.Embedding, nn.LayerNorm, nn.GroupNorm, nn.Conv1d, nn.Conv2d, nn.BatchNorm1d,

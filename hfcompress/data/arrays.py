@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 ARRAYS = (Array2D, Array3D)
 # Rows read at a time: a few megabytes of small images.
-_CHUNK = 4096
+_ARROW_ROWS = 4096
 
 
 def array_dataset(images: Pixels, labels: Sequence[Any], names: list[str] | None) -> Dataset:
@@ -57,8 +57,8 @@ def array_chunks(rows: Dataset, column: str) -> Iterator[Pixels]:
     """The images of a column, some thousand at a time: uint8 [rows, height, width(, channels)]."""
     feature = rows.features[column]
     plain = rows.select_columns(column).with_format("arrow")
-    for start in range(0, len(rows), _CHUNK):
-        values: Any = plain[start : start + _CHUNK][column].combine_chunks()
+    for start in range(0, len(rows), _ARROW_ROWS):
+        values: Any = plain[start : start + _ARROW_ROWS][column].combine_chunks()
         values = values.chunk(0) if isinstance(values, pa.ChunkedArray) else values
         values = values.storage
         for _ in feature.shape:

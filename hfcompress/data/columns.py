@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset
 from hfcompress.config import nearest
 from hfcompress.data.config import IMAGE_COLUMNS, TEXT_COLUMNS, DataConfig
 from hfcompress.errors import DataError
-from hfcompress.models import Modality
+from hfcompress.models.loading import Modality
 
 
 def input_columns(config: DataConfig, modality: Modality, rows: Dataset) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Data sets by name: any source that ``datasets.load_dataset`` reads -> labelled train and eval.
 
 What comes out is plain: a `datasets.Dataset` with the raw columns and an integer ``label``,
-and a count of every row that was left out and why. `hfcompress.encode` turns it into batches.
+and a count of every row that was left out and why. `hfcompress.data.encode` turns it into batches.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hfcompress.data.config import LABEL_COLUMNS, DataConfig
 from hfcompress.data.read import read
 from hfcompress.data.splits import check_classes, choose_splits, limit, split
 from hfcompress.errors import DataError
-from hfcompress.models import Modality
+from hfcompress.models.loading import Modality
 
 
 @dataclass(frozen=True)

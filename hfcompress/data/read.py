@@ -11,11 +11,11 @@ from datasets import DatasetDict
 
 from hfcompress.data.config import LABEL_COLUMNS, TEXT_COLUMNS, DataConfig
 from hfcompress.data.folder import check_image_folder
-from hfcompress.data.idx import is_idx, read_idx
+from hfcompress.data.image_formats import is_idx, read_idx
 from hfcompress.data.pixels import pixel_table, read_pixel_table
 from hfcompress.errors import DataError, SourceError
-from hfcompress.models import Modality
-from hfcompress.sources import Source, hub_errors, resolve
+from hfcompress.models.hub import Source, hub_errors, resolve
+from hfcompress.models.loading import Modality
 
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet",
             ".txt": "text"}  # fmt: skip

@@ -1,0 +1,1 @@
+"""Train a student on what a teacher says."""

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hfcompress.distillation.layer_losses import HiddenDistance
 from hfcompress.distillation.losses import Task
-from hfcompress.distillation.state_losses import HiddenDistance
 
 Unit = Literal["rows", "labels", "positions", "tokens"]
 """What a loss is a mean over: rows, rows or tokens with a label, positions of the logits that

@@ -20,11 +20,11 @@ from hfcompress.data import fingerprint
 from hfcompress.distillation.batch import LABELS, ROW
 from hfcompress.distillation.cache_build import CacheBuild, Progress
 from hfcompress.distillation.cache_files import ArraySpec, Meta, open_arrays, read_meta
-from hfcompress.distillation.outputs import TeacherOutputs
 from hfcompress.distillation.tasks import infer_task
+from hfcompress.distillation.teacher_outputs import TeacherOutputs
 from hfcompress.distillation.teachers import TeacherFunction, as_teacher
 from hfcompress.errors import ConfigError, DataError
-from hfcompress.models import weights_hash
+from hfcompress.models.loading import weights_hash
 
 Collate = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
 

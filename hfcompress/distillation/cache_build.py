@@ -13,6 +13,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hfcompress.data.encode import Encoded
 from hfcompress.distillation.batch import TEACHER_PREFIX
 from hfcompress.distillation.cache_files import (
     ArraySpec,
@@ -24,7 +25,6 @@ from hfcompress.distillation.cache_files import (
 )
 from hfcompress.distillation.losses import Task
 from hfcompress.distillation.teachers import Teacher
-from hfcompress.encode import Encoded
 
 Progress = Callable[[int, int], None]
 # Batches between two notes of how far an unfinished build is.

@@ -9,10 +9,10 @@ from typing_extensions import Self
 
 from hfcompress.config import Config
 from hfcompress.data import DataConfig
-from hfcompress.distillation.augment import Augmentation
+from hfcompress.distillation.layer_losses import HiddenDistance
 from hfcompress.distillation.losses import Task
 from hfcompress.distillation.schedule import ScheduleKind, value_at
-from hfcompress.distillation.state_losses import HiddenDistance
+from hfcompress.distillation.text_augmentation import Augmentation
 
 
 class TeacherTermsConfig(Config):

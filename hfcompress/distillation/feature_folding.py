@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfcompress.sublayers import sublayers
+from hfcompress.models.sublayers import sublayers
 
 # Share of the mean variance that is added to each feature's, so that features that hardly vary in
 # few rows do not get wild coefficients.

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hfcompress.architectures import blocks
 from hfcompress.distillation.layer_map import uniform_layer_map
 from hfcompress.distillation.unit_importance import layer_norms
 from hfcompress.errors import ConfigError
+from hfcompress.models.architectures import blocks
 
 Init = Literal["every-other", "first", "importance"]
 Batch = Mapping[str, Tensor]

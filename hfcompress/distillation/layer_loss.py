@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from hfcompress.distillation.config import TeacherTermsConfig
 from hfcompress.distillation.feature_maps import is_map, on_one_grid, same_kind, width_of
-from hfcompress.distillation.outputs import LayerStates, States, fit_tokens
-from hfcompress.distillation.state_losses import (
+from hfcompress.distillation.layer_losses import (
     attention_loss,
     hidden_state_loss,
     value_relation_loss,
 )
+from hfcompress.distillation.teacher_outputs import LayerStates, States, fit_tokens
 from hfcompress.errors import ModelError
 
 

@@ -6,11 +6,11 @@ from collections.abc import Collection
 
 from torch import nn
 
-from hfcompress.architectures import blocks, family_of
 from hfcompress.distillation.config import TeacherTermsConfig
 from hfcompress.distillation.layer_map import check_layer_map, uniform_layer_map
 from hfcompress.distillation.teachers import TeacherLike
 from hfcompress.errors import ConfigError, ModelError
+from hfcompress.models.architectures import blocks, family_of
 
 
 def layer_map_of(

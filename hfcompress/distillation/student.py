@@ -8,12 +8,12 @@ from typing import Annotated, Any, cast
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from hfcompress.architectures import blocks
 from hfcompress.config import Config
-from hfcompress.distillation.folding import folded_weights
 from hfcompress.distillation.layer_choice import Batch, Init, choose_layers
+from hfcompress.distillation.weight_folding import folded_weights
 from hfcompress.errors import ConfigError
-from hfcompress.sublayers import head_size, known_family
+from hfcompress.models.architectures import blocks
+from hfcompress.models.sublayers import head_size, known_family
 
 Numbers = Annotated[tuple[int, ...], Field(strict=False)]
 # Fields that are a second name for the hidden size where a teacher has them equal to it.
@@ -67,7 +67,7 @@ def make_student(
     teacher's own sizes it gives the teacher's own logits.
 
     Args:
-        teacher: a model of a family in `hfcompress.architectures`; left as it is.
+        teacher: a model of a family in `hfcompress.models.architectures`; left as it is.
         layers: how many, or which of the teacher's, counted from 0.
         hidden: width of the hidden states.
         heads: attention heads. By default ``hidden`` over the teacher's head size. Another number

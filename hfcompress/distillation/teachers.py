@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfcompress.distillation.batch import ROW, Inputs, teacher_inputs
-from hfcompress.distillation.casts import KeptCasts
-from hfcompress.distillation.outputs import TeacherOutputs
-from hfcompress.distillation.states import LayerWatch
+from hfcompress.distillation.cached_casts import KeptCasts
+from hfcompress.distillation.layer_outputs import LayerWatch
 from hfcompress.distillation.tasks import logits_of
+from hfcompress.distillation.teacher_outputs import TeacherOutputs
 from hfcompress.errors import ConfigError, DataError
 
 TeacherFunction = Callable[[Mapping[str, Tensor]], Any]

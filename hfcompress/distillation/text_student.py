@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from hfcompress.config import Config
 from hfcompress.errors import ConfigError, ModelError
-from hfcompress.text_config import Encoder, TextConfig
-from hfcompress.text_models import TextForSequenceClassification
+from hfcompress.models.configuration_text import Encoder, TextConfig
+from hfcompress.models.modeling_text import TextForSequenceClassification
 
 
 class TextStudentConfig(Config):

@@ -12,12 +12,12 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
 
 from hfcompress.data import DataConfig, Examples, load_examples
+from hfcompress.data.encode import Encoded, encode
 from hfcompress.distillation.arguments import DistillationArguments
 from hfcompress.distillation.batch import ROW
 from hfcompress.distillation.cache import TeacherCache
 from hfcompress.distillation.teachers import TeacherLike
 from hfcompress.distillation.trainer import DistillationTrainer
-from hfcompress.encode import Encoded, encode
 from hfcompress.errors import ConfigError, DataError, ModelError
 
 _ENCODED = ("input_ids", "pixel_values")

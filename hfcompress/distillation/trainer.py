@@ -36,7 +36,7 @@ from hfcompress.distillation.projections import (
     save_projections,
 )
 from hfcompress.distillation.tasks import first_row, infer_task, logits_of
-from hfcompress.distillation.teacher import TeacherLoss, listed
+from hfcompress.distillation.teacher_loss import TeacherLoss, listed
 from hfcompress.distillation.teachers import TeacherLike
 from hfcompress.errors import ConfigError, DataError
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hfcompress.architectures import weight_matrix
-from hfcompress.sublayers import Sublayer, sublayers
+from hfcompress.models.architectures import weight_matrix
+from hfcompress.models.sublayers import Sublayer, sublayers
 
 
 @torch.no_grad()

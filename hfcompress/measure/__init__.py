@@ -1,1 +1,1 @@
-"""Looks at a model and at its predictions; never changes the model."""
+"""Metrics, sizes, operations and latency of a model."""

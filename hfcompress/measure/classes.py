@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hfcompress.errors import DataError
-from hfcompress.measure.quality import predicted_classes
+from hfcompress.measure.evaluation import predicted_classes
 
 
 def class_accuracy(

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hfcompress.config import nearest
 from hfcompress.errors import ConfigError
-from hfcompress.measure.summary import calculate_model_size, count_parameters
+from hfcompress.measure.size import calculate_model_size, count_parameters
 
 MEGABYTE = 1_000_000
 

@@ -1,0 +1,1 @@
+"""Unstructured pruning: weights become zero."""

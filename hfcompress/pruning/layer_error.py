@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from hfcompress.calibration.moments import Moments, grouped_weight
 from hfcompress.pruning import scores
 from hfcompress.pruning.config import PruningConfig
-from hfcompress.pruning.moments import Moments, grouped_weight
-from hfcompress.pruning.reconstruct import damped, inverse_upper, sparsegpt
+from hfcompress.pruning.reconstruction import damped, inverse_upper, sparsegpt
 
 LEVELS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 """Sparsities at which errors are computed; between them they are interpolated."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hfcompress.architectures import select_modules
-from hfcompress.pruning.calibration import Calibration
+from hfcompress.calibration.batches import Calibration
+from hfcompress.models.architectures import select_modules
 from hfcompress.pruning.config import PruningConfig
-from hfcompress.pruning.unstructured import prune
+from hfcompress.pruning.prune import prune
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfcompress.architectures import blocks
-from hfcompress.pruning.calibration import Calibration, finite_moments
-from hfcompress.pruning.moments import Moments, MomentSum, input_rows, output_rows
-from hfcompress.pruning.tracing import (
+from hfcompress.calibration.batches import Calibration, finite_moments
+from hfcompress.calibration.hooks import (
     Group,
     Run,
     call_order,
@@ -33,6 +31,8 @@ from hfcompress.pruning.tracing import (
     outputs_of,
     recorded_calls,
 )
+from hfcompress.calibration.moments import Moments, MomentSum, input_rows, output_rows
+from hfcompress.models.architectures import blocks
 
 Modules = Mapping[str, nn.Module]
 TokenWeights = Mapping[str, Sequence[Tensor]]

@@ -14,15 +14,11 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from hfcompress.architectures import select_modules, weight_matrix
 from hfcompress.errors import CalibrationError, ConfigError, TargetError
-from hfcompress.pruning.movement import (
-    movement_update_,
-    soft_movement_mask,
-    soft_movement_update_,
-)
+from hfcompress.models.architectures import select_modules, weight_matrix
+from hfcompress.pruning.movement import movement_update_, soft_movement_mask, soft_movement_update_
+from hfcompress.pruning.prune import dense_weight
 from hfcompress.pruning.training_config import PruningTrainingConfig
-from hfcompress.pruning.unstructured import dense_weight
 
 Prune = Callable[[nn.Module, float], None]
 """``prune(model, sparsity)``: prune in place, by any method."""

@@ -1,1 +1,1 @@
-"""Fewer bits for each number: affine arithmetic, engines that compute in int8, and their files."""
+"""Quantize models for an engine, and deploy them."""

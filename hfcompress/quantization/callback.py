@@ -8,8 +8,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hfcompress.errors import ConfigError
-from hfcompress.quantization.aware import FakeQuantization
 from hfcompress.quantization.config import QuantizationConfig
+from hfcompress.quantization.qat import FakeQuantization
 
 
 class QuantizationAwareCallback(TrainerCallback):

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hfcompress.architectures import compressible_modules
 from hfcompress.measure.layers import evaluation_mode
+from hfcompress.models.architectures import compressible_modules
 
 DYNAMIC_LEAVES_CONVOLUTIONS = (
     "dynamic quantization does nothing for Conv2d, which gains in int8 only where the ranges of "

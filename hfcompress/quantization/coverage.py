@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from hfcompress.architectures import COMPRESSIBLE
 from hfcompress.measure.macs import count_macs
+from hfcompress.models.architectures import COMPRESSIBLE
 from hfcompress.quantization.convolutions import folded_norms
-from hfcompress.quantization.export import example_inputs
 from hfcompress.quantization.images import ImageShape
+from hfcompress.quantization.onnx_export import example_inputs
 
 # Multiply-accumulates are counted for one example of so many tokens.
 _TOKENS = 32

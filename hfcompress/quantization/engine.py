@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from hfcompress.errors import DataError, ModelError
-from hfcompress.quantization.export import IMAGE_INPUT, TEXT_INPUTS
+from hfcompress.quantization.onnx_export import IMAGE_INPUT, TEXT_INPUTS
 
 Arrays = Mapping[str, NDArray[Any]]
 Shapes = Mapping[str, tuple[int, ...]]

@@ -27,12 +27,12 @@ from transformers import PreTrainedModel
 
 from hfcompress.errors import ModelError, OutputError
 from hfcompress.files import unwritable
-from hfcompress.quantization.example import example_script
-from hfcompress.quantization.export import IMAGE_INPUT
+from hfcompress.quantization.example_script import example_script
+from hfcompress.quantization.onnx_export import IMAGE_INPUT
 from hfcompress.quantization.pixels import image_settings
 
 if TYPE_CHECKING:
-    from hfcompress.quantization.quantized import QuantizedModel
+    from hfcompress.quantization.model import QuantizedModel
 
 MANIFEST = "hfcompress.json"
 FORMAT = 1

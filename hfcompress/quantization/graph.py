@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from hfcompress.architectures import COMPRESSIBLE
-from hfcompress.extras import require
+from hfcompress.models.architectures import COMPRESSIBLE
+from hfcompress.utils import require
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _OPERATORS = ("MatMul", "Gather", "Conv")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from hfcompress.architectures import compressible_modules, matching_modules
+from hfcompress.models.architectures import compressible_modules, matching_modules
 from hfcompress.quantization.config import QuantizationConfig
 
 

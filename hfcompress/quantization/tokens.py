@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hfcompress.extras import require
+from hfcompress.utils import require
 
 _LEAST = 1e-12
 _AXES, _FLOOR = "token_axes", "token_floor"

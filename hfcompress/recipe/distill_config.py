@@ -8,7 +8,7 @@ from typing_extensions import Self
 from hfcompress.distillation.config import AugmentationConfig, DistillationTrainingConfig
 from hfcompress.distillation.student import StudentConfig
 from hfcompress.distillation.text_student import TextStudentConfig
-from hfcompress.models import ModelConfig
+from hfcompress.models.loading import ModelConfig
 from hfcompress.recipe.finetune_config import FinetuneConfig
 
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from hfcompress.data import Examples
-from hfcompress.encode import Batch, Encoded, encode
-from hfcompress.vocabulary.shrink import keep_tokens
-from hfcompress.vocabulary.tokenizer import CutTokenizer
+from hfcompress.data.encode import Batch, Encoded, encode
+from hfcompress.shrinking.vocabulary.shrink import keep_tokens
+from hfcompress.shrinking.vocabulary.tokenizer import CutTokenizer
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 
 from hfcompress.config import nearest
 from hfcompress.errors import ConfigError
-from hfcompress.recipe.step_configs import STEP_CONFIGS
+from hfcompress.recipes.step_configs import STEP_CONFIGS
 
 _INDEXED = re.compile(r"steps\[(\d+)\]\.(.+)")
 

@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from hfcompress.recipe.schema import Recipe
-from hfcompress.recipe.step_configs import Step
+from hfcompress.recipes.schema import Recipe
+from hfcompress.recipes.step_configs import Step
 
 # Raised when the meaning of a result changes (a default, too), so that older rows and models are
 # not reused.

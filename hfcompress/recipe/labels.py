@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from hfcompress.recipe.grid import Trial
-from hfcompress.recipe.steps import kind_of
+from hfcompress.recipes.grid import Trial
+from hfcompress.steps.registry import kind_of
 
 
 def line_label(trial: Trial, trials: Sequence[Trial] = (), every_step: bool = False) -> str:

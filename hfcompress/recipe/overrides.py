@@ -7,7 +7,7 @@ from typing import Any
 
 from hfcompress.errors import ConfigError
 from hfcompress.recipe.fields import locate, with_value
-from hfcompress.recipe.yaml import parse_yaml
+from hfcompress.recipes.yaml import parse_yaml
 
 
 def apply_override(data: dict[str, Any], override: str, known: Collection[str]) -> dict[str, Any]:

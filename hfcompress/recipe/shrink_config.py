@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from hfcompress.pruning.structured.config import ShrinkConfig
 from hfcompress.recipe.training_config import RecoverConfig
+from hfcompress.shrinking.config import ShrinkConfig
 
 
 class ShrinkStepConfig(ShrinkConfig):

@@ -7,10 +7,10 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from hfcompress.errors import ModelError
-from hfcompress.recipe.context import Context
+from hfcompress.shrinking.vocabulary.shrink import apply_cut, required_tokens
+from hfcompress.shrinking.vocabulary.tokenizer import cut_tokenizer
+from hfcompress.steps.context import Context
 from hfcompress.vocabulary.config import VocabularyConfig
-from hfcompress.vocabulary.shrink import apply_cut, required_tokens
-from hfcompress.vocabulary.tokenizer import cut_tokenizer
 
 
 def vocabulary_step(

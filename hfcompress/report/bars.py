@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hfcompress.errors import BadInputError
-from hfcompress.report.canvas import GREY, PALETTE, new_figure, png_bytes, tidy
+from hfcompress.report.plotting import GREY, PALETTE, new_figure, png_bytes, tidy
 from hfcompress.report.rows import Row, is_percent, metric_of, metric_text, number
 
 BARS_CAPTION = "What each step of the pipeline keeps of the metric, and what is left of the size."
@@ -38,7 +38,7 @@ def bars_figure(rows: Sequence[Row]) -> Figure:
     figure = new_figure(11.0, 0.62 * len(known) + 1.5)
     quality, size = figure.subplots(1, 2, sharey=True)
     _quality(quality, known)
-    _size(size, known)
+    _size_bars(size, known)
     quality.set_yticks(range(len(known)), [str(row.get("method") or "") for row in known])
     quality.set_ylim(len(known) - 0.4, -0.6)
     return figure
@@ -72,7 +72,7 @@ def _quality(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_xlabel(f"{metric.replace('_', ' ')}{unit}{where})".replace(" (, ", " ("))
 
 
-def _size(axes: Axes, rows: Sequence[Row]) -> None:
+def _size_bars(axes: Axes, rows: Sequence[Row]) -> None:
     sizes = [(number(row, "bytes") or 0.0) / 1e6 for row in rows]
     _plain(axes)
     axes.barh(range(len(rows)), sizes, height=0.62, color=PALETTE[2])

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from hfcompress.report.html import flat_environment
+from hfcompress.report.page import flat_environment
 from hfcompress.report.pipeline import speed_section
 from hfcompress.report.rows import Row, is_dense, metric_of, metric_text, number, quantize_step
 from hfcompress.report.table import markdown_table

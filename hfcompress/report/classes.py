@@ -8,9 +8,9 @@ from math import sqrt
 
 from matplotlib.figure import Figure
 
-from hfcompress.report.canvas import GREY, PALETTE, new_figure, png_bytes, tidy
+from hfcompress.report.findings import sweet_spot
+from hfcompress.report.plotting import GREY, PALETTE, new_figure, png_bytes, tidy
 from hfcompress.report.rows import Row, is_dense, number
-from hfcompress.report.sweet_spot import sweet_spot
 
 # Classes that a picture and a table have room for; of more, those that lose most.
 SHOWN = 20

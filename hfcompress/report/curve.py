@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from matplotlib.transforms import offset_copy
 
-from hfcompress.report.canvas import DASHES, GREY, MARKERS, PALETTE, new_figure, png_bytes, tidy
+from hfcompress.report.findings import sweet_spot
+from hfcompress.report.plotting import DASHES, GREY, MARKERS, PALETTE, new_figure, png_bytes, tidy
 from hfcompress.report.rows import (
     Point,
     Row,
@@ -22,7 +23,6 @@ from hfcompress.report.rows import (
 )
 from hfcompress.report.sizes import sizes_figure
 from hfcompress.report.smallest import is_about_size
-from hfcompress.report.sweet_spot import sweet_spot
 
 
 def draw_curve(rows: Sequence[Row], title: str | None = None) -> bytes:

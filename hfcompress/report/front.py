@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hfcompress.report.canvas import GREY, MARKERS, PALETTE, name_lines, new_figure, png_bytes, tidy
+from hfcompress.report.plotting import (
+    GREY,
+    MARKERS,
+    PALETTE,
+    name_lines,
+    new_figure,
+    png_bytes,
+    tidy,
+)
 from hfcompress.report.rows import (
     Row,
     dense_point,

@@ -11,7 +11,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from hfcompress.errors import BadInputError
-from hfcompress.report.canvas import new_figure, png_bytes
+from hfcompress.report.plotting import new_figure, png_bytes
 from hfcompress.report.rows import Row, number
 
 MOST_COLUMNS = 6

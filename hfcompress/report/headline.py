@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hfcompress.report.findings import sweet_spot_sentence
 from hfcompress.report.front import front_sentence, timed_points
 from hfcompress.report.pipeline import is_pipeline, pipeline_sentence
 from hfcompress.report.rows import Row
-from hfcompress.report.size import size_sentence, teacher_parameters
+from hfcompress.report.scatter import size_sentence, teacher_parameters
 from hfcompress.report.smallest import is_about_size, smallest_sentence
-from hfcompress.report.sweet_spot import sweet_spot_sentence
 
 
 def headline(rows: Sequence[Row]) -> str:

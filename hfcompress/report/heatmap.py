@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hfcompress.errors import BadInputError
-from hfcompress.report.canvas import GREY, new_figure, png_bytes
+from hfcompress.report.plotting import GREY, new_figure, png_bytes
 from hfcompress.report.rows import is_percent
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from hfcompress.errors import BadInputError
-from hfcompress.report.canvas import GREY, PALETTE, new_figure, png_bytes, tidy
+from hfcompress.report.plotting import GREY, PALETTE, new_figure, png_bytes, tidy
 from hfcompress.report.rows import Row
 
 LEVELS_CAPTION = (
@@ -64,7 +64,7 @@ def levels_figure(layers: Sequence[Mapping[str, Any]]) -> Figure:
 
 def _whole(axes: Axes, layer: Mapping[str, Any]) -> None:
     tidy(axes)
-    edges, before, after = _shares(layer)
+    edges, before, after = _level_shares(layer)
     width = edges[1] - edges[0]
     grouped = np.histogram(_LEVELS, edges, weights=after)[0] / width
     axes.stairs(before, edges, fill=True, color="#9AA0A6", alpha=0.55,
@@ -83,7 +83,7 @@ def _whole(axes: Axes, layer: Mapping[str, Any]) -> None:
 
 def _part(axes: Axes, layer: Mapping[str, Any]) -> None:
     tidy(axes)
-    edges, before, after = _shares(layer)
+    edges, before, after = _level_shares(layer)
     bin_of_most = int(np.argmax(before))
     middle = round(float(edges[bin_of_most] + edges[bin_of_most + 1]) / 2)
     middle = min(max(middle, _ZOOM - 127), 127 - _ZOOM)
@@ -95,7 +95,7 @@ def _part(axes: Axes, layer: Mapping[str, Any]) -> None:
     axes.set_title("nearer, level by level", loc="left", fontsize=10.5, color=GREY)
 
 
-def _shares(layer: Mapping[str, Any]) -> tuple[Shares, Shares, Shares]:
+def _level_shares(layer: Mapping[str, Any]) -> tuple[Shares, Shares, Shares]:
     """Edges, and percent of the weights per step: before, and at each level."""
     edges = np.asarray(layer["edges"], float)
     if len(edges) != len(layer["before"]) + 1:

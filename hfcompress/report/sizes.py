@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hfcompress.report.canvas import GREY, mark, name_lines, new_figure, tidy
+from hfcompress.report.plotting import GREY, mark, name_lines, new_figure, tidy
 from hfcompress.report.rows import (
     Point,
     Row,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hfcompress.report.findings import loss_text, within_noise
 from hfcompress.report.rows import (
     Point,
     Row,
@@ -14,7 +15,6 @@ from hfcompress.report.rows import (
     metric_text,
     number,
 )
-from hfcompress.report.sweet_spot import loss_text, within_noise
 
 
 def is_about_size(rows: Sequence[Row]) -> bool:

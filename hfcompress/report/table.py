@@ -17,9 +17,9 @@ from rich.table import Table as RichTable
 
 from hfcompress.files import atomic_write
 from hfcompress.report.columns import Column, all_columns
+from hfcompress.report.findings import sweet_spot
 from hfcompress.report.rows import Row, is_dense, number
 from hfcompress.report.smallest import is_about_size, smallest
-from hfcompress.report.sweet_spot import sweet_spot
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from hfcompress.errors import BadInputError
-from hfcompress.report.canvas import PALETTE, new_figure, png_bytes, tidy
+from hfcompress.report.plotting import PALETTE, new_figure, png_bytes, tidy
 from hfcompress.report.rows import Row
 
 TEMPERATURES = (1.0, 2.0, 3.0, 5.0, 10.0)

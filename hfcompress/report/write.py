@@ -10,13 +10,13 @@ from hfcompress.files import atomic_write
 from hfcompress.report.classes import draw_classes
 from hfcompress.report.curve import draw_curve
 from hfcompress.report.front import draw_front, timed_points
-from hfcompress.report.histograms import draw_weights, weight_panels
-from hfcompress.report.html import html_page
+from hfcompress.report.page import html_page
 from hfcompress.report.pictures import further_pictures
 from hfcompress.report.rows import Row
-from hfcompress.report.size import draw_size, teacher_parameters
+from hfcompress.report.scatter import draw_size, teacher_parameters
 from hfcompress.report.table import write_csv
 from hfcompress.report.temperature import draw_temperatures, teacher_logits
+from hfcompress.report.weights import draw_weights, weight_panels
 
 
 def write_report(

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfcompress.architectures import select_modules
 from hfcompress.errors import ConfigError, MissingExtraError, TargetError
+from hfcompress.layers.sparse_linear import Method, SparseLinear
 from hfcompress.measure.latency import LatencyReport, measure_latency
-from hfcompress.sparse.linear import Method, SparseLinear
+from hfcompress.models.architectures import select_modules
 
 # Below this gain a layer stays dense: it would be lost in the noise of the measurement.
 WORTH_IT = 1.05

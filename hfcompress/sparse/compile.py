@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from hfcompress.extras import require
-from hfcompress.sparse.kernel import Shape, kernel_ir
+from hfcompress.layers.sparse_kernel import Shape, kernel_ir
+from hfcompress.utils import require
 
 _THREADS = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 

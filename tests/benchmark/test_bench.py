@@ -11,14 +11,14 @@ import pytest
 import torch
 from transformers import ViTConfig, ViTForImageClassification
 
-import hfcompress.benchmark.run as run
-import hfcompress.benchmark.timing as timing
+import hfcompress.benchmarking.run as run
+import hfcompress.benchmarking.timing as timing
 from hfcompress import BenchConfig, QuantizationConfig, bench, quantize
-from hfcompress.benchmark.inputs import InputSpec, input_spec, make_inputs
 from hfcompress.benchmark.kinds import ENGINES, kind_name, runtime_of
-from hfcompress.benchmark.memory import Memory, measure_memory
-from hfcompress.benchmark.subjects import find_subjects
-from hfcompress.cli import main
+from hfcompress.benchmarking.inputs import InputSpec, input_spec, make_inputs
+from hfcompress.benchmarking.memory import Memory, measure_memory
+from hfcompress.benchmarking.subjects import find_subjects
+from hfcompress.cli.commands import main
 from hfcompress.errors import ConfigError, MissingExtraError, ModelError, OutputError
 from hfcompress.measure.latency import Latency, LatencyReport
 from hfcompress.quantization.config import MODES
@@ -342,8 +342,8 @@ def test_engines_that_are_not_installed_are_named_with_their_pip_command(
 def test_a_processor_without_bf16_is_said(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hfcompress.benchmark.subjects.cpu_abilities", dict)
-    monkeypatch.setattr("hfcompress.benchmark.subjects.ENGINES", {
+    monkeypatch.setattr("hfcompress.benchmarking.subjects.cpu_abilities", dict)
+    monkeypatch.setattr("hfcompress.benchmarking.subjects.ENGINES", {
         name: ENGINES[name] for name in ("torch-fp32", "torch-bf16")
     })  # fmt: skip
     notes: list[str] = []

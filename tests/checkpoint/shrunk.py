@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from hfcompress.checkpoint.save import record_shapes
-from hfcompress.sublayers import sublayers
-from hfcompress.surgery import keep_layers, keep_units
+from hfcompress.models.sublayers import sublayers
+from hfcompress.models.surgery import keep_layers, keep_units
 from tests.families import IMAGES, tiny
 
 

@@ -121,7 +121,7 @@ def test_a_record_that_nobody_wrote(fields: dict[str, Any], match: str) -> None:
 
 
 def test_the_config_is_no_argument(tmp_path: Path) -> None:
-    from hfcompress.checkpoint.quantizer import CompressedConfig
+    from hfcompress.checkpoint.hf_quantizer import CompressedConfig
     from tests.families import tiny
 
     tiny("bert").save_pretrained(tmp_path)

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from hfcompress.checkpoint.save import record_shapes
-from hfcompress.pruning.structured.channel_graph import trace
-from hfcompress.pruning.structured.channel_surgery import cut
+from hfcompress.shrinking.channels.graph import trace
+from hfcompress.shrinking.channels.surgery import cut
 from tests.checkpoint.test_fresh_process import ROOT, SCRIPT
 from tests.convnets import FAMILIES, convnet, images
 

@@ -12,7 +12,7 @@ import pytest
 from transformers.quantizers import auto
 
 from hfcompress.checkpoint import hook
-from hfcompress.checkpoint.quantizer import CompressedConfig, CompressedLoader, register
+from hfcompress.checkpoint.hf_quantizer import CompressedConfig, CompressedLoader, register
 from hfcompress.checkpoint.record import METHOD
 
 
@@ -69,7 +69,7 @@ def test_the_config_alone_is_known_before_any_model_class_is_loaded(first: str) 
         f"{first}\nimport sys\n"
         "config = transformers.AutoConfig.for_model('hfcompress-text')\n"
         "assert type(config).__name__ == 'TextConfig'\n"
-        "assert 'hfcompress.text_models' not in sys.modules\n"
+        "assert 'hfcompress.models.modeling_text' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-400:]

@@ -15,8 +15,8 @@ import hfcompress
 from hfcompress.checkpoint.record import METHOD
 from hfcompress.checkpoint.save import record_shapes
 from hfcompress.errors import ModelError
-from hfcompress.sublayers import sublayers
-from hfcompress.surgery import keep_layers, keep_rows, keep_units
+from hfcompress.models.sublayers import sublayers
+from hfcompress.models.surgery import keep_layers, keep_rows, keep_units
 from tests.checkpoint.shrunk import task, uneven
 from tests.families import IMAGES, SHRINKABLE, TEXT, logits, tiny, tiny_batches
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification as AutoModelForText
 from transformers import Trainer, TrainingArguments, pipeline
 
 from hfcompress.checkpoint.record import METHOD
-from hfcompress.models import ModelConfig, load_model
+from hfcompress.models.loading import ModelConfig, load_model
 from tests.checkpoint.shrunk import uneven, without_a_layer
 from tests.conftest import make_tokenizer
 from tests.families import logits, tiny_batches

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hfcompress.distillation.augment import Augmentation, augment_texts, mixed_texts
 from hfcompress.distillation.config import AugmentationConfig
+from hfcompress.distillation.text_augmentation import Augmentation, augment_texts, mixed_texts
 from hfcompress.errors import ConfigError
 
 METHODS: tuple[Augmentation, ...] = get_args(Augmentation)

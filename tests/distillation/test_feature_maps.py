@@ -11,15 +11,15 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from hfcompress.architectures import blocks
 from hfcompress.distillation.cache import TeacherCache
 from hfcompress.distillation.config import DistillationConfig
 from hfcompress.distillation.feature_maps import as_map, on_one_grid
 from hfcompress.distillation.layer_loss import LayerLoss
-from hfcompress.distillation.outputs import LayerStates
-from hfcompress.distillation.state_losses import hidden_state_loss
-from hfcompress.distillation.teacher import TeacherLoss
+from hfcompress.distillation.layer_losses import hidden_state_loss
+from hfcompress.distillation.teacher_loss import TeacherLoss
+from hfcompress.distillation.teacher_outputs import LayerStates
 from hfcompress.errors import ModelError
+from hfcompress.models.architectures import blocks
 from tests.distillation.tiny import distill, logged
 from tests.images import image_batches, image_model, image_rows
 

@@ -10,7 +10,7 @@ from scipy import special
 from scipy.spatial import distance as distances
 from torch import Tensor, nn
 
-from hfcompress.distillation.state_losses import (
+from hfcompress.distillation.layer_losses import (
     HiddenDistance,
     attention_loss,
     hidden_state_loss,

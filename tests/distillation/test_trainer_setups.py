@@ -14,7 +14,7 @@ from transformers import Trainer, TrainingArguments
 
 from hfcompress.distillation.arguments import DistillationArguments
 from hfcompress.distillation.losses import hard_loss, soft_loss
-from hfcompress.distillation.outputs import TeacherOutputs
+from hfcompress.distillation.teacher_outputs import TeacherOutputs
 from hfcompress.distillation.trainer import DistillationTrainer
 from hfcompress.errors import ModelError
 from hfcompress.pruning.callback import PruningCallback

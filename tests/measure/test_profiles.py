@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from hfcompress.cli import main
+from hfcompress.cli.commands import main
 from hfcompress.errors import ConfigError
 from hfcompress.measure.profiles import (
     MEGABYTE,
@@ -18,7 +18,7 @@ from hfcompress.measure.profiles import (
     fits_of_model,
     profiles,
 )
-from hfcompress.measure.summary import calculate_model_size
+from hfcompress.measure.size import calculate_model_size
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.quantize import quantize
 from tests.conftest import make_bert, make_tokenizer

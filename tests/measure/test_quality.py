@@ -16,7 +16,7 @@ from sklearn import metrics as sk
 
 from hfcompress.errors import ConfigError, DataError, SourceError
 from hfcompress.measure import metrics as metrics_module
-from hfcompress.measure.quality import (
+from hfcompress.measure.evaluation import (
     agreement,
     compare,
     compute_metric,

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from hfcompress.errors import ConfigError, TargetError
-from hfcompress.measure.summary import (
+from hfcompress.measure.size import (
     CompressionMetrics,
     calculate_model_size,
     calculate_sparsity,

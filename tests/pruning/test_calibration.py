@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hfcompress.architectures import default_targets
+from hfcompress.calibration.batches import Calibration
+from hfcompress.calibration.importance import importance
+from hfcompress.calibration.moments import input_rows, output_rows
 from hfcompress.errors import CalibrationError
-from hfcompress.pruning.calibration import Calibration
-from hfcompress.pruning.importance import importance
-from hfcompress.pruning.moments import input_rows, output_rows
+from hfcompress.models.architectures import default_targets
 
 from .models import lively_bert, repadded, sentences
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from hfcompress.architectures import default_targets, weight_matrix
-from hfcompress.pruning.calibration import Calibration
+from hfcompress.calibration.batches import Calibration
+from hfcompress.calibration.hooks import call_order
+from hfcompress.models.architectures import default_targets, weight_matrix
 from hfcompress.pruning.config import PruningConfig
+from hfcompress.pruning.prune import prune
 from hfcompress.pruning.sequential import layer_by_layer
-from hfcompress.pruning.tracing import call_order
-from hfcompress.pruning.unstructured import prune
 from tests.convnets import NETWORKS, convnet, images
 
 METHODS = (

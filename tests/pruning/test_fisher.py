@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hfcompress.pruning.fisher import BlockFisher
-from hfcompress.pruning.methods import fisher_portions
+from hfcompress.pruning.oneshot import fisher_portions
 
 WEIGHTS, BLOCK, DAMPING, COUNT = 14, 4, 0.1, 6
 

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from hfcompress.errors import ConfigError
-from hfcompress.pruning.lottery import find_ticket
+from hfcompress.pruning.iterative import find_ticket
 from hfcompress.pruning.training_config import LotteryConfig
 
 MakeTrainer = Callable[..., Trainer]

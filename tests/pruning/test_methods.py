@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2ForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
-from hfcompress.architectures import compressible_modules, default_targets, weight_matrix
+from hfcompress.calibration.batches import Calibration
+from hfcompress.calibration.moments import weight_of
 from hfcompress.errors import CalibrationError, ConfigError, ModelError, TargetError
-from hfcompress.pruning.calibration import Calibration
+from hfcompress.models.architectures import compressible_modules, default_targets, weight_matrix
 from hfcompress.pruning.config import PruningConfig
-from hfcompress.pruning.moments import weight_of
-from hfcompress.pruning.unstructured import PruneReport, prune
+from hfcompress.pruning.prune import PruneReport, prune
 
 from .models import lively_bert, sentences
 

@@ -3,8 +3,8 @@ from torch import nn
 
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.progressive import progressive
+from hfcompress.pruning.prune import prune
 from hfcompress.pruning.training_config import ProgressiveConfig
-from hfcompress.pruning.unstructured import prune
 
 
 def small_model() -> nn.Sequential:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hfcompress.pruning import reconstruct
+from hfcompress.pruning import reconstruction as reconstruct
 from hfcompress.pruning.masks import layer_mask
 from hfcompress.pruning.patterns import Chooser, Pattern
 

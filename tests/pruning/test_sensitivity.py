@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from hfcompress.architectures import default_targets
-from hfcompress.pruning.calibration import Calibration
+from hfcompress.calibration.batches import Calibration
+from hfcompress.calibration.moments import weight_of
+from hfcompress.models.architectures import default_targets
 from hfcompress.pruning.config import PruningConfig
-from hfcompress.pruning.moments import weight_of
 from hfcompress.pruning.sensitivity import sensitivity
 
 from .models import lively_bert, sentences

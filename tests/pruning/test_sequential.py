@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hfcompress.architectures import default_targets
-from hfcompress.pruning.calibration import Calibration
-from hfcompress.pruning.moments import weight_of
+from hfcompress.calibration.batches import Calibration
+from hfcompress.calibration.moments import weight_of
+from hfcompress.models.architectures import default_targets
 from hfcompress.pruning.sequential import layer_by_layer
 
 from .models import lively_bert, repadded, sentences

@@ -18,7 +18,7 @@ from transformers import (
 
 from hfcompress.errors import ConfigError, ModelError, TargetError
 from hfcompress.pruning.config import PruningConfig
-from hfcompress.pruning.unstructured import prune
+from hfcompress.pruning.prune import prune
 
 
 def tiny_bert(seed: int = 0) -> Any:

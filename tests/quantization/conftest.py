@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from hfcompress.models import weights_hash
-from hfcompress.quantization.export import export_onnx
+from hfcompress.models.loading import weights_hash
 from hfcompress.quantization.images import ImageShape
+from hfcompress.quantization.onnx_export import export_onnx
 
 
 @pytest.fixture(scope="session")

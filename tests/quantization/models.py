@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from hfcompress.architectures import FAMILIES
+from hfcompress.models.architectures import FAMILIES
 
 IMAGES = {"vit", "deit", "beit", "swin"}
 TEXTS = sorted(set(FAMILIES) - IMAGES)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hfcompress.errors import ConfigError, ModelError
-from hfcompress.quantization.affine import (
+from hfcompress.layers.affine import (
     dequantize_layer_weights,
     quantize_layer_weights,
     round_trip_error,

@@ -22,12 +22,12 @@ from hfcompress.errors import (
     ModelError,
     TargetError,
 )
+from hfcompress.models.configuration_text import TextConfig
+from hfcompress.models.modeling_text import TextForSequenceClassification
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.coverage import cover
+from hfcompress.quantization.model import QuantizedModel
 from hfcompress.quantization.quantize import quantize
-from hfcompress.quantization.quantized import QuantizedModel
-from hfcompress.text_config import TextConfig
-from hfcompress.text_models import TextForSequenceClassification
 from tests.quantization.models import batches, logits, small
 
 BACKENDS = ("torch", "torchao", "onnxruntime", "openvino")

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from hfcompress.architectures import FAMILIES
+from hfcompress.models.architectures import FAMILIES
 from hfcompress.quantization.backends.onnxruntime import OnnxEngine
-from hfcompress.quantization.export import (
+from hfcompress.quantization.onnx_export import (
     IMAGE_INPUT,
     TOLERANCE,
     check_against_torch,

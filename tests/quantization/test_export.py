@@ -12,15 +12,15 @@ import torch
 from transformers import AutoConfig, ViTForImageClassification
 
 from hfcompress.errors import MissingExtraError, ModelError, OutputError
-from hfcompress.quantization import export
-from hfcompress.quantization.export import (
+from hfcompress.models.sublayers import sublayers
+from hfcompress.models.surgery import keep_units
+from hfcompress.quantization import onnx_export as export
+from hfcompress.quantization.onnx_export import (
     TOLERANCE,
     check_against_torch,
     export_onnx,
     input_names,
 )
-from hfcompress.sublayers import sublayers
-from hfcompress.surgery import keep_units
 from tests.quantization.models import small
 
 onnx = pytest.importorskip("onnx")

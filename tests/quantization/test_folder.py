@@ -17,12 +17,12 @@ import torch
 from transformers import AutoModelForSequenceClassification, pipeline
 
 import hfcompress
-from hfcompress.cli import main
+from hfcompress.cli.commands import main
 from hfcompress.errors import DataError, MissingExtraError, ModelError, OutputError
 from hfcompress.quantization.backends.onnxruntime import OnnxEngine
 from hfcompress.quantization.config import QuantizationConfig
+from hfcompress.quantization.model import QuantizedModel
 from hfcompress.quantization.quantize import quantize
-from hfcompress.quantization.quantized import QuantizedModel
 from tests.conftest import make_bert, make_tokenizer
 from tests.quantization.models import batches
 from tests.quantization.use_folder import IDS, MASK

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 import hfcompress
-from hfcompress.cli import main
+from hfcompress.cli.commands import main
 from hfcompress.errors import DataError
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.pixels import image_settings, make_pixels

@@ -12,15 +12,15 @@ import torch
 from torch import nn
 
 from hfcompress import Calibration, PruningConfig, ShrinkConfig, prune, shrink
-from hfcompress.architectures import compressible_modules
 from hfcompress.errors import CalibrationError, TargetError
+from hfcompress.models.architectures import compressible_modules
 from hfcompress.quantization.backends.onnxruntime import OnnxEngine
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.convolutions import folded_norms
-from hfcompress.quantization.export import check_against_torch
 from hfcompress.quantization.images import image_shape
+from hfcompress.quantization.model import QuantizedModel
+from hfcompress.quantization.onnx_export import check_against_torch
 from hfcompress.quantization.quantize import quantize
-from hfcompress.quantization.quantized import QuantizedModel
 from tests.images import FAMILIES, image_batches, image_model
 
 onnx = pytest.importorskip("onnx")

@@ -10,7 +10,7 @@ import torch
 
 from hfcompress.errors import CalibrationError, ConfigError
 from hfcompress.quantization.config import MixedPrecisionConfig, QuantizationConfig
-from hfcompress.quantization.mixed import loss_of
+from hfcompress.quantization.mixed_precision import loss_of
 from hfcompress.quantization.quantize import quantize
 from tests.quantization.models import batches, small
 

@@ -11,10 +11,10 @@ import pytest
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from hfcompress.quantization import onnx_parts
-from hfcompress.quantization.export import export_onnx
-from hfcompress.quantization.onnx_graph import quantize_tables
-from hfcompress.quantization.onnx_parts import WeightStore, quantize_weights
+from hfcompress.quantization.backends import onnx_dynamic as onnx_parts
+from hfcompress.quantization.backends.onnx_dynamic import WeightStore, quantize_weights
+from hfcompress.quantization.backends.onnx_graph import quantize_tables
+from hfcompress.quantization.onnx_export import export_onnx
 from tests.quantization.models import small
 
 OPTIONS: dict[str, Any] = {

@@ -11,7 +11,7 @@ import torch
 from hfcompress.errors import CalibrationError, ConfigError
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.quantize import quantize
-from hfcompress.quantization.smooth import largest_inputs, smooth_products
+from hfcompress.quantization.smoothquant import largest_inputs, smooth_products
 from tests.quantization.models import batches, logits, small
 
 onnx = pytest.importorskip("onnx")

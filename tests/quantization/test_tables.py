@@ -14,8 +14,14 @@ from torch import nn
 
 from hfcompress.errors import ModelError
 from hfcompress.quantization.config import QuantizationConfig
+from hfcompress.quantization.embedding_tables import (
+    GROUP,
+    Floats,
+    QuantizedTable,
+    halved,
+    quantize_table,
+)
 from hfcompress.quantization.quantize import quantize
-from hfcompress.quantization.tables import GROUP, Floats, QuantizedTable, halved, quantize_table
 from tests.quantization.models import batches, logits, small
 
 TABLES = tuple(f"bert.embeddings.{kind}_embeddings" for kind in ("word", "position", "token_type"))

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from hfcompress.recipe.schema import parse_recipe
-from hfcompress.recipe.sweep import run
+from hfcompress.recipes.schema import parse_recipe
+from hfcompress.sweep.run import run
 
 
 @pytest.fixture

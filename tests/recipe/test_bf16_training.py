@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hfcompress.recipe.store import RunDirectory
+from hfcompress.sweep.results import RunDirectory
 
 
 def test_what_was_just_trained_is_measured_as_what_was_kept(

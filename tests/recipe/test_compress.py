@@ -10,21 +10,21 @@ import pytest
 from transformers import BertConfig, BertForSequenceClassification
 
 import hfcompress
-from hfcompress.cli import main
+from hfcompress.cli.commands import main
 from hfcompress.errors import ConfigError, DataError, ModelError, OutputError
 from hfcompress.measure.latency import Latency, LatencyReport
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.quantize import quantize
-from hfcompress.recipe import candidates as candidates_module
-from hfcompress.recipe import search as search_module
-from hfcompress.recipe import timing as timing_module
-from hfcompress.recipe import trial as trial_module
-from hfcompress.recipe.candidates import candidates
-from hfcompress.recipe.compress import CompressResult, compress
-from hfcompress.recipe.outcome import perform
 from hfcompress.recipe.progress import Progress
-from hfcompress.recipe.search import holds, miss, too_slow
-from hfcompress.recipe.target import CompressTarget, parse_size, size_text
+from hfcompress.search import candidates as candidates_module
+from hfcompress.search import search as search_module
+from hfcompress.search.candidates import candidates
+from hfcompress.search.compress import CompressResult, compress
+from hfcompress.search.search import holds, miss, too_slow
+from hfcompress.search.target import CompressTarget, parse_size, size_text
+from hfcompress.sweep import timing as timing_module
+from hfcompress.sweep import trial as trial_module
+from hfcompress.sweep.outcome import perform
 from tests.conftest import make_bert, make_tokenizer
 from tests.families import tiny
 
@@ -124,7 +124,7 @@ def test_a_smaller_size_takes_a_smaller_encoder_and_rows_are_kept(
 ) -> None:
     first = search(max_size="10MB", max_drop=100)
     size = first.rows[0]["bytes"]
-    monkeypatch.setattr("hfcompress.recipe.compress._SLACK", 1e6)
+    monkeypatch.setattr("hfcompress.search.compress._SLACK", 1e6)
     heard: list[dict[str, Any]] = []
 
     class Heard(Progress):
@@ -236,7 +236,7 @@ def test_finer_int8_is_tried_where_it_could_make_the_difference(
         outcome.row["drop"] = 0.0 if finer else lost
         return outcome
 
-    monkeypatch.setattr("hfcompress.recipe.search.perform", performed)
+    monkeypatch.setattr("hfcompress.search.search.perform", performed)
     monkeypatch.setattr(candidates_module, "_students", lambda *given: [])
     result = search(backend="onnxruntime", max_size="10MB", max_drop=1)
     assert [row["settings"]["candidate"] for row in result.rows] == names
@@ -369,8 +369,8 @@ def test_a_student_learns_without_the_tokens_that_are_not_rare(
     write_data: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from hfcompress.recipe.cache import StepCache
-    from hfcompress.recipe.compress import _workbench
+    from hfcompress.search.compress import _workbench
+    from hfcompress.sweep.cache import StepCache
 
     monkeypatch.setattr(candidates_module, "MIN_COUNTS", {least: 0.1})
     monkeypatch.setattr(candidates_module, "count_kept", lambda *given: {least: 20})
@@ -384,7 +384,7 @@ def test_a_student_learns_without_the_tokens_that_are_not_rare(
 
 def test_predicted_sizes_are_those_of_the_files(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    from hfcompress.recipe.candidates import _predicted
+    from hfcompress.search.candidates import _predicted
 
     config = BertConfig(
         vocab_size=12_000, hidden_size=128, num_hidden_layers=2, num_attention_heads=4,
@@ -403,8 +403,8 @@ def test_predicted_sizes_are_those_of_the_files(tmp_path: Path) -> None:
 def test_candidates_come_in_order_of_expected_loss(
     model_folder: Path, write_data: Callable[..., Path]
 ) -> None:
-    from hfcompress.recipe.cache import StepCache
-    from hfcompress.recipe.compress import _workbench
+    from hfcompress.search.compress import _workbench
+    from hfcompress.sweep.cache import StepCache
 
     target = CompressTarget.parse({**SHARED, "max_size": "1MB"})
     data = str(write_data(rows=60))
@@ -419,7 +419,7 @@ def test_candidates_come_in_order_of_expected_loss(
 
 @pytest.mark.parametrize("family", ["vit", "deit"])
 def test_sizes_of_image_models_are_predicted_too(family: str) -> None:
-    from hfcompress.recipe.candidates import _predicted
+    from hfcompress.search.candidates import _predicted
 
     model = tiny(family)
     target = CompressTarget.parse({"max_size": "1MB", "backend": "torch"})

@@ -16,8 +16,8 @@ from torch import nn
 from transformers import BertForSequenceClassification, Trainer
 
 from hfcompress.distillation.teachers import as_teacher
-from hfcompress.recipe.schema import parse_recipe
-from hfcompress.recipe.sweep import run
+from hfcompress.recipes.schema import parse_recipe
+from hfcompress.sweep.run import run
 
 
 def test_a_trained_model_comes_back(

@@ -17,10 +17,10 @@ from transformers import (
 )
 
 from hfcompress.errors import ConfigError
-from hfcompress.measure.summary import count_parameters
-from hfcompress.recipe.context import Context
-from hfcompress.recipe.schema import parse_recipe
-from hfcompress.recipe.sweep import run
+from hfcompress.measure.size import count_parameters
+from hfcompress.recipes.schema import parse_recipe
+from hfcompress.steps.context import Context
+from hfcompress.sweep.run import run
 from tests.conftest import make_bert, make_tokenizer
 
 FAST: dict[str, Any] = {"max_steps": 6, "batch_size": 8, "learning_rate": 5e-3}

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from hfcompress.errors import ConfigError, MissingExtraError
-from hfcompress.recipe import engines
-from hfcompress.recipe.schema import Recipe, parse_recipe
-from hfcompress.recipe.store import RunDirectory
-from hfcompress.recipe.sweep import run
+from hfcompress.recipes.schema import Recipe, parse_recipe
+from hfcompress.sweep import executors as engines
+from hfcompress.sweep.results import RunDirectory
+from hfcompress.sweep.run import run
 
 TIMES = {"seconds", "steps"}
 

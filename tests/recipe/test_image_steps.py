@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 import hfcompress
-from hfcompress.recipe.schema import parse_recipe
-from hfcompress.recipe.sweep import run
+from hfcompress.recipes.schema import parse_recipe
+from hfcompress.sweep.run import run
 
 RESNET: dict[str, Any] = {
     "model_type": "resnet", "num_channels": 1, "embedding_size": 8, "hidden_sizes": [8, 16],

@@ -13,9 +13,9 @@ from transformers import AutoModelForSequenceClassification
 import hfcompress
 from hfcompress.data import DataConfig
 from hfcompress.errors import ConfigError, DataError, HfcompressError
-from hfcompress.models import weights_hash
-from hfcompress.recipe.schema import parse_recipe
-from hfcompress.recipe.sweep import run
+from hfcompress.models.loading import weights_hash
+from hfcompress.recipes.schema import parse_recipe
+from hfcompress.sweep.run import run
 from tests.conftest import make_bert, make_tokenizer
 
 STEPS: list[Any] = [

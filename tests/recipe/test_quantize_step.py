@@ -11,15 +11,15 @@ import pytest
 
 import hfcompress
 from hfcompress.errors import ConfigError
-from hfcompress.predict import predict
+from hfcompress.inference import predict
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.quantize import quantize
-from hfcompress.recipe.cache import StepCache
 from hfcompress.recipe.progress import Progress
-from hfcompress.recipe.schema import parse_recipe
-from hfcompress.recipe.store import RunDirectory
-from hfcompress.recipe.sweep import run
-from hfcompress.recipe.workbench import prepare
+from hfcompress.recipes.schema import parse_recipe
+from hfcompress.sweep.cache import StepCache
+from hfcompress.sweep.experiment import prepare
+from hfcompress.sweep.results import RunDirectory
+from hfcompress.sweep.run import run
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import pytest
 
 from hfcompress.errors import ConfigError
 from hfcompress.pruning.config import PruningConfig
-from hfcompress.recipe.schema import Recipe, expand, load_recipe, parse_recipe
-from hfcompress.recipe.step_configs import STEP_CONFIGS
-from hfcompress.recipe.steps import STEPS
-from hfcompress.recipe.yaml import dump_yaml
+from hfcompress.recipes.schema import Recipe, expand, load_recipe, parse_recipe
+from hfcompress.recipes.step_configs import STEP_CONFIGS
+from hfcompress.recipes.yaml import dump_yaml
+from hfcompress.steps.registry import STEPS
 
 BASE: dict[str, Any] = {
     "model": "org/model",

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from transformers import AutoModelForImageClassification
 
-from hfcompress.measure.summary import count_parameters
-from hfcompress.recipe.schema import parse_recipe
-from hfcompress.recipe.sweep import run
+from hfcompress.measure.size import count_parameters
+from hfcompress.recipes.schema import parse_recipe
+from hfcompress.sweep.run import run
 from tests.test_image_data import write_idx
 
 pytest.importorskip("torch_pruning")

@@ -10,9 +10,10 @@ import pytest
 from transformers import AutoModelForSequenceClassification
 
 from hfcompress.errors import ConfigError
-from hfcompress.measure.summary import count_parameters
-from hfcompress.pruning.structured.shrink import shrink
-from hfcompress.recipe import shrinking, trial
+from hfcompress.measure.size import count_parameters
+from hfcompress.shrinking.shrink import shrink
+from hfcompress.steps import shrink as shrinking
+from hfcompress.sweep import trial
 
 HALF = {"macs": 0.5, "calibration_rows": 24}
 FAST = {"max_steps": 8, "batch_size": 8, "learning_rate": 5e-3}

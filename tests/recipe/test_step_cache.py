@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from hfcompress.recipe.cache import StepCache
+from hfcompress.sweep.cache import StepCache
 
 
 def test_leftovers_of_killed_processes_go_a_day_later(tmp_path: Path) -> None:

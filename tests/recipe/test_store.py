@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hfcompress.errors import OutputError
-from hfcompress.recipe.store import RunDirectory
+from hfcompress.sweep.results import RunDirectory
 
 
 def test_rows_come_back(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForSequenceClassification
 
-from hfcompress import predict as predict_module
+from hfcompress import inference as predict_module
 from hfcompress.errors import (
     BadInputError,
     ConfigError,
@@ -19,13 +19,13 @@ from hfcompress.errors import (
     OutputError,
     TargetError,
 )
-from hfcompress.measure.summary import calculate_sparsity
-from hfcompress.recipe import trial as trial_module
+from hfcompress.measure.size import calculate_sparsity
 from hfcompress.recipe.labels import line_label
 from hfcompress.recipe.progress import Progress
-from hfcompress.recipe.schema import Recipe, expand, parse_recipe
-from hfcompress.recipe.sensitivity import sensitivity
-from hfcompress.recipe.sweep import report, run
+from hfcompress.recipes.schema import Recipe, expand, parse_recipe
+from hfcompress.sweep import trial as trial_module
+from hfcompress.sweep.run import report, run
+from hfcompress.sweep.sensitivity import sensitivity
 
 
 class Heard(Progress):

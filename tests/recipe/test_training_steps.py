@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from hfcompress.errors import ConfigError, MissingExtraError, TargetError
-from hfcompress.measure.summary import calculate_sparsity
+from hfcompress.measure.size import calculate_sparsity
 from hfcompress.recipe.training_state import dropout, fast_attention, frozen_embeddings
 from tests.conftest import make_bert
 

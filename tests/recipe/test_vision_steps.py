@@ -14,9 +14,9 @@ from transformers import AutoModelForImageClassification
 
 from hfcompress.errors import ConfigError, ModelError
 from hfcompress.recipe.progress import Progress
-from hfcompress.recipe.schema import parse_recipe
-from hfcompress.recipe.sweep import run
 from hfcompress.recipe.training_state import memory_format
+from hfcompress.recipes.schema import parse_recipe
+from hfcompress.sweep.run import run
 
 RESNET: dict[str, Any] = {
     "model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1],

@@ -13,14 +13,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hfcompress.checkpoint.record import METHOD
 from hfcompress.errors import ConfigError, ModelError
-from hfcompress.predict import predict
-from hfcompress.recipe.cache import StepCache
+from hfcompress.inference import predict
 from hfcompress.recipe.progress import Progress
-from hfcompress.recipe.schema import Recipe, parse_recipe
-from hfcompress.recipe.sweep import run
-from hfcompress.recipe.trial import Runner
 from hfcompress.recipe.vocabulary import check_vocabulary
-from hfcompress.recipe.workbench import Workbench, prepare
+from hfcompress.recipes.schema import Recipe, parse_recipe
+from hfcompress.sweep.cache import StepCache
+from hfcompress.sweep.experiment import Workbench, prepare
+from hfcompress.sweep.run import run
+from hfcompress.sweep.trial import Runner
 from tests.families import tiny
 
 WORDS = ("good", "fine", "bad", "dull", "film", "the")

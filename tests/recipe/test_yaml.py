@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hfcompress.errors import ConfigError
-from hfcompress.recipe.yaml import dump_yaml, parse_yaml
+from hfcompress.recipes.yaml import dump_yaml, parse_yaml
 
 
 def test_numbers_and_words() -> None:

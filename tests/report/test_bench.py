@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from hfcompress.report.bench_plot import bench_figure, draw_bench
+from hfcompress.report.bench import bench_figure, draw_bench
 from hfcompress.report.bench_table import bench_table, environment_line
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from hfcompress.errors import BadInputError
 from hfcompress.report.curve import curve_figure, draw_curve
 from hfcompress.report.heatmap import draw_heatmap, heatmap_figure
-from hfcompress.report.histograms import draw_weights, weight_panels, weights_figure
+from hfcompress.report.weights import draw_weights, weight_panels, weights_figure
 
 
 def row(method: str, sparsity: float, value: float, **fields: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hfcompress.errors import BadInputError
-from hfcompress.report.size import size_figure, size_sentence, sized_points, teacher_parameters
+from hfcompress.report.scatter import size_figure, size_sentence, sized_points, teacher_parameters
 from hfcompress.report.temperature import softmax, teacher_logits, temperature_figure
 from hfcompress.report.write import write_report
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from hfcompress.report.findings import sweet_spot, sweet_spot_sentence, within_noise
 from hfcompress.report.rows import compressed_points, dense_point, metric_text, points_text
-from hfcompress.report.sweet_spot import sweet_spot, sweet_spot_sentence, within_noise
 
 
 def row(sparsity: float, value: float, p: float | None = None, **fields: Any) -> dict[str, Any]:

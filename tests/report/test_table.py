@@ -8,13 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hfcompress.report.table import (
-    csv_text,
-    markdown_table,
-    result_table,
-    rows_table,
-    write_csv,
-)
+from hfcompress.report.table import csv_text, markdown_table, result_table, rows_table, write_csv
 
 
 def row(sparsity: float, value: float, **fields: Any) -> dict[str, Any]:

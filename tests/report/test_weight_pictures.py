@@ -12,9 +12,9 @@ from transformers.pytorch_utils import Conv1D
 
 from hfcompress import PruningConfig, prune
 from hfcompress.errors import BadInputError
+from hfcompress.layers.affine import quantize_layer_weights
 from hfcompress.measure.grids import SIDE, weight_grids
-from hfcompress.quantization.affine import quantize_layer_weights
-from hfcompress.quantization.levels import weight_levels
+from hfcompress.quantization.weight_levels import weight_levels
 from hfcompress.report.bars import bars_figure, draw_bars
 from hfcompress.report.grids import ZERO, draw_grids, grid_panels, grids_figure
 from hfcompress.report.levels import draw_levels, level_panels, levels_figure

@@ -14,7 +14,7 @@ import yaml
 
 from hfcompress.errors import OutputError
 from hfcompress.report.card import model_card
-from hfcompress.report.html import html_page
+from hfcompress.report.page import html_page
 from hfcompress.report.write import write_report
 
 

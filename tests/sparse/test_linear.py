@@ -16,11 +16,11 @@ from transformers import AutoModelForSequenceClassification as AutoModelForText
 import hfcompress
 from hfcompress import PruningConfig, prune
 from hfcompress.errors import ConfigError, TargetError
+from hfcompress.layers.sparse_linear import SparseLinear
 from hfcompress.measure.latency import Latency, LatencyReport
 from hfcompress.sparse import choose
 from hfcompress.sparse.choose import densify, sparsify
 from hfcompress.sparse.compile import shape_for_host
-from hfcompress.sparse.linear import SparseLinear
 from tests.families import logits, tiny, tiny_batches
 from tests.sparse.test_products import sparse
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from hfcompress.errors import MissingExtraError, TargetError
+from hfcompress.layers.sparse_kernel import Shape
+from hfcompress.layers.sparse_products import CsrProduct, KernelProduct, padded_rows
 from hfcompress.sparse import compile as compiling
-from hfcompress.sparse.kernel import Shape
-from hfcompress.sparse.products import CsrProduct, KernelProduct, padded_rows
 
 pytest.importorskip("llvmlite", reason="the extra sparse")
 SHAPES = [Shape(16, 2, 4), Shape(8, 2, 4), Shape(4, 2, 4), Shape(8, 1, 2, unroll=2)]
@@ -52,7 +52,7 @@ def test_empty_rows_and_full_ones(density: float) -> None:
 def test_several_threads_share_the_work(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = sparse(40, 32, 0.2)
     x, bias = torch.randn(tokens, 32), torch.randn(40)
-    monkeypatch.setattr("hfcompress.sparse.products._WORTH_A_THREAD", 1)
+    monkeypatch.setattr("hfcompress.layers.sparse_products._WORTH_A_THREAD", 1)
     product, before = KernelProduct(weight), torch.get_num_threads()
     try:
         torch.set_num_threads(1)

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification as AutoModelForText
 
 import hfcompress
 from hfcompress.errors import ModelError
-from hfcompress.vocabulary.shrink import keep_tokens, required_tokens, shrink_vocabulary
+from hfcompress.shrinking.vocabulary.shrink import keep_tokens, required_tokens, shrink_vocabulary
 from tests.families import TEXT, tiny
 from tests.vocabulary.tokenizers_of import CORPUS, SUBSET, trained
 

@@ -12,9 +12,9 @@ from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hfcompress.errors import CalibrationError, ModelError
+from hfcompress.shrinking.vocabulary.tokenizer import count_kept, cut_tokenizer
+from hfcompress.shrinking.vocabulary.tokenizer_json import tokens_of, tokens_to_keep, with_tokens
 from hfcompress.vocabulary.config import VocabularyConfig
-from hfcompress.vocabulary.pieces import tokens_of, tokens_to_keep, with_tokens
-from hfcompress.vocabulary.tokenizer import count_kept, cut_tokenizer
 from tests.vocabulary.tokenizers_of import CORPUS, KINDS, OUTSIDE, SUBSET, trained
 
 
@@ -145,6 +145,6 @@ def test_a_tokenizer_with_rules_of_its_own_is_found_out(monkeypatch: pytest.Monk
         lost = tokens_of(data).keys() - {"slower", "slow"}
         return sorted(lost, key=lambda token: tokens_of(data)[token])
 
-    monkeypatch.setattr("hfcompress.vocabulary.tokenizer.tokens_to_keep", too_few)
+    monkeypatch.setattr("hfcompress.shrinking.vocabulary.tokenizer.tokens_to_keep", too_few)
     with pytest.raises(ModelError, match="otherwise than before"):
         cut_tokenizer(trained("wordpiece"), SUBSET)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfcompress.pruning.structured.channel_graph import ChannelGroup, Place, groups_in
+from hfcompress.shrinking.channels.graph import ChannelGroup, Place, groups_in
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from hfcompress.errors import ConfigError
-from hfcompress.pruning.structured.channel_costs import ChannelCosts
-from hfcompress.pruning.structured.widths import Widths, written
+from hfcompress.shrinking.channels.costs import ChannelCosts
+from hfcompress.shrinking.widths import Widths, written
 
 Allowed = Mapping[str, Sequence[int]]
 _EPSILON = 1 + 1e-9

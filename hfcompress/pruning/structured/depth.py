@@ -8,11 +8,11 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from hfcompress.architectures import blocks
 from hfcompress.errors import ConfigError
-from hfcompress.pruning.structured.choice import Surroundings
-from hfcompress.pruning.structured.table import divergence, predictions
-from hfcompress.surgery import keep_layers
+from hfcompress.models.architectures import blocks
+from hfcompress.models.surgery import keep_layers
+from hfcompress.shrinking.sublayers.errors import divergence, predictions
+from hfcompress.shrinking.sublayers.selection import Surroundings
 
 
 def drop_layers(model: nn.Module, keep: int, around: Surroundings) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hfcompress.sublayers import Sublayer
+from hfcompress.models.sublayers import Sublayer
 
 
 @contextmanager

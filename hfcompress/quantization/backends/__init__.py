@@ -1,1 +1,1 @@
-"""One file for each engine."""
+"""One module for each engine."""

@@ -20,7 +20,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hfcompress.errors import DataError, ModelError, first_line
-from hfcompress.extras import require
+from hfcompress.quantization.backends.openvino_graph import (
+    compact,
+    halve_constants,
+    quantize_tables,
+)
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.convolutions import is_convolutional
 from hfcompress.quantization.engine import (
@@ -31,10 +35,10 @@ from hfcompress.quantization.engine import (
     check_inputs,
     thread_count,
 )
-from hfcompress.quantization.export import check_against_torch, export_onnx
 from hfcompress.quantization.folder import read_manifest
 from hfcompress.quantization.images import image_shape
-from hfcompress.quantization.openvino_graph import compact, halve_constants, quantize_tables
+from hfcompress.quantization.onnx_export import check_against_torch, export_onnx
+from hfcompress.utils import require
 
 FILE = "model.xml"
 _PRECISION = "INFERENCE_PRECISION_HINT"

@@ -13,16 +13,16 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hfcompress.architectures import compressible_modules
 from hfcompress.checkpoint.write import save_compressed
-from hfcompress.measure.summary import calculate_model_size
-from hfcompress.models import weights_hash
+from hfcompress.layers.int8_linear import Int8Linear
+from hfcompress.measure.size import calculate_model_size
+from hfcompress.models.architectures import compressible_modules
+from hfcompress.models.loading import weights_hash
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.convolutions import DYNAMIC_LEAVES_CONVOLUTIONS
 from hfcompress.quantization.engine import Arrays, arranged
-from hfcompress.quantization.export import input_names
-from hfcompress.quantization.int8_linear import Int8Linear
-from hfcompress.quantization.quantized import dense_logits
+from hfcompress.quantization.model import dense_logits
+from hfcompress.quantization.onnx_export import input_names
 
 
 class TorchEngine:

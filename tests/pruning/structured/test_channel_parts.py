@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from hfcompress.pruning.calibration import Calibration
-from hfcompress.pruning.structured.channel_graph import trace
-from hfcompress.pruning.structured.channel_repair import ridge
-from hfcompress.pruning.structured.channel_scores import channel_scores
-from hfcompress.pruning.structured.config import Score
-from hfcompress.pruning.structured.eliminate import Reader, eliminate_shared
+from hfcompress.calibration.batches import Calibration
+from hfcompress.shrinking.channels.graph import trace
+from hfcompress.shrinking.channels.repair import ridge
+from hfcompress.shrinking.channels.scores import channel_scores
+from hfcompress.shrinking.config import Score
+from hfcompress.shrinking.obs import Reader, eliminate_shared
 from tests.convnets import convnet, images
 
 pytest.importorskip("torch_pruning")

@@ -12,18 +12,18 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageClassification
 
+from hfcompress.calibration.batches import Calibration, run_on
 from hfcompress.errors import CalibrationError, ConfigError, MissingExtraError, TargetError
 from hfcompress.measure.macs import count_macs
-from hfcompress.measure.summary import count_parameters
-from hfcompress.pruning.calibration import Calibration, run_on
-from hfcompress.pruning.structured.channel_costs import macs, tensor_bytes
-from hfcompress.pruning.structured.channel_graph import ChannelGroup, trace
+from hfcompress.measure.size import count_parameters
 from hfcompress.pruning.structured.channel_masks import masked_channels
-from hfcompress.pruning.structured.channel_surgery import cut
-from hfcompress.pruning.structured.config import ShrinkConfig
-from hfcompress.pruning.structured.report import ShrinkReport
-from hfcompress.pruning.structured.shrink import shrink
-from hfcompress.pruning.structured.table import divergence, predictions
+from hfcompress.shrinking.channels.costs import macs, tensor_bytes
+from hfcompress.shrinking.channels.graph import ChannelGroup, trace
+from hfcompress.shrinking.channels.surgery import cut
+from hfcompress.shrinking.config import ShrinkConfig
+from hfcompress.shrinking.report import ShrinkReport
+from hfcompress.shrinking.shrink import shrink
+from hfcompress.shrinking.sublayers.errors import divergence, predictions
 from tests.convnets import FAMILIES, NETWORKS, convnet, images
 
 pytest.importorskip("torch_pruning")
@@ -34,7 +34,7 @@ PLAIN: dict[str, Any] = {**HALF, "score": "magnitude"}
 
 @pytest.fixture(autouse=True)
 def _short_timings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hfcompress.pruning.structured.channel_budget._SECONDS", 0.05)
+    monkeypatch.setattr("hfcompress.shrinking.channels.budget._SECONDS", 0.05)
 
 
 def shrunk(network: str = "resnet", **config: Any) -> tuple[Any, ShrinkReport]:

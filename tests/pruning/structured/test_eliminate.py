@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hfcompress.pruning.structured.eliminate import eliminate, refit
+from hfcompress.shrinking.obs import eliminate, refit
 
 
 def problem(

@@ -14,16 +14,16 @@ from transformers import (
     GPT2ForSequenceClassification,
 )
 
+from hfcompress.calibration.batches import Calibration
+from hfcompress.calibration.moments import weight_of
 from hfcompress.errors import CalibrationError, ConfigError, TargetError
-from hfcompress.measure.summary import count_parameters
-from hfcompress.pruning.calibration import Calibration
-from hfcompress.pruning.moments import weight_of
-from hfcompress.pruning.structured.config import ShrinkConfig
+from hfcompress.measure.size import count_parameters
+from hfcompress.models.sublayers import sublayers
 from hfcompress.pruning.structured.masks import masked
-from hfcompress.pruning.structured.report import ShrinkReport
-from hfcompress.pruning.structured.shrink import shrink
-from hfcompress.pruning.structured.table import divergence, predictions
-from hfcompress.sublayers import sublayers
+from hfcompress.shrinking.config import ShrinkConfig
+from hfcompress.shrinking.report import ShrinkReport
+from hfcompress.shrinking.shrink import shrink
+from hfcompress.shrinking.sublayers.errors import divergence, predictions
 from tests.families import SHRINKABLE, logits, tiny, tiny_batches
 
 HALF: dict[str, Any] = {"macs": 0.5}
@@ -132,7 +132,7 @@ def test_whole_layers_go() -> None:
     assert report.macs.share == pytest.approx(2 / 3)
     alone = {number: tiny("bert") for number in range(3)}
     for number, other in alone.items():
-        from hfcompress.surgery import keep_layers
+        from hfcompress.models.surgery import keep_layers
 
         keep_layers(other, [n for n in range(3) if n != number])
     assert gone == min(alone, key=lambda number: drift(alone[number]))

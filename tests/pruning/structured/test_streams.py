@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 
-from hfcompress.architectures import blocks
-from hfcompress.pruning.calibration import Calibration
-from hfcompress.pruning.moments import weight_of
-from hfcompress.pruning.structured.streams import Stream, Streams
-from hfcompress.pruning.tracing import recorded_calls
-from hfcompress.sublayers import sublayers
+from hfcompress.calibration.batches import Calibration
+from hfcompress.calibration.hooks import recorded_calls
+from hfcompress.calibration.moments import weight_of
+from hfcompress.models.architectures import blocks
+from hfcompress.models.sublayers import sublayers
+from hfcompress.shrinking.sublayers.activations import Stream, Streams
 from tests.families import SHRINKABLE, tiny, tiny_batches
 
 

@@ -10,18 +10,18 @@ import torch
 from torch import nn
 from transformers import SwinConfig, SwinForImageClassification
 
-from hfcompress.architectures import blocks, bridges
+from hfcompress.calibration.batches import Calibration
 from hfcompress.errors import TargetError
 from hfcompress.measure.macs import count_macs
-from hfcompress.measure.summary import count_parameters
-from hfcompress.pruning.calibration import Calibration
-from hfcompress.pruning.structured.config import ShrinkConfig
-from hfcompress.pruning.structured.costs import layer_macs
+from hfcompress.measure.size import count_parameters
+from hfcompress.models.architectures import blocks, bridges
+from hfcompress.models.sublayers import sublayers
 from hfcompress.pruning.structured.masks import masked
-from hfcompress.pruning.structured.report import ShrinkReport
-from hfcompress.pruning.structured.shrink import shrink
-from hfcompress.pruning.structured.table import divergence, predictions
-from hfcompress.sublayers import sublayers
+from hfcompress.shrinking.config import ShrinkConfig
+from hfcompress.shrinking.report import ShrinkReport
+from hfcompress.shrinking.shrink import shrink
+from hfcompress.shrinking.sublayers.costs import layer_macs
+from hfcompress.shrinking.sublayers.errors import divergence, predictions
 
 
 def swin() -> Any:

@@ -6,13 +6,18 @@ from typing import Any
 import pytest
 import torch
 
+from hfcompress.calibration.batches import Calibration
 from hfcompress.errors import ConfigError
-from hfcompress.pruning.calibration import Calibration
-from hfcompress.pruning.structured import timing
-from hfcompress.pruning.structured.config import ShrinkConfig
-from hfcompress.pruning.structured.shrink import shrink
-from hfcompress.pruning.structured.timing import TimeTable, time_table, timed_inputs, with_widths
-from hfcompress.sublayers import sublayers
+from hfcompress.models.sublayers import sublayers
+from hfcompress.shrinking.config import ShrinkConfig
+from hfcompress.shrinking.shrink import shrink
+from hfcompress.shrinking.sublayers import latency_table as timing
+from hfcompress.shrinking.sublayers.latency_table import (
+    TimeTable,
+    time_table,
+    timed_inputs,
+    with_widths,
+)
 from tests.families import logits, tiny, tiny_batches
 
 
@@ -88,7 +93,7 @@ def test_the_clock_decides(monkeypatch: pytest.MonkeyPatch) -> None:
         return LatencyReport(times)
 
     monkeypatch.setattr(timing, "timed", clock)
-    monkeypatch.setattr("hfcompress.pruning.structured.timed_budget.timed", clock)
+    monkeypatch.setattr("hfcompress.shrinking.latency.timed", clock)
     dense = 5.0 + 3 * (4 * 4.0 + 48 * 0.1)
     for wish in ({"speedup": 2.0}, {"latency": dense / 2}):
         model = tiny("bert")

@@ -6,8 +6,8 @@ import random
 import pytest
 
 from hfcompress.errors import ConfigError
-from hfcompress.pruning.structured.costs import Costs
-from hfcompress.pruning.structured.widths import (
+from hfcompress.shrinking.sublayers.costs import Costs
+from hfcompress.shrinking.widths import (
     allowed_widths,
     check_budget,
     optimal,

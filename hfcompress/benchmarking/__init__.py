@@ -1,0 +1,1 @@
+"""Measure models beside each other: speed, memory, size."""

@@ -1,0 +1,98 @@
+"""Run by `measure_memory` in a process of its own; reads a task as JSON, writes peaks as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hfcompress.benchmarking.inputs import InputSpec, make_inputs
+
+Run = Callable[[dict[str, Any]], object]
+
+
+def main() -> None:
+    """Load the engine, run each shape once, say how high memory rose."""
+    task = json.load(sys.stdin)
+    spec = InputSpec(**{**task["spec"], "names": tuple(task["spec"]["names"])})
+    opener = _opener(task)
+    before = _memory("VmRSS")
+    run = opener()
+    peaks = []
+    for batch, length in task["shapes"]:
+        run(make_inputs(spec, batch, length))
+        peaks.append(_memory("VmHWM"))
+    sys.stdout.write(json.dumps({"before": before, "peaks": peaks}) + "\n")
+
+
+def _opener(task: dict[str, Any]) -> Callable[[], Run]:
+    """Import the engine's library; what is returned loads the model."""
+    folder, threads = Path(task["source"]), task["threads"]
+    if task["dtype"] or task["engine"].startswith("torch"):
+        return _torch(task)
+    if task["engine"].startswith("onnxruntime"):
+        import onnxruntime
+
+        def open_onnx() -> Run:
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = threads
+            options.log_severity_level = 3
+            file = str(folder / "model.onnx")
+            session = onnxruntime.InferenceSession(
+                file,
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=["SkipLayerNormFusion"],  # as the engine does
+            )
+            return lambda arrays: session.run(None, arrays)
+
+        return open_onnx
+    import openvino
+
+    def open_openvino() -> Run:
+        manifest = json.loads((folder / "hfcompress.json").read_text(encoding="utf-8"))
+        options: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads}
+        if manifest["quantization"]["floats"] != "auto":
+            options["INFERENCE_PRECISION_HINT"] = "f32"
+        return openvino.Core().compile_model(str(folder / "model.xml"), "CPU", options)  # type: ignore[no-any-return]
+
+    return open_openvino
+
+
+def _torch(task: dict[str, Any]) -> Callable[[], Run]:
+    import torch
+
+    from hfcompress.benchmark.forms import Bf16Engine
+    from hfcompress.benchmarking.subjects import task_of
+    from hfcompress.models.loading import ModelConfig, load_model
+    from hfcompress.quantization.backends.torch import TorchEngine
+    from hfcompress.quantization.load import load
+    from hfcompress.quiet import quiet_libraries
+
+    quiet_libraries()
+    torch.set_num_threads(task["threads"])
+
+    def open_torch() -> Run:
+        source = task["source"]
+        if not task["dtype"]:
+            return load(source).engine.logits
+        given, task_name = ModelConfig(path=source), task_of(source)
+        model: Any = load_model(given, task_name, processor=False).model
+        if task["dtype"] == "bfloat16":
+            return Bf16Engine(model).logits
+        return TorchEngine(model).logits
+
+    return open_torch
+
+
+def _memory(field: str) -> int:
+    """Bytes of this process's memory: ``VmRSS`` now, ``VmHWM`` at most."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""How much each layer's outputs move the model's logits: from one backward pass, no labels.
+
+The squared gradient of a random combination of the centred logits; with two classes this is the
+gradient of the margin. By output (averaged over tokens) and by token (summed over outputs) it
+weighs the errors of a reconstruction, and turns a layer's output error into an estimate of how
+far the logits move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hfcompress.calibration.batches import Calibration, fingerprint
+from hfcompress.calibration.hooks import evaluating, first_tensor
+from hfcompress.calibration.moments import output_rows
+from hfcompress.errors import CalibrationError
+
+
+@dataclass
+class Importance:
+    """Squared gradients at one layer's outputs.
+
+    Attributes:
+        outputs: groups x outputs, the mean over tokens.
+        tokens: for each batch, its tokens' share of the gradient in their row, mean 1.
+        count: tokens seen.
+        matrix: outputs x outputs, summed over tokens; each row's gradient has length one, so that
+            the few rows near a decision do not outweigh all others. None unless asked for.
+    """
+
+    outputs: Tensor
+    tokens: list[Tensor]
+    count: int = 0
+    matrix: Tensor | None = None
+
+
+def importance(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    calibration: Calibration,
+    seed: int,
+    *,
+    matrices: bool = False,
+) -> dict[str, Importance]:
+    """The importance of each module's outputs and of the tokens there.
+
+    Kept by the calibration for the same weights, modules and seed.
+
+    Args:
+        model: run in eval mode, left as it was.
+        modules: ``nn.Linear`` and the like; for matrices, none with groups.
+        calibration: rows; labels are not used.
+        seed: of the random combination of logits.
+        matrices: which directions of the outputs matter, too.
+
+    Raises:
+        CalibrationError: a module that does not reach the model's output.
+    """
+    key = ("importance", fingerprint(model), seed, matrices, *modules)
+    return calibration.kept(key, lambda: _collect(model, modules, calibration, seed, matrices))
+
+
+def _collect(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    calibration: Calibration,
+    seed: int,
+    matrices: bool,
+) -> dict[str, Importance]:
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[str, Importance] = {}
+    with evaluating(model), torch.enable_grad():
+        for index in range(len(calibration.batches)):
+            outputs, logits = _forward(model, modules, calibration, index)
+            centred = logits - logits.mean(-1, keepdim=True)
+            mix = torch.randn(centred.shape, generator=generator).to(centred)
+            gradients = torch.autograd.grad(
+                (centred * mix).sum(), list(outputs.values()), allow_unused=True
+            )
+            for name, gradient in zip(outputs, gradients, strict=True):
+                if gradient is None:
+                    raise CalibrationError(f"{name} does not reach the model's output; exclude it")
+                mask = calibration.tokens(index)
+                rows = output_rows(modules[name], gradient, mask).float()
+                squares = rows.square()
+                part = found.setdefault(name, Importance(squares.new_zeros(()), []))
+                part.outputs = part.outputs + squares.sum(1)
+                part.count += squares.shape[1]
+                by_token = squares.sum((0, 2))
+                sums = _row_sums(by_token, len(gradient), mask)
+                part.tokens.append(_shares(by_token, sums))
+                if matrices:
+                    unit = rows[0] / sums.sqrt()[:, None]
+                    product = unit.T @ unit
+                    part.matrix = product if part.matrix is None else part.matrix + product
+    for part in found.values():
+        part.outputs = part.outputs / max(part.count, 1)
+    return found
+
+
+def _row_sums(squares: Tensor, rows: int, mask: Tensor | None) -> Tensor:
+    """For each token the sum over the tokens of its row."""
+    if mask is not None and len(squares) == int(mask.sum()):
+        row = mask.nonzero()[:, 0].to(squares.device)
+    else:
+        row = torch.arange(rows, device=squares.device).repeat_interleave(len(squares) // rows)
+    sums = squares.new_zeros(rows).index_add_(0, row, squares)
+    return sums[row].clamp_min(torch.finfo(squares.dtype).tiny)
+
+
+def _shares(squares: Tensor, sums: Tensor) -> Tensor:
+    """Each token's share of its row's sum, scaled to a mean of 1.
+
+    Without that, the few rows near a decision would outweigh all others.
+    """
+    shares = squares / sums
+    tiny = torch.finfo(squares.dtype).tiny
+    return shares / shares.mean().clamp_min(tiny) if len(shares) else shares
+
+
+def _forward(
+    model: nn.Module, modules: Mapping[str, nn.Module], calibration: Calibration, index: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Outputs of the modules, kept for the backward pass, and the logits."""
+    outputs: dict[str, Tensor] = {}
+    handles = []
+    for name, module in modules.items():
+
+        def note(_: nn.Module, __: Any, output: Any, name: str = name) -> Tensor | None:
+            if not output.requires_grad:
+                output = output.detach().requires_grad_()
+            outputs[name] = output
+            return output  # type: ignore[no-any-return]
+
+        handles.append(module.register_forward_hook(note))
+    try:
+        result = calibration.run(model, index)
+    finally:
+        for handle in handles:
+            handle.remove()
+    logits = getattr(result, "logits", None)
+    return outputs, logits if isinstance(logits, Tensor) else first_tensor(result)

@@ -1,0 +1,90 @@
+"""What transformers is told: the class that reads our record, and the one that acts on it.
+
+This file is imported while transformers is being imported (see hook.py), so everything that needs
+models is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from transformers.quantizers import auto
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from hfcompress.checkpoint.record import METHOD, Record
+from hfcompress.errors import ModelError
+
+
+class CompressedConfig(QuantizationConfigMixin):
+    """``config.json``'s ``quantization_config`` of a compressed checkpoint.
+
+    Args:
+        data: its fields.
+
+    Raises:
+        ModelError: fields that hfcompress does not write.
+    """
+
+    def __init__(self, **data: Any) -> None:
+        self.quant_method: Any = METHOD
+        self.record = Record.parse(data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in ``config.json``."""
+        return copy.deepcopy(self.record.plain())
+
+
+class CompressedLoader(HfQuantizer):
+    """Shapes before loading, dense weights after it."""
+
+    quantization_config: CompressedConfig
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse the config as an argument: it describes a checkpoint.
+
+        Raises:
+            ModelError: the checkpoint itself has none.
+        """
+        if not self.pre_quantized:
+            raise ModelError(
+                "quantization_config describes a checkpoint that hfcompress saved and changes no "
+                "model; leave the argument out"
+            )
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        from hfcompress.checkpoint.load import apply_record
+
+        files = kwargs.get("checkpoint_files")
+        self._names = apply_record(model, self.quantization_config.record, files)
+        return model
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        from hfcompress.checkpoint.load import finish
+
+        finish(model, self.quantization_config.record, self._names)
+        return model
+
+    def is_serializable(self) -> bool:
+        """It is: the record stands in the config."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """The weights are dense and trainable."""
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """All weights may be trained, not only adapters."""
+        return True
+
+
+def register() -> None:
+    """Put both classes in transformers' tables, once."""
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(METHOD, CompressedConfig)
+    auto.AUTO_QUANTIZER_MAPPING.setdefault(METHOD, CompressedLoader)
+
+
+register()

@@ -1,0 +1,114 @@
+"""What the command line takes: every command, its arguments and their help."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from hfcompress.version import __version__
+
+_EPILOG = (
+    "Documentation and examples: README.md; every recipe starts with the command that runs it."
+)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; ``command`` in what it gives is the command's name."""
+    parser = argparse.ArgumentParser(
+        prog="hfcompress", description="Compress Hugging Face models and see what it costs.",
+        epilog=_EPILOG,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"hfcompress {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    run = _command(commands, "run", "run a recipe; go on where it stopped")
+    _recipe_arguments(run)
+    run.add_argument("--output", metavar="DIR", help="folder of the run (default: runs/NAME)")
+    run.add_argument("--workers", type=int, default=1, metavar="N", help="trials side by side")
+    run.add_argument(
+        "--engine", choices=("process", "ray"), default="process", help="what the workers are"
+    )
+
+    sensitivity = _command(
+        commands,
+        "sensitivity",
+        "prune one layer at a time, draw a heatmap",
+    )
+    _recipe_arguments(sensitivity)
+    sensitivity.add_argument("--output", metavar="DIR", help="folder (default: runs/NAME-layers)")
+
+    validate = _command(commands, "validate", "check a recipe without loading anything")
+    _recipe_arguments(validate)
+
+    _compress_arguments(_command(
+        commands, "compress", "search for a model that is small and fast enough"
+    ))  # fmt: skip
+
+    inspect = _command(commands, "inspect", "parameters, sizes, sparsity of a model")
+    inspect.add_argument("model", metavar="MODEL", help="hub name, folder or pkg://PACKAGE/PATH")
+    inspect.add_argument("--task", default="text-classification", help="decides the Auto class")
+    inspect.add_argument(
+        "--profiles", action="store_true", help="say where it could run: microcontroller, phone ..."
+    )
+
+    bench = _command(commands, "bench", "time models in every engine that is installed")
+    bench.add_argument("models", metavar="MODEL", nargs="+", help="hub name, folder, int8 folder")
+    for name, text in _bench_options().items():
+        bench.add_argument(f"--{name}", metavar=name.upper(), help=text)
+    bench.add_argument("--output", metavar="DIR", default="runs/bench", help="default: runs/bench")
+
+    report = _command(commands, "report", "draw table, curves and page of a run again")
+    report.add_argument("directory", metavar="DIR", help="folder of a run")
+
+    predict = _command(commands, "predict", "classify texts or images, quantized")
+    predict.add_argument("directory", metavar="DIR", help="folder of a quantized model")
+    predict.add_argument("examples", metavar="TEXT|IMAGE", nargs="+", help="texts, or image files")
+
+    _command(commands, "recipes", "list the recipes that come with hfcompress")
+    return parser
+
+
+def _bench_options() -> dict[str, str]:
+    """The fields of a bench's config, with their help; lists are written 1,32."""
+    from hfcompress.benchmarking.config import BenchConfig
+
+    return {name: str(field.description) for name, field in BenchConfig.model_fields.items()}
+
+
+def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser.add_argument("--debug", action="store_true", help="show where an unexpected error arose")
+    parser.set_defaults(command=name)
+    return parser
+
+
+def _compress_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="hub name, folder or pkg://PACKAGE/PATH")
+    parser.add_argument("--data", metavar="DATA", help="what to learn from and to measure on")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[],
+        help="a field of the data: name=sst2, text=sentence, max_length=128, max_train=7000",
+    )  # fmt: skip
+    parser.add_argument("--max-size", metavar="SIZE", help="of the model's files: 10MB, 500KB")
+    parser.add_argument("--max-drop", type=float, metavar="POINTS", help="may be lost (default 1)")
+    parser.add_argument("--speedup", type=float, metavar="X", help="times faster than torch fp32")
+    parser.add_argument("--minutes", type=float, metavar="N", help="go on for so long for less")
+    parser.add_argument("--backend", metavar="NAME", help="engine (default onnxruntime)")
+    parser.add_argument("--mode", metavar="MODE", help="of its quantization")
+    parser.add_argument("--metric", metavar="NAME", help="what may drop (default accuracy)")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="speed: examples")
+    parser.add_argument("--length", type=int, default=32, metavar="N", help="speed: tokens of each")
+    parser.add_argument(
+        "--fixed", action="store_true", help="speed: compiled for that very shape (openvino)"
+    )
+    parser.add_argument("--task", default="text-classification", help="decides the Auto class")
+    parser.add_argument("--output", metavar="DIR", help="folder (default runs/compress-MODEL)")
+
+
+def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file or a shipped recipe's name")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[],
+        help="change a field: model=FOLDER, data.path=FILE, prune.scope=global, "
+        "'grid.prune.sparsity=[0,0.5]'",
+    )  # fmt: skip

@@ -1,0 +1,276 @@
+"""The command line: ``hfcompress run | compress | bench | inspect | predict | report`` and more.
+
+The only file that prints. Exit codes: 0 done, 2 bad input, 1 a failure on the way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from hfcompress.cli.arguments import make_parser
+from hfcompress.errors import HfcompressError
+from hfcompress.quiet import quiet_libraries
+from hfcompress.recipe.progress import Progress
+
+if TYPE_CHECKING:  # it loads torch
+    from hfcompress.sweep.run import SweepResult
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = make_parser().parse_args(arguments)
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    quiet_libraries()
+    command = _COMMANDS[options.command]
+    try:
+        return command(options, _console())
+    except HfcompressError as error:
+        errors.print(f"[bold red]error:[/] {_one_line(error)}", markup=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        errors.print("stopped; the same command goes on where it was")
+        return 1
+    except BrokenPipeError:
+        return 1
+    except Exception as error:  # no traceback for the user; --debug shows it
+        if options.debug:
+            raise
+        kind = type(error).__name__
+        errors.print(f"[bold red]error:[/] {kind}: {_one_line(error)} (--debug shows where)")
+        return 1
+
+
+def _console() -> Console:
+    """Standard output; a file or pipe has no width of its own and gets a wide one."""
+    plain = Console(highlight=False)
+    return plain if plain.is_terminal else Console(highlight=False, width=max(plain.width, 140))
+
+
+def _one_line(error: BaseException) -> str:
+    from rich.markup import escape
+
+    return escape(" ".join(str(error).split()))
+
+
+# --- commands ----------------------------------------------------------------------------------
+
+
+def _run(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.recipes.library import find_recipe
+    from hfcompress.recipes.schema import load_recipe
+    from hfcompress.sweep.run import run
+
+    recipe = load_recipe(find_recipe(options.recipe), options.set)
+    output = Path(options.output or Path("runs") / recipe.name)
+    with _Display(console) as display:
+        result = run(recipe, output, display, workers=options.workers, engine=options.engine)
+    _show_rows(result.rows, console)
+    if result.rows:
+        console.print(f"written to [bold]{output}[/]: report.html, curve.png, results.csv")
+    return _show_failures(result, console)
+
+
+def _sensitivity(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.recipes.library import find_recipe
+    from hfcompress.recipes.schema import load_recipe
+    from hfcompress.sweep.sensitivity import sensitivity
+
+    recipe = load_recipe(find_recipe(options.recipe), options.set)
+    output = Path(options.output or Path("runs") / f"{recipe.name}-layers")
+    with _Display(console) as display:
+        result = sensitivity(recipe, output, display)
+    worst = sorted(result.rows, key=lambda row: -row["drop"])[:5]
+    if worst:
+        console.print("the layers that lose most:")
+    for row in worst:
+        layer, sparsity = row["settings"]["prune.targets"][0], row["requested_sparsity"]
+        console.print(f"  {row['drop']:+.2%} at {sparsity:.0%}  {layer}", markup=False)
+    if worst:
+        console.print(f"written to [bold]{output}[/]: heatmap.png, results.csv")
+    return _show_failures(result, console)
+
+
+def _validate(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.recipes.library import find_recipe
+    from hfcompress.recipes.schema import expand, load_recipe
+
+    path = find_recipe(options.recipe)
+    recipe = load_recipe(path, options.set)
+    trials = expand(recipe)
+    console.print(f"{path} is a valid recipe with {len(trials)} trial{'s' * (len(trials) != 1)}:")
+    for trial in trials:
+        steps = ", ".join(step.name for step in trial.steps) or "measure only"
+        varies = ", ".join(f"{field}={value}" for field, value in trial.settings.items())
+        console.print(f"  {trial.index:3d}  {steps}  {varies}", markup=False)
+    return 0
+
+
+def _compress(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.report.pipeline import pipeline_rows
+    from hfcompress.search.compress import compress, data_config
+    from hfcompress.search.target import CompressTarget
+
+    names = ("max_size", "max_drop", "speedup", "minutes", "backend", "mode", "metric")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    shape = {name: getattr(options, name) for name in ("batch_size", "length", "fixed")}
+    target = CompressTarget.parse({**given, "latency": shape}, "compress")
+    output = Path(options.output or Path("runs") / f"compress-{Path(options.model).name}")
+    with _Display(console) as display:
+        result = compress(
+            options.model, data_config(options.data, options.set), target,
+            output=output, task=options.task, progress=display,
+        )  # fmt: skip
+    if result.rows:
+        console.print(pipeline_rows(result.rows))
+    console.print(result.sentence, markup=False)
+    if result.model is None:
+        return 1
+    console.print(f'use it: hfcompress predict {result.model} "a sentence"', markup=False)
+    if options.fixed:
+        batch = f"({options.batch_size}, {options.length})"
+        console.print(f'that fast in Python: load("{result.model}", shape={batch})', markup=False)
+    return 0
+
+
+def _inspect(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.cli.inspect import inspect_model
+
+    with console.status("loading"):
+        tables, text = inspect_model(options.model, options.task, options.profiles)
+    for table in tables:
+        console.print(table)
+    console.print(text, markup=False)
+    return 0
+
+
+def _report(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.sweep.run import report
+
+    rows = report(options.directory)
+    _show_rows(rows, console)
+    console.print(f"written to [bold]{options.directory}[/]: report.html, curve.png, results.csv")
+    return 0
+
+
+def _predict(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.quantization.load import load
+
+    found: Any = load(options.directory)(options.examples)
+    for text, best in zip(options.examples, found, strict=True):
+        console.print(f"{best['label']} {best['score']:.4f}  {text}", markup=False)
+    return 0
+
+
+def _bench(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.benchmarking.config import BenchConfig
+    from hfcompress.benchmarking.run import bench
+    from hfcompress.recipes.yaml import config_of_options
+    from hfcompress.report.bench_table import bench_table, environment_line
+
+    given = {name: getattr(options, name) for name in BenchConfig.model_fields}
+    config = config_of_options(BenchConfig, given)
+    with _Display(console) as display:
+        result = bench(options.models, config, options.output, display)
+    console.print(environment_line(result.environment), markup=False)
+    console.print(bench_table(result.rows))
+    console.print(f"written to [bold]{options.output}[/]: bench.png, bench.json, bench.csv")
+    return 0
+
+
+def _recipes(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.recipes.library import headline, shipped_recipes
+
+    for name, path in shipped_recipes().items():
+        console.print(f"{name:28s} {headline(path)}", markup=False)
+    return 0
+
+
+def _show_failures(result: SweepResult, console: Console) -> int:
+    """Say which trials failed and why; the exit code."""
+    for settings, reason in result.failures:
+        where = ", ".join(f"{key}={value}" for key, value in settings.items()) or "the only trial"
+        console.print("[red]failed:[/]", end=" ")
+        console.print(f"{where}: {reason}", markup=False)
+    return 1 if result.failures else 0
+
+
+def _show_rows(rows: list[dict[str, Any]], console: Console) -> None:
+    from hfcompress.report.headline import headline
+    from hfcompress.report.pipeline import is_pipeline, pipeline_rows
+    from hfcompress.report.table import rows_table
+
+    if rows:
+        console.print(pipeline_rows(rows) if is_pipeline(rows) else rows_table(rows))
+        console.print(headline(rows))
+
+
+# --- what is shown while a run works -----------------------------------------------------------
+
+
+class _Display(Progress):
+    """Two bars: trials, and the piece of work at hand; notes and rows scroll above them."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bars = Bars(
+            TextColumn("{task.description:42.42}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        self.trials = self.bars.add_task("trials", total=None)
+        self.piece = self.bars.add_task("starting", total=None)
+
+    def __enter__(self) -> _Display:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def sweep(self, done: int, total: int) -> None:
+        self.bars.update(self.trials, completed=done, total=total)
+
+    def stage(self, text: str) -> None:
+        self.bars.reset(self.piece, description=text, total=None)
+
+    def work(self, done: int, total: int) -> None:
+        self.bars.update(self.piece, completed=done, total=total)
+
+    def note(self, text: str) -> None:
+        self.console.print(f"note: {text}", markup=False)
+
+    def row(self, row: dict[str, Any]) -> None:
+        settings = ", ".join(f"{key}={value}" for key, value in row["settings"].items())
+        self.console.print(
+            f"{row['metric']} {row['value']:.2%} ({row['low']:.1%} to {row['high']:.1%}), "
+            f"sparsity {row['actual_sparsity']:.2%}, {row['seconds']:.1f} s   {settings}",
+            markup=False,
+        )
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
+    "run": _run,
+    "sensitivity": _sensitivity,
+    "validate": _validate,
+    "compress": _compress,
+    "inspect": _inspect,
+    "bench": _bench,
+    "report": _report,
+    "predict": _predict,
+    "recipes": _recipes,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""``hfcompress inspect``: what a model consists of, and what compression would work on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+from torch import nn
+
+from hfcompress.measure.profiles import MEGABYTE, Fit, fits_of_bytes, fits_of_model
+from hfcompress.measure.size import CompressionMetrics
+from hfcompress.measure.weights import analyze_weight_distribution
+from hfcompress.models.architectures import compressible_modules, default_targets, family_of
+from hfcompress.models.loading import ModelConfig, load_model
+from hfcompress.quantization.folder import MANIFEST, read_manifest
+
+
+def inspect_model(path: str, task: str, profiles: bool = False) -> tuple[list[Table], str]:
+    """Tables of a model's size and layers, and a closing sentence.
+
+    Args:
+        path: hub name, folder or pkg://PACKAGE/PATH; or a folder of a quantized model.
+        task: decides the Auto class.
+        profiles: say which deployment profiles it fits, in the layers' place.
+
+    Raises:
+        SourceError: no such model.
+        ModelError: a quantized folder that cannot be read.
+    """
+    if (Path(path) / MANIFEST).is_file():
+        return _inspect_quantized(Path(path), profiles)
+    model = load_model(ModelConfig(path=path), task).model
+    targets = default_targets(model)
+    family = family_of(model)
+    metrics = CompressionMetrics(model, list(targets))
+    closing = (
+        f"{type(model).__name__}, family {getattr(model.config, 'model_type', 'unknown')!r}"
+        f"{'' if family else ' (not in the table of known families)'}; "
+        f"{len(targets)} of {len(compressible_modules(model))} layers are pruned by default"
+    )
+    second = _fits(fits_of_model(model)) if profiles else _layers(model, set(targets))
+    return [_totals(metrics), second], closing
+
+
+def _inspect_quantized(folder: Path, profiles: bool) -> tuple[list[Table], str]:
+    """What a quantized folder says of itself."""
+    manifest = read_manifest(folder)
+    done = manifest["done"]
+    table = Table(title="quantized")
+    table.add_column("what")
+    table.add_column("figure", justify="right")
+    for name, text in (
+        ("engine", f"{manifest['backend']}, {done['mode']}"),
+        ("bytes of the model's own files", f"{done['bytes']:,}"),
+        ("bytes that are integers, of the fp32 model's", f"{done['share_of_bytes']:.1%}"),
+        ("multiply-accumulates with integer weights", f"{done['share_of_macs']:.1%}"),
+        ("quantized modules", str(done["quantized_modules"])),
+        *((f"left alone: {why}", str(count)) for why, count in done["left_alone"].items()),
+    ):
+        table.add_row(name, text)
+    tables = [table, *([_fits(fits_of_bytes(done["bytes"]))] if profiles else [])]
+    return tables, f"{manifest['model']}, reads {', '.join(manifest['inputs'])}"
+
+
+def _fits(fits: Sequence[Fit]) -> Table:
+    table = Table(title="deployment profiles (the model's own files)")
+    for column in ("profile", "below", "as it is", "in int8", "needs", "why the limit"):
+        table.add_column(column)
+    for fit in fits:
+        now = fit.int8 if fit.fp32 is None else fit.fp32
+        table.add_row(
+            fit.profile.name,
+            f"{fit.profile.max_bytes / MEGABYTE:g} MB",
+            "fits" if now else "no",
+            "fits" if fit.int8 else "no",
+            fit.needs,
+            fit.profile.why,
+        )
+    return table
+
+
+def _totals(metrics: CompressionMetrics) -> Table:
+    table = Table(title="size")
+    table.add_column("what")
+    table.add_column("figure", justify="right")
+    for name, text in (
+        ("parameters", f"{metrics.parameters:,}"),
+        ("non-zero parameters", f"{metrics.nonzero_parameters:,}"),
+        ("sparsity, whole model", f"{metrics.sparsity.model:.2%}"),
+        ("sparsity of the targets", f"{metrics.sparsity.targets:.2%}"),
+        *((f"bytes as saved, {name}", f"{size:,}") for name, size in metrics.bytes.items()),
+    ):
+        table.add_row(name, text)
+    return table
+
+
+def _layers(model: nn.Module, targets: set[str]) -> Table:
+    table = Table(title="layers with weights to compress")
+    for column in ("layer", "shape", "zeros", "std", "largest", "pruned by default"):
+        table.add_column(column, justify="left" if column == "layer" else "right")
+    for name, module in compressible_modules(model).items():
+        weight = module.weight
+        assert isinstance(weight, nn.Parameter)
+        spread = analyze_weight_distribution(weight)
+        table.add_row(
+            name,
+            " x ".join(map(str, weight.shape)),
+            f"{spread.zeros / spread.count:.1%}",
+            f"{spread.std:.4f}",
+            f"{max(-spread.minimum, spread.maximum):.3f}",
+            "yes" if name in targets else "",
+        )
+    return table

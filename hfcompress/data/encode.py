@@ -1,0 +1,119 @@
+"""Raw examples -> what a model reads: tokenised once, batched by length, in a known order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hfcompress.data import Examples
+from hfcompress.data.image_batches import image_rows
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One side of a data set, encoded.
+
+    Attributes:
+        rows: a dataset that gives ``input_ids``, ``attention_mask`` ... or what `collate` finds
+            an image by, and ``labels``.
+        lengths: tokens of each row; None for images, which are all of one size.
+        collate: rows -> one padded batch of tensors.
+    """
+
+    rows: Dataset
+    lengths: NDArray[np.int64] | None
+    collate: Callable[[list[dict[str, Any]]], Batch]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Label of each row, in the data's order."""
+        name = "labels" if "labels" in self.rows.column_names else "label"
+        return np.asarray(self.rows.with_format(None)[name], dtype=np.int64)
+
+    def select(self, indices: NDArray[np.int64]) -> Encoded:
+        """Some of the rows, in the order given."""
+        lengths = None if self.lengths is None else self.lengths[indices]
+        return Encoded(self.rows.select(indices), lengths, self.collate)
+
+    def batches(
+        self, batch_size: int, indices: NDArray[np.int64] | None = None
+    ) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+        """Batches of like length, longest first, each with its rows' indices.
+
+        Sorting by length leaves hardly any padding to compute; longest first, so that running
+        out of memory shows at once.
+
+        Args:
+            batch_size: rows in a batch.
+            indices: which rows; all of them by default.
+        """
+        chosen = np.arange(len(self)) if indices is None else indices
+        if self.lengths is not None:
+            chosen = chosen[np.argsort(-self.lengths[chosen], kind="stable")]
+        for start in range(0, len(chosen), batch_size):
+            part = chosen[start : start + batch_size]
+            yield part, self.collate([self.rows[int(index)] for index in part])
+
+
+def encode_texts(texts: Sequence[str], tokenizer: Any, max_length: int | None) -> Encoded:
+    """Encode texts without labels.
+
+    Args:
+        texts: one string a row.
+        tokenizer: the model's.
+        max_length: as in `encode`.
+    """
+    rows = Dataset.from_dict({"text": list(texts)})
+    return _encode_texts(rows, ("text",), tokenizer, max_length)
+
+
+def encode(examples: Examples, rows: Dataset, processor: Any, max_length: int | None) -> Encoded:
+    """Encode one side of the examples with a model's processor.
+
+    Args:
+        examples: says which columns hold the input.
+        rows: ``examples.train`` or ``examples.eval``.
+        processor: the model's tokenizer or image processor.
+        max_length: longest token sequence, cut beyond; the model's own limit where None.
+    """
+    if examples.modality == "image":
+        encoded, collate = image_rows(rows, examples.columns[0], processor)
+        return Encoded(encoded, None, collate)
+    return _encode_texts(rows, examples.columns, processor, max_length)
+
+
+def _encode_texts(
+    rows: Dataset, columns: tuple[str, ...], tokenizer: Any, max_length: int | None
+) -> Encoded:
+    limit = min(max_length or 512, tokenizer.model_max_length)
+
+    def tokenise(batch: dict[str, list[Any]]) -> dict[str, Any]:
+        texts = [batch[column] for column in columns]
+        tokens = dict(tokenizer(*texts, truncation=True, max_length=limit))
+        return tokens | ({"labels": batch["label"]} if "label" in batch else {})
+
+    encoded = rows.map(
+        tokenise,
+        batched=True,
+        remove_columns=rows.column_names,
+        keep_in_memory=True,
+        load_from_cache_file=False,
+        desc="tokenising",
+    )
+    lengths = np.fromiter((len(ids) for ids in encoded["input_ids"]), np.int64, len(encoded))
+
+    def collate(items: list[dict[str, Any]]) -> Batch:
+        return dict(tokenizer.pad(items, return_tensors="pt"))
+
+    return Encoded(encoded, lengths, collate)

@@ -1,0 +1,236 @@
+"""Images -> batches: decoded and resized once, kept as bytes, normalised a batch at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hfcompress.data.arrays import array_chunks, is_array_column
+from hfcompress.data.images import from_array, open_image
+from hfcompress.errors import DataError, first_line
+
+Batch = dict[str, Tensor]
+# Pixels up to so many bytes are kept in memory; more images are decoded when they are asked for.
+KEPT_BYTES = 2 << 30
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class ImageCollator:
+    """Rows -> one batch: ``pixel_values`` float32 [rows, channels, height, width], ``labels``.
+
+    Attributes:
+        scale, shift: normalised = bytes * scale + shift; float32 [channels, 1, 1].
+        pixels: kept bytes [images, channels, height, width], or float32 ones that are normalised
+            already; None where rows bring their own.
+        change: augmentation of a batch of bytes [rows, channels, height, width], or None.
+        channels_last: the memory format that convolutions are fastest in.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    pixels: Tensor | None = None
+    change: Callable[[Tensor], Tensor] | None = None
+    channels_last: bool = False
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Batch:
+        """Look the images up, change them in training, normalise them."""
+        if self.pixels is None:
+            pixels = torch.stack([torch.as_tensor(row["pixels"]) for row in rows])
+        else:
+            pixels = self.pixels[[row["image"] for row in rows]]
+        if self.change is not None:
+            pixels = self.change(pixels)
+        if pixels.dtype == torch.uint8:
+            pixels = pixels.float().mul_(self.scale).add_(self.shift)
+        if self.channels_last:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        batch = {"pixel_values": pixels}
+        if "labels" in rows[0]:
+            batch["labels"] = torch.tensor([row["labels"] for row in rows])
+        return batch
+
+    def changed(
+        self, change: Callable[[Tensor], Tensor] | None, channels_last: bool
+    ) -> ImageCollator:
+        """The collator of a training side."""
+        return replace(self, change=change, channels_last=channels_last)
+
+
+def channels_of(processor: Any) -> int:
+    """How many channels a processor's images have: as many as it has means."""
+    mean = getattr(processor, "image_mean", None)
+    return len(mean) if isinstance(mean, (list, tuple)) else 3
+
+
+def image_rows(rows: Dataset, column: str, processor: Any) -> tuple[Dataset, ImageCollator]:
+    """Images as the model's processor makes them, and what makes batches of them.
+
+    Where all of them take at most `KEPT_BYTES` they are decoded and resized now and kept as
+    bytes; the rows then hold each image's place and a hash of its content. Otherwise images are
+    decoded when their batch is asked for.
+
+    Args:
+        rows: with a column of images and an integer ``label``.
+        column: of images: encoded ones, arrays, or lists of numbers.
+        processor: the model's image processor; as many channels as it has means.
+
+    Raises:
+        DataError: an image that cannot be read, or that the processor refuses.
+    """
+    maker = _Maker(processor)
+    first = maker.make([next(_images(rows, column, maker.grey))])
+    scale, shift = maker.normalisation()
+    if first[0].nbytes * len(rows) > KEPT_BYTES:
+        raw = _undecoded(rows, column)
+        return raw.with_transform(_Loader(column, maker)), ImageCollator(scale, shift)
+    kept = np.empty((len(rows), *first.shape[1:]), first.dtype)
+    done = 0
+    for part in _chunks(rows, column, maker):
+        if part.shape[1:] != kept.shape[1:]:
+            raise DataError(
+                f"data: the processor makes images of {kept.shape[1:]} and {part.shape[1:]}; "
+                f"set do_center_crop or a fixed size in preprocessor_config.json"
+            )
+        kept[done : done + len(part)] = part
+        done += len(part)
+    columns: dict[str, Any] = {"image": np.arange(len(rows)), "content": _hashes(kept)}
+    if "label" in rows.column_names:
+        columns["labels"] = rows.with_format(None)["label"][:]
+    return Dataset.from_dict(columns), ImageCollator(scale, shift, torch.from_numpy(kept))
+
+
+class _Loader:
+    """A dataset's transform: decodes the images of a batch."""
+
+    def __init__(self, column: str, maker: _Maker) -> None:
+        self.column, self.maker = column, maker
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Any]:
+        if self.column not in batch:  # somebody asks for another column only
+            return batch
+        images = [open_image(value, "a row", self.maker.grey) for value in batch[self.column]]
+        made = {"pixels": list(self.maker.make(images))}
+        return made | ({"labels": batch["label"]} if "label" in batch else {})
+
+
+class _Maker:
+    """A processor without its normalisation, which is done on batches where it can be.
+
+    Attributes:
+        grey: the model reads one channel.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+        self.grey = channels_of(processor) == 1
+        self._size = _plain_size(processor)
+        self._late = bool(getattr(processor, "do_rescale", False)) and self._normalises_plainly()
+
+    def make(self, images: list[Any]) -> NDArray[Any]:
+        """Images after resizing and cropping: uint8 [images, channels, height, width], or
+        float32 where the processor does more with them than scale and shift."""
+        if self._late and self._size is not None:
+            return self._resized(images, *self._size)
+        found = self._process(images, self._late)
+        return np.rint(found).clip(0, 255).astype(np.uint8) if self._late else found
+
+    def normalisation(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift that turn bytes into what the processor would give."""
+        channels = channels_of(self.processor)
+        factor = float(getattr(self.processor, "rescale_factor", None) or 1 / 255)
+        mean, std = np.zeros(channels), np.ones(channels)
+        if getattr(self.processor, "do_normalize", False):
+            mean = np.broadcast_to(np.asarray(self.processor.image_mean, float), (channels,))
+            std = np.broadcast_to(np.asarray(self.processor.image_std, float), (channels,))
+        pair = (factor / std, -mean / std)
+        scale, shift = (torch.tensor(value, dtype=torch.float32).view(-1, 1, 1) for value in pair)
+        return scale, shift
+
+    def _process(self, images: list[Any], late: bool) -> NDArray[np.float32]:
+        options = {"do_rescale": False, "do_normalize": False} if late else {}
+        try:
+            found = self.processor(images, return_tensors="np", **options)["pixel_values"]
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"the image processor {type(self.processor).__name__} refuses images of "
+                f"{images[0].size[0]}x{images[0].size[1]}: {first_line(error)}"
+            ) from error
+        return np.asarray(found, dtype=np.float32)
+
+    def _normalises_plainly(self) -> bool:
+        """Whether a picture of noise comes out the same by the processor's own arithmetic."""
+        noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+        probe = [from_array(noise).convert("L" if self.grey else "RGB")]
+        scale, shift = (part.numpy() for part in self.normalisation())
+        late = np.rint(self._process(probe, True)) * scale + shift
+        return bool(np.allclose(late, self._process(probe, False), atol=1e-4))
+
+    def _resized(self, images: list[Any], size: tuple[int, int], resample: int) -> NDArray[Any]:
+        """What the processor does, without the several conversions that it makes of each image."""
+        resized = [image if image.size == size else image.resize(size, resample)
+                   for image in images]  # fmt: skip
+        stacked = np.stack([np.asarray(image) for image in resized])
+        return stacked[:, None] if self.grey else np.moveaxis(stacked, -1, 1)
+
+
+def _plain_size(processor: Any) -> tuple[tuple[int, int], int] | None:
+    """Width and height, and the filter, of a processor that only resizes; None for another."""
+    from transformers.image_processing_backends import PilBackend
+
+    if not isinstance(processor, PilBackend):
+        return None
+    found: Any = processor  # its settings are attributes that no class declares
+    kind = type(processor)
+    own = ("resize", "_preprocess", "process_image", "preprocess")
+    if any(getattr(kind, name) is not getattr(PilBackend, name) for name in own):
+        return None
+    size: Any = found.size
+    exact = size is not None and size.get("height") and size.get("width")
+    more = any(getattr(processor, name, None) for name in ("do_center_crop", "do_pad"))
+    if not exact or more or not found.do_resize or not isinstance(found.resample, int):
+        return None
+    return (size["width"], size["height"]), int(found.resample)
+
+
+def _chunks(rows: Dataset, column: str, maker: _Maker) -> Iterator[NDArray[Any]]:
+    images: list[Any] = []
+    for image in _images(rows, column, maker.grey):
+        images.append(image)
+        if len(images) == _CHUNK:
+            yield maker.make(images)
+            images = []
+    if images:
+        yield maker.make(images)
+
+
+def _images(rows: Dataset, column: str, grey: bool) -> Iterator[Any]:
+    """Every image of a column, 8-bit grey or RGB."""
+    if is_array_column(rows, column):
+        wanted = "L" if grey else "RGB"
+        for chunk in array_chunks(rows, column):
+            yield from (from_array(array).convert(wanted) for array in chunk)
+        return
+    for index, row in enumerate(_undecoded(rows, column).select_columns(column)):
+        yield open_image(row[column], f"row {index}", grey)
+
+
+def _undecoded(rows: Dataset, column: str) -> Dataset:
+    """Images as files and bytes, so that what cannot be read is told by its name."""
+    if isinstance(rows.features[column], datasets.Image):
+        return rows.cast_column(column, datasets.Image(decode=False))
+    return rows
+
+
+def _hashes(images: NDArray[Any]) -> list[str]:
+    """What sets each image's content apart."""
+    return [hashlib.blake2b(image.tobytes(), digest_size=8).hexdigest() for image in images]

@@ -1,0 +1,232 @@
+"""``TeacherLoss``: what frozen teachers add to a student's loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from hfcompress.distillation.checks import check_teacher
+from hfcompress.distillation.config import (
+    DistillationConfig,
+    DistillationTrainingConfig,
+    TeacherTermsConfig,
+)
+from hfcompress.distillation.layer_loss import LayerLoss
+from hfcompress.distillation.layer_outputs import LayerWatch
+from hfcompress.distillation.layers import layer_map_of, relation_heads, wanted_layers
+from hfcompress.distillation.losses import DistillationLoss, Task, logits_mse
+from hfcompress.distillation.tasks import infer_task, logits_of
+from hfcompress.distillation.teacher_outputs import LayerStates, TeacherOutputs, fit_tokens
+from hfcompress.distillation.teachers import Teacher, TeacherLike, as_teacher
+from hfcompress.errors import ConfigError
+
+SoftLoss = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
+"""``soft(student_logits, teacher_logits, mask)``; mask as in `losses.soft_loss`."""
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """One teacher, its share of the loss, and its layers beside the student's."""
+
+    teacher: Teacher
+    share: float
+    layers: LayerLoss
+
+
+class TeacherLoss:
+    """Asks the teachers about a batch and compares them with the student's outputs.
+
+    An object of this class can be called as ``terms(model, inputs, outputs)``, after the student
+    ran on the inputs, and gives one scalar for each term, weight included. Layers are read by
+    hooks; used as a context manager, it removes them at the end::
+
+        with TeacherLoss(student, teacher, DistillationConfig(hidden_weight=1.0)) as terms:
+            PruningTrainer(student, args, loss_terms=terms, ...).train()
+
+    A model as teacher is put into evaluation mode and on the batch's device, and never changed.
+    Of several teachers, each term is the weighted mean.
+
+    Args:
+        student: the model that trains.
+        teacher: the teacher to follow, or several.
+        config: which terms, and their weights.
+        soft: the soft loss; by default that of `DistillationLoss`.
+
+    Attributes:
+        weights: of the terms, by name; may be changed between batches.
+        loss: the `DistillationLoss` whose temperature counts.
+        task: what the logits mean.
+
+    Raises:
+        ModelError: labels that differ, a teacher that is the student, or layers that cannot be
+            compared.
+        ConfigError: a layer map out of range, no teacher, or not one weight for each teacher.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: TeacherLike | Sequence[TeacherLike],
+        config: DistillationConfig | DistillationTrainingConfig,
+        soft: SoftLoss | None = None,
+    ) -> None:
+        if isinstance(config, DistillationConfig):
+            soft_weight, teacher_weights = config.soft_weight, None
+        else:
+            soft_weight, teacher_weights = config.alpha, config.teacher_weights
+        self.config = config
+        self.task: Task = config.task or infer_task(student)
+        self.loss = DistillationLoss(T=config.temperature, task=self.task)
+        self.soft = self.loss.soft if soft is None else soft
+        self.weights = config.weights(soft_weight)
+        teachers = listed(teacher)
+        shares = _shares(teacher_weights, len(teachers))
+        for item in teachers:
+            check_teacher(student, item)
+        maps = [layer_map_of(student, item, config) for item in teachers]
+        heads = config.relation_heads or relation_heads(student)
+        self._pairs = [
+            _Pair(_watched(item, config, pairs), share, LayerLoss(config, pairs, heads))
+            for item, share, pairs in zip(teachers, shares, maps, strict=True)
+        ]
+        self._watch = self._watch_of(student)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The layer losses of the teachers; their parameters are the learned projections."""
+        return nn.ModuleList(pair.layers for pair in self._pairs)
+
+    def __call__(
+        self, model: nn.Module, inputs: Mapping[str, Any], outputs: Any
+    ) -> dict[str, Tensor]:
+        """The weighted terms of one batch.
+
+        Args:
+            model: the student; unused, its outputs and hooks say all.
+            inputs: the batch with all of its columns; labels are not shown to the teachers.
+            outputs: what the student gave, with ``logits``.
+        """
+        terms = self.terms(inputs, outputs, self.position_mask(inputs))
+        return {name: self.weights[name] * term for name, term in terms.items()}
+
+    def terms(
+        self, inputs: Mapping[str, Any], outputs: Any, mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The terms of one batch that have a weight, without it: each the mean over teachers.
+
+        Args:
+            inputs: the batch with all of its columns.
+            outputs: what the student gave.
+            mask: what counts of the logits, as in `losses.soft_loss`.
+        """
+        if not any(self.weights.values()):
+            return {}
+        logits, states = self._student(outputs)
+        total: dict[str, Tensor] = {}
+        for pair in self._pairs:
+            taught = pair.teacher.ask(inputs).to(logits.device)
+            with torch.autocast(logits.device.type, enabled=False):
+                terms = self._compare(logits, taught, mask)
+                images = "pixel_values" in inputs
+                terms |= pair.layers(states, taught, inputs.get("attention_mask"), images)
+            for name, term in terms.items():
+                total[name] = total.get(name, 0.0) + pair.share * term
+        return total
+
+    def add_projections(self, inputs: Mapping[str, Any], outputs: Any) -> None:
+        """A new learned projection wherever widths of compared layers differ.
+
+        Args:
+            inputs: any batch.
+            outputs: what the student gave for it.
+        """
+        _, states = self._student(outputs)
+        for pair in self._pairs:
+            pair.layers.add_projections(states, pair.teacher.ask(inputs))
+
+    def position_mask(self, inputs: Mapping[str, Any]) -> Tensor | None:
+        """What counts of the logits: the tokens that are no padding, or all rows."""
+        mask: Tensor | None = inputs.get("attention_mask")
+        return mask if self.task in ("tokens", "spans") else None
+
+    def watch(self, student: nn.Module) -> None:
+        """Take another student of the same shape in place of the first one."""
+        self._watch.close()
+        self._watch = self._watch_of(student)
+
+    def open(self) -> None:
+        """Set the hooks again that `close` removed."""
+        self._watch.open()
+        for pair in self._pairs:
+            pair.teacher.open()
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        self._watch.close()
+        for pair in self._pairs:
+            pair.teacher.close()
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _watch_of(self, student: nn.Module) -> LayerWatch:
+        maps = [pair.layers.layer_map for pair in self._pairs]
+        mapped, last = {own for pairs in maps for own in pairs}, {max(p) for p in maps if p}
+        return LayerWatch(student, **wanted_layers(self.config, mapped, last))
+
+    def _student(self, outputs: Any) -> tuple[Tensor, LayerStates]:
+        logits = logits_of(outputs).float()
+        return logits, self._watch.take().to(logits.device)
+
+    def _compare(
+        self, logits: Tensor, taught: TeacherOutputs, mask: Tensor | None
+    ) -> dict[str, Tensor]:
+        theirs = taught.logits
+        if self.task in ("tokens", "spans"):
+            dimension = 1 if self.task == "tokens" else 2
+            theirs = fit_tokens(theirs, logits.shape[dimension], dimension)
+        terms: dict[str, Tensor] = {}
+        if self.weights.get("soft_loss"):
+            terms["soft_loss"] = self.soft(logits, theirs, mask)
+        if self.weights.get("logits_loss"):
+            terms["logits_loss"] = logits_mse(logits, theirs, self.task, mask)
+        return terms
+
+
+def listed(teacher: TeacherLike | Sequence[TeacherLike]) -> list[TeacherLike]:
+    """One teacher or several, as a list."""
+    return list(teacher) if isinstance(teacher, (list, tuple)) else [cast(TeacherLike, teacher)]
+
+
+def _watched(
+    teacher: TeacherLike, config: TeacherTermsConfig, layer_map: dict[int, int]
+) -> Teacher:
+    last = {layer_map[max(layer_map)]} if layer_map else set()
+    wanted = wanted_layers(config, set(layer_map.values()), last)
+    return as_teacher(teacher, config.teacher_precision, **wanted)
+
+
+def _shares(weights: Sequence[float] | None, teachers: int) -> list[float]:
+    if not teachers:
+        raise ConfigError("there is no teacher; give at least one")
+    given = list(weights) if weights is not None else [1.0] * teachers
+    if len(given) != teachers:
+        raise ConfigError(
+            f"there are {teachers} teachers and {len(given)} teacher_weights; give one for each"
+        )
+    return [weight / sum(given) for weight in given]

@@ -1,0 +1,110 @@
+"""``Int8Linear``: a Linear whose weight is int8, activations quantized as they come (torch).
+
+Its tensors are plain buffers, so that safetensors holds them and plain loading brings them back;
+the packed form that torch's kernel wants is made from them on the first call. torch deprecates
+its quantized tensors (torch 2.13, 2026-11); while the kernel exists it is the fastest int8 that
+torch has without another package.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from hfcompress.layers.affine import (
+    QuantizedWeight,
+    dequantize_layer_weights,
+    quantize_layer_weights,
+)
+from hfcompress.models.architectures import weight_matrix
+from hfcompress.quantization.abilities import has_fast_int8
+
+WEIGHT, SCALE = "weight_int8", "weight_scale"
+
+
+class Int8Linear(nn.Module):
+    """y = x W' + b with W in int8 and x quantized to 8 bits a tensor, affine, on every call.
+
+    Args:
+        outputs, inputs: the weight's shape.
+        bias: whether there is one.
+        device: ``"meta"`` to be filled by a checkpoint.
+
+    Attributes:
+        weight_int8: int8 [outputs, inputs].
+        weight_scale: fp32 [outputs]; every one the same where one was made for the whole weight.
+        bias: fp32 [outputs], or None.
+    """
+
+    weight_int8: Tensor
+    weight_scale: Tensor
+
+    def __init__(self, outputs: int, inputs: int, bias: bool, device: Any = None) -> None:
+        super().__init__()
+        self.in_features, self.out_features = inputs, outputs
+        values = torch.zeros(outputs, inputs, dtype=torch.int8, device=device)
+        self.register_buffer(WEIGHT, values)
+        self.register_buffer(SCALE, torch.ones(outputs, device=device))
+        self.bias = nn.Parameter(torch.zeros(outputs, device=device)) if bias else None
+        self._packed: Any = None
+
+    @classmethod
+    def of(cls, module: nn.Linear | Conv1D, per_channel: bool = True) -> Int8Linear:
+        """Quantize a Linear or a Conv1D, symmetrically.
+
+        Args:
+            module: fp32; it is left as it was.
+            per_channel: a scale for each output, not one for the weight.
+
+        Raises:
+            ModelError: NaN or infinity in the weight.
+        """
+        quantized = quantize_layer_weights(weight_matrix(module), per_channel=per_channel)
+        outputs, inputs = quantized.values.shape
+        bias = cast("Tensor | None", module.bias)
+        made = cls(outputs, inputs, bias is not None)
+        made.weight_int8.copy_(quantized.values)
+        made.weight_scale.copy_(quantized.scale)
+        if made.bias is not None and bias is not None:
+            made.bias.data.copy_(bias.detach())
+        return made.eval()
+
+    @property
+    def weight(self) -> Tensor:
+        """What the integers stand for, fp32 [outputs, inputs]; made anew on every access."""
+        values, scale = self.weight_int8, self.weight_scale.float()
+        zero = torch.zeros_like(scale, dtype=torch.int8)
+        return dequantize_layer_weights(QuantizedWeight(values, scale, zero, 8, 0))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """fp32 [..., inputs] -> fp32 [..., outputs]."""
+        if self._packed is None:
+            self._packed = self._pack()
+        # Without VNNI pairs of 8-bit products saturate; 7 bits of activations cannot.
+        result: Tensor = torch.ops.quantized.linear_dynamic(
+            inputs.float(), self._packed, not has_fast_int8()
+        )
+        return result
+
+    def extra_repr(self) -> str:
+        """Sizes, as ``nn.Linear`` shows them."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, int8"
+
+    def _pack(self) -> Any:
+        scale = self.weight_scale.double()
+        zero = torch.zeros(len(scale), dtype=torch.long)
+        with warnings.catch_warnings():
+            # torch 2.13, 2026-11: quantized tensors are deprecated, its int8 kernel takes no other.
+            warnings.filterwarnings("ignore", message=".*quantized tensor creation functions.*")
+            make: Any = torch._make_per_channel_quantized_tensor
+            weight = make(self.weight_int8, scale, zero, 0)
+        bias = None if self.bias is None else self.bias.detach().float()
+        return torch.ops.quantized.linear_prepack(weight, bias)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The packed form cannot be copied; it is made again.
+        return {**self.__dict__, "_packed": None}

@@ -1,0 +1,1 @@
+"""What is known of model families; how models are loaded and changed."""

@@ -1,0 +1,307 @@
+"""Models by name: the task decides the Auto class, the data decide the labels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import torch
+import transformers
+from pydantic import Field, model_validator
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
+
+import hfcompress.models.modeling_text as text_models
+from hfcompress.config import Config, nearest
+from hfcompress.errors import ConfigError, MissingExtraError, ModelError, SourceError
+from hfcompress.models.hub import Source, fingerprint_folder, hub_errors, resolve
+from hfcompress.models.image_models import (
+    channels_of_config,
+    fingerprint_new,
+    new_config,
+    new_model,
+    plain_processor,
+    size_of,
+    timm_processor,
+)
+
+Modality = Literal["text", "image"]
+Numbers = Annotated[tuple[float, ...], Field(strict=False)]
+# The tasks that can be measured here: one label for each example.
+TASK_MODALITY: dict[str, Modality] = {
+    "text-classification": "text",
+    "image-classification": "image",
+}
+
+
+class ModelConfig(Config):
+    """Which model to load, or to make; in a recipe the path alone may stand for it."""
+
+    path: str | None = Field(None, description="hub name, local folder, or pkg://PACKAGE/PATH")
+    config: dict[str, Any] | None = Field(
+        None,
+        description="instead of a path: model_type and fields of its transformers config, for an "
+        "image model that starts from random weights",
+    )
+    image_size: int | None = Field(
+        None, ge=1, description="side of the images in pixels, for a model without a processor"
+    )
+    image_mean: Numbers | None = Field(
+        None, description="mean of each channel, of values from 0 to 1, likewise; 0.5 by default"
+    )
+    image_std: Numbers | None = Field(
+        None, description="standard deviation of each channel, likewise; 0.5 by default"
+    )
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    trust_remote_code: bool = Field(
+        False, description="run Python code that the checkpoint carries; off unless you say so"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, data: object) -> object:
+        return {"path": data} if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelConfig:
+        if (self.path is None) == (self.config is None):
+            raise ValueError(
+                "write path, for a checkpoint, or config, for a model from scratch"
+                + ("" if self.path is None else ", not both")
+            )
+        if self.config is not None:
+            new_config(self.config, self.image_size)
+        return self
+
+    @property
+    def name(self) -> str:
+        """What messages call the model."""
+        return self.path if self.path is not None else f"a new {(self.config or {})['model_type']}"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with what turns raw examples into its inputs.
+
+    Attributes:
+        model: in eval mode, fp32.
+        processor: its tokenizer or image processor.
+        new_head: the classifier is freshly initialised and must be trained first.
+        fingerprint: hash of the checkpoint's content (or hub name and commit).
+    """
+
+    model: PreTrainedModel
+    processor: Any
+    new_head: bool
+    fingerprint: str
+
+
+def task_modality(task: str) -> Modality:
+    """Whether a task reads text or images.
+
+    Raises:
+        ConfigError: a task that cannot be measured here.
+    """
+    if task not in TASK_MODALITY:
+        raise ConfigError(f"task {task!r} is not supported{nearest(task, list(TASK_MODALITY))}")
+    return TASK_MODALITY[task]
+
+
+def auto_class(task: str) -> Any:
+    """The Auto class of a task, as optimum's ``TasksManager`` knows it."""
+    from optimum.exporters.tasks import TasksManager
+
+    task_modality(task)
+    return TasksManager.get_model_class_for_task(task)
+
+
+def check_source(config: ModelConfig) -> None:
+    """The cheap check of a model: a wrong path shows at once.
+
+    Raises:
+        SourceError: nothing there, or a folder without a ``config.json``.
+    """
+    if config.path is not None:
+        model_source(config)
+
+
+def model_source(config: ModelConfig) -> Source:
+    """Resolve the model's path and check that a local one holds a model.
+
+    Raises:
+        SourceError: nothing there, or a folder without a ``config.json``.
+    """
+    assert config.path is not None
+    source = resolve(config.path, "model")
+    if source.path is not None and not (source.path / "config.json").is_file():
+        raise SourceError(
+            f"model: {config.path!r} holds no config.json; give the folder that "
+            f"save_pretrained wrote"
+        )
+    return source
+
+
+def load_model(
+    config: ModelConfig,
+    task: str,
+    labels: list[str] | None = None,
+    seed: int = 0,
+    processor: bool = True,
+) -> LoadedModel:
+    """Load a model, its processor and its fingerprint.
+
+    Args:
+        config: which model.
+        task: decides the Auto class and the kind of processor.
+        labels: the data's label names in order; a model without a head for them gets a new one.
+        seed: initialises a new head.
+        processor: load it, too; without, ``processor`` is None and the folder needs none.
+
+    Raises:
+        SourceError: nothing there, or the hub cannot be reached.
+        ModelError: a model whose own labels contradict the data's.
+    """
+    if config.config is not None:
+        return _new(config, task, labels, seed)
+    source = model_source(config)
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    if source.kind == "hub":
+        options["revision"] = config.revision or "main"
+    with hub_errors(source, "model", "--set model=FOLDER"), _timm_named(config):
+        settings = AutoConfig.from_pretrained(source.location, **options)
+        head = _head_options(settings, labels, config.name)
+        torch.manual_seed(seed)
+        model, info = auto_class(task).from_pretrained(
+            source.location, **options, **head, output_loading_info=True, dtype=torch.float32
+        )
+        loaded: Any = (
+            _load_processor(config, source.location, task, settings, options) if processor else None
+        )
+    missing = [*info["missing_keys"], *(item[0] for item in info["mismatched_keys"])]
+    return LoadedModel(model.eval(), loaded, bool(missing), _fingerprint(source, settings))
+
+
+def _new(config: ModelConfig, task: str, labels: list[str] | None, seed: int) -> LoadedModel:
+    """A model from scratch and the processor that fits it."""
+    if task_modality(task) != "image":
+        raise ConfigError(
+            "model.config makes models of images; a model of text needs the tokenizer of a "
+            "checkpoint: give model a path"
+        )
+    settings = new_config(config.config or {}, config.image_size)
+    processor = _own_processor(config, settings)
+    fingerprint = fingerprint_new(settings, processor)
+    size = size_of(settings, config.image_size)
+    model = new_model(settings, labels or ["0", "1"], seed, size)
+    return LoadedModel(model, processor, True, fingerprint)
+
+
+def _own_processor(config: ModelConfig, settings: Any) -> Any:
+    """The processor that the recipe describes."""
+    size, channels = size_of(settings, config.image_size), channels_of_config(settings)
+    return plain_processor(size, channels, config.image_mean, config.image_std)
+
+
+def _load_processor(
+    config: ModelConfig, location: str, task: str, settings: Any, options: dict[str, Any]
+) -> Any:
+    if task_modality(task) == "text":
+        return AutoTokenizer.from_pretrained(location, **options)
+    if config.image_size is not None or config.image_mean is not None or config.image_std:
+        return _own_processor(config, settings)
+    if settings.model_type == "timm_wrapper":
+        return timm_processor(settings)
+    # The PIL backend: torchvision is not needed, and it gives the same pixels everywhere.
+    loader: Any = AutoImageProcessor
+    try:
+        processor = loader.from_pretrained(location, backend="pil", **options)
+    except OSError as error:
+        if "preprocessor_config" not in str(error):
+            raise
+        raise ModelError(
+            f"model {config.name!r} holds no preprocessor_config.json; save its image processor "
+            f"there, or write model.image_size (and image_mean, image_std)"
+        ) from None
+    if channels_of_config(settings) == 1 and len(processor.image_mean or ()) == 3:
+        # A processor of coloured images beside a model of grey ones: the mean of its channels.
+        for name in ("image_mean", "image_std"):
+            setattr(processor, name, [sum(getattr(processor, name)) / 3])
+    return processor
+
+
+@contextmanager
+def _timm_named(config: ModelConfig) -> Iterator[None]:
+    """A model of timm where timm is not installed: one sentence."""
+    try:
+        yield
+    except ImportError as error:
+        if "timm" not in str(error):
+            raise
+        raise MissingExtraError(
+            f"model {config.name!r} is one of timm, which is not installed; write: pip install timm"
+        ) from None
+
+
+def saved_class(folder: Path, like: PreTrainedModel) -> type[PreTrainedModel]:
+    """The class that saved a model; that of ``like`` where it is the one, or is not known.
+
+    Args:
+        folder: as ``save_pretrained`` left it.
+        like: a model that is often of the same class.
+    """
+    data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for name in data.get("architectures") or ():
+        if name == type(like).__name__:
+            break
+        found = getattr(transformers, name, None) or getattr(text_models, name, None)
+        if found is not None:
+            return cast("type[PreTrainedModel]", found)
+    return type(like)
+
+
+def _head_options(settings: Any, labels: list[str] | None, path: str) -> dict[str, Any]:
+    """What to tell from_pretrained about labels: nothing where the model's own fit."""
+    if labels is None:
+        return {}
+    own = [str(settings.id2label[index]) for index in sorted(settings.id2label)]
+    if len(own) == len(labels) and not _named(labels):
+        return {}
+    folded_own, folded = [name.lower() for name in own], [name.lower() for name in labels]
+    if folded_own == folded:
+        return {}
+    if sorted(folded_own) == sorted(folded):
+        raise ModelError(
+            f"model {path!r} orders its labels {own} and the data {labels}; "
+            f"write data.labels in the model's order"
+        )
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {name: index for index, name in enumerate(labels)},
+        "ignore_mismatched_sizes": True,
+    }
+
+
+def _named(labels: list[str]) -> bool:
+    return not all(name.lstrip("-").isdigit() for name in labels)
+
+
+def _fingerprint(source: Source, settings: Any) -> str:
+    if source.path is not None:
+        return fingerprint_folder(source.path)
+    commit = getattr(settings, "_commit_hash", None) or "unknown"
+    return f"{source.location}@{commit}"
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Hash of every parameter and buffer: equal models, equal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

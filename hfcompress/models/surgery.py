@@ -1,0 +1,187 @@
+"""Smaller matrices: keep some rows or columns of a module, some units of a sublayer, some layers.
+
+Parameters keep their identity and get smaller data: an optimizer that holds them trains them on,
+and a weight that two modules share stays shared (cut it once; then tell each module its new
+size with `resized`). What an optimizer remembers of a parameter (moments) has the old shape and
+must be forgotten: make a new optimizer, or clear its ``state``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from hfcompress.errors import TargetError
+from hfcompress.models.architectures import blocks
+from hfcompress.models.sublayers import Sublayer, known_family
+
+Index = Tensor | Sequence[int]
+
+
+def keep_outputs(module: nn.Module, keep: Index) -> None:
+    """Keep some outputs of an ``nn.Linear`` or ``Conv1D``, in the given order, bias included.
+
+    Args:
+        module: changed in place.
+        keep: numbers of the outputs.
+
+    Raises:
+        TargetError: another kind of module.
+    """
+    linear = _linear(module)
+    keep_along(linear.weight, keep, 1 if isinstance(module, Conv1D) else 0)
+    if linear.bias is not None:
+        keep_along(linear.bias, keep, 0)
+    resized(module)
+
+
+def keep_inputs(module: nn.Module, keep: Index) -> None:
+    """Keep some inputs of an ``nn.Linear`` or ``Conv1D``; as `keep_outputs`."""
+    keep_along(_linear(module).weight, keep, 0 if isinstance(module, Conv1D) else 1)
+    resized(module)
+
+
+def keep_features(module: nn.Module, keep: Index) -> None:
+    """Keep some features of an ``nn.LayerNorm`` (its last dimension) or an ``nn.Embedding``.
+
+    Raises:
+        TargetError: another kind of module.
+    """
+    if isinstance(module, nn.Embedding):
+        keep_along(module.weight, keep, 1)
+    elif isinstance(module, nn.LayerNorm):
+        for parameter in (module.weight, module.bias):
+            if parameter is not None:
+                keep_along(parameter, keep, parameter.dim() - 1)
+        module.normalized_shape = (*module.normalized_shape[:-1], len(keep))
+    else:
+        raise TargetError(f"{type(module).__name__} has no features to keep some of")
+    resized(module)
+
+
+def keep_rows(module: nn.Embedding, keep: Index) -> None:
+    """Keep some rows of an embedding table; the padding row's number moves with it."""
+    keep_along(module.weight, keep, 0)
+    if module.padding_idx is not None:
+        places = [int(row) for row in keep]
+        module.padding_idx = (
+            places.index(module.padding_idx) if module.padding_idx in places else None
+        )
+    resized(module)
+
+
+def resized(module: nn.Module) -> None:
+    """Make a module's own record of its sizes what its weight says.
+
+    A depthwise convolution keeps one group for each channel; other groups stay as many.
+    """
+    weight: Any = getattr(module, "weight", None)
+    if isinstance(module, Conv1D):
+        module.nx, module.nf = module.weight.shape
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, nn.LayerNorm):
+        if weight is not None:
+            module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        told = next(t for t in (weight, module.running_mean) if t is not None)
+        module.num_features = len(told)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = len(weight)
+    elif isinstance(module, (nn.Conv1d, nn.Conv2d)):
+        if module.groups == module.in_channels > 1:
+            module.groups = len(weight) // (module.out_channels // module.groups)
+        module.out_channels = len(weight)
+        module.in_channels = weight.shape[1] * module.groups
+
+
+def keep_units(model: nn.Module, sublayer: Sublayer, keep: Index) -> None:
+    """Keep some heads or neurons of a sublayer; none at all leaves the output bias.
+
+    Args:
+        model: changed in place.
+        sublayer: from `sublayers`.
+        keep: numbers of the units, in the order wanted.
+
+    Raises:
+        TargetError: the family fixes its number of heads.
+    """
+    units = sublayer.units(model)
+    kept = torch.as_tensor(keep, dtype=torch.long)
+    if torch.equal(kept, torch.arange(units)):
+        return
+    if not sublayer.removable:
+        raise TargetError(
+            f"{sublayer.layer}: this family fixes the number of heads in its code; "
+            f"shrink neurons only (heads: false)"
+        )
+    for name in sublayer.producers:
+        keep_outputs(model.get_submodule(name), sublayer.rows(kept, units))
+    keep_inputs(sublayer.out(model), sublayer.columns(kept))
+    for name in sublayer.tables:
+        table = model.get_parameter(name)
+        keep_along(table, kept, table.dim() - 1)
+
+
+def keep_layers(model: nn.Module, keep: Sequence[int]) -> None:
+    """Keep some layers, in the given order; the config is told.
+
+    Args:
+        model: changed in place.
+        keep: numbers of the layers.
+
+    Raises:
+        TargetError: an unknown family, or one in stages, no layer, a number that is none, or a
+            first layer that differs in kind from the others and would go (ModernBERT).
+    """
+    if known_family(model).staged:
+        raise TargetError(
+            f"the layers of {type(model).__name__} stand in stages and are not dropped; "
+            f"give a budget such as macs: 0.5 instead"
+        )
+    found = blocks(model)
+    layers = list(found.values())
+    if not keep or not all(0 <= number < len(layers) for number in keep):
+        raise TargetError(
+            f"layers {list(keep)} cannot be kept of {len(layers)}, which count from 0; "
+            f"keep at least one"
+        )
+    config = cast(Any, model).config
+    if config.model_type == "modernbert" and keep[0] != 0:
+        raise TargetError("the first layer of ModernBERT has no norm and must stay the first")
+    path = next(iter(found)).rpartition(".")[0]
+    parent, _, last = path.rpartition(".")
+    setattr(model.get_submodule(parent), last, nn.ModuleList(layers[number] for number in keep))
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = [config.layer_types[number] for number in keep]
+    config.num_hidden_layers = len(keep)
+    for place, number in enumerate(keep):
+        for module in cast(Any, layers[number]).modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                module.layer_idx = place
+
+
+def _linear(module: nn.Module) -> Any:
+    if not isinstance(module, (nn.Linear, Conv1D)):
+        raise TargetError(f"{type(module).__name__} is no Linear and cannot be cut")
+    return module
+
+
+@torch.no_grad()
+def keep_along(parameter: Tensor, keep: Index, dimension: int) -> None:
+    """Keep some places of one dimension of a parameter or buffer, which stays the same object.
+
+    Args:
+        parameter: changed in place; its gradient is forgotten.
+        keep: the places, in the order wanted.
+        dimension: which.
+    """
+    index = torch.as_tensor(keep, dtype=torch.long, device=parameter.device)
+    parameter.data = parameter.data.index_select(dimension, index).contiguous()
+    parameter.grad = None

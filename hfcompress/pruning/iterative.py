@@ -1,0 +1,150 @@
+"""``find_ticket``: iterative magnitude pruning with rewinding (Frankle et al., 1912.05671)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hfcompress.errors import ConfigError
+from hfcompress.pruning.callback import PruningCallback
+from hfcompress.pruning.config import PruningConfig
+from hfcompress.pruning.prune import prune
+from hfcompress.pruning.training_config import LotteryConfig, PruningTrainingConfig
+
+Train = Callable[[nn.Module, Sequence[TrainerCallback]], None]
+"""``train(model, callbacks)``: a whole training of the model in place, the same each time, with
+the callbacks in its ``Trainer``."""
+
+
+@dataclass(frozen=True)
+class LotteryRound:
+    """One training of the search.
+
+    Attributes:
+        sparsity: of the targets, while it trained; 0 for the dense training.
+        metric: after training, where an ``evaluate`` was given.
+    """
+
+    sparsity: float
+    metric: float | None
+
+
+def find_ticket(
+    model: nn.Module,
+    config: LotteryConfig,
+    train: Train,
+    evaluate: Callable[[nn.Module], float] | None = None,
+) -> list[LotteryRound]:
+    """Train, prune the smallest weights, rewind the others to step k, and train again.
+
+    The first training is dense and keeps the state after step k. Each round prunes by the
+    trained magnitudes, puts the weights that are left back to step k, and trains from there with
+    the learning rates of steps k to the end. The model ends as the last round's training left it.
+
+    Args:
+        model: where training starts; changed in place.
+        config: sparsity, rounds and k.
+        train: called ``rounds + 1`` times. It must hand the callbacks to its ``Trainer``: they
+            keep step k, hold the masks, and end a rewound training k steps early.
+        evaluate: measures each trained model.
+
+    Returns:
+        one record for each training.
+
+    Raises:
+        ConfigError: ``train`` never reached step k, or left its callbacks out.
+    """
+    snapshot = _Snapshot(config.rewind_step)
+    train(model, [snapshot])
+    if snapshot.state is None:
+        raise ConfigError(
+            f"rewind_step {config.rewind_step} was never reached; rewind to an earlier step, train "
+            "longer, and hand the callbacks to the Trainer"
+        )
+    rounds = [LotteryRound(0.0, _measure(model, evaluate))]
+    for sparsity in config.sparsities():
+        report = prune(model, _pruning(config, sparsity))
+        _rewind(model, snapshot.state, [layer.name for layer in report.layers])
+        keep = PruningCallback(
+            PruningTrainingConfig(
+                method="keep_zeros", targets=config.targets, exclude=config.exclude
+            )
+        )
+        train(model, [keep, _FromStep(config.rewind_step)])
+        rounds.append(LotteryRound(keep.sparsity, _measure(model, evaluate)))
+    return rounds
+
+
+class _Snapshot(TrainerCallback):
+    """Keeps the model's state after a number of optimizer steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.state: dict[str, Tensor] | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Step 0 is before the first."""
+        self._take(state, kwargs["model"])
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Any other step ends here."""
+        self._take(state, kwargs["model"])
+
+    def _take(self, state: TrainerState, model: nn.Module) -> None:
+        if state.global_step == self.step:
+            self.state = {name: t.detach().clone() for name, t in model.state_dict().items()}
+
+
+class _FromStep(TrainerCallback):
+    """Makes a training start at a later step: its learning rates, and as many steps fewer."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Move the learning rate schedule on."""
+        with warnings.catch_warnings():
+            # torch warns that the optimizer has not stepped: it did, in the dense training.
+            warnings.simplefilter("ignore", UserWarning)
+            for _ in range(self.step):
+                kwargs["lr_scheduler"].step()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop when the steps that are left are done."""
+        if state.global_step >= state.max_steps - self.step:
+            control.should_training_stop = True
+
+
+def _pruning(config: LotteryConfig, sparsity: float) -> PruningConfig:
+    return PruningConfig(
+        method="magnitude",
+        sparsity=sparsity,
+        scope=config.scope,
+        targets=config.targets,
+        exclude=config.exclude,
+    )
+
+
+def _rewind(model: nn.Module, state: dict[str, Tensor], pruned: Sequence[str]) -> None:
+    """Put the state back, with the zeros that the pruned modules have now."""
+    zeros = {name: model.get_parameter(f"{name}.weight") == 0 for name in pruned}
+    model.load_state_dict(state)
+    for name, zero in zeros.items():
+        model.get_parameter(f"{name}.weight").data.masked_fill_(zero, 0)
+
+
+def _measure(model: nn.Module, evaluate: Callable[[nn.Module], float] | None) -> float | None:
+    return None if evaluate is None else evaluate(model)

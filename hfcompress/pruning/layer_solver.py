@@ -1,0 +1,256 @@
+"""One layer's problem, from its moments to its new weight and bias."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from hfcompress.calibration.moments import Moments, grouped_weight
+from hfcompress.errors import CalibrationError
+from hfcompress.models.architectures import write_matrix
+from hfcompress.pruning import scores
+from hfcompress.pruning.config import PruningConfig
+from hfcompress.pruning.patterns import Chooser
+from hfcompress.pruning.reconstruction import (
+    alps_mask,
+    damped,
+    damped_inverse_upper,
+    inverse_upper,
+    joint_least_squares,
+    least_squares,
+    ridge_target,
+    sparsegpt,
+)
+
+Upper = tuple[Tensor, float]
+"""`inverse_upper` of a damped Gram matrix, and the damping."""
+Remember = Callable[[tuple[object, ...], Callable[[], Upper]], Upper]
+"""(what a result depends on, how to make it) -> the result, made or remembered."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to happen to one layer.
+
+    Attributes:
+        name: the module's name.
+        drop: weights to drop.
+        settled: the new weight where it is known already (outputs x inputs), else None.
+        importance: groups x outputs, how much each output counts; None for all alike.
+        products: outputs x outputs, what errors of two outputs count together; None where each
+            output is reproduced for itself.
+    """
+
+    name: str
+    drop: int
+    settled: Tensor | None = None
+    importance: Tensor | None = None
+    products: Tensor | None = None
+
+
+def solve_layer(
+    module: nn.Module,
+    moments: Moments,
+    task: Task,
+    config: PruningConfig,
+    note: Callable[[str], None],
+    remember: Remember,
+) -> None:
+    """Prune one layer in place by a method that works on moments, group by group.
+
+    Blocks of several outputs stay within a convolution's group.
+
+    Args:
+        module: the dense layer.
+        moments: of its inputs.
+        task: how much to drop.
+        config: the method and its options.
+        note: takes sentences for the report.
+        remember: keeps factorisations for layers with the same input, and other sparsities.
+
+    Raises:
+        CalibrationError: NaN in the statistics.
+    """
+    weight = grouped_weight(module).clone()
+    if task.settled is not None:
+        new = task.settled.view(weight.shape)
+    else:
+        groups = len(weight)
+        new = torch.empty_like(weight)
+        for group in range(groups):
+            new[group] = _solve_group(
+                weight[group],
+                _part(moments, group, module),
+                task.drop * (group + 1) // groups - task.drop * group // groups,
+                None if task.importance is None else task.importance[group],
+                task.products,
+                config,
+                lambda text: note(f"{task.name}: {text}"),
+                partial(_upper, moments, group, config, remember),
+            )
+    if not bool(torch.isfinite(new).all()):
+        raise CalibrationError(
+            f"pruning {task.name} gave NaN or infinite weights; "
+            f"raise damping above {config.damping:g}"
+        )
+    if config.repairs_bias and _has_bias(module):
+        _repair_bias(module, moments, weight, new)
+    write_matrix(module, new.flatten(0, 1))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One group's moments; outputs are without the bias.
+
+    Attributes:
+        gram: E x x'.
+        mean: E x.
+        cross: E (y - b) x'; None when y - b is what the dense weight makes of x.
+        output: E (y - b); None likewise.
+    """
+
+    gram: Tensor
+    mean: Tensor
+    cross: Tensor | None = None
+    output: Tensor | None = None
+
+    def centred(self) -> _Part:
+        """Second moments about the means."""
+        gram = self.gram.to(torch.float64, copy=True).addr_(self.mean, self.mean, alpha=-1)
+        if self.cross is None or self.output is None:
+            return _Part(gram, self.mean)
+        return _Part(gram, self.mean, self.cross - torch.outer(self.output, self.mean), self.output)
+
+
+def _part(moments: Moments, group: int, module: nn.Module) -> _Part:
+    gram, mean = moments.gram[group], moments.mean[group].double()
+    if moments.cross is None or moments.output is None:
+        return _Part(gram, mean)
+    bias = _bias(module, len(moments.gram))[group]
+    output = moments.output[group].double() - bias
+    return _Part(gram, mean, moments.cross[group].double() - torch.outer(bias, mean), output)
+
+
+def _solve_group(
+    weight: Tensor,
+    part: _Part,
+    drop: int,
+    importance: Tensor | None,
+    products: Tensor | None,
+    config: PruningConfig,
+    note: Callable[[str], None],
+    factored: Callable[[_Part], Upper],
+) -> Tensor:
+    choose = config.parsed_pattern.chooser(config.competition == "row")
+    if config.method == "wanda":
+        norm = part.gram.diagonal().clamp_min(0).sqrt().to(weight.dtype)
+        return weight * choose(scores.wanda(weight, norm), drop)
+    if config.repairs_bias:  # the bias answers for the mean, the weights for the rest
+        part = part.centred()
+    relative = _relative(importance, config)
+    if config.method == "sparsegpt" and part.cross is None:
+        upper, share = factored(part)
+        new = _sparsegpt(weight, upper, drop, choose, relative, config)
+    else:
+        new, share = _by_target(weight, part, drop, choose, relative, products, config)
+    if share > config.damping:
+        note(f"the Gram matrix is singular and was damped by {share:g} of its mean diagonal")
+    return new
+
+
+def _by_target(
+    weight: Tensor,
+    part: _Part,
+    drop: int,
+    choose: Chooser,
+    importance: Tensor | None,
+    products: Tensor | None,
+    config: PruningConfig,
+) -> tuple[Tensor, float]:
+    """The dense weight that fits the wanted outputs best, pruned; and the damping."""
+    matrix, factor, share = damped(part.gram, config.damping)
+    target = weight
+    if part.cross is not None:
+        target = ridge_target(weight, part.cross, part.gram, matrix, factor)
+    if config.method == "sparsegpt":
+        upper = inverse_upper(factor)
+        return _sparsegpt(target, upper, drop, choose, importance, config), share
+    hessian = matrix.to(target.dtype)
+    keep = alps_mask(
+        target, hessian, drop, choose, iterations=config.iterations, output_weight=importance
+    )
+    new = least_squares(target, hessian, keep)
+    if products is not None and config.output_coupling:
+        metric = _metric(products, config.output_coupling).to(target.dtype)
+        new = joint_least_squares(target, hessian, keep, metric, new)
+    return new, share
+
+
+def _metric(products: Tensor, coupling: float) -> Tensor:
+    """Products of gradients, scaled to a mean diagonal of 1 and mixed with the identity."""
+    mean = products.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    metric = products * (coupling / mean)
+    metric.diagonal().add_(1 - coupling)
+    return metric
+
+
+def _sparsegpt(
+    target: Tensor,
+    upper: Tensor,
+    drop: int,
+    choose: Chooser,
+    importance: Tensor | None,
+    config: PruningConfig,
+) -> Tensor:
+    pattern = config.parsed_pattern
+    block = -(-config.block_size // pattern.step) * pattern.step
+    return sparsegpt(
+        target, upper, drop, choose, block=block, group=pattern.group, output_weight=importance
+    )
+
+
+def _upper(
+    moments: Moments, group: int, config: PruningConfig, remember: Remember, part: _Part
+) -> Upper:
+    def make() -> Upper:
+        return damped_inverse_upper(part.gram, config.damping)
+
+    key = ("upper", id(moments.gram), group, config.damping, config.repairs_bias)
+    return remember(key, make)
+
+
+def _relative(importance: Tensor | None, config: PruningConfig) -> Tensor | None:
+    if importance is None or not config.output_importance:
+        return None
+    mean = importance.mean().clamp_min(torch.finfo(torch.float32).tiny)
+    return (importance / mean).pow(config.output_importance)
+
+
+def _repair_bias(module: nn.Module, moments: Moments, dense: Tensor, new: Tensor) -> None:
+    """Set the bias so that the mean output is what it should be."""
+    mean = moments.mean.double()[:, :, None]
+    if moments.output is not None:
+        wanted = moments.output.double()[:, :, None]
+    else:
+        wanted = dense.double() @ mean + _bias(module, len(dense))[:, :, None]
+    repaired = wanted - new.double() @ mean
+    bias = module.bias
+    assert isinstance(bias, Tensor)
+    bias.detach().copy_(repaired.flatten())
+
+
+def _has_bias(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "bias", None), Tensor)
+
+
+def _bias(module: nn.Module, groups: int) -> Tensor:
+    """The bias as groups x outputs, float64; zeros where there is none."""
+    if not _has_bias(module):
+        return grouped_weight(module).new_zeros(groups, 1, dtype=torch.float64)
+    bias = module.bias
+    assert isinstance(bias, Tensor)
+    return bias.detach().double().view(groups, -1)

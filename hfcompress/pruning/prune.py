@@ -1,0 +1,213 @@
+"""``prune``: zeros in the weights of a model, by one config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hfcompress.calibration.batches import Calibration
+from hfcompress.calibration.moments import weight_of
+from hfcompress.errors import CalibrationError, ModelError, TargetError
+from hfcompress.models.architectures import select_modules, weight_matrix
+from hfcompress.pruning.config import PruningConfig
+from hfcompress.pruning.masks import Cut, count_zeros, cut_magnitudes_, is_finite, magnitude_cut
+from hfcompress.pruning.oneshot import OneShot
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What became of one layer.
+
+    Attributes:
+        name: the module's name in the model.
+        weights: number of weights (the bias is not counted).
+        zeros: weights that are zero after pruning.
+        requested: weights that were to be zero.
+    """
+
+    name: str
+    weights: int
+    zeros: int
+    requested: int
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the layer's weights that are zero."""
+        return self.zeros / self.weights
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What `prune` did.
+
+    Attributes:
+        requested: sparsity asked for, of the targets.
+        layers: one record for each pruned module, in model order.
+        notes: sentences about what the caller should know.
+    """
+
+    requested: float
+    layers: tuple[LayerReport, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def weights(self) -> int:
+        """Number of weights in the targets."""
+        return sum(layer.weights for layer in self.layers)
+
+    @property
+    def zeros(self) -> int:
+        """Number of zeros in the targets' weights."""
+        return sum(layer.zeros for layer in self.layers)
+
+    @property
+    def actual(self) -> float:
+        """Share of the targets' weights that are zero."""
+        return self.zeros / self.weights
+
+    def plain(self) -> dict[str, Any]:
+        """The report as plain data for JSON."""
+        return {
+            "requested": self.requested,
+            "actual": self.actual,
+            "weights": self.weights,
+            "zeros": self.zeros,
+            "layers": [{**asdict(layer), "sparsity": layer.sparsity} for layer in self.layers],
+            "notes": list(self.notes),
+        }
+
+
+def prune(
+    model: nn.Module, config: PruningConfig, calibration: Calibration | None = None
+) -> PruneReport:
+    """Set the least important weights of a model to zero, in place.
+
+    Args:
+        model: any module; the targets' weights (and, with bias repair, biases) are changed in
+            place.
+        config: what to prune, by which method, how much.
+        calibration: examples for the methods that need them.
+
+    Returns:
+        requested and actual sparsity, and a record for each layer. The number of zeros is
+        ``round(sparsity * weights)``, in each layer or (scope global, or an allocation) in all;
+        weights that are zero already count first. An N:M pattern fixes the number, and blocks
+        come as near as whole blocks can.
+
+    Raises:
+        TargetError: a pattern that matches nothing, nothing to prune, or a layer too small for
+            the N:M or block pattern.
+        ModelError: a weight that is NaN or infinite (the layer is named).
+        CalibrationError: calibration data that are missing, too few, without labels where the
+            method needs them, or that give NaN activations.
+    """
+    modules = select_modules(model, config.targets, config.exclude)
+    _check_pattern(modules, config)
+    if _is_plain_magnitude(modules, config):
+        return PruneReport(config.wanted, _by_magnitude(modules, config))
+    weights = {name: dense_weight(name, module) for name, module in modules.items()}
+    one_shot = OneShot(model, modules, config, _calibration(config, calibration))
+    requested, notes = one_shot.run()
+    layers = (
+        LayerReport(name, weight.numel(), count_zeros(weight), requested[name])
+        for name, weight in weights.items()
+    )
+    return PruneReport(config.wanted, tuple(layers), notes)
+
+
+def dense_weight(name: str, module: nn.Module) -> Tensor:
+    """A module's weight, checked to be finite.
+
+    Raises:
+        ModelError: a weight that is NaN or infinite.
+    """
+    weight = weight_of(module)
+    if not is_finite(weight):
+        raise ModelError(f"{name}.weight holds NaN or infinite values; load a sound checkpoint")
+    return weight.detach()
+
+
+def _is_plain_magnitude(modules: Mapping[str, nn.Module], config: PruningConfig) -> bool:
+    weights = [weight_of(module) for module in modules.values()]
+    return (
+        len({weight.dtype for weight in weights}) == 1
+        and all(weight.is_contiguous() for weight in weights)
+        and config.method == "magnitude"
+        and config.pattern == "unstructured"
+        and config.competition in ("layer", "global")
+        and config.wanted > 0
+        and not config.needs_calibration
+    )
+
+
+def _by_magnitude(
+    modules: Mapping[str, nn.Module], config: PruningConfig
+) -> tuple[LayerReport, ...]:
+    """The fast path: no scores, no masks; two passes over the weights.
+
+    All cuts are known before the first weight changes, so that a NaN leaves the model whole.
+    """
+    weights = {name: weight_of(module).detach() for name, module in modules.items()}
+    together = config.competition == "global"
+    portions = [list(weights)] if together else [[name] for name in weights]
+
+    def choose(names: list[str]) -> Cut | None:
+        drop = round(config.wanted * sum(weights[name].numel() for name in names))
+        try:
+            return magnitude_cut([weights[name] for name in names], drop) if drop else None
+        except ValueError:
+            for name in names:
+                dense_weight(name, modules[name])
+            raise
+
+    def apply(names: list[str], cut: Cut | None) -> list[LayerReport]:
+        part = [weights[name] for name in names]
+        zeros = (
+            [count_zeros(weight) for weight in part] if cut is None else cut_magnitudes_(part, cut)
+        )
+        return [
+            LayerReport(
+                name,
+                weight.numel(),
+                zero,
+                zero if together else round(config.wanted * weight.numel()),
+            )
+            for name, weight, zero in zip(names, part, zeros, strict=True)
+        ]
+
+    # numpy lets go of the interpreter in its loops, so that layers run side by side.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        cuts = list(pool.map(choose, portions))
+        found = list(pool.map(apply, portions, cuts))
+    return tuple(record for records in found for record in records)
+
+
+def _check_pattern(modules: Mapping[str, nn.Module], config: PruningConfig) -> None:
+    for name, module in modules.items():
+        outputs, inputs = weight_matrix(module).shape
+        if not config.parsed_pattern.fits(outputs, inputs):
+            raise TargetError(
+                f"{name} has {outputs} outputs and {inputs} inputs and cannot hold the pattern "
+                f"{config.pattern}; exclude it or choose a smaller pattern"
+            )
+
+
+def _calibration(config: PruningConfig, calibration: Calibration | None) -> Calibration | None:
+    if not config.needs_calibration:
+        return None
+    if config.augmented_rows:
+        raise CalibrationError(
+            "augmented_rows is made by a recipe's prune step; to call prune, give Calibration "
+            "the batches of augment_texts, too, and leave augmented_rows out"
+        )
+    if calibration is None:
+        raise CalibrationError(
+            f"method {config.method} with these options needs calibration data; "
+            f"pass Calibration(batches) to prune"
+        )
+    return calibration.first(config.calibration_rows)

@@ -1,0 +1,145 @@
+"""What makes an OpenVINO model small on disk: integer tables, fp16 constants, a terse XML."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+
+from hfcompress.quantization.embedding_tables import QuantizedTable, halved, quantize_table
+from hfcompress.utils import require
+
+# Constants with fewer numbers cost more as an operation of their own than fp16 saves.
+_WORTH_HALVING = 128
+_DEFAULT = {"auto_broadcast": "numpy"}
+_BODIES = ("body", "then_body", "else_body")
+
+
+def quantize_tables(graph: Any, names: Collection[str], bits: int) -> None:
+    """Store tables of embeddings as integers; rows become fp32 when they are looked up.
+
+    Args:
+        graph: an ``openvino.Model`` whose lookups are called as their modules are; changed in
+            place.
+        names: the modules.
+        bits: 4 or 8.
+
+    Raises:
+        ModelError: NaN in a table.
+    """
+    for node in graph.get_ops():
+        if node.get_type_name() != "Gather" or node.get_friendly_name() not in names:
+            continue
+        source = node.input_value(0).get_node()
+        if source.get_type_name() == "Constant" and len(source.get_output_shape(0)) == 2:
+            table = quantize_table(np.asarray(source.data, np.float32), bits)
+            node.input(0).replace_source_output(_restored(table).output(0))
+
+
+def _restored(table: QuantizedTable) -> Any:
+    """Integers times scales, in the form that the CPU plugin keeps packed in memory."""
+    openvino = require("openvino", "openvino")
+    operations = require("openvino.opset13", "openvino")
+    rows, columns = table.values.shape
+    groups = columns // table.group
+    shape = [rows, columns] if groups == 1 else [rows, groups, table.group]
+    if table.bits == 8:
+        numbers = operations.constant(table.values)
+    else:
+        kept = openvino.Tensor(table.packed(), openvino.Shape(shape), openvino.Type.i4)
+        numbers = operations.constant(kept, shared_memory=False)
+    scales = operations.constant(table.scales.reshape(*shape[:-1], 1))
+    whole = operations.multiply(operations.convert(numbers, "f16"), scales)
+    if groups > 1:
+        whole = operations.reshape(whole, operations.constant(np.array([rows, columns])), False)
+    return operations.convert(whole, "f32")
+
+
+def halve_constants(graph: Any) -> None:
+    """Store biases, norms and scales in fp16; they are computed with in fp32 as before.
+
+    Args:
+        graph: an ``openvino.Model`` whose matrices are integers; those that stay in fp32 (two
+            dimensions longer than one) are left as they are.
+    """
+    operations = require("openvino.opset13", "openvino")
+    for node in graph.get_ops():
+        if node.get_type_name() != "Constant" or node.get_element_type().to_string() != "f32":
+            continue
+        shape = list(node.get_output_shape(0))
+        if max(shape, default=1) < _WORTH_HALVING or sum(size > 1 for size in shape) != 1:
+            continue
+        kept = halved(np.asarray(node.data, np.float32))
+        if kept is None:
+            continue
+        targets = list(node.output(0).get_target_inputs())
+        half = operations.convert(operations.constant(kept), "f32")
+        for target in targets:
+            target.replace_source_output(half.output(0))
+
+
+def compact(path: Path, names: Collection[str]) -> None:
+    """Rewrite ``model.xml`` without what OpenVINO works out for itself when it reads it.
+
+    Shapes between layers, generated names, notes on how the model was made and repeated
+    constants go; the names of inputs, outputs and modules stay.
+
+    Args:
+        path: the file; it is replaced whole.
+        names: layers that keep their name.
+    """
+    tree = ElementTree.parse(path)
+    root = tree.getroot()
+    layers, edges = root.find("layers"), root.find("edges")
+    if layers is None or edges is None or any(True for tag in _BODIES for _ in root.iter(tag)):
+        return
+    _merge_constants(layers, edges)
+    for notes in root.findall("rt_info"):
+        root.remove(notes)
+    ends = {edge.get("from-layer") for edge in edges if _kind(layers, edge) == "Result"}
+    for layer in layers:
+        number, kind = layer.get("id"), layer.get("type")
+        if kind not in ("Parameter", "Result") and layer.get("name") not in names:
+            layer.set("name", str(number))
+        for port in layer.iter("port"):
+            for size in list(port):
+                port.remove(size)
+            if kind != "Parameter" and number not in ends:
+                port.attrib.pop("names", None)
+        for port in layer.iterfind("input/port"):
+            port.attrib.pop("precision", None)
+        data = layer.find("data")
+        if data is not None and data.attrib == _DEFAULT:
+            layer.remove(data)
+    for element in root.iter():
+        element.text = element.tail = None
+    text = ElementTree.tostring(root, encoding="unicode", xml_declaration=False)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(f'<?xml version="1.0"?>{text.replace(" />", "/>")}', encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _kind(layers: ElementTree.Element, edge: ElementTree.Element) -> str | None:
+    target = layers.find(f"layer[@id='{edge.get('to-layer')}']")
+    return None if target is None else target.get("type")
+
+
+def _merge_constants(layers: ElementTree.Element, edges: ElementTree.Element) -> None:
+    """One layer for constants that are the same bytes of the file."""
+    first: dict[tuple[tuple[str, str], ...], str] = {}
+    replaced: dict[str, str] = {}
+    for layer in list(layers.iterfind("layer[@type='Const']")):
+        data = layer.find("data")
+        assert data is not None
+        number = str(layer.get("id"))
+        kept = first.setdefault(tuple(sorted(data.attrib.items())), number)
+        if kept != number:
+            replaced[number] = kept
+            layers.remove(layer)
+    for edge in edges:
+        source = str(edge.get("from-layer"))
+        edge.set("from-layer", replaced.get(source, source))

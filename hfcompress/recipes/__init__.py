@@ -1,0 +1,1 @@
+"""What may be asked: recipes, their steps and grids."""

@@ -1,0 +1,143 @@
+"""The recipe: model + data + steps + an optional grid + what to measure, checked whole.
+
+Nothing is loaded here. A `Recipe` is frozen plain data; `expand` turns it into trials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from hfcompress.config import Config
+from hfcompress.data import DataConfig
+from hfcompress.errors import ConfigError
+from hfcompress.models.loading import ModelConfig, task_modality
+from hfcompress.recipe.fields import locate, restore
+from hfcompress.recipe.measure_config import MeasureConfig
+from hfcompress.recipe.overrides import apply_override
+from hfcompress.recipes.grid import Trial, beginnings, points
+from hfcompress.recipes.yaml import parse_yaml
+
+Choices = Annotated[tuple[Any, ...], Field(strict=False)]
+
+
+class ReferenceConfig(Config):
+    """Published figures to stand beside ours, by requested sparsity."""
+
+    source: str = Field(description="where the figures come from")
+    values: dict[float, float] = Field(
+        strict=False, description="requested sparsity -> the published value of the metric, 0 to 1"
+    )
+    notes: dict[float, str] = Field(
+        default_factory=dict, strict=False, description="requested sparsity -> a remark"
+    )
+
+
+class Recipe(Config):
+    """A whole recipe.
+
+    Raises:
+        ConfigError: anything that does not fit, grid included, as one sentence.
+    """
+
+    name: str = Field("recipe", min_length=1, description="names the output folder")
+    description: str = Field("", description="what it shows")
+    model: ModelConfig = Field(description="which model")
+    task: str = Field("text-classification", description="decides the Auto class")
+    data: DataConfig = Field(description="which examples")
+    steps: tuple[dict[str, Any], ...] = Field((), strict=False, description="what is done")
+    grid: tuple[dict[str, Choices], ...] = Field(
+        (), strict=False, description="fields that vary: every combination is a trial"
+    )
+    measure: MeasureConfig = Field(default_factory=MeasureConfig, description="what is measured")
+    seed: int = Field(0, ge=0, description="of everything random")
+    reference: ReferenceConfig | None = Field(None, description="published figures")
+    save_models: bool = Field(False, description="keep the model of every trial")
+    save_sparse: bool = Field(
+        False, description="keep them with zeros packed; import hfcompress to load such a model"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_grid_is_a_list_of_one(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and isinstance(data.get("grid"), Mapping):
+            data = {**data, "grid": [data["grid"]]}
+        return data
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        task_modality(self.task)
+        expand(self)
+        if self.save_sparse and not self.save_models:
+            raise ValueError("save_sparse says how models are kept; write save_models: true, too")
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """The recipe as plain data, every default spelt out.
+
+        Fields that the grid varies stand in the steps as they were written.
+        """
+        data = super().plain()
+        steps = [step.plain() for step in points(self.steps, self.grid, self.seed)[0].steps]
+        for field in dict.fromkeys(field for part in self.grid for field in part):
+            if field != "seed":
+                place, name, inner = locate(field, self.steps, "grid.")
+                restore(steps[place][name], self.steps[place][name] or {}, inner.split("."))
+        data["steps"] = steps
+        return data
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: a YAML file.
+        overrides: ``key=value`` each: ``model=FOLDER``, ``data.path=FILE``,
+            ``prune.scope=global``, ``grid.prune.sparsity=[0,0.5]``; the value is YAML.
+
+    Raises:
+        ConfigError: no such file, no YAML, or anything in it that does not fit.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"recipe {str(path)!r} cannot be read ({error.strerror}); "
+            f"write the path of a YAML file or a name that 'hfcompress recipes' lists"
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"recipe {str(path)!r} is no text file") from None
+    data = parse_yaml(text, path.name)
+    if not isinstance(data, dict):
+        raise ConfigError(
+            f"{path.name} must be a mapping with model, data and steps, "
+            f"not {type(data).__name__ if data is not None else 'an empty file'}"
+        )
+    data.setdefault("name", path.stem)
+    for override in overrides:
+        data = apply_override(data, override, Recipe.model_fields)
+    return parse_recipe(data, path.name)
+
+
+def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Check plain data as a recipe.
+
+    Raises:
+        ConfigError: anything that does not fit.
+    """
+    return Recipe.parse(data, where)
+
+
+def expand(recipe: Recipe) -> list[Trial]:
+    """Every trial of a recipe: one where there is no grid; with ``measure.every_step`` the dense
+    model and what each step leaves.
+
+    Raises:
+        ConfigError: a grid field that does not exist, or a value that does not fit.
+    """
+    trials = points(recipe.steps, recipe.grid, recipe.seed)
+    return beginnings(recipe.steps, trials) if recipe.measure.every_step else trials

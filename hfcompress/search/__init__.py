@@ -1,0 +1,1 @@
+"""Search for the steps that meet a target of size, speed and accuracy."""

@@ -1,0 +1,250 @@
+"""``compress``: search the steps' settings for the smallest or fastest model that still holds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from hfcompress.data import DataConfig
+from hfcompress.errors import ConfigError, DataError, ModelError, OutputError
+from hfcompress.measure.environment import environment
+from hfcompress.recipe.progress import Progress
+from hfcompress.recipes.schema import Recipe
+from hfcompress.recipes.yaml import parse_yaml
+from hfcompress.search.candidates import Candidate, candidates
+from hfcompress.search.search import (
+    MODEL,
+    Search,
+    drop_of,
+    miss,
+    speedup_of,
+    try_candidate,
+    worth_it,
+)
+from hfcompress.search.target import CompressTarget, size_text
+from hfcompress.sweep.cache import StepCache
+from hfcompress.sweep.experiment import Workbench, prepare
+from hfcompress.sweep.outcome import Row
+from hfcompress.sweep.pipeline import GIVEN, as_data, given
+from hfcompress.sweep.results import RunDirectory
+from hfcompress.sweep.run import report
+from hfcompress.sweep.trial import Runner
+
+SEARCH = "search.json"
+# Predictions of size are this exact; a candidate that is further away is not tried.
+_SLACK = 1.05
+
+
+@dataclass(frozen=True)
+class CompressResult:
+    """What a search found.
+
+    Attributes:
+        found: the row of the smallest (or, where only speed was asked for, fastest) model that
+            holds; None where none does.
+        nearest: the row that came nearest; ``found`` where there is one.
+        rows: every candidate that was tried, in the order of trying.
+        model: the folder of the found model, ready to deploy; None where none holds.
+        sentence: the result for people.
+        output: the search's folder.
+    """
+
+    found: Row | None
+    nearest: Row | None
+    rows: list[Row]
+    model: Path | None
+    sentence: str
+    output: Path
+
+
+def compress(
+    model: str | Path | PreTrainedModel,
+    data: str | Path | DataConfig | Mapping[str, Any] | None,
+    target: CompressTarget,
+    *,
+    processor: Any = None,
+    output: str | Path = "runs/compress",
+    task: str = "text-classification",
+    progress: Progress | None = None,
+    cache: StepCache | None = None,
+    seed: int = 0,
+) -> CompressResult:
+    """Find a small and fast model that holds a target::
+
+        result = compress("my-model", "sentences/", CompressTarget(max_size="10MB", speedup=6))
+        print(result.sentence)
+        hfcompress.load(result.model)("a gripping film")
+
+    Sizes are predicted first; what cannot be small enough is never made. What is left is tried in
+    the order of expected loss, without training where that is an option; a candidate that
+    is too large or too slow before training is not trained. The first that holds is the answer;
+    with ``target.minutes`` the search goes on for smaller (faster) ones. Every row is kept:
+    the same call goes on where it stopped.
+
+    Args:
+        model: a fine-tuned classifier: hub name, folder, or the model itself.
+        data: what to learn from and to measure on: a path, `DataConfig`, or data sets by split.
+        target: what is wanted.
+        processor: the tokenizer or image processor, where ``model`` is a model.
+        output: folder of the rows, the report and, in ``model/``, the model that is found.
+        task: decides the Auto class.
+        progress: is told what happens.
+        cache: where results of training steps are kept.
+        seed: of everything random.
+
+    Raises:
+        DataError: no data.
+        ConfigError: a size that nothing here reaches.
+        OutputError: the folder belongs to another model or other data.
+        BadInputError: a model or data that cannot be used.
+    """
+    if data is None:
+        raise DataError(
+            "compress learns from examples and measures on others: give data (--data FOLDER)"
+        )
+    progress, store = progress or Progress(), RunDirectory(Path(output))
+    started = time.monotonic()
+    bench = _workbench(model, data, target, processor, task, seed, progress, cache or StepCache())
+    every = candidates(bench, target)
+    wanted = _small_enough(every, target)
+    rows = _claim(store, bench)
+    deadline = None if target.minutes is None else started + 60 * target.minutes
+    runner = Runner(bench, [], keep_long=True)
+    search = Search(bench, target, store, runner, rows, deadline)
+    for number, candidate in enumerate(wanted):
+        progress.sweep(number, len(wanted))
+        if not worth_it(search, candidate):
+            continue
+        try_candidate(search, candidate)
+        if search.best is not None and deadline is None:
+            break
+        if deadline is not None and time.monotonic() > deadline:
+            progress.note("the minutes are over; the same command goes on with more of them")
+            break
+    progress.sweep(len(wanted), len(wanted))
+    return _result(search)
+
+
+def data_config(path: str | None, settings: Sequence[str]) -> DataConfig | None:
+    """The data that a command line names.
+
+    Args:
+        path: a source; None where none is named.
+        settings: fields of `DataConfig`, ``name=sst2`` each; the value is YAML.
+
+    Raises:
+        ConfigError: a field that does not fit.
+    """
+    fields: dict[str, Any] = {"path": path}
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {setting!r}: write KEY=VALUE with a field of the data")
+        fields[key] = parse_yaml(text, f"--set {key}")
+    return None if path is None else DataConfig.parse(fields, "data")
+
+
+# --- preparing ---------------------------------------------------------------------------------
+
+
+def _workbench(
+    model: str | Path | PreTrainedModel,
+    data: Any,
+    target: CompressTarget,
+    processor: Any,
+    task: str,
+    seed: int,
+    progress: Progress,
+    cache: StepCache,
+) -> Workbench:
+    config, splits = as_data(data)
+    own = None
+    if not isinstance(model, (str, Path)):
+        if processor is None:
+            raise ModelError("a model needs its processor: compress(model, data, processor=...)")
+        own = given(model, processor)
+    recipe = Recipe.parse(
+        {
+            "name": "compress",
+            "model": GIVEN if own is not None else str(model),
+            "task": task,
+            "data": config.plain(),
+            # For the checks alone: that there are training rows, and something to quantize.
+            "steps": [{"distill": {}}, {"quantize": target.quantization}],
+            "measure": {"metric": target.metric, "latency": target.latency.plain(), "macs": False},
+            "seed": seed,
+        },
+        "compress",
+    )
+    bench = prepare(recipe, progress, cache, own, splits)
+    if bench.loaded.new_head:
+        raise ModelError(
+            f"model {recipe.model.path!r} has no trained classification head for these labels; "
+            f"fine-tune it first (a recipe's finetune step)"
+        )
+    return bench
+
+
+def _small_enough(every: list[Candidate], target: CompressTarget) -> list[Candidate]:
+    """Those whose predicted size fits.
+
+    Raises:
+        ConfigError: none does.
+    """
+    if target.max_size is None:
+        return every
+    wanted = [one for one in every if one.bytes <= _SLACK * target.max_size]
+    if not wanted:
+        least = min(every, key=lambda one: one.bytes)
+        raise ConfigError(
+            f"max_size {size_text(target.max_size)} is below what this model can become: the "
+            f"smallest way ({least.name}, {target.backend}) takes about {size_text(least.bytes)}"
+        )
+    return wanted
+
+
+def _claim(store: RunDirectory, bench: Workbench) -> dict[str, Row]:
+    """Rows of earlier searches with the same model and data, by hash.
+
+    Raises:
+        OutputError: the folder is another model's.
+    """
+    mine = {"model": bench.loaded.fingerprint, "train": bench.train_hash, "eval": bench.eval_hash}
+    known = store.read_json(SEARCH)
+    if (known is None and store.rows_file.exists()) or known not in (None, mine):
+        raise OutputError(
+            f"{store.path} holds results of another model, other data or a recipe; choose "
+            f"another --output or remove it"
+        )
+    store.write_json(SEARCH, mine)
+    store.write_json("environment.json", environment())
+    return {row["hash"]: row for row in store.rows()}
+
+
+def _result(search: Search) -> CompressResult:
+    rows, target, store = search.tried, search.target, search.store
+    if store.rows_file.is_file():
+        report(store.path)
+    nearest = search.best or min(rows, key=lambda row: miss(row, target), default=None)
+    folder = None if search.best is None else store.path / MODEL
+    sentence = _sentence(search, nearest)
+    return CompressResult(search.best, nearest, rows, folder, sentence, store.path)
+
+
+def _sentence(search: Search, row: Row | None) -> str:
+    wanted = search.target.sentence
+    if row is None:
+        return f"Nothing could be tried for {wanted}."
+    name = row["settings"]["candidate"]
+    got = (
+        f"{size_text(row['bytes'])}, {drop_of(row):.1f} points lost, {speedup_of(row):.1f} times "
+        f"faster at {search.target.latency.label}"
+    )
+    if search.best is not None:
+        return f"Found: {name} ({got})."
+    return f"No model of {len(search.tried)} tried has {wanted}; the nearest is {name} ({got})."

@@ -1,0 +1,235 @@
+"""The search behind `compress`: candidates tried in order, every row kept."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from hfcompress.inference import predict
+from hfcompress.quantization.model import QuantizedModel
+from hfcompress.recipes.grid import Trial
+from hfcompress.recipes.step_configs import parse_steps
+from hfcompress.recipes.yaml import dump_yaml
+from hfcompress.report.card import model_card
+from hfcompress.search.candidates import Candidate
+from hfcompress.search.target import CompressTarget
+from hfcompress.sweep.experiment import Workbench
+from hfcompress.sweep.outcome import Row, keep, perform
+from hfcompress.sweep.results import RunDirectory
+from hfcompress.sweep.timing import first_times, time_model
+from hfcompress.sweep.trial import Runner
+
+FOUND = "found.json"
+MODEL = "model"
+# Passes over a row in training, in forward passes of the dense model: the student's three, the
+# teacher's one, and what surrounds them.
+_PASSES = 5.0
+# Points that int8 may cost: what a finer one could give back.
+_INT8 = 1.0
+# How long a model is timed again whose speed may or may not be what is wanted.
+_AGAIN = 10.0
+
+
+@dataclass
+class Search:
+    """One search at work.
+
+    Attributes:
+        bench: the model and the data.
+        target: what is wanted.
+        store: the search's folder.
+        runner: carries trials out.
+        rows: all that the folder holds, by hash.
+        deadline: ``time.monotonic`` after which nothing begins; None for none.
+        tried: the rows of this search, in order.
+        best: of them the best that holds.
+        seconds_per_row: a forward pass of the dense model, once measured.
+        slow: the smallest share of the encoder that surely was too slow; a larger one is no
+            faster, whatever its vocabulary.
+    """
+
+    bench: Workbench
+    target: CompressTarget
+    store: RunDirectory
+    runner: Runner
+    rows: dict[str, Row]
+    deadline: float | None
+    tried: list[Row] = field(default_factory=list)
+    best: Row | None = None
+    seconds_per_row: float | None = None
+    slow: float = math.inf
+
+
+def worth_it(search: Search, candidate: Candidate) -> bool:
+    """Whether a candidate could be better than what holds already."""
+    best, target = search.best, search.target
+    if candidate.share >= search.slow:
+        search.bench.progress.note(
+            f"{candidate.name} is left out: {search.slow:.0%} of the encoder is too slow"
+        )
+        return False
+    if best is None:
+        return True
+    if target.max_size is None:
+        return candidate.share < 1.0
+    return candidate.bytes < int(best["bytes"])
+
+
+def try_candidate(search: Search, candidate: Candidate) -> None:
+    """The candidate without training and, where that is too weak but small and fast, with it;
+    in finer int8 where that could make the difference."""
+    seed, target = search.bench.recipe.seed, search.target
+    trials = [
+        (Trial(0, {"candidate": name}, seed, parse_steps(steps)), finer)
+        for name, steps, finer in candidate.plans
+    ]
+    search.runner.expect(trial for trial, _ in trials)
+    lost = 0.0
+    for trial, finer in trials:
+        if finer and lost > target.max_drop + _INT8:
+            continue
+        row = _row(search, replace(trial, index=len(search.tried)))
+        if row is None:
+            break
+        search.tried.append(row)
+        if holds(row, target):
+            _hold(search, trial, row)
+            break
+        if finer:
+            continue
+        lost = drop_of(row)
+        if too_slow(row, target):
+            search.slow = min(search.slow, candidate.share)
+        if not _small(row, target) or too_slow(row, target):
+            break  # training changes neither
+    for trial, _ in trials:
+        search.runner.release(trial)
+
+
+def _row(search: Search, trial: Trial) -> Row | None:
+    """A trial's row: one that is kept, or carried out and kept; None where that cannot be."""
+    key, progress = search.bench.row_hash(trial), search.bench.progress
+    if key in search.rows:
+        return search.rows[key]
+    if not _time_for(search, trial):
+        return None
+    outcome = perform(search.runner, trial, search.store.path)
+    if outcome.row is None:
+        progress.note(f"{trial.settings['candidate']} failed: {outcome.reason}")
+        return None
+    _time_again(search, trial, outcome.row)
+    keep(outcome, search.store)
+    search.rows[key] = outcome.row
+    progress.row(outcome.row)
+    return outcome.row
+
+
+def _time_again(search: Search, trial: Trial, row: Row) -> None:
+    """Replace a timing whose middle half of rounds lies on both sides of the speed wanted."""
+    target, runner = search.target, search.runner
+    if target.speedup is None or runner.latest is None:
+        return
+    speedup = row["timings"][0]["speedup"]
+    if not speedup["low"] < target.speedup <= speedup["high"]:
+        return
+    search.bench.progress.stage("timing again")
+    timing = time_model(runner.latest, runner.dense_model(trial), target.latency, _AGAIN)
+    row["timings"] = [timing]
+    row["latency"] = first_times(row["timings"])
+
+
+def _hold(search: Search, trial: Trial, row: Row) -> None:
+    """Keep a model that holds, where it is the best so far: its folder, and its recipe."""
+    search.best = _better(search.best, row, search.target)
+    store, bench = search.store, search.bench
+    folder = store.path / MODEL
+    if search.best is not row or (folder.exists() and store.read_json(FOUND) == row["hash"]):
+        return
+    model: Any = search.runner.model_after(trial, len(trial.steps))[0]
+    assert isinstance(model, QuantizedModel)
+    processor = bench.encoding(trial, len(trial.steps)).processor
+    model.save(folder, processor, model_card(row, name=store.path.name))
+    steps = [step.plain() for step in trial.steps]
+    store.write_text("recipe.yaml", dump_yaml(bench.recipe.changed(steps=steps).plain()))
+    store.write_json(FOUND, row["hash"])
+
+
+def _time_for(search: Search, trial: Trial) -> bool:
+    """Whether training would end before the deadline, by the dense model's speed on the data."""
+    bench = search.bench
+    place = next((i for i, step in enumerate(trial.steps, 1) if step.name == "distill"), None)
+    if search.deadline is None or place is None:
+        return True
+    if bench.cache.folder(bench.prefixes(trial)[place]).is_dir():
+        return True  # another candidate's training
+    config: Any = trial.steps[place - 1].config
+    if search.seconds_per_row is None:
+        search.seconds_per_row = _seconds_per_row(search)
+    train = bench.train
+    rows = 0 if train is None else len(train)
+    needed = _PASSES * config.epochs * rows * search.seconds_per_row
+    left = search.deadline - time.monotonic()
+    if needed <= left:
+        return True
+    bench.progress.note(
+        f"{trial.settings['candidate']}: training would take about {needed / 60:.0f} minutes, and "
+        f"{max(left, 0) / 60:.0f} are left"
+    )
+    return False
+
+
+def _seconds_per_row(search: Search) -> float:
+    bench = search.bench
+    count = min(64, len(bench.eval))
+    some = bench.eval.select(np.arange(count))
+    started = time.monotonic()
+    predict(bench.loaded.model, some, bench.recipe.measure.batch_size)
+    return (time.monotonic() - started) / count
+
+
+def drop_of(row: Row) -> float:
+    """Points lost against the dense model."""
+    return 100 * float(row["drop"])
+
+
+def speedup_of(row: Row) -> float:
+    """Times faster than the dense model in torch."""
+    return float(row["timings"][0]["speedup"]["median"])
+
+
+def _small(row: Row, target: CompressTarget) -> bool:
+    return target.max_size is None or bool(row["bytes"] <= target.max_size)
+
+
+def too_slow(row: Row, target: CompressTarget) -> bool:
+    """Whether three quarters of the rounds say so: on a busy machine the median may not."""
+    wanted = target.speedup
+    return wanted is not None and float(row["timings"][0]["speedup"]["high"]) < wanted
+
+
+def holds(row: Row, target: CompressTarget) -> bool:
+    """Whether a row's model is within all of the target."""
+    fast = target.speedup is None or speedup_of(row) >= target.speedup
+    return _small(row, target) and fast and round(drop_of(row), 6) <= target.max_drop
+
+
+def _better(best: Row | None, row: Row, target: CompressTarget) -> Row:
+    if best is None:
+        return row
+    if target.max_size is None:
+        return max((best, row), key=speedup_of)
+    return min((best, row), key=lambda one: (one["bytes"], -speedup_of(one)))
+
+
+def miss(row: Row, target: CompressTarget) -> float:
+    """How far a row is from the target: relative excess of size and time, and points of drop."""
+    missing = max(0.0, drop_of(row) - target.max_drop)
+    if target.max_size is not None:
+        missing += 10 * max(0.0, row["bytes"] / target.max_size - 1)
+    if target.speedup is not None:
+        missing += 10 * max(0.0, target.speedup / speedup_of(row) - 1)
+    return missing

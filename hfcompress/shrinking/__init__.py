@@ -1,0 +1,1 @@
+"""Structured pruning: smaller matrices instead of zeros."""

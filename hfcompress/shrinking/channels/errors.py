@@ -1,0 +1,149 @@
+"""What each width of a group of channels costs in quality: the change of the predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hfcompress.calibration.batches import Calibration
+from hfcompress.calibration.moments import Moments, grouped_weight
+from hfcompress.models.architectures import weight_matrix, write_matrix
+from hfcompress.shrinking.channels.graph import ChannelGraph, ChannelGroup
+from hfcompress.shrinking.channels.moments import about_means, unit_columns
+from hfcompress.shrinking.channels.repair import ridge
+from hfcompress.shrinking.config import ShrinkConfig
+from hfcompress.shrinking.sublayers.errors import divergence, predictions
+from hfcompress.shrinking.sublayers.selection import Tell
+
+_LEVELS = (1.0, 7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4, 1 / 8)
+"""Shares of a group's units at which the change of the predictions is measured."""
+
+
+def measured_channel_errors(
+    model: nn.Module,
+    graph: ChannelGraph,
+    kept: Mapping[str, Mapping[int, Tensor]],
+    moments: Mapping[str, Moments],
+    rows: Calibration,
+    dense: Sequence[Tensor],
+    config: ShrinkConfig,
+    tell: Tell,
+) -> dict[str, dict[int, float]]:
+    """Divergence from the dense model with one group at one width, the others as they are.
+
+    Args:
+        model: left as it was.
+        graph: from `trace` of it.
+        kept: by group and width, the units that would stay.
+        moments: of what layers read, for repair ``ridge``.
+        rows: what is predicted.
+        dense: the dense model's predictions.
+        config: its repair.
+        tell: progress.
+    """
+    start = divergence(dense, predictions(model, rows))
+    errors: dict[str, dict[int, float]] = {}
+    for number, group in enumerate(graph.groups):
+        tell("measuring widths", number, len(graph.groups))
+        here = errors[group.name] = {}
+        for width in _levels(list(kept[group.name])):
+            if width == group.units:
+                here[width] = start
+                continue
+            with _tried(model, graph, group, kept[group.name][width], moments, config):
+                here[width] = divergence(dense, predictions(model, rows))
+    return errors
+
+
+def centred_gram(model: nn.Module, graph: ChannelGraph, name: str, moments: Moments) -> Tensor:
+    """A layer's Gram matrices, about the means where a bias or a batch norm takes those."""
+    if _mean_taker(model, graph, name) is None:
+        return moments.gram.double()
+    return about_means(moments)
+
+
+def _levels(widths: Sequence[int]) -> list[int]:
+    most = max(widths)
+    near = {min(widths, key=lambda width: abs(width - level * most)) for level in _LEVELS}
+    return sorted({*near, min(widths)})
+
+
+def _mean_taker(model: nn.Module, graph: ChannelGraph, name: str) -> tuple[Tensor, float] | None:
+    """What makes up for a changed mean of a layer's outputs, and with which sign."""
+    norm: Any = model.get_submodule(graph.norms[name]) if name in graph.norms else None
+    if norm is not None and norm.running_mean is not None:
+        return norm.running_mean, 1.0
+    layer: Any = model.get_submodule(name)
+    return None if layer.bias is None else (layer.bias.data, -1.0)
+
+
+@contextmanager
+def _tried(
+    model: nn.Module,
+    graph: ChannelGraph,
+    group: ChannelGroup,
+    keep: Tensor,
+    moments: Mapping[str, Moments],
+    config: ShrinkConfig,
+) -> Iterator[None]:
+    """A group's other units are not read inside, and what reads them makes up for it."""
+    stays = torch.zeros(group.units, dtype=torch.bool)
+    stays[keep] = True
+    before: list[tuple[Any, Tensor]] = []
+    try:
+        for name in dict.fromkeys(place.module for place in group.of("inputs")):
+            layer: Any = model.get_submodule(name)
+            old = grouped_weight(layer).double()
+            seen = moments.get(name) if config.repairs == "ridge" else None
+            new = _without_units(model, graph, group, name, stays, seen, config.damping)
+            before.append((layer.weight, layer.weight.data))
+            layer.weight.data = torch.empty_like(layer.weight)
+            with torch.no_grad():
+                write_matrix(layer, new.reshape(weight_matrix(layer).shape).to(layer.weight))
+                taker = _mean_taker(model, graph, name)
+                if seen is not None and taker is not None:
+                    before.append((taker[0], taker[0].clone()))
+                    moved = ((new - old) @ seen.mean.double()[:, :, None]).flatten()
+                    taker[0].add_(taker[1] * moved.to(taker[0]))
+        yield
+    finally:
+        for tensor, data in before:
+            if isinstance(tensor, nn.Parameter):
+                tensor.data = data
+            else:
+                tensor.copy_(data)
+
+
+def _without_units(
+    model: nn.Module,
+    graph: ChannelGraph,
+    group: ChannelGroup,
+    name: str,
+    stays: Tensor,
+    moments: Moments | None,
+    damping: float,
+) -> Tensor:
+    """A layer's weight, groups x outputs x inputs, with zeros where units went."""
+    weight = grouped_weight(model.get_submodule(name)).detach().clone().double()
+    gone = torch.zeros(weight.shape[0], weight.shape[2], dtype=torch.bool)
+    for place in group.of("inputs"):
+        if place.module == name:
+            for columns in unit_columns(model, group, place):
+                own = columns.order[: columns.size * group.units]
+                gone[columns.group, own] = ~stays.repeat_interleave(columns.size)
+    if moments is None:
+        return weight.masked_fill(gone[:, None], 0.0)
+    gram = centred_gram(model, graph, name, moments)
+    fitted = torch.zeros_like(weight)
+    for number, here in enumerate(gram):
+        left = (~gone[number]).nonzero()[:, 0]
+        cross = (weight[number] @ here)[:, left]
+        small = here[left][:, left]
+        fitted[number][:, left] = ridge(
+            weight[number][None][:, :, left], small[None], cross[None], damping
+        )[0]
+    return fitted

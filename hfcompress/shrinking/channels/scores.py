@@ -1,0 +1,117 @@
+"""Importance of channels, one number for each unit of a group; higher is worth more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hfcompress.calibration.batches import Calibration, require_labels, task_loss
+from hfcompress.calibration.hooks import evaluating
+from hfcompress.errors import CalibrationError, TargetError
+from hfcompress.pruning.structured.channel_masks import masked_channels
+from hfcompress.shrinking.channels.graph import ChannelGraph, ChannelGroup, Place, groups_in
+from hfcompress.shrinking.config import Score
+
+
+def channel_scores(
+    model: nn.Module, graph: ChannelGraph, score: Score, calibration: Calibration | None
+) -> dict[str, Tensor]:
+    """The score of each unit of each group; nothing for ``reconstruction``.
+
+    Args:
+        model: left as it was.
+        graph: from `trace` of it.
+        score: ``magnitude``: Euclidean norm of all weights that make or read a unit (the group
+            norm of Fang et al. 2023, DepGraph, arXiv 2301.12900); ``l1``: sum of the absolute
+            weights that make it (Li et al. 2017, arXiv 1608.08710); ``batch_norm``: mean
+            absolute scale of its batch norms (Liu et al. 2017, Network Slimming, arXiv
+            1708.06519); ``taylor``, ``fisher``: see `mask_gradients`.
+        calibration: labelled rows for the last two.
+
+    Raises:
+        TargetError: ``batch_norm`` where a group has none.
+        CalibrationError: rows without labels, or NaN in a gradient.
+    """
+    if score == "reconstruction":
+        return {}
+    if score in ("taylor", "fisher"):
+        assert calibration is not None
+        return mask_gradients(model, graph.groups, calibration, squared=score == "fisher")
+    rule = {"magnitude": _norm, "l1": _absolute_sum, "batch_norm": _norm_scale}[score]
+    with torch.no_grad():
+        return {group.name: rule(model, group) for group in graph.groups}
+
+
+def _norm(model: nn.Module, group: ChannelGroup) -> Tensor:
+    total = torch.zeros(group.units)
+    for place in (*group.of("outputs"), *group.of("inputs")):
+        layer: Any = model.get_submodule(place.module)
+        total.index_add_(0, place.unit, _sums(layer, place, layer.weight.float().square()))
+    return total.sqrt()
+
+
+def _absolute_sum(model: nn.Module, group: ChannelGroup) -> Tensor:
+    total = torch.zeros(group.units)
+    for place in group.of("outputs"):
+        layer: Any = model.get_submodule(place.module)
+        total.index_add_(0, place.unit, _sums(layer, place, layer.weight.float().abs()))
+    return total
+
+
+def _norm_scale(model: nn.Module, group: ChannelGroup) -> Tensor:
+    total, count = torch.zeros(group.units), torch.zeros(group.units)
+    for place in group.of("features"):
+        norm: Any = model.get_submodule(place.module)
+        if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)) and norm.weight is not None:
+            total.index_add_(0, place.unit, norm.weight.float().abs()[place.index])
+            count.index_add_(0, place.unit, torch.ones(len(place.unit)))
+    if not bool(count.all()):
+        raise TargetError(
+            f"{group.name} has no batch norm whose scale could be a score; write another score"
+        )
+    return total / count
+
+
+def _sums(layer: nn.Module, place: Place, values: Tensor) -> Tensor:
+    """Sums of a weight's values over all but the channels of a place."""
+    if place.side == "outputs":
+        return values.flatten(1).sum(1)[place.index]
+    groups = groups_in(layer)
+    split = values.reshape(groups, len(values) // groups, values.shape[1], -1)
+    return split.sum((1, 3)).flatten()[place.index]
+
+
+def mask_gradients(
+    model: nn.Module, groups: Sequence[ChannelGroup], calibration: Calibration, *, squared: bool
+) -> dict[str, Tensor]:
+    """Mean over the rows of the loss's absolute or squared gradient by each unit's mask.
+
+    Absolute is first-order Taylor (Molchanov et al. 2017, arXiv 1611.06440), squared the diagonal
+    of the Fisher matrix (Liu et al. 2021, Group Fisher, arXiv 2108.00708).
+
+    Args:
+        model: run in eval mode, left as it was.
+        groups: from `trace` of it.
+        calibration: labelled rows.
+        squared: Fisher instead of Taylor.
+
+    Raises:
+        CalibrationError: rows without labels, or NaN in a gradient.
+    """
+    sums = {group.name: torch.zeros(group.units) for group in groups}
+    with evaluating(model), torch.enable_grad():
+        for batch in calibration.batches:
+            require_labels(batch)
+            count = len(batch["labels"])
+            masks = {g.name: torch.ones(count, g.units, requires_grad=True) for g in groups}
+            with masked_channels(model, groups, masks):
+                loss = task_loss(model, batch) * count  # the mean over rows, made their sum
+            gradients = torch.autograd.grad(loss, list(masks.values()))
+            for name, gradient in zip(masks, gradients, strict=True):
+                if not bool(torch.isfinite(gradient).all()):
+                    raise CalibrationError(f"the gradient of {name}'s mask is NaN or infinite")
+                sums[name] += (gradient.square() if squared else gradient.abs()).sum(0)
+    return {name: total / calibration.rows for name, total in sums.items()}

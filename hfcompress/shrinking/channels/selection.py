@@ -1,0 +1,125 @@
+"""Which channels would stay at each width, and what each width does to the predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from hfcompress.calibration.batches import Calibration
+from hfcompress.calibration.importance import Importance, importance
+from hfcompress.calibration.moments import Moments, grouped_weight, groups_of
+from hfcompress.shrinking.channels.errors import centred_gram, measured_channel_errors
+from hfcompress.shrinking.channels.graph import ChannelGraph, ChannelGroup, Place
+from hfcompress.shrinking.channels.moments import input_moments, unit_columns
+from hfcompress.shrinking.channels.scores import channel_scores
+from hfcompress.shrinking.config import ShrinkConfig
+from hfcompress.shrinking.obs import Reader, eliminate_shared
+from hfcompress.shrinking.sublayers.selection import Tell, metric_root
+
+
+@dataclass
+class ChannelOptions:
+    """What could go, before anything goes.
+
+    Attributes:
+        kept: for each group and allowed width, the units that would stay.
+        scores: for each group a score of each unit, where the method has one.
+        errors: for each group and some widths, the measured change of the predictions.
+    """
+
+    kept: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    errors: dict[str, dict[int, float]] = field(default_factory=dict)
+
+
+def channel_options(
+    model: nn.Module,
+    graph: ChannelGraph,
+    allowed: Mapping[str, Sequence[int]],
+    config: ShrinkConfig,
+    calibration: Calibration | None,
+    judge: Callable[[], tuple[Calibration, Sequence[Tensor]]],
+    tell: Tell,
+) -> ChannelOptions:
+    """Look at a model as it is; nothing changes.
+
+    Args:
+        model: dense, or shrunk in earlier rounds.
+        graph: from `trace` of it.
+        allowed: widths that each group may have.
+        config: how to choose.
+        calibration: rows; None where nothing needs them.
+        judge: rows and the dense model's predictions on them.
+        tell: progress.
+    """
+    found = ChannelOptions(scores=channel_scores(model, graph, config.score, calibration))
+    moments: dict[str, Moments] = {}
+    if config.score == "reconstruction" or (
+        config.spreads == "optimal" and config.repairs == "ridge"
+    ):
+        assert calibration is not None
+        names = {place.module for group in graph.groups for place in group.of("inputs")}
+        layers = {name: model.get_submodule(name) for name in graph.layers if name in names}
+        tell("moments", 0, 1)
+        moments = input_moments(model, layers, calibration)
+    reader = _readers(model, graph, moments, config, calibration)
+    for number, group in enumerate(graph.groups):
+        tell("choosing channels", number, len(graph.groups))
+        widths = allowed[group.name]
+        if config.score == "reconstruction":
+            readers = [reader(group, place, columns) for place, columns in _pairs(model, group)]
+            kept = eliminate_shared(readers, group.units, widths, damping=config.damping)
+        else:
+            order = found.scores[group.name].argsort(descending=True, stable=True)
+            kept = {width: order[:width].sort().values for width in widths}
+        found.kept[group.name] = kept
+    if config.spreads == "optimal":
+        rows, dense = judge()
+        found.errors = measured_channel_errors(
+            model, graph, found.kept, moments, rows, dense, config, tell
+        )
+    return found
+
+
+def _pairs(model: nn.Module, group: ChannelGroup) -> Iterator[tuple[Place, Any]]:
+    for place in group.of("inputs"):
+        for columns in unit_columns(model, group, place):
+            yield place, columns
+
+
+def _readers(
+    model: nn.Module,
+    graph: ChannelGraph,
+    moments: Mapping[str, Moments],
+    config: ShrinkConfig,
+    calibration: Calibration | None,
+) -> Callable[[ChannelGroup, Place, Any], Reader]:
+    """Makes the `Reader` of one layer, or of one group of it."""
+    seen: dict[str, Importance] = {}
+    if config.score == "reconstruction":
+        assert calibration is not None
+        layers = {name: model.get_submodule(name) for name in moments}
+        plain = {name: layer for name, layer in layers.items() if groups_of(layer) == 1}
+        seen = importance(
+            model, plain, calibration, config.seed, matrices=config.output_importance > 0
+        )
+
+    def reader(group: ChannelGroup, place: Place, columns: Any) -> Reader:
+        layer = model.get_submodule(place.module)
+        gram = centred_gram(model, graph, place.module, moments[place.module])[columns.group]
+        weight = grouped_weight(layer)[columns.group].detach()
+        part = seen.get(place.module)
+        moved, metric = 1.0, None
+        if part is not None:
+            moved = float(part.outputs.mean()) * graph.positions[place.module]
+            if part.matrix is not None:
+                metric = metric_root(part.matrix, config.output_importance)
+        order = columns.order
+        return Reader(
+            weight[:, order], gram[order][:, order], columns.size, max(moved, 1e-30), metric
+        )
+
+    return reader

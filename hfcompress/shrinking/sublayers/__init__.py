@@ -1,0 +1,1 @@
+"""Attention heads and feed-forward neurons."""

@@ -1,0 +1,183 @@
+"""What each sublayer's width costs in quality, measured as the change of the predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hfcompress.calibration.batches import Calibration
+from hfcompress.calibration.hooks import evaluating, first_tensor
+from hfcompress.calibration.moments import weight_of
+from hfcompress.models.architectures import blocks, weight_matrix, write_matrix
+from hfcompress.models.sublayers import Sublayer
+from hfcompress.predict_checked import bf16_is_faster
+from hfcompress.shrinking.sublayers.repair import Projection
+
+_LEVELS = (0.0, 1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
+ERROR_POWER = 2.0
+"""Errors of sublayers add up as this power of their roots: as the divergences themselves."""
+
+
+def levels(widths: Sequence[int]) -> list[int]:
+    """Some of the allowed widths, denser where narrow: between them errors are interpolated."""
+    most = max(widths)
+    return sorted({min(widths, key=lambda width: abs(width - level * most)) for level in _LEVELS})
+
+
+@torch.no_grad()
+def predictions(model: nn.Module, rows: Calibration) -> list[Tensor]:
+    """The model's logits for each batch (hidden states where it has no head).
+
+    Under bf16 autocast where the processor is fast at it: what is compared is much coarser.
+    """
+    found = []
+    fast = torch.autocast("cpu", torch.bfloat16) if bf16_is_faster(model) else nullcontext()
+    with evaluating(model), fast:
+        for index in range(len(rows.batches)):
+            result = rows.run(model, index)
+            logits = getattr(result, "logits", None)
+            found.append((logits if isinstance(logits, Tensor) else first_tensor(result)).float())
+    return found
+
+
+def divergence(dense: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    """KL(dense || other) of the predictions, the mean over all rows, in nats."""
+    total, rows = 0.0, 0
+    for p, q in zip(dense, other, strict=True):
+        logp, logq = p.double().log_softmax(-1), q.double().log_softmax(-1)
+        rowwise = (logp.exp() * (logp - logq)).sum(-1)
+        total, rows = total + float(rowwise.sum()), rows + rowwise.numel()
+    return total / max(rows, 1)
+
+
+def measured_errors(
+    model: nn.Module,
+    parts: Sequence[Sublayer],
+    candidates: Mapping[str, Mapping[int, Projection]],
+    rows: Calibration,
+    dense: Sequence[Tensor],
+    tell: Callable[[int, int], None] = lambda done, whole: None,
+) -> dict[str, dict[int, float]]:
+    """Divergence from the dense model with one sublayer at one width, the others as they are.
+
+    Args:
+        model: left as it was.
+        parts: its sublayers, in the order in which data pass them.
+        candidates: by sublayer and width.
+        rows: what is predicted.
+        dense: the dense model's predictions.
+        tell: is told how far it is.
+
+    Returns:
+        by sublayer and width, the full width (the model as it is) included.
+    """
+    errors: dict[str, dict[int, float]] = {}
+    as_it_is = divergence(dense, predictions(model, rows))
+    replay = _Replay(model, rows)
+    done, whole = 0, sum(len(found) for found in candidates.values())
+    for part in parts:
+        errors[part.name] = {part.units(model): as_it_is}
+        with replay.starting_at(part.layer):
+            for width, projection in candidates[part.name].items():
+                with _tried(part, model, projection):
+                    errors[part.name][width] = divergence(dense, predictions(model, rows))
+                done += 1
+                tell(done, whole)
+    return errors
+
+
+class _Replay:
+    """Forward passes that start at a layer: what lies before has been computed already.
+
+    Args:
+        model: as it is.
+        rows: what will be predicted, batch by batch in order.
+    """
+
+    def __init__(self, model: nn.Module, rows: Calibration) -> None:
+        self._layers = blocks(model)
+        self._batches = len(rows.batches)
+        self._states: dict[str, list[Tensor]] = {name: [] for name in self._layers}
+        self._rest: tuple[None, ...] | None = None
+        hooks = []
+        for name, layer in self._layers.items():
+
+            def note(_: nn.Module, args: Any, result: Any, name: str = name) -> None:
+                self._states[name].append(args[0])
+                self._rest = None if isinstance(result, Tensor) else (None,) * (len(result) - 1)
+
+            hooks.append(layer.register_forward_hook(note))
+        try:
+            predictions(model, rows)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @contextmanager
+    def starting_at(self, start: str) -> Iterator[None]:
+        """Layers before ``start`` pass on what they read; ``start`` reads what it read before."""
+        calls = 0
+
+        def passing(state: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return state if self._rest is None else (state, *self._rest)
+
+        def replayed(_: nn.Module, args: Any) -> Any:
+            nonlocal calls
+            state = self._states[start][calls % self._batches]
+            calls += 1
+            return (state, *args[1:])
+
+        before = list(self._layers)[: list(self._layers).index(start)]
+        handle = self._layers[start].register_forward_pre_hook(replayed)
+        try:
+            for name in before:
+                self._layers[name].forward = passing
+            yield
+        finally:
+            handle.remove()
+            for name in before:
+                vars(self._layers[name]).pop("forward", None)
+
+
+@contextmanager
+def _tried(part: Sublayer, model: nn.Module, projection: Projection) -> Iterator[None]:
+    """The sublayer has its units masked and the rest fitted anew inside; shapes stay."""
+    linear = part.out(model)
+    weight, bias = weight_of(linear), getattr(linear, "bias", None)
+    before = weight.data, None if bias is None else bias.data
+    wide = torch.zeros_like(weight_matrix(linear))
+    wide[:, part.columns(projection.keep)] = projection.weight.to(wide)
+    try:
+        weight.data = torch.empty_like(weight)
+        write_matrix(linear, wide)
+        if bias is not None and projection.bias is not None:
+            bias.data = projection.bias.to(bias)
+        yield
+    finally:
+        weight.data = before[0]
+        if bias is not None:
+            bias.data = before[1]
+
+
+def interpolated(
+    errors: Mapping[int, float], widths: Sequence[int], power: float = ERROR_POWER
+) -> dict[int, float]:
+    """The errors at all allowed widths, never rising with width.
+
+    Interpolated are roots: a divergence is quadratic in a small change.
+
+    Args:
+        errors: by measured width.
+        widths: those wanted.
+        power: what a root is raised to: 2 gives the divergence itself.
+    """
+    known = sorted(errors)
+    roots = np.sqrt(np.maximum([errors[width] for width in known], 0.0))
+    falling = np.maximum.accumulate(roots[::-1])[::-1]
+    values = np.interp(widths, known, falling) ** power
+    return {width: float(value) for width, value in zip(widths, values, strict=True)}

@@ -1,0 +1,102 @@
+"""One sublayer's choice: which units stay, and the output projection that makes up for the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hfcompress.calibration.moments import Moments
+from hfcompress.models.architectures import weight_matrix, write_matrix
+from hfcompress.models.sublayers import Sublayer
+from hfcompress.models.surgery import keep_units
+from hfcompress.shrinking.config import ShrinkConfig
+from hfcompress.shrinking.obs import refit
+
+
+@dataclass(frozen=True)
+class Projection:
+    """An output projection with some units gone.
+
+    Attributes:
+        keep: the units that are left, ascending.
+        weight: outputs x (units left * size).
+        bias: outputs; None where the projection has none.
+    """
+
+    keep: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class Centred:
+    """Moments of inputs and wanted outputs that a bias cannot account for.
+
+    Attributes:
+        gram: inputs x inputs, about the means where there is a bias.
+        cross: outputs x inputs, likewise.
+        inputs, outputs: the means.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    inputs: Tensor
+    outputs: Tensor
+
+
+def centred(linear: nn.Module, moments: Moments) -> Centred:
+    """The moments of a layer with or without a bias."""
+    assert moments.cross is not None
+    assert moments.output is not None
+    gram, mean = moments.gram[0].double(), moments.mean[0].double()
+    cross, output = moments.cross[0].double(), moments.output[0].double()
+    if _bias(linear) is not None:
+        gram = gram - torch.outer(mean, mean)
+        cross = cross - torch.outer(output, mean)
+    return Centred(gram, cross, mean, output)
+
+
+def repaired(
+    part: Sublayer,
+    model: nn.Module,
+    keep: Tensor,
+    moments: Centred | None,
+    config: ShrinkConfig,
+) -> Projection:
+    """The output projection for the units that are left.
+
+    Args:
+        part: the sublayer, all its units still there.
+        model: the model as it is.
+        keep: the units that stay.
+        moments: of the projection's inputs; None only for repair ``none``.
+        config: which repair, and its damping.
+    """
+    linear, columns = part.out(model), part.columns(keep)
+    weight, bias = weight_matrix(linear), _bias(linear)
+    if moments is None or config.repairs == "none":
+        return Projection(keep, weight[:, columns], bias)
+    new = weight[:, columns].double()
+    if config.repairs == "ridge":
+        new = refit(weight.double(), moments.gram, moments.cross, columns, config.damping)
+    if bias is not None:
+        bias = (moments.outputs - new @ moments.inputs[columns]).to(bias)
+    return Projection(keep, new.to(weight), bias)
+
+
+@torch.no_grad()
+def install(part: Sublayer, model: nn.Module, projection: Projection) -> None:
+    """Make it so: units leave, and the output projection is the new one."""
+    keep_units(model, part, projection.keep)
+    linear: Any = part.out(model)
+    write_matrix(linear, projection.weight)
+    if projection.bias is not None:
+        linear.bias.data = projection.bias.detach().clone()
+
+
+def _bias(linear: nn.Module) -> Tensor | None:
+    bias = getattr(linear, "bias", None)
+    return bias.detach() if isinstance(bias, Tensor) else None

@@ -1,0 +1,1 @@
+"""Tokens that a corpus does not use leave the embedding."""

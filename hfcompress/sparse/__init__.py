@@ -1,1 +1,0 @@
-"""Sparse inference on CPU: layers whose zeros are skipped, where that is faster."""

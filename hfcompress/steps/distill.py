@@ -1,0 +1,208 @@
+"""The ``distill`` step: a student, a teacher, and `DistillationTrainer`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from hfcompress.data.encode import Encoded
+from hfcompress.data.image_processors import check_same_images, like_teacher
+from hfcompress.distillation.arguments import DistillationArguments
+from hfcompress.distillation.cache import TeacherCache
+from hfcompress.distillation.layer_choice import Batch, choose_layers
+from hfcompress.distillation.layer_map import uniform_layer_map
+from hfcompress.distillation.student import check_sizes, make_student
+from hfcompress.distillation.text_student import make_text_student
+from hfcompress.distillation.trainer import DistillationTrainer
+from hfcompress.errors import ConfigError, ModelError
+from hfcompress.measure.size import count_parameters
+from hfcompress.models.architectures import blocks
+from hfcompress.models.loading import TASK_MODALITY, load_model
+from hfcompress.recipe.distill_config import DistillConfig
+from hfcompress.recipe.training_state import (
+    dropout,
+    fast_attention,
+    frozen_embeddings,
+    memory_format,
+)
+from hfcompress.steps.context import Context
+from hfcompress.steps.finetune import train_with, trainer_arguments
+from hfcompress.steps.prune import check_training, training_rows
+
+Done = dict[str, Any]
+Model = PreTrainedModel
+# Rows whose teacher logits a report shows at several temperatures.
+_SHOWN = 4
+
+
+def distill(model: Model, config: DistillConfig, context: Context) -> tuple[Model, Done]:
+    """Make a student and train it on what the dense model says of the training rows.
+
+    Returns:
+        The student, and what was done: updates, loss, the teacher's layers that it started from,
+        the teacher's size, and its logits of some measured rows.
+
+    Raises:
+        ConfigError: sizes that the teacher cannot give.
+        ModelError: a student whose tokenizer or labels are not the teacher's.
+        DataError: no training rows.
+    """
+    teacher = context.dense_model()
+    rows = training_rows(config, context)
+    context.progress.stage(f"distilling on {len(rows):,} rows")
+    student, layers = _student(model, teacher, config, context)
+    options = config.distillation.plain()
+    if layers is not None and options["layer_map"] is None and config.distillation.compares_layers:
+        options["layer_map"] = dict(enumerate(layers))
+    follows: Any = teacher
+    if config.cache:
+        follows, rows = _cached(student, teacher, rows, options, config, context)
+
+    def build(**common: Any) -> DistillationTrainer:
+        epochs = 1.0 if config.augmentation else config.epochs
+        arguments = trainer_arguments(
+            DistillationArguments, config, context, rows, num_train_epochs=epochs, **options
+        )
+        return DistillationTrainer(args=arguments, teacher=follows, **common)
+
+    with ExitStack() as stack:
+        stack.enter_context(dropout(student, config.dropout))
+        stack.enter_context(frozen_embeddings(student, config.freeze_embeddings))
+        stack.enter_context(fast_attention(student))
+        stack.enter_context(fast_attention(teacher))
+        stack.enter_context(memory_format(student, config.channels_last))
+        done, _ = train_with(build, student, context, rows)
+    shown = {
+        "teacher_layers": layers,
+        "teacher_parameters": count_parameters(teacher),
+        "teacher_logits": teacher_logits(teacher, context.eval),
+    }
+    return student, {**done, **shown}
+
+
+def _student(
+    model: Model, teacher: Model, config: DistillConfig, context: Context
+) -> tuple[Model, list[int] | None]:
+    """The student, and the teacher's layer behind each of its layers where there is one."""
+    if config.student is not None:
+        return _made(teacher, config, context)
+    if config.text_student is not None:
+        return make_text_student(teacher, config.text_student), None
+    if config.model is not None:
+        return _own(config, context), None
+    return model, None
+
+
+def _made(teacher: Model, config: DistillConfig, context: Context) -> tuple[Model, list[int]]:
+    sizes = config.student
+    assert sizes is not None
+    calibration: list[Batch] | None = None
+    if sizes.calibration_rows is not None:
+        calibration = list(context.calibration(sizes.calibration_rows, context.seed).batches)
+    layers = choose_layers(teacher, sizes.layers, sizes.init, calibration)
+    student = make_student(
+        teacher,
+        layers=layers,
+        hidden=sizes.hidden,
+        heads=sizes.heads,
+        ffn=sizes.ffn,
+        calibration=calibration,
+    )
+    return student, list(layers)
+
+
+def _own(config: DistillConfig, context: Context) -> Model:
+    """A model by name; it must read what the teacher's tokenizer writes.
+
+    Raises:
+        ModelError: it has another tokenizer.
+    """
+    assert config.model is not None
+    kinds = {kind: task for task, kind in TASK_MODALITY.items()}
+    examples = context.examples
+    wanted = config.model
+    if examples.modality == "image" and wanted.config is not None:
+        wanted = like_teacher(wanted, context.processor)
+    loaded = load_model(wanted, kinds[examples.modality], examples.labels, context.seed)
+    mine, theirs = loaded.processor, context.processor
+    if examples.modality == "image":
+        check_same_images(config.model.name, mine, theirs)
+    if hasattr(mine, "get_vocab") and mine.get_vocab() != theirs.get_vocab():
+        raise ModelError(
+            f"the student {config.model.name!r} has another tokenizer than the teacher, and the "
+            f"rows are encoded once; give a student of the same vocabulary"
+        )
+    return loaded.model
+
+
+def _cached(
+    student: Model,
+    teacher: Model,
+    rows: Encoded,
+    options: dict[str, Any],
+    config: DistillConfig,
+    context: Context,
+) -> tuple[TeacherCache, Encoded]:
+    """What the teacher says of all rows, and the rows with their numbers."""
+    hidden: list[int] = []
+    if config.distillation.hidden_weight:
+        own, other = len(blocks(student)), len(blocks(teacher))
+        hidden = list((options["layer_map"] or uniform_layer_map(own, other)).values())
+    processor = context.processor
+    with fast_attention(teacher):
+        cache = TeacherCache.build(
+            teacher,
+            rows.rows,
+            rows.collate,
+            hidden_layers=hidden,
+            precision=config.distillation.teacher_precision,
+            preprocessing=processor.to_json_string()
+            if context.examples.modality == "image"
+            else "",
+            progress=context.progress.work,
+        )
+    collate = TeacherCache.collator(rows.collate)
+    return cache, Encoded(cache.attach(rows.rows), rows.lengths, collate)
+
+
+@torch.inference_mode()
+def teacher_logits(teacher: Model, rows: Encoded) -> list[list[float]]:
+    """The teacher's logits of the first measured rows, for a picture of temperatures."""
+    teacher.eval()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    batch = rows.collate([rows.rows[index] for index in range(min(_SHOWN, len(rows)))])
+    inputs = {name: value.to(teacher.device) for name, value in batch.items() if name != "labels"}
+    logits: list[list[float]] = teacher(**inputs).logits.float().tolist()
+    return logits
+
+
+def check_distill(model: Model, config: DistillConfig) -> None:
+    """Refuse what does not fit the model, before anything runs.
+
+    Raises:
+        ConfigError: sizes that the teacher cannot give, or options of another kind of student.
+    """
+    check_training(model, config)
+    sizes = config.student
+    if sizes is not None:
+        check_sizes(
+            model, layers=sizes.layers, hidden=sizes.hidden, heads=sizes.heads, ffn=sizes.ffn
+        )
+    options = config.distillation
+    if config.text_student is not None and options.compares_layers:
+        raise ConfigError(
+            "a text_student has no layers to compare with the teacher's; set hidden_weight, "
+            "attention_weight and value_weight to 0"
+        )
+    if config.cache and config.image_augmentation is not None:
+        raise ConfigError(
+            "a cache keeps what the teacher says of each image as it is; leave image_augmentation "
+            "out, or set cache to false"
+        )
+    if config.cache and (options.attention_weight or options.value_weight):
+        raise ConfigError(
+            "a cache keeps logits and hidden states; set attention_weight and value_weight to 0, "
+            "or cache to false"
+        )

@@ -1,0 +1,1 @@
+"""Run a recipe: trials, rows, caches."""

@@ -1,0 +1,221 @@
+"""``CompressionPipeline``: a recipe's steps on a model, a tokenizer and data that you hold."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from hfcompress.config import Config, nearest
+from hfcompress.data import DataConfig
+from hfcompress.errors import ConfigError, DataError, HfcompressError
+from hfcompress.models.loading import LoadedModel, weights_hash
+from hfcompress.quantization.model import QuantizedModel
+from hfcompress.recipe.hashing import content_hash
+from hfcompress.recipe.measure_config import MeasureConfig
+from hfcompress.recipe.progress import Progress
+from hfcompress.recipes.grid import Trial
+from hfcompress.recipes.schema import Recipe
+from hfcompress.recipes.step_configs import STEP_CONFIGS
+from hfcompress.report.card import model_card
+from hfcompress.sweep.cache import StepCache
+from hfcompress.sweep.executors import in_process
+from hfcompress.sweep.experiment import Workbench, prepare
+from hfcompress.sweep.outcome import Outcome, Row, save_model
+from hfcompress.sweep.results import RunDirectory
+from hfcompress.sweep.run import finish
+from hfcompress.sweep.trial import Runner
+
+Data = str | Path | DataConfig | Mapping[str, Any]
+GIVEN = "(given)"
+
+
+@dataclass(frozen=True)
+class PipelineResult:
+    """What a pipeline gave.
+
+    Attributes:
+        rows: of the dense model and of each step: ``method``, ``value`` with ``low`` and
+            ``high``, ``agreement``, ``bytes``, ``compression_ratio``, ``timings`` ...
+        model: of the last step; quantized where that step quantizes.
+        processor: the model's tokenizer or image processor, cut where a step cut the vocabulary.
+    """
+
+    rows: list[Row]
+    model: PreTrainedModel | QuantizedModel
+    processor: Any
+
+    def save(self, directory: str | Path) -> Path:
+        """Write the model with its processor and a card, as `QuantizedModel.save` or so that
+        ``from_pretrained`` reads it.
+
+        Raises:
+            OutputError: a folder that cannot be written.
+        """
+        folder = Path(directory)
+        if isinstance(self.model, QuantizedModel):
+            card = model_card(self.rows[-1], name=folder.name, dense=self.rows[0])
+            return self.model.save(folder, self.processor, card)
+        save_model(self.model, self.processor, folder)
+        return folder
+
+
+class CompressionPipeline:
+    """Steps one after the other, each measured against the dense model::
+
+        pipeline = CompressionPipeline([
+            VocabularyConfig(),
+            ShrinkConfig(macs=0.5),
+            DistillConfig(epochs=5, learning_rate=5e-4),
+            QuantizationConfig(backend="onnxruntime"),
+        ], latency={"batch_size": 1, "length": 32})
+        result = pipeline.run(model, tokenizer, "sentences/")
+        result.rows[-1]["value"], result.rows[-1]["compression_ratio"]
+        result.save("sentiment")
+
+    The same steps in a recipe with ``measure: {every_step: true}`` give the same rows.
+
+    Args:
+        steps: config objects, or mappings as in a recipe: ``{"prune": {"sparsity": 0.5}}``.
+        measure: metrics and what else is measured; `MeasureConfig` or its fields.
+        latency: batches to time, where ``measure`` does not say; `LatencyConfig` or its fields.
+        seed: of everything random.
+        task: decides how rows are read.
+
+    Raises:
+        ConfigError: what is no step, a field that does not fit, or an order that cannot be.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Config | Mapping[str, Any]],
+        measure: MeasureConfig | Mapping[str, Any] | None = None,
+        latency: Any = None,
+        seed: int = 0,
+        task: str = "text-classification",
+    ) -> None:
+        fields = measure.plain() if isinstance(measure, MeasureConfig) else dict(measure or {})
+        if latency is not None:
+            fields["latency"] = latency
+        self._plan = {
+            "name": "pipeline",
+            "model": GIVEN,
+            "task": task,
+            "steps": [step_as_plain(step, place) for place, step in enumerate(steps)],
+            "measure": {**fields, "every_step": True},
+            "seed": seed,
+        }
+        Recipe.parse({**self._plan, "data": GIVEN}, "CompressionPipeline")
+
+    def run(
+        self,
+        model: PreTrainedModel,
+        processor: Any,
+        data: Data,
+        output: str | Path | None = None,
+        progress: Progress | None = None,
+        cache: StepCache | None = None,
+    ) -> PipelineResult:
+        """Carry the steps out; the model that is given stays as it is.
+
+        Args:
+            model: a classifier, fp32. Its trained head is the teacher's unless a step fine-tunes.
+            processor: its tokenizer or image processor.
+            data: a path or `DataConfig`, or data sets by split: ``{"train": ..., "validation":
+                ...}`` (a ``DatasetDict``, too).
+            output: a run's folder, as a recipe's: rows, report; run again, it finishes what is
+                missing. Nothing is written where None.
+            progress: is told what happens.
+            cache: where results of training steps are kept.
+
+        Raises:
+            BadInputError: anything that does not fit, before anything runs.
+            HfcompressError: a step that failed; the rows before it are kept in ``output``.
+        """
+        config, splits = as_data(data)
+        recipe = Recipe.parse({**self._plan, "data": config.plain()}, "CompressionPipeline")
+        bench = prepare(
+            recipe, progress or Progress(), cache or StepCache(), given(model, processor), splits
+        )
+        return run_steps(bench, None if output is None else RunDirectory(Path(output)))
+
+
+def run_steps(bench: Workbench, store: RunDirectory | None) -> PipelineResult:
+    """Carry out the one pipeline of a workbench; what is missing of it.
+
+    Raises:
+        HfcompressError: a step failed.
+    """
+    last = bench.trials[-1]
+    runner = Runner(bench, [])
+
+    def outcomes(pending: list[Trial]) -> Iterator[Outcome]:
+        nonlocal runner
+        runner = Runner(bench, pending)
+        for outcome in in_process(runner, None if store is None else store.path):
+            yield outcome
+            if outcome.row is None:
+                return  # the steps after it would fail the same way, and take as long
+
+    result = finish(bench, store, outcomes)
+    if result.failures:
+        raise HfcompressError(result.failures[0][1])
+    model = runner.latest
+    if not runner.pending or runner.pending[-1] is not last or model is None:
+        model, _ = runner.model_after(last, len(last.steps))
+    processor = bench.encoding(last, len(last.steps)).processor
+    return PipelineResult(result.rows, model, processor)
+
+
+def given(model: PreTrainedModel, processor: Any) -> LoadedModel:
+    """A model as if it had been loaded; a copy of it is worked on."""
+    vocabulary = processor.get_vocab() if hasattr(processor, "get_vocab") else str(processor)
+    fingerprint = content_hash([weights_hash(model), vocabulary])
+    own = copy.deepcopy(model)
+    own.train(False)
+    return LoadedModel(own, processor, False, fingerprint)
+
+
+def as_data(data: Data) -> tuple[DataConfig, Mapping[str, Dataset] | None]:
+    """What is given as data: the config, and the rows where they are there already.
+
+    Raises:
+        ConfigError: fields that do not fit.
+        DataError: splits that are no data sets, or none.
+    """
+    if isinstance(data, DataConfig):
+        return data, None
+    if isinstance(data, (str, Path)):
+        return DataConfig(path=str(data)), None
+    if any(isinstance(value, Dataset) for value in data.values()):
+        wrong = [name for name, value in data.items() if not isinstance(value, Dataset)]
+        if wrong:
+            raise DataError(
+                f"data: {wrong[0]!r} is no datasets.Dataset; give one for each split, "
+                f"such as train and validation"
+            )
+        return DataConfig(path=GIVEN), data
+    return DataConfig.parse(data, "data"), None
+
+
+def step_as_plain(step: Config | Mapping[str, Any], place: int) -> dict[str, Any]:
+    """A step as it stands in a recipe.
+
+    Raises:
+        ConfigError: a config that is no step's.
+    """
+    if isinstance(step, Mapping):
+        return dict(step)
+    kind = type(step)
+    names = [name for name, config in STEP_CONFIGS.items() if config is kind]
+    # What is written for Python alone (ShrinkConfig) stands for the step that adds to it.
+    names = names or [name for name, config in STEP_CONFIGS.items() if issubclass(config, kind)]
+    if not isinstance(step, Config) or not names or kind is Config:
+        hint = nearest(kind.__name__, [config.__name__ for config in STEP_CONFIGS.values()])
+        raise ConfigError(f"steps[{place}] is a {kind.__name__}, which is no step{hint}")
+    return {names[0]: {field: getattr(step, field) for field in step.model_fields_set}}

@@ -1,0 +1,172 @@
+"""``run``: a recipe -> rows. Trials share their common prefix; finished ones are not repeated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+from hfcompress.errors import OutputError
+from hfcompress.measure.environment import environment
+from hfcompress.recipe.progress import Progress
+from hfcompress.recipes.grid import Trial
+from hfcompress.recipes.schema import Recipe, expand, load_recipe
+from hfcompress.recipes.yaml import dump_yaml
+from hfcompress.report.write import write_report
+from hfcompress.sweep.cache import StepCache
+from hfcompress.sweep.executors import EngineName, in_process, in_workers
+from hfcompress.sweep.experiment import Workbench, prepare
+from hfcompress.sweep.outcome import Outcome, Row, keep
+from hfcompress.sweep.results import RunDirectory
+from hfcompress.sweep.trial import Runner
+
+
+@dataclass(frozen=True)
+class SweepResult(Sequence[Row]):
+    """What a run gave: a sequence of its rows, and what else there is to say.
+
+    Attributes:
+        rows: one for each trial, in the grid's order.
+        failures: trials that failed on the way, as ``(settings, reason)``; the same command
+            tries them again.
+        output: the run's folder; None where nothing was to be written.
+    """
+
+    rows: list[Row]
+    failures: list[tuple[dict[str, Any], str]]
+    output: Path | None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        return self.rows[index]
+
+
+def run(
+    recipe: Recipe,
+    output: str | Path | None = None,
+    progress: Progress | None = None,
+    cache: StepCache | None = None,
+    draw: bool = True,
+    workers: int = 1,
+    engine: EngineName = "process",
+) -> SweepResult:
+    """Run a recipe; finish what is missing where the folder holds some of its rows.
+
+    Args:
+        recipe: from `load_recipe`, `parse_recipe` or ``Recipe(...)``.
+        output: the run's folder (see `RunDirectory`); nothing is written where None.
+        progress: is told what happens.
+        cache: where results of training steps are kept.
+        draw: write table, curves and page at the end.
+        workers: trials that run side by side. More than one pays on many cores; a script that
+            asks for it needs the usual ``if __name__ == "__main__"``.
+        engine: what the workers are: processes of this machine, or Ray's.
+
+    Raises:
+        BadInputError: anything the recipe names that does not fit, before anything is written.
+    """
+    progress = progress or Progress()
+    store = None if output is None else RunDirectory(Path(output))
+    bench = prepare(recipe, progress, cache or StepCache())
+
+    def outcomes(pending: list[Trial]) -> Iterator[Outcome]:
+        folder = None if store is None else store.path
+        if workers == 1 and engine == "process":
+            return in_process(Runner(bench, pending), folder)
+        return in_workers(bench, pending, folder, workers, engine)
+
+    return finish(bench, store, outcomes, draw)
+
+
+def finish(
+    bench: Workbench,
+    store: RunDirectory | None,
+    outcomes: Callable[[list[Trial]], Iterator[Outcome]],
+    draw: bool = True,
+) -> SweepResult:
+    """Run the trials that have no row yet, and keep each row as it comes.
+
+    Args:
+        bench: the recipe with all that it names loaded.
+        store: the run's folder; nothing is written where None.
+        outcomes: carries trials out.
+        draw: write table, curves and page at the end.
+
+    Raises:
+        OutputError: the folder holds rows of something else.
+    """
+    recipe, progress = bench.recipe, bench.progress
+    hashes = {bench.row_hash(trial): trial for trial in bench.trials}
+    rows = {row["hash"]: row for row in (store.claim(hashes) if store else [])}
+    for note in store.notes if store else []:
+        progress.note(note)
+    pending = [trial for key, trial in hashes.items() if key not in rows]
+    if store is not None:
+        store.write_text("recipe.yaml", dump_yaml(recipe.plain()))
+        if pending or store.read_json("environment.json") is None:
+            store.write_json("environment.json", environment())
+    failures = []
+    progress.sweep(len(rows), len(hashes))
+    for outcome in outcomes(pending):
+        if store is not None:
+            keep(outcome, store)
+        if outcome.row is not None:
+            rows[outcome.row["hash"]] = outcome.row
+            progress.row(outcome.row)
+        else:
+            progress.note(f"a trial failed: {outcome.reason}")
+            failures.append((outcome.settings, outcome.reason))
+        progress.sweep(len(rows), len(hashes))
+    ordered = _ordered(rows.values(), recipe)
+    if store is not None and draw and ordered:  # without a row the failures are all there is
+        report(store.path)
+    return SweepResult(ordered, failures, None if store is None else store.path)
+
+
+def _ordered(rows: Iterable[Row], recipe: Recipe) -> list[Row]:
+    """Rows in the grid's order, which may have grown since some of them were written."""
+
+    def place(settings: dict[str, Any], steps: Sequence[Any]) -> str:
+        return json.dumps([len(steps), settings])
+
+    places = {place(trial.settings, trial.steps): trial.index for trial in expand(recipe)}
+    found = [
+        {**row, "index": places.get(place(row["settings"], row["steps"]), row["index"])}
+        for row in rows
+    ]
+    return sorted(found, key=lambda row: int(row["index"]))
+
+
+def report(directory: str | Path) -> list[Row]:
+    """Draw table, curves and page of a run's folder again, from its rows alone.
+
+    Returns:
+        The rows, in the grid's order.
+
+    Raises:
+        OutputError: the folder holds no results, cannot be written, or a row cannot be read.
+    """
+    store = RunDirectory(Path(directory))
+    if not store.rows_file.is_file():
+        raise OutputError(f"{directory} holds no {store.rows_file.name}; give the folder of a run")
+    path = store.path / "recipe.yaml"
+    recipe = load_recipe(path) if path.is_file() else None
+    rows = store.rows()
+    ordered = rows if recipe is None else _ordered(rows, recipe)
+    write_report(
+        ordered,
+        store.path,
+        recipe_text="" if recipe is None else path.read_text(encoding="utf-8"),
+        environment=store.read_json("environment.json"),
+        weights=store.read_json("weights.json"),
+        title="Compression report" if recipe is None else f"Compression report: {recipe.name}",
+    )
+    return ordered

@@ -1,0 +1,88 @@
+"""``hfcompress sensitivity``: one layer at a time, accuracy against layer and sparsity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hfcompress.errors import ConfigError
+from hfcompress.files import atomic_write
+from hfcompress.models.architectures import select_modules
+from hfcompress.models.loading import load_model
+from hfcompress.pruning.config import PruningConfig
+from hfcompress.recipe.progress import Progress
+from hfcompress.recipes.schema import Recipe, expand
+from hfcompress.report.heatmap import draw_heatmap
+from hfcompress.report.table import write_csv
+from hfcompress.sweep.cache import StepCache
+from hfcompress.sweep.run import SweepResult, run
+
+SPARSITIES = (0.5, 0.7, 0.8, 0.9)
+
+
+def sensitivity(
+    recipe: Recipe,
+    output: str | Path,
+    progress: Progress | None = None,
+    cache: StepCache | None = None,
+) -> SweepResult:
+    """Prune each target layer alone at each sparsity of the recipe's grid, and draw a heatmap.
+
+    Args:
+        recipe: its last step is ``prune``; the grid's ``prune.sparsity`` names the sparsities
+            (`SPARSITIES` by default), other grid fields are not taken.
+        output: the run's folder; gets ``heatmap.png`` beside the rows. Run again, it finishes
+            what is missing.
+
+    Returns:
+        One row for each layer and sparsity; ``settings["prune.targets"]`` names the layer.
+
+    Raises:
+        ConfigError: the recipe does not end in one prune step, or its grid varies other fields.
+        BadInputError: as `run`.
+    """
+    layers, sparsities = _layers(recipe), _sparsities(recipe)
+    grid = {"prune.targets": tuple([name] for name in layers), "prune.sparsity": sparsities}
+    steps = (*recipe.steps[:-1], {"prune": {**recipe.steps[-1]["prune"], "sparsity": 0.5}})
+    measure = recipe.measure.changed(every_step=False)
+    plan = recipe.changed(grid=(grid,), steps=steps, measure=measure)
+    result = run(plan, output, progress, cache, draw=False)
+    folder = Path(output)
+    if result.rows:
+        write_csv(result.rows, folder / "results.csv")
+        atomic_write(folder / "heatmap.png", _heatmap(result.rows, layers, sparsities))
+    return result
+
+
+def _layers(recipe: Recipe) -> list[str]:
+    steps = [next(iter(step)) for step in recipe.steps]
+    if steps.count("prune") != 1 or steps[-1] != "prune":
+        raise ConfigError("sensitivity takes a recipe whose last step, and no other, is prune")
+    config = expand(recipe)[0].steps[-1].config
+    assert isinstance(config, PruningConfig)
+    model = load_model(recipe.model, recipe.task).model
+    return list(select_modules(model, config.targets, config.exclude))
+
+
+def _sparsities(recipe: Recipe) -> tuple[Any, ...]:
+    fields = {field for grid in recipe.grid for field in grid}
+    if fields - {"prune.sparsity"} or len(recipe.grid) > 1:
+        others = ", ".join(sorted(fields - {"prune.sparsity"})) or "several parts"
+        raise ConfigError(f"sensitivity varies prune.sparsity only; take {others} out of the grid")
+    return recipe.grid[0]["prune.sparsity"] if recipe.grid else SPARSITIES
+
+
+def _heatmap(rows: list[dict[str, Any]], layers: list[str], sparsities: tuple[Any, ...]) -> bytes:
+    found = {
+        (row["settings"]["prune.targets"][0], float(row["settings"]["prune.sparsity"])): row
+        for row in rows
+    }
+    values = [
+        [_value(found.get((layer, float(sparsity)))) for sparsity in sparsities] for layer in layers
+    ]
+    dense = rows[0]["value"] + rows[0]["drop"]
+    return draw_heatmap(layers, [float(s) for s in sparsities], values, rows[0]["metric"], dense)
+
+
+def _value(row: dict[str, Any] | None) -> float | None:
+    return None if row is None else float(row["value"])

@@ -1,1 +1,0 @@
-"""Fewer tokens: embedding and tokenizer cut together."""
