@@ -24,7 +24,7 @@ from hfcompress.measure.latency import LatencyReport, measure_latency
 from hfcompress.measure.macs import count_macs
 from hfcompress.quantization.backends.onnxruntime import OnnxEngine
 from hfcompress.quantization.onnx_export import export_onnx
-from hfcompress.recipe.training_config import RecoverConfig
+from hfcompress.recipes.step_configs import RecoverConfig
 from hfcompress.shrinking.channels.repair import estimate_batch_norms
 from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.shrink import shrink

@@ -22,8 +22,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from hfcompress.files import atomic_write
 from hfcompress.measure.environment import environment
+from hfcompress.utils import atomic_write
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from hfcompress import BenchConfig, save_compressed
-from hfcompress.benchmark.kinds import ENGINES
+from hfcompress.benchmarking.config import ENGINES
 from hfcompress.benchmarking.inputs import make_inputs
 from hfcompress.benchmarking.subjects import Subject, find_subjects
 from hfcompress.errors import MissingExtraError

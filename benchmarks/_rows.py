@@ -12,10 +12,10 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 
-from hfcompress.files import atomic_write
 from hfcompress.inference import predict
 from hfcompress.steps.context import Context
 from hfcompress.sweep.experiment import Workbench
+from hfcompress.utils import atomic_write
 
 RowType = TypeVar("RowType", bound=Any)
 

@@ -21,7 +21,6 @@ from hfcompress.inference import predict
 from hfcompress.measure.evaluation import compute_metric
 from hfcompress.measure.macs import count_macs
 from hfcompress.measure.size import count_parameters
-from hfcompress.recipe.progress import Progress
 from hfcompress.recipes.library import find_recipe
 from hfcompress.recipes.schema import Recipe, load_recipe
 from hfcompress.steps.context import Context
@@ -29,6 +28,7 @@ from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.experiment import Workbench, prepare
 from hfcompress.sweep.run import run
 from hfcompress.sweep.trial import Runner
+from hfcompress.utils import Progress
 
 
 @dataclass(frozen=True)

@@ -38,23 +38,19 @@ from benchmarks._distillation_peers import (
 from benchmarks._figures import Figure, parse_arguments, report
 from benchmarks._rows import Surroundings, kept_row
 from benchmarks.oneshot_quality import teacher_folder
-from hfcompress.distillation.layer_choice import choose_layers
-from hfcompress.distillation.student import make_student
+from hfcompress.distillation.student import choose_layers, make_student
 from hfcompress.distillation.text_student import TextStudentConfig, make_text_student
 from hfcompress.measure.latency import measure_latency
 from hfcompress.measure.size import count_parameters
 from hfcompress.models.architectures import blocks
-from hfcompress.quiet import quiet_libraries
-from hfcompress.recipe.distill_config import DistillConfig
-from hfcompress.recipe.finetune_config import FinetuneConfig
-from hfcompress.recipe.progress import Progress
 from hfcompress.recipes.library import find_recipe
 from hfcompress.recipes.schema import Recipe, load_recipe
-from hfcompress.recipes.step_configs import parse_steps
+from hfcompress.recipes.step_configs import DistillConfig, FinetuneConfig, parse_steps
 from hfcompress.steps.distill import distill
 from hfcompress.steps.finetune import finetune
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.experiment import prepare
+from hfcompress.utils import Progress, quiet_libraries
 
 SEEDS = (0, 1, 2)
 MINUTES = 8.0

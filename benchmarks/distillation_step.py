@@ -41,7 +41,7 @@ from hfcompress.distillation.arguments import DistillationArguments
 from hfcompress.distillation.cache import TeacherCache
 from hfcompress.distillation.student import make_student
 from hfcompress.distillation.trainer import DistillationTrainer
-from hfcompress.quiet import quiet_libraries
+from hfcompress.utils import quiet_libraries
 
 ROUNDS = 5
 STEPS, WARM_UP = 16, 4

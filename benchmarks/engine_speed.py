@@ -20,11 +20,10 @@ from rich.console import Console
 from benchmarks._figures import Figure, parse_arguments, report
 from benchmarks.latency import models
 from hfcompress import BenchConfig, ShrinkConfig, bench, save_compressed, shrink
-from hfcompress.benchmark.kinds import ENGINES
+from hfcompress.benchmarking.config import ENGINES
 from hfcompress.benchmarking.run import BenchResult
-from hfcompress.quiet import quiet_libraries
-from hfcompress.recipe.progress import Progress
-from hfcompress.report.bench_table import bench_table, environment_line
+from hfcompress.report.bench import bench_table, environment_line
+from hfcompress.utils import Progress, quiet_libraries
 
 SHAPES = ((1, 32), (32, 32))
 OVER_TORCH, OVER_OWN = 16, 7

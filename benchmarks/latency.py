@@ -42,11 +42,11 @@ from hfcompress.calibration.batches import Calibration
 from hfcompress.measure.latency import LatencyReport
 from hfcompress.models.architectures import blocks
 from hfcompress.models.sublayers import sublayers
-from hfcompress.quiet import quiet_libraries
 from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.shrink import shrink
 from hfcompress.shrinking.sublayers.costs import layer_macs
 from hfcompress.shrinking.sublayers.latency_table import with_widths
+from hfcompress.utils import quiet_libraries
 
 PRECISIONS = ("float32", "bfloat16")
 # Share of the multiply-accumulates -> times faster that is to be reached.

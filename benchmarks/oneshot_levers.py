@@ -18,9 +18,9 @@ from scipy.special import log_softmax
 
 from benchmarks._figures import Figure, parse_arguments, report
 from benchmarks.oneshot_quality import Lines, recipe, teacher_folder
-from hfcompress.quiet import quiet_libraries
 from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.run import run
+from hfcompress.utils import quiet_libraries
 
 SPARSITY = 0.8
 BASE: dict[str, Any] = {"sparsity": SPARSITY, "calibration_rows": 1024, "seed": 0}

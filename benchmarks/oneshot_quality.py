@@ -30,13 +30,12 @@ from transformers import PreTrainedModel
 from benchmarks._figures import Figure, parse_arguments, report
 from benchmarks._rows import Surroundings
 from hfcompress.models.architectures import default_targets
-from hfcompress.quiet import quiet_libraries
-from hfcompress.recipe.progress import Progress
 from hfcompress.recipes.library import find_recipe
 from hfcompress.recipes.schema import Recipe, load_recipe
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.experiment import Workbench, prepare
 from hfcompress.sweep.run import run
+from hfcompress.utils import Progress, quiet_libraries
 
 SEEDS = (0, 1, 2)
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9)

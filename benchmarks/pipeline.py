@@ -34,13 +34,12 @@ from hfcompress.measure.latency import measure_latency
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.onnx_export import example_inputs
 from hfcompress.quantization.quantize import quantize
-from hfcompress.quiet import quiet_libraries
-from hfcompress.recipe.progress import Progress
 from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.shrink import shrink
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.experiment import prepare
 from hfcompress.sweep.run import run
+from hfcompress.utils import Progress, quiet_libraries
 
 # What is to be reached: megabytes, points, and times faster than torch fp32 by batch.
 POINTS_10MB, FASTER_10MB = 1.0, {"32 x 32": 10, "1 x 32": 6}

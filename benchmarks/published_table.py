@@ -13,10 +13,10 @@ from pathlib import Path
 
 from benchmarks._figures import Figure, parse_arguments, report
 from benchmarks.oneshot_quality import Lines, teacher_folder
-from hfcompress.quiet import quiet_libraries
 from hfcompress.recipes.library import find_recipe
 from hfcompress.recipes.schema import load_recipe
 from hfcompress.sweep.run import run
+from hfcompress.utils import quiet_libraries
 
 
 def main() -> None:

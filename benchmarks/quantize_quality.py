@@ -32,10 +32,9 @@ from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.quantization.onnx_export import example_inputs
 from hfcompress.quantization.quantize import quantize
-from hfcompress.quiet import quiet_libraries
-from hfcompress.recipe.progress import Progress
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.experiment import Workbench, prepare
+from hfcompress.utils import Progress, quiet_libraries
 
 # fmt: off
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -249,10 +249,14 @@ def logits_of(folder: Path) -> list[list[float]]:
     if (folder / "hfcompress.json").is_file():
         predictor = hfcompress.load(folder)
         texts = ["a good film", "dull plot", "the story is weak and grim", "music"]
-        return np.asarray(predictor.scores(texts), dtype=np.float64).round(5).tolist()
+        return _rounded(predictor.scores(texts))
     with torch.no_grad():
         logits = kind.from_pretrained(folder).eval()(**inputs).logits
-    rounded: list[list[float]] = np.asarray(logits, dtype=np.float64).round(5).tolist()
+    return _rounded(logits)
+
+
+def _rounded(values: Any) -> list[list[float]]:
+    rounded: list[list[float]] = np.asarray(values, dtype=np.float64).round(5).tolist()
     return rounded
 
 

@@ -35,16 +35,13 @@ from benchmarks._structured_peers import ROWS, torch_pruning_missing, torch_prun
 from benchmarks.oneshot_quality import recipe as shipped
 from benchmarks.oneshot_quality import teacher_folder
 from hfcompress.models.sublayers import sublayers
-from hfcompress.quiet import quiet_libraries
-from hfcompress.recipe.distill_config import DistillConfig
-from hfcompress.recipe.progress import Progress
-from hfcompress.recipe.shrink_config import ShrinkStepConfig
-from hfcompress.recipes.step_configs import parse_steps
+from hfcompress.recipes.step_configs import DistillConfig, ShrinkStepConfig, parse_steps
 from hfcompress.shrinking.sublayers.costs import layer_macs
 from hfcompress.steps.distill import distill
 from hfcompress.steps.shrink import shrink_step
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.experiment import prepare
+from hfcompress.utils import Progress, quiet_libraries
 
 SEEDS = (0, 1, 2)
 # Share of the encoder's multiply-accumulates -> points that may be lost.

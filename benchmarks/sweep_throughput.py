@@ -34,12 +34,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from benchmarks._figures import Figure, parse_arguments, report, spread
 from hfcompress.data import load_examples
 from hfcompress.models.architectures import default_targets
-from hfcompress.quiet import quiet_libraries
-from hfcompress.recipe.progress import Progress
 from hfcompress.recipes.library import find_recipe
 from hfcompress.recipes.schema import Recipe, load_recipe, parse_recipe
 from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.run import run
+from hfcompress.utils import Progress, quiet_libraries
 
 SPARSITIES = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 ROUNDS = 2

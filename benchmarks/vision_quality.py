@@ -28,11 +28,11 @@ from benchmarks._rows import kept_row
 from benchmarks._vision import Row, RowMaker, Setting, model_row, trained_minutes
 from benchmarks._vision_int8_rows import INT8_POINTS, int8_figures, int8_rows
 from hfcompress.measure.size import count_parameters
-from hfcompress.quiet import quiet_libraries
-from hfcompress.recipe.distill_config import DistillConfig
+from hfcompress.recipes.step_configs import DistillConfig
 from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.shrink import shrink
 from hfcompress.steps.distill import distill
+from hfcompress.utils import quiet_libraries
 
 RESNET, VIT = "fashion-mnist-resnet", "fashion-mnist-vit"
 TAUGHT = "student of the ResNet with 10 times fewer parameters"

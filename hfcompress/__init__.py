@@ -2,7 +2,7 @@
 
 The names below are the public ones. Each is loaded when it is first asked for, so that
 ``import hfcompress`` costs nothing; ``__init__.pyi`` tells type checkers of them. Importing the
-package also lets transformers load the checkpoints of shrunk models (see ``hfcompress/checkpoint``).
+package also lets transformers load checkpoints of shrunk models (``hfcompress/checkpoint``).
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "benchmarking.config": ("BenchConfig",),
     "benchmarking.run": ("BenchResult", "bench"),
     "calibration.batches": ("Calibration",),
-    "checkpoint.save": ("record_shapes",),
-    "checkpoint.write": ("save_compressed",),
+    "checkpoint.save": ("record_shapes", "save_compressed"),
     "distillation.arguments": ("DistillationArguments",),
     "distillation.cache": ("TeacherCache",),
     "distillation.config": ("DistillationConfig",),
@@ -32,32 +31,32 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "distillation.trainer": ("DistillationTrainer",),
     "errors": ("BadInputError", "HfcompressError"),
     "layers.affine": ("dequantize_layer_weights", "quantize_layer_weights", "round_trip_error"),
-    "layers.sparse_linear": ("SparseLinear",),
+    "layers.sparse_linear": ("SparseLinear", "SparseReport", "densify", "sparsify"),
     "measure.evaluation": ("compare",),
     "measure.latency": ("measure_latency",),
     "measure.macs": ("count_macs",),
     "measure.profiles": ("profiles",),
-    "measure.size": ("CompressionMetrics", "calculate_model_size", "calculate_sparsity", "count_parameters"),
+    "measure.size": (
+        "CompressionMetrics",
+        "calculate_model_size",
+        "calculate_sparsity",
+        "count_parameters",
+    ),
     "measure.weights": ("analyze_weight_distribution",),
     "pruning.callback": ("PruningCallback",),
     "pruning.config": ("PruningConfig",),
-    "pruning.iterative": ("find_ticket",),
-    "pruning.progressive": ("progressive",),
+    "pruning.iterative": ("find_ticket", "progressive"),
     "pruning.prune": ("PruneReport", "prune"),
     "pruning.sensitivity": ("sensitivity",),
     "pruning.trainer": ("PruningArguments", "PruningTrainer"),
     "pruning.training_config": ("LotteryConfig", "ProgressiveConfig", "PruningTrainingConfig"),
-    "quantization.callback": ("QuantizationAwareCallback",),
     "quantization.config": ("MixedPrecisionConfig", "QuantizationConfig"),
     "quantization.load": ("load",),
     "quantization.model": ("QuantizedModel",),
-    "quantization.qat": ("quantization_aware",),
+    "quantization.qat": ("QuantizationAwareCallback", "quantization_aware"),
     "quantization.quantize": ("quantize",),
-    "recipe.distill_config": ("DistillConfig",),
-    "recipe.finetune_config": ("FinetuneConfig",),
-    "recipe.measure_config": ("MeasureConfig",),
-    "recipe.training_config": ("RecoverConfig",),
-    "recipes.schema": ("Recipe", "load_recipe"),
+    "recipes.schema": ("MeasureConfig", "Recipe", "load_recipe"),
+    "recipes.step_configs": ("DistillConfig", "FinetuneConfig", "RecoverConfig"),
     "search.compress": ("CompressResult", "compress"),
     "search.target": ("CompressTarget",),
     "shrinking.config": ("ShrinkConfig",),
@@ -65,10 +64,9 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "shrinking.report": ("ShrinkReport",),
     "shrinking.shrink": ("shrink",),
     "shrinking.vocabulary.shrink": ("VocabularyReport", "shrink_vocabulary"),
-    "sparse.choose": ("SparseReport", "densify", "sparsify"),
+    "shrinking.vocabulary.tokenizer": ("VocabularyConfig",),
     "sweep.pipeline": ("CompressionPipeline", "PipelineResult"),
     "sweep.run": ("SweepResult", "run"),
-    "vocabulary.config": ("VocabularyConfig",),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 

@@ -4,7 +4,7 @@ from hfcompress.benchmarking.run import BenchResult as BenchResult
 from hfcompress.benchmarking.run import bench as bench
 from hfcompress.calibration.batches import Calibration as Calibration
 from hfcompress.checkpoint.save import record_shapes as record_shapes
-from hfcompress.checkpoint.write import save_compressed as save_compressed
+from hfcompress.checkpoint.save import save_compressed as save_compressed
 from hfcompress.distillation.arguments import DistillationArguments as DistillationArguments
 from hfcompress.distillation.cache import TeacherCache as TeacherCache
 from hfcompress.distillation.config import DistillationConfig as DistillationConfig
@@ -24,6 +24,9 @@ from hfcompress.layers.affine import dequantize_layer_weights as dequantize_laye
 from hfcompress.layers.affine import quantize_layer_weights as quantize_layer_weights
 from hfcompress.layers.affine import round_trip_error as round_trip_error
 from hfcompress.layers.sparse_linear import SparseLinear as SparseLinear
+from hfcompress.layers.sparse_linear import SparseReport as SparseReport
+from hfcompress.layers.sparse_linear import densify as densify
+from hfcompress.layers.sparse_linear import sparsify as sparsify
 from hfcompress.measure.evaluation import compare as compare
 from hfcompress.measure.latency import measure_latency as measure_latency
 from hfcompress.measure.macs import count_macs as count_macs
@@ -36,7 +39,7 @@ from hfcompress.measure.weights import analyze_weight_distribution as analyze_we
 from hfcompress.pruning.callback import PruningCallback as PruningCallback
 from hfcompress.pruning.config import PruningConfig as PruningConfig
 from hfcompress.pruning.iterative import find_ticket as find_ticket
-from hfcompress.pruning.progressive import progressive as progressive
+from hfcompress.pruning.iterative import progressive as progressive
 from hfcompress.pruning.prune import PruneReport as PruneReport
 from hfcompress.pruning.prune import prune as prune
 from hfcompress.pruning.sensitivity import sensitivity as sensitivity
@@ -45,19 +48,19 @@ from hfcompress.pruning.trainer import PruningTrainer as PruningTrainer
 from hfcompress.pruning.training_config import LotteryConfig as LotteryConfig
 from hfcompress.pruning.training_config import ProgressiveConfig as ProgressiveConfig
 from hfcompress.pruning.training_config import PruningTrainingConfig as PruningTrainingConfig
-from hfcompress.quantization.callback import QuantizationAwareCallback as QuantizationAwareCallback
 from hfcompress.quantization.config import MixedPrecisionConfig as MixedPrecisionConfig
 from hfcompress.quantization.config import QuantizationConfig as QuantizationConfig
 from hfcompress.quantization.load import load as load
 from hfcompress.quantization.model import QuantizedModel as QuantizedModel
+from hfcompress.quantization.qat import QuantizationAwareCallback as QuantizationAwareCallback
 from hfcompress.quantization.qat import quantization_aware as quantization_aware
 from hfcompress.quantization.quantize import quantize as quantize
-from hfcompress.recipe.distill_config import DistillConfig as DistillConfig
-from hfcompress.recipe.finetune_config import FinetuneConfig as FinetuneConfig
-from hfcompress.recipe.measure_config import MeasureConfig as MeasureConfig
-from hfcompress.recipe.training_config import RecoverConfig as RecoverConfig
+from hfcompress.recipes.schema import MeasureConfig as MeasureConfig
 from hfcompress.recipes.schema import Recipe as Recipe
 from hfcompress.recipes.schema import load_recipe as load_recipe
+from hfcompress.recipes.step_configs import DistillConfig as DistillConfig
+from hfcompress.recipes.step_configs import FinetuneConfig as FinetuneConfig
+from hfcompress.recipes.step_configs import RecoverConfig as RecoverConfig
 from hfcompress.search.compress import CompressResult as CompressResult
 from hfcompress.search.compress import compress as compress
 from hfcompress.search.target import CompressTarget as CompressTarget
@@ -68,14 +71,11 @@ from hfcompress.shrinking.report import ShrinkReport as ShrinkReport
 from hfcompress.shrinking.shrink import shrink as shrink
 from hfcompress.shrinking.vocabulary.shrink import VocabularyReport as VocabularyReport
 from hfcompress.shrinking.vocabulary.shrink import shrink_vocabulary as shrink_vocabulary
-from hfcompress.sparse.choose import SparseReport as SparseReport
-from hfcompress.sparse.choose import densify as densify
-from hfcompress.sparse.choose import sparsify as sparsify
+from hfcompress.shrinking.vocabulary.tokenizer import VocabularyConfig as VocabularyConfig
 from hfcompress.sweep.pipeline import CompressionPipeline as CompressionPipeline
 from hfcompress.sweep.pipeline import PipelineResult as PipelineResult
 from hfcompress.sweep.run import SweepResult as SweepResult
 from hfcompress.sweep.run import run as run
-from hfcompress.vocabulary.config import VocabularyConfig as VocabularyConfig
 from hfcompress.version import __version__ as __version__
 
 __all__: list[str]

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import os
+import uuid
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from hfcompress.errors import MissingExtraError
+from hfcompress.errors import MissingExtraError, OutputError
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -26,3 +33,92 @@ def require(module: str, extra: str) -> ModuleType:
         raise MissingExtraError(
             f"{module.split('.')[0]} is not installed; write: pip install 'hfcompress[{extra}]'"
         ) from None
+
+
+def cache_folder() -> Path:
+    """Where results that may be computed again are kept: ``$HFCOMPRESS_CACHE``, or
+    ``~/.cache/hfcompress``."""
+    return Path(os.environ.get("HFCOMPRESS_CACHE") or Path.home() / ".cache" / "hfcompress")
+
+
+def unwritable(path: Path, error: OSError) -> OutputError:
+    """What to raise where the system refuses to write."""
+    reason = error.strerror or error
+    return OutputError(f"{path} cannot be written ({reason}); choose a writable folder")
+
+
+def atomic_write(path: str | Path, content: str | bytes) -> Path:
+    """Write a file under a temporary name beside it, then rename it into place.
+
+    The rename is atomic on one file system: a crash or a full disk leaves the old file as it was.
+
+    Args:
+        path: where the file goes; missing parent folders are made.
+        content: text (written as UTF-8, line ends untouched) or bytes.
+
+    Returns:
+        The path written.
+
+    Raises:
+        OutputError: the folder or the file cannot be written.
+    """
+    path = Path(path)
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # Not tempfile: it makes files that only their owner can read.
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from None
+    return path
+
+
+def quiet_libraries() -> None:
+    """Turn off the logs below errors, the bars and the warnings of the Hugging Face libraries.
+
+    Called by the command line and the benchmarks; the package itself changes no global setting.
+    """
+    # torchao 0.18, 2026-11: where it is installed, transformers imports it, and it tells of the
+    # kernels that it does not find and of what torch deprecates in it.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import datasets
+    import transformers
+
+    logs: Any = transformers.utils.logging
+    logs.set_verbosity_error()
+    logs.disable_progress_bar()
+    datasets.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(torch|transformers|datasets|accelerate|optimum)\b")
+
+
+class Progress:
+    """Receives what happens; this base class keeps silent. Override what you want to show."""
+
+    def sweep(self, done: int, total: int) -> None:
+        """``done`` of ``total`` trials have a row."""
+
+    def stage(self, text: str) -> None:
+        """A new piece of work begins."""
+
+    def work(self, done: int, total: int) -> None:
+        """How far the piece of work is."""
+
+    def note(self, text: str) -> None:
+        """Something the user should know."""
+
+    def row(self, row: dict[str, Any]) -> None:
+        """A trial is finished."""
+
+
+Tell = Callable[[str, int, int], None]

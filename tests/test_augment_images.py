@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hfcompress.augment_images import ImageAugmentation, augment_images
+from hfcompress.data.images import ImageAugmentation, augment_images
 from hfcompress.errors import ConfigError
 
 IMAGES = torch.randint(1, 256, (64, 3, 9, 7), dtype=torch.uint8,

@@ -25,9 +25,8 @@ from transformers.models.mobilenet_v2.image_processing_pil_mobilenet_v2 import (
 
 import hfcompress.data.image_batches as encode_images
 from hfcompress.data import DataConfig, load_examples
-from hfcompress.data.arrays import array_dataset
 from hfcompress.data.encode import Encoded, encode
-from hfcompress.data.image_batches import image_rows
+from hfcompress.data.image_batches import array_dataset, image_rows
 from hfcompress.errors import DataError
 from hfcompress.inference import predict
 from hfcompress.models.image_models import new_config, new_model

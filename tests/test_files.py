@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hfcompress.errors import OutputError
-from hfcompress.files import atomic_write
+from hfcompress.utils import atomic_write
 
 
 def test_text_and_bytes_are_written_as_they_are(tmp_path: Path) -> None:

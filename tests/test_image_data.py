@@ -14,7 +14,7 @@ from datasets import Array2D, ClassLabel, Dataset, DatasetDict, Features, List, 
 from PIL import Image
 
 from hfcompress.data import DataConfig, Examples, fingerprint, load_examples
-from hfcompress.data.arrays import array_chunks, array_dataset
+from hfcompress.data.image_batches import array_chunks, array_dataset
 from hfcompress.errors import DataError, SourceError
 
 

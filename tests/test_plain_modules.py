@@ -10,12 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from hfcompress.calibration.batches import Calibration
-from hfcompress.data.arrays import array_dataset
 from hfcompress.data.encode import Encoded
-from hfcompress.data.image_batches import image_rows
+from hfcompress.data.image_batches import array_dataset, image_rows
 from hfcompress.errors import ModelError
-from hfcompress.forward import logits_in
-from hfcompress.inference import predict
+from hfcompress.inference import logits_in, predict
 from hfcompress.measure.evaluation import compare
 from hfcompress.measure.size import calculate_sparsity
 from hfcompress.models.image_models import plain_processor

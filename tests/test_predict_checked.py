@@ -13,8 +13,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hfcompress.data import DataConfig, load_examples
 from hfcompress.data.encode import Encoded, encode
-from hfcompress.inference import predict
-from hfcompress.predict_checked import SAFETY, SAMPLE, checking_pays, predict_checked
+from hfcompress.inference import SAFETY, SAMPLE, checking_pays, predict, predict_checked
 from tests.conftest import make_bert, make_tokenizer
 
 ROWS = 400

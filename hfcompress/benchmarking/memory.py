@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import hfcompress
 from hfcompress.benchmarking.subjects import Subject
 
 Shape = tuple[int, int]
@@ -56,7 +55,7 @@ def measure_memory(subject: Subject, shapes: Sequence[Shape], threads: int) -> M
         "spec": asdict(subject.spec),
         "shapes": ordered,
     }
-    root = str(Path(hfcompress.__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [sys.executable, "-m", "hfcompress.benchmarking.memory_worker"],

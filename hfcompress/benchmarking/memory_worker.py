@@ -64,12 +64,11 @@ def _opener(task: dict[str, Any]) -> Callable[[], Run]:
 def _torch(task: dict[str, Any]) -> Callable[[], Run]:
     import torch
 
-    from hfcompress.benchmark.forms import Bf16Engine
-    from hfcompress.benchmarking.subjects import task_of
+    from hfcompress.benchmarking.subjects import Bf16Engine, task_of
     from hfcompress.models.loading import ModelConfig, load_model
     from hfcompress.quantization.backends.torch import TorchEngine
     from hfcompress.quantization.load import load
-    from hfcompress.quiet import quiet_libraries
+    from hfcompress.utils import quiet_libraries
 
     quiet_libraries()
     torch.set_num_threads(task["threads"])

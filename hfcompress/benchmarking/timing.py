@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 
-from hfcompress.benchmark.kinds import REFERENCE, runtime_of
-from hfcompress.benchmarking.config import BenchConfig
+from hfcompress.benchmarking.config import REFERENCE, BenchConfig, runtime_of
 from hfcompress.benchmarking.inputs import make_inputs
 from hfcompress.benchmarking.subjects import Subject
 from hfcompress.measure.latency import LatencyReport, measure_latency
 from hfcompress.quantization.engine import Engine, fixed
-from hfcompress.recipe.progress import Progress
+from hfcompress.utils import Progress
 
 Row = dict[str, Any]
 _FEWEST = 5

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from hfcompress.calibration.hooks import call_order, evaluating, watching
 from hfcompress.calibration.moments import Moments, MomentSum, input_rows, weight_of
 from hfcompress.errors import CalibrationError
-from hfcompress.forward import call_model, logits_in, takes_labels
+from hfcompress.inference import call_model, logits_in, takes_labels
 
 Batch = Mapping[str, Tensor]
 Result = TypeVar("Result")

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import uuid
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hfcompress.checkpoint.packing import BITMASK, PACKABLE, VALUES, pack, packed_bytes
 from hfcompress.checkpoint.record import METHOD, Record
 from hfcompress.checkpoint.shapes import built_from_config, difference
 from hfcompress.errors import ModelError
 from hfcompress.models.architectures import blocks, family_of, weight_matrix
+from hfcompress.utils import atomic_write, unwritable
 
 
 def record_shapes(model: PreTrainedModel) -> Record:
@@ -90,3 +99,105 @@ def _input_embedding(model: PreTrainedModel) -> nn.Embedding | None:
     except NotImplementedError:  # models of images
         return None
     return found if isinstance(found, nn.Embedding) else None
+
+
+_README = "README.md"
+
+
+@dataclass(frozen=True)
+class SavedBytes:
+    """What packing did to the weights that were packed.
+
+    Attributes:
+        packed: how many weights were.
+        dense_bytes: what they would take dense.
+        bytes: what they take.
+    """
+
+    packed: int
+    dense_bytes: int
+    bytes: int
+
+
+def save_compressed(
+    model: PreTrainedModel, directory: str | Path, sparse: bool = False
+) -> SavedBytes:
+    """Save a pruned or shrunk model so that ``from_pretrained(directory)`` gives it back.
+
+    After ``import hfcompress``, that is, where a width per layer or packed weights need it; the
+    folder's README.md says so (one that is already there is kept).
+
+    Args:
+        model: shapes of any kind, see `record_shapes`.
+        directory: made where it is not there; files of earlier saves are replaced one by one,
+            each whole.
+        sparse: store weights of Linears and convolutions as bitmask and non-zero values where
+            that is smaller (from 4 % zeros on in fp32); they are dense again in memory, bit for
+            bit but for the sign of zeros.
+
+    Returns:
+        What packing saved.
+
+    Raises:
+        ModelError: as `record_shapes`.
+        OutputError: the folder cannot be written.
+    """
+    record = record_shapes(model)
+    weights = _worth_packing(model) if sparse else {}
+    state = {} if not weights else dict(model.state_dict())
+    size = 0
+    for name in weights:
+        bitmask, values = pack(state.pop(f"{name}.weight"))
+        state[f"{name}.{BITMASK}"], state[f"{name}.{VALUES}"] = bitmask, values
+        size += bitmask.nbytes + values.nbytes
+    packed = {name: len(state[f"{name}.{VALUES}"]) for name in weights}
+    write_record(model, replace(record, packed=packed))
+    try:
+        _save(model, Path(directory), state or None)
+    finally:
+        write_record(model, record)  # in memory the weights are dense
+    return SavedBytes(len(weights), sum(weight.nbytes for weight in weights.values()), size)
+
+
+def _worth_packing(model: nn.Module) -> dict[str, Tensor]:
+    """Weights that no other module shares and that take less packed, by module name."""
+    uses = Counter(id(tensor) for _, tensor in model.named_parameters(remove_duplicate=False))
+    found: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if isinstance(module, PACKABLE) and weight is not None and uses[id(weight)] == 1:
+            nonzeros = int(torch.count_nonzero(weight))
+            if packed_bytes(weight, nonzeros) < weight.nbytes:
+                found[name] = weight
+    return found
+
+
+def _save(model: PreTrainedModel, directory: Path, state: dict[str, Tensor] | None) -> None:
+    """Write beside the folder first: what can go wrong leaves the old files as they were."""
+    temporary = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        model.save_pretrained(temporary, state_dict=state)
+        directory.mkdir(parents=True, exist_ok=True)
+        for file in sorted(temporary.iterdir()):
+            os.replace(file, directory / file.name)
+    except OSError as error:
+        raise unwritable(directory, error) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    if hasattr(model.config, "quantization_config") and not (directory / _README).exists():
+        atomic_write(directory / _README, _how_to_load(model))
+
+
+def _how_to_load(model: PreTrainedModel) -> str:
+    name = type(model).__name__
+    return (
+        "---\nlibrary_name: transformers\ntags:\n- hfcompress\n---\n\n"
+        "Compressed with hfcompress. Its shapes are not what `config.json` alone would build, so "
+        "import hfcompress before loading it:\n\n"
+        "```python\n"
+        "# pip install hfcompress\n"
+        "import hfcompress\n"
+        f"from transformers import {name}\n\n"
+        f'model = {name}.from_pretrained("FOLDER")\n'
+        "```\n"
+    )

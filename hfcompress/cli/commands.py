@@ -17,8 +17,7 @@ from rich.progress import Progress as Bars
 
 from hfcompress.cli.arguments import make_parser
 from hfcompress.errors import HfcompressError
-from hfcompress.quiet import quiet_libraries
-from hfcompress.recipe.progress import Progress
+from hfcompress.utils import Progress, quiet_libraries
 
 if TYPE_CHECKING:  # it loads torch
     from hfcompress.sweep.run import SweepResult
@@ -173,7 +172,7 @@ def _bench(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.benchmarking.config import BenchConfig
     from hfcompress.benchmarking.run import bench
     from hfcompress.recipes.yaml import config_of_options
-    from hfcompress.report.bench_table import bench_table, environment_line
+    from hfcompress.report.bench import bench_table, environment_line
 
     given = {name: getattr(options, name) for name in BenchConfig.model_fields}
     config = config_of_options(BenchConfig, given)
@@ -203,7 +202,7 @@ def _show_failures(result: SweepResult, console: Console) -> int:
 
 
 def _show_rows(rows: list[dict[str, Any]], console: Console) -> None:
-    from hfcompress.report.headline import headline
+    from hfcompress.report.page import headline
     from hfcompress.report.pipeline import is_pipeline, pipeline_rows
     from hfcompress.report.table import rows_table
 

@@ -1,7 +1,6 @@
 """Data sets by name, in every form people have them in."""
 
 from hfcompress.data.config import DataConfig
-from hfcompress.data.fingerprint import fingerprint
-from hfcompress.data.load import Examples, examples_of, load_examples, load_texts
+from hfcompress.data.load import Examples, examples_of, fingerprint, load_examples, load_texts
 
 __all__ = ["DataConfig", "Examples", "examples_of", "fingerprint", "load_examples", "load_texts"]

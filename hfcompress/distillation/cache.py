@@ -17,12 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hfcompress.data import fingerprint
-from hfcompress.distillation.batch import LABELS, ROW
-from hfcompress.distillation.cache_build import CacheBuild, Progress
-from hfcompress.distillation.cache_files import ArraySpec, Meta, open_arrays, read_meta
-from hfcompress.distillation.tasks import infer_task
-from hfcompress.distillation.teacher_outputs import TeacherOutputs
-from hfcompress.distillation.teachers import TeacherFunction, as_teacher
+from hfcompress.distillation.cache_files import (
+    ArraySpec,
+    CacheBuild,
+    Meta,
+    Progress,
+    open_arrays,
+    read_meta,
+)
+from hfcompress.distillation.teacher_outputs import LABELS, ROW, TeacherOutputs
+from hfcompress.distillation.teachers import TeacherFunction, as_teacher, infer_task
 from hfcompress.errors import ConfigError, DataError
 from hfcompress.models.loading import weights_hash
 

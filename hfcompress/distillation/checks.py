@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from hfcompress.distillation.batch import TEACHER_PREFIX
 from hfcompress.distillation.config import TeacherTermsConfig
+from hfcompress.distillation.teacher_outputs import TEACHER_PREFIX
 from hfcompress.distillation.teachers import TeacherLike
 from hfcompress.errors import ConfigError, DataError, ModelError
 

@@ -6,11 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from hfcompress.distillation.config import TeacherTermsConfig
-from hfcompress.distillation.feature_maps import is_map, on_one_grid, same_kind, width_of
 from hfcompress.distillation.layer_losses import (
     attention_loss,
     hidden_state_loss,
+    is_map,
+    on_one_grid,
+    same_kind,
     value_relation_loss,
+    width_of,
 )
 from hfcompress.distillation.teacher_outputs import LayerStates, States, fit_tokens
 from hfcompress.errors import ModelError

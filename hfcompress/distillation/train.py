@@ -14,8 +14,8 @@ from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerB
 from hfcompress.data import DataConfig, Examples, load_examples
 from hfcompress.data.encode import Encoded, encode
 from hfcompress.distillation.arguments import DistillationArguments
-from hfcompress.distillation.batch import ROW
 from hfcompress.distillation.cache import TeacherCache
+from hfcompress.distillation.teacher_outputs import ROW
 from hfcompress.distillation.teachers import TeacherLike
 from hfcompress.distillation.trainer import DistillationTrainer
 from hfcompress.errors import ConfigError, DataError, ModelError

@@ -8,8 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from hfcompress.distillation.accumulation import (
@@ -20,7 +28,10 @@ from hfcompress.distillation.accumulation import (
     units_of,
 )
 from hfcompress.distillation.arguments import DistillationArguments
-from hfcompress.distillation.batch import (
+from hfcompress.distillation.checks import check_setup, check_tokenizers
+from hfcompress.distillation.losses import hard_loss
+from hfcompress.distillation.teacher_loss import TeacherLoss, listed
+from hfcompress.distillation.teacher_outputs import (
     LABELS,
     ROW,
     is_for_teacher,
@@ -28,17 +39,8 @@ from hfcompress.distillation.batch import (
     student_inputs,
     without_labels,
 )
-from hfcompress.distillation.checks import check_setup, check_tokenizers
-from hfcompress.distillation.losses import hard_loss
-from hfcompress.distillation.projections import (
-    ProjectionCallback,
-    load_projections,
-    save_projections,
-)
-from hfcompress.distillation.tasks import first_row, infer_task, logits_of
-from hfcompress.distillation.teacher_loss import TeacherLoss, listed
-from hfcompress.distillation.teachers import TeacherLike
-from hfcompress.errors import ConfigError, DataError
+from hfcompress.distillation.teachers import TeacherLike, first_row, infer_task, logits_of
+from hfcompress.errors import ConfigError, DataError, SourceError
 
 
 class DistillationTrainer(Trainer):
@@ -300,3 +302,58 @@ class DistillationTrainer(Trainer):
         kept += [
             name for name in (ROW, *self._columns) if name not in kept and is_for_teacher(name)
         ]
+
+
+PROJECTIONS_FILE = "distillation_projections.safetensors"
+"""The file that holds the projections, in each checkpoint folder."""
+
+
+class ProjectionCallback(TrainerCallback):
+    """Does for the projections what a ``Trainer`` does for its model's parameters.
+
+    Args:
+        layers: the modules that hold them.
+        accelerator: the Trainer's.
+    """
+
+    def __init__(self, layers: nn.Module, accelerator: Any) -> None:
+        self.layers = layers
+        self.accelerator = accelerator
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Gradients are complete: average them over the processes."""
+        for parameter in self.layers.parameters():
+            if parameter.grad is not None and self.accelerator.num_processes > 1:
+                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The optimizer has used the gradients."""
+        self.layers.zero_grad()
+
+
+def save_projections(layers: nn.Module, folder: Path) -> None:
+    """Write the projections into a checkpoint folder; nothing where there are none."""
+    weights = {name: value.contiguous() for name, value in layers.state_dict().items()}
+    if weights:
+        save_file(weights, folder / PROJECTIONS_FILE)
+
+
+def load_projections(layers: nn.Module, folder: Path) -> None:
+    """Read the projections of a checkpoint folder.
+
+    Raises:
+        SourceError: there are projections, and none in the folder.
+    """
+    if not layers.state_dict():
+        return
+    path = folder / PROJECTIONS_FILE
+    if not path.is_file():
+        raise SourceError(
+            f"training resumes from {folder}, and {path.name} with its projections is not there; "
+            "resume from a checkpoint that was written with the same hidden_weight"
+        )
+    layers.load_state_dict(load_file(path))

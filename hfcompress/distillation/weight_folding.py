@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -11,14 +12,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hfcompress.distillation.feature_folding import FeatureFold, collect_folds
-from hfcompress.distillation.layer_choice import Batch
-from hfcompress.distillation.unit_importance import feature_norms, unit_norms
 from hfcompress.errors import ModelError
 from hfcompress.models.architectures import blocks, weight_matrix
 from hfcompress.models.sublayers import Sublayer, head_size, known_family, sublayers
 
 Weights = dict[str, Tensor]
+Batch = Mapping[str, Tensor]
 
 
 @torch.no_grad()
@@ -179,3 +178,150 @@ class _Cuts:
             f"{name} has {have} values along dimension {axis} and the student needs {want}; it is "
             f"not known which to keep, so leave that size as the teacher's"
         )
+
+
+# Share of the mean variance that is added to each feature's, so that features that hardly vary in
+# few rows do not get wild coefficients.
+_DAMPING = 0.01
+
+
+@dataclass(frozen=True)
+class FeatureFold:
+    """The least-squares guess of the features that go from those that stay, at one layer's input.
+
+    ``x[gone] ~ coefficients @ x[kept] + offset``, the affine fold of 2602.05243; it gives a weight
+    that reads x a substitute that reads ``x[kept]`` only.
+
+    Attributes:
+        kept, gone: feature numbers.
+        coefficients: float32 (gone, kept).
+        offset: float32 (gone,).
+    """
+
+    kept: Tensor
+    gone: Tensor
+    coefficients: Tensor
+    offset: Tensor
+
+    def weight(self, weight: Tensor) -> Tensor:
+        """A weight (outputs, features) as one that reads the kept features: (outputs, kept)."""
+        return weight[:, self.kept] + weight[:, self.gone] @ self.coefficients.to(weight.dtype)
+
+    def bias(self, bias: Tensor, weight: Tensor) -> Tensor:
+        """The bias that goes with `weight`, which is given whole: (outputs, features)."""
+        return bias + weight[:, self.gone] @ self.offset.to(weight.dtype)
+
+
+@torch.no_grad()
+def collect_folds(
+    model: nn.Module, kept: Tensor, batches: Iterable[Mapping[str, Tensor]]
+) -> dict[str, FeatureFold]:
+    """A fold for each projection that reads the hidden states, from the inputs it really gets.
+
+    Args:
+        model: a model of a known family; run in evaluation mode.
+        kept: numbers of the features that stay.
+        batches: model inputs; padding is left out.
+
+    Returns:
+        Folds by module name.
+    """
+    moments: dict[str, _Moments] = {}
+    handles = []
+    current: dict[str, Any] = {}
+
+    def watch(name: str) -> Any:
+        def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            states = args[0]
+            mask = current["mask"]
+            rows = states.flatten(0, -2) if mask is None else states[mask]
+            moments.setdefault(name, _Moments()).add(rows.double().cpu())
+
+        return keep
+
+    for part in sublayers(model):
+        for name in part.producers:
+            handles.append(model.get_submodule(name).register_forward_pre_hook(watch(name)))
+    training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            mask = batch.get("attention_mask")
+            current["mask"] = None if mask is None else mask.bool()
+            model(**{name: value for name, value in batch.items() if name != "labels"})
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.train(training)
+    return {name: moment.fold(kept) for name, moment in moments.items()}
+
+
+class _Moments:
+    """Sums over rows, from which a regression follows."""
+
+    def __init__(self) -> None:
+        self.products: Tensor | float = 0.0
+        self.sums: Tensor | float = 0.0
+        self.rows = 0
+
+    def add(self, rows: Tensor) -> None:
+        self.products = self.products + rows.t() @ rows
+        self.sums = self.sums + rows.sum(0)
+        self.rows += rows.shape[0]
+
+    def fold(self, kept: Tensor) -> FeatureFold:
+        assert isinstance(self.products, Tensor)
+        assert isinstance(self.sums, Tensor)
+        mean = self.sums / self.rows
+        covariance = self.products / self.rows - mean[:, None] * mean
+        gone = torch.ones(mean.numel(), dtype=torch.bool)
+        gone[kept] = False
+        others = gone.nonzero().flatten()
+        inner = covariance[kept][:, kept]
+        inner = inner + _DAMPING * inner.diagonal().mean() * torch.eye(kept.numel())
+        coefficients = torch.linalg.solve(inner, covariance[kept][:, others]).t()
+        offset = mean[others] - coefficients @ mean[kept]
+        return FeatureFold(kept.cpu(), others, coefficients.float(), offset.float())
+
+
+@torch.no_grad()
+def unit_norms(model: nn.Module, sublayer: Sublayer) -> Tensor:
+    """Importance of a sublayer's heads or neurons.
+
+    Heads count what their values write; which tokens they attend to has no size.
+
+    Returns:
+        float32 (units,).
+    """
+    out = weight_matrix(sublayer.out(model)).float()
+    rows = weight_matrix(model.get_submodule(sublayer.producers[-1])).float()
+    if sublayer.kind == "heads":
+        rows = rows[-out.shape[1] :]  # values come last where the projections are fused
+    written = out.square().sum(0).view(-1, sublayer.size).sum(1).sqrt()
+    halves = rows.square().sum(1).view(-1, written.numel(), sublayer.size).sum(2).sqrt()
+    return halves.prod(0) * written  # a gated neuron is the product of its two halves
+
+
+@torch.no_grad()
+def feature_norms(model: nn.Module) -> Tensor:
+    """Importance of the features of the hidden states, over all layers.
+
+    Returns:
+        float32 (hidden,).
+    """
+    written: list[Tensor] = []
+    read: list[Tensor] = []
+    for sublayer in sublayers(model):
+        written.append(weight_matrix(sublayer.out(model)).float().square().sum(1))
+        for name in sublayer.producers:
+            read.append(weight_matrix(model.get_submodule(name)).float().square().sum(0))
+    return torch.stack(written).sum(0).sqrt() * torch.stack(read).sum(0).sqrt()
+
+
+def layer_norms(model: nn.Module) -> list[float]:
+    """Importance of the layers: the sum over their heads and neurons."""
+    sums: dict[str, float] = {}
+    for sublayer in sublayers(model):
+        own = float(unit_norms(model, sublayer).sum())
+        sums[sublayer.layer] = sums.get(sublayer.layer, 0.0) + own
+    return list(sums.values())

@@ -20,8 +20,8 @@ from hfcompress.layers.affine import (
     dequantize_layer_weights,
     quantize_layer_weights,
 )
+from hfcompress.measure.environment import has_fast_int8
 from hfcompress.models.architectures import weight_matrix
-from hfcompress.quantization.abilities import has_fast_int8
 
 WEIGHT, SCALE = "weight_int8", "weight_scale"
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from hfcompress.errors import TargetError
-from hfcompress.layers.sparse_kernel import ARGUMENTS, Shape
-from hfcompress.sparse.compile import compiled, shape_for_host
+from hfcompress.layers.sparse_kernel import ARGUMENTS, Shape, compiled, shape_for_host
 
 _PAGE = 4096  # panels of two threads never share a page
 # Blocks for each thread from which on all rows stay with one thread: packing is done once then.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 _PACKAGES = (
     "hfcompress", "torch", "transformers", "datasets", "evaluate", "accelerate", "optimum", "numpy",
@@ -52,3 +53,32 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+# VNNI and AMX on x86, dot products and matrix products on ARM.
+FAST_INT8 = ("avx512_vnni", "avx_vnni", "amx_int8", "dot", "i8mm")
+
+
+def has_fast_int8() -> bool:
+    """True where products of 8-bit integers have instructions of their own."""
+    known = cpu_abilities()
+    return any(known.get(name) for name in FAST_INT8)
+
+
+def slow_int8() -> str | None:
+    """One sentence for the user where `has_fast_int8` is false, else None."""
+    if has_fast_int8():
+        return None
+    return (
+        "this processor has no VNNI, AMX or dot-product instructions: int8 is hardly faster than "
+        "fp32 here, and 8-bit sums may saturate (reduce_range: true avoids that in onnxruntime)"
+    )
+
+
+def bf16_is_faster(model: nn.Module) -> bool:
+    """True for an fp32 model on a processor with bf16 matrix products."""
+    parameter = next(model.parameters())
+    if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
+        return False
+    abilities = cpu_abilities()
+    return bool(abilities.get("amx_bf16") or abilities.get("avx512_bf16"))

@@ -15,10 +15,8 @@ from torch import nn
 
 from hfcompress.config import nearest
 from hfcompress.errors import ConfigError
-from hfcompress.measure.count import count_nonzeros
-from hfcompress.measure.layers import LINEAR_TYPES, weighted_layers
-from hfcompress.measure.macs import count_macs
-from hfcompress.measure.weights import analyze_weight_distribution
+from hfcompress.measure.macs import LINEAR_TYPES, count_macs, weighted_layers
+from hfcompress.measure.weights import analyze_weight_distribution, count_nonzeros
 
 StorageType = Literal["fp32", "fp16", "int8"]
 _BYTES: dict[str, int] = {"fp32": 4, "fp16": 2, "int8": 4}  # of what is not quantized

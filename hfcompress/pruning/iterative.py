@@ -14,7 +14,12 @@ from hfcompress.errors import ConfigError
 from hfcompress.pruning.callback import PruningCallback
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.prune import prune
-from hfcompress.pruning.training_config import LotteryConfig, PruningTrainingConfig
+from hfcompress.pruning.training_config import (
+    LotteryConfig,
+    ProgressiveConfig,
+    PruningTrainingConfig,
+)
+from hfcompress.pruning.training_masks import Prune
 
 Train = Callable[[nn.Module, Sequence[TrainerCallback]], None]
 """``train(model, callbacks)``: a whole training of the model in place, the same each time, with
@@ -148,3 +153,71 @@ def _rewind(model: nn.Module, state: dict[str, Tensor], pruned: Sequence[str]) -
 
 def _measure(model: nn.Module, evaluate: Callable[[nn.Module], float] | None) -> float | None:
     return None if evaluate is None else evaluate(model)
+
+
+Recover = Callable[[nn.Module], None]
+"""``recover(model)``: train in place, and leave zeros zero."""
+Evaluate = Callable[[nn.Module], float]
+"""``evaluate(model)``: a metric for which more is better."""
+
+
+@dataclass(frozen=True)
+class ProgressiveRound:
+    """One round.
+
+    Attributes:
+        sparsity: what was asked for.
+        metric: after recovery.
+        loss: the dense model's metric minus this one.
+        accepted: whether the loss is within the limit.
+    """
+
+    sparsity: float
+    metric: float
+    loss: float
+    accepted: bool
+
+
+def progressive(
+    model: nn.Module,
+    config: ProgressiveConfig,
+    prune: Prune,
+    recover: Recover,
+    evaluate: Evaluate,
+) -> list[ProgressiveRound]:
+    """Prune and recover in rounds of growing sparsity, in place.
+
+    With ``max_loss``, the first round that loses more ends it, and the model goes back to the
+    state after the last accepted round (the dense one, if there is none).
+
+    Args:
+        model: changed in place.
+        config: the rounds, and how much may be lost.
+        prune: any one-shot method; it finds the model as the last round left it.
+        recover: any training that keeps zeros, such as one with `PruningCallback` and method
+            ``keep_zeros``.
+        evaluate: called once before the first round, and once after each.
+
+    Returns:
+        one record for each round that was run.
+    """
+    dense = evaluate(model)
+    accepted = _copy(model) if config.max_loss is not None else None
+    rounds: list[ProgressiveRound] = []
+    for sparsity in config.sparsities():
+        prune(model, sparsity)
+        recover(model)
+        metric = evaluate(model)
+        within = config.max_loss is None or dense - metric <= config.max_loss
+        rounds.append(ProgressiveRound(sparsity, metric, dense - metric, within))
+        if accepted is None:
+            continue
+        if not within:
+            model.load_state_dict(accepted)
+            break
+        accepted = _copy(model)
+    return rounds
+
+
+def _copy(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}

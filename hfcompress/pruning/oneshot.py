@@ -13,9 +13,16 @@ from hfcompress.calibration.moments import as_matrix, grouped_weight, groups_of
 from hfcompress.models.architectures import weight_matrix, write_matrix
 from hfcompress.pruning import allocation, scores
 from hfcompress.pruning.config import MOMENT_METHODS, RECONSTRUCTING, PruningConfig
-from hfcompress.pruning.fisher import BlockFisher
-from hfcompress.pruning.layer_error import LEVELS, layer_errors, surgeon_scores
-from hfcompress.pruning.layer_solver import Remember, Task, Upper, solve_layer
+from hfcompress.pruning.layer_solver import (
+    LEVELS,
+    Remember,
+    Task,
+    Upper,
+    layer_errors,
+    solve_layer,
+    surgeon_scores,
+)
+from hfcompress.pruning.scores import BlockFisher
 from hfcompress.pruning.sequential import layer_by_layer
 
 _FISHER_BYTES = 1 << 30

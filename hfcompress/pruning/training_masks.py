@@ -16,8 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from hfcompress.errors import CalibrationError, ConfigError, TargetError
 from hfcompress.models.architectures import select_modules, weight_matrix
-from hfcompress.pruning.movement import movement_update_, soft_movement_mask, soft_movement_update_
 from hfcompress.pruning.prune import dense_weight
+from hfcompress.pruning.scores import movement_update_, soft_movement_mask, soft_movement_update_
 from hfcompress.pruning.training_config import PruningTrainingConfig
 
 Prune = Callable[[nn.Module, float], None]

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from hfcompress.config import nearest
 from hfcompress.errors import DataError, ModelError
 from hfcompress.quantization.config import MODES
-from hfcompress.quantization.engine import Arrays, Engine
-from hfcompress.quantization.folder import read_labels, read_manifest
+from hfcompress.quantization.engine import Arrays, Engine, UsualShape
+from hfcompress.quantization.model import read_labels, read_manifest
 from hfcompress.quantization.onnx_export import IMAGE_INPUT
 from hfcompress.quantization.pixels import make_pixels
-from hfcompress.quantization.usual import UsualShape
 
 Prediction = dict[str, Any]
 Prepare = Callable[[Sequence[Any]], Arrays]

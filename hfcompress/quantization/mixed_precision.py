@@ -18,9 +18,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hfcompress.errors import ConfigError
+from hfcompress.inference import dense_logits
 from hfcompress.quantization.config import MixedPrecisionConfig, QuantizationConfig
 from hfcompress.quantization.engine import Arrays, Engine
-from hfcompress.quantization.model import dense_logits
 from hfcompress.quantization.qat import FakeQuantization
 
 Logits = NDArray[np.float32]

@@ -14,20 +14,20 @@ from transformers.pytorch_utils import Conv1D
 
 from hfcompress.checkpoint.record import METHOD
 from hfcompress.errors import CalibrationError, ModelError, TargetError
+from hfcompress.measure.environment import slow_int8
 from hfcompress.models.architectures import compressible_modules
-from hfcompress.quantization.abilities import slow_int8
 from hfcompress.quantization.config import MODES, QuantizationConfig
-from hfcompress.quantization.convolutions import (
+from hfcompress.quantization.coverage import (
     DYNAMIC_LEAVES_CONVOLUTIONS,
+    cover,
+    excluded_modules,
     is_convolutional,
     share_of_convolutions,
 )
-from hfcompress.quantization.coverage import cover
 from hfcompress.quantization.engine import Engine, FileEngine
 from hfcompress.quantization.images import image_shape
 from hfcompress.quantization.mixed_precision import MixedReport, keep_most_sensitive
 from hfcompress.quantization.model import QuantizedModel
-from hfcompress.quantization.select import excluded_modules
 
 Batch = Mapping[str, Tensor]
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hfcompress.inference import dense_logits
 from hfcompress.models.architectures import compressible_modules
 from hfcompress.quantization.engine import Arrays
-from hfcompress.quantization.model import dense_logits
 from hfcompress.utils import require
 
 Floats = NDArray[np.float32]

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hfcompress.config import nearest
 from hfcompress.errors import ConfigError
-from hfcompress.recipe.fields import locate, with_value
-from hfcompress.recipe.finetune_config import FinetuneConfig
-from hfcompress.recipes.step_configs import Step, check_names, parse_steps
+from hfcompress.recipes.step_configs import (
+    STEP_CONFIGS,
+    FinetuneConfig,
+    Step,
+    check_names,
+    parse_steps,
+)
+from hfcompress.recipes.yaml import parse_yaml
 
 Steps = Sequence[Mapping[str, Any]]
 Grid = Sequence[Mapping[str, Sequence[Any]]]
@@ -95,3 +102,94 @@ def _trial(given: Steps, index: int, settings: dict[str, Any], seed: int) -> Tri
             raise
         point = ", ".join(f"{field}={value!r}" for field, value in settings.items())
         raise ConfigError(f"{error} (at the grid's {point})") from None
+
+
+_INDEXED = re.compile(r"steps\[(\d+)\]\.(.+)")
+
+
+def locate(field: str, steps: Sequence[Any], where: str) -> tuple[int, str, str]:
+    """Which step a dotted field names: (place, step name, field inside the step).
+
+    Raises:
+        ConfigError: no such step, several of them, or no such field.
+    """
+    names = [next(iter(item)) if isinstance(item, Mapping) and item else "" for item in steps]
+    indexed = _INDEXED.fullmatch(field)
+    if indexed:
+        place, rest = int(indexed[1]), indexed[2]
+        if place >= len(steps):
+            raise ConfigError(f"{where}{field}: there are {len(steps)} steps, counted from 0")
+        inner = rest.removeprefix(f"{names[place]}.")
+    else:
+        name, _, inner = field.partition(".")
+        places = [index for index, known in enumerate(names) if known == name]
+        if not places or not inner:
+            known = [*dict.fromkeys(f"{item}.…" for item in names if item), "seed"]
+            raise ConfigError(
+                f"{where}{field} names no field; write STEP.FIELD or seed, where STEP is one of "
+                f"the recipe's steps ({', '.join(known)})"
+            )
+        if len(places) > 1:
+            raise ConfigError(
+                f"{where}{field} could mean several steps; write steps[{places[0]}].{field}"
+            )
+        place = places[0]
+    fields = STEP_CONFIGS[names[place]].model_fields if names[place] in STEP_CONFIGS else {}
+    first = inner.split(".")[0]
+    if fields and first not in fields:
+        hint = nearest(first, list(fields))
+        raise ConfigError(f"{where}{field}: {names[place]} has no field {first!r}{hint}")
+    return place, names[place], inner
+
+
+def with_value(data: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """A copy of nested plain data with one value changed."""
+    inner = value if len(path) == 1 else with_value(data.get(path[0]) or {}, path[1:], value)
+    return {**data, path[0]: inner}
+
+
+def restore(data: dict[str, Any], written: Mapping[str, Any], path: Sequence[str]) -> None:
+    """Put one value of nested plain data back to what was written, or take it out."""
+    if len(path) > 1 and isinstance(data.get(path[0]), dict):
+        restore(data[path[0]], written.get(path[0]) or {}, path[1:])
+    elif path[0] in written:
+        data[path[0]] = written[path[0]]
+    else:
+        data.pop(path[0], None)
+
+
+def apply_override(data: dict[str, Any], override: str, known: Collection[str]) -> dict[str, Any]:
+    """Plain data with one field changed.
+
+    Args:
+        data: of a recipe, as YAML gives it; left as it is.
+        override: ``key=value``; the value is YAML.
+        known: the recipe's own fields; other keys name fields of steps.
+
+    Raises:
+        ConfigError: no ``key=value``, no YAML, or a key that names nothing.
+    """
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override!r}: write key=value")
+    value = parse_yaml(text, f"--set {key}")
+    head = key.split(".")[0]
+    if key.startswith("grid."):
+        return {**data, "grid": _override_grid(data.get("grid") or {}, key[5:], value)}
+    steps = list(data.get("steps") or [])
+    if head not in known or key.startswith("steps["):
+        place, name, inner = locate(key, steps, "--set ")
+        steps[place] = {name: with_value(steps[place][name] or {}, inner.split("."), value)}
+        return {**data, "steps": steps}
+    path = key.split(".")
+    if len(path) > 1 and isinstance(data.get(head), str):
+        data = {**data, head: {"path": data[head]}}
+    if len(path) > 1 and not isinstance(data.get(head) or {}, dict):
+        raise ConfigError(f"--set {key}: {head} has no fields")
+    return with_value(data, path, value)
+
+
+def _override_grid(grid: Any, field: str, value: Any) -> Any:
+    if isinstance(grid, list):
+        return [{**part, field: value} for part in grid]
+    return {**grid, field: value}

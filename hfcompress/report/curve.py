@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from matplotlib.transforms import offset_copy
 
-from hfcompress.report.findings import sweet_spot
+from hfcompress.report.findings import is_about_size, sweet_spot
 from hfcompress.report.plotting import DASHES, GREY, MARKERS, PALETTE, new_figure, png_bytes, tidy
 from hfcompress.report.rows import (
     Point,
@@ -21,8 +21,7 @@ from hfcompress.report.rows import (
     metric_of,
     metric_text,
 )
-from hfcompress.report.sizes import sizes_figure
-from hfcompress.report.smallest import is_about_size
+from hfcompress.report.scatter import sizes_figure
 
 
 def draw_curve(rows: Sequence[Row], title: str | None = None) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,30 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hfcompress.report.classes import class_sentence, class_table
 from hfcompress.report.curve import draw_curve
-from hfcompress.report.headline import headline
-from hfcompress.report.pictures import Picture
-from hfcompress.report.pipeline import is_pipeline, pipeline_table
-from hfcompress.report.rows import Row, metric_of
+from hfcompress.report.findings import is_about_size, smallest_sentence, sweet_spot_sentence
+from hfcompress.report.pipeline import (
+    BARS_CAPTION,
+    draw_bars,
+    is_pipeline,
+    pipeline_sentence,
+    pipeline_table,
+)
+from hfcompress.report.rows import Row, metric_of, number
+from hfcompress.report.scatter import (
+    front_sentence,
+    size_sentence,
+    teacher_parameters,
+    timed_points,
+)
 from hfcompress.report.table import result_table
+from hfcompress.report.weights import (
+    GRIDS_CAPTION,
+    LEVELS_CAPTION,
+    draw_grids,
+    draw_levels,
+    grid_panels,
+    level_panels,
+)
 
 
 def html_page(
@@ -84,3 +104,54 @@ def flat_environment(environment: Mapping[str, Any], prefix: str = "") -> dict[s
         elif value is not None:
             flat[f"{prefix}{name}"] = str(value)
     return flat
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG, and what stands around it on the page."""
+
+    name: str
+    title: str
+    png: bytes
+    caption: str
+
+
+def further_pictures(
+    rows: Sequence[Row], weights: Mapping[str, Mapping[str, Any]]
+) -> list[Picture]:
+    """Those that the rows have something for.
+
+    Args:
+        rows: any rows.
+        weights: row hash -> what a run keeps of its weights.
+    """
+    found = []
+    measured = [row for row in rows if number(row, "value") and number(row, "bytes")]
+    if is_pipeline(measured):
+        found.append(Picture("bars", "Kept and saved", draw_bars(measured), BARS_CAPTION))
+    panels = grid_panels(rows, weights)
+    if panels:
+        png = draw_grids(panels)
+        found.append(Picture("grids", "Weights at each sparsity", png, GRIDS_CAPTION))
+    layers = level_panels(rows, weights)
+    if layers:
+        png = draw_levels(layers)
+        found.append(Picture("levels", "Weights in fp32 and in int8", png, LEVELS_CAPTION))
+    return found
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """What a reader wants to know first.
+
+    A pipeline's end, the smallest student, the fastest model, the smallest file or the highest
+    sparsity: what the rows are about.
+    """
+    if is_pipeline(rows):
+        return pipeline_sentence(rows)
+    if teacher_parameters(rows) is not None:
+        return size_sentence(rows)
+    if timed_points(rows):
+        return front_sentence(rows)
+    if is_about_size(rows):
+        return smallest_sentence(rows)
+    return sweet_spot_sentence(rows)

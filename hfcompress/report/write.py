@@ -6,17 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hfcompress.files import atomic_write
 from hfcompress.report.classes import draw_classes
 from hfcompress.report.curve import draw_curve
-from hfcompress.report.front import draw_front, timed_points
-from hfcompress.report.page import html_page
-from hfcompress.report.pictures import further_pictures
+from hfcompress.report.page import further_pictures, html_page
 from hfcompress.report.rows import Row
-from hfcompress.report.scatter import draw_size, teacher_parameters
+from hfcompress.report.scatter import draw_front, draw_size, teacher_parameters, timed_points
 from hfcompress.report.table import write_csv
 from hfcompress.report.temperature import draw_temperatures, teacher_logits
 from hfcompress.report.weights import draw_weights, weight_panels
+from hfcompress.utils import atomic_write
 
 
 def write_report(

@@ -14,9 +14,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hfcompress.errors import ModelError, TargetError
+from hfcompress.measure.environment import bf16_is_faster
 from hfcompress.models.architectures import blocks, compressible_modules
 from hfcompress.models.sublayers import known_family, sublayers
-from hfcompress.predict_checked import bf16_is_faster
 from hfcompress.search.target import CompressTarget
 from hfcompress.shrinking.vocabulary.shrink import required_tokens
 from hfcompress.shrinking.vocabulary.tokenizer import count_kept

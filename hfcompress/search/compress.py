@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 from hfcompress.data import DataConfig
 from hfcompress.errors import ConfigError, DataError, ModelError, OutputError
 from hfcompress.measure.environment import environment
-from hfcompress.recipe.progress import Progress
 from hfcompress.recipes.schema import Recipe
 from hfcompress.recipes.yaml import parse_yaml
 from hfcompress.search.candidates import Candidate, candidates
@@ -34,6 +33,7 @@ from hfcompress.sweep.pipeline import GIVEN, as_data, given
 from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.run import report
 from hfcompress.sweep.trial import Runner
+from hfcompress.utils import Progress
 
 SEARCH = "search.json"
 # Predictions of size are this exact; a candidate that is further away is not tried.

@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from hfcompress.config import Config
 from hfcompress.quantization.config import MODES, Backend
-from hfcompress.recipe.measure_config import LatencyConfig
+from hfcompress.recipes.schema import LatencyConfig
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")

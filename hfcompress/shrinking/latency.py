@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from torch import nn
+import copy
+from collections.abc import Mapping
+from typing import Any
 
-from hfcompress.calibration.batches import Calibration
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hfcompress.calibration.batches import Calibration, run_on
 from hfcompress.errors import CalibrationError
+from hfcompress.measure.latency import LatencyReport, measure_latency
 from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.report import Latencies
-from hfcompress.shrinking.sublayers.latency_table import timed, timed_inputs
 
 
 class TimedBudget:
@@ -66,3 +72,57 @@ class TimedBudget:
         models = {"dense": self._dense, "other": model}
         times = timed(models, self._inputs, self.config.precision, self._seconds).times
         return times["dense"].median, times["other"].median
+
+
+def timed(
+    models: Mapping[str, nn.Module],
+    inputs: Mapping[str, Tensor],
+    precision: str,
+    seconds: float = 4.0,
+) -> LatencyReport:
+    """Time models, interleaved.
+
+    Args:
+        models: by name; not changed.
+        inputs: of the forward pass.
+        precision: ``float32`` or ``bfloat16``: weights and inputs.
+        seconds: about how long.
+    """
+    dtype = getattr(torch, precision)
+    inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+    calls = {name: _call(_of_type(model, dtype).eval(), inputs) for name, model in models.items()}
+    first = measure_latency(calls, warmup=1, repeats=1)
+    round_ms = sum(one.median for one in first.times.values())
+    repeats = int(np.clip(seconds * 1000 / max(round_ms, 1e-3), 5, 200))
+    return measure_latency(calls, warmup=1, repeats=repeats)
+
+
+def _of_type(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    same = all(p.dtype == dtype for p in model.parameters())
+    return model if same else copy.deepcopy(model).to(dtype)
+
+
+def _call(model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+    return lambda: run_on(model, inputs)
+
+
+def timed_inputs(
+    calibration: Calibration, batch_size: int, length: int | None
+) -> dict[str, Tensor]:
+    """A batch of wanted size from calibration rows, without padding.
+
+    Args:
+        calibration: its first batch is repeated.
+        batch_size: rows.
+        length: tokens of each; None for inputs that have no length.
+    """
+    inputs = {}
+    for name, tensor in calibration.batches[0].items():
+        if name == "labels":
+            continue
+        rows = tensor[torch.arange(batch_size) % len(tensor)]
+        if length is not None and rows.dim() == 2:
+            rows = rows[:, torch.arange(length) % rows.shape[1]]
+            rows = torch.ones_like(rows) if name == "attention_mask" else rows
+        inputs[name] = rows.contiguous()
+    return inputs

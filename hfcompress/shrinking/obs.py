@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hfcompress.pruning.reconstruction import damped, ridge_target
+from hfcompress.calibration.linalg import damped, ridge_target
 
 _AT_ONCE = 1 / 16
 """Largest share of the remaining single-column units that goes before all is fitted anew."""

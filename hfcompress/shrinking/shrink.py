@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfcompress.calibration.batches import Calibration
 from hfcompress.calibration.hooks import evaluating
 from hfcompress.checkpoint.save import record_shapes
-from hfcompress.errors import CalibrationError, TargetError
+from hfcompress.errors import CalibrationError, ConfigError, TargetError
 from hfcompress.measure.size import count_parameters
-from hfcompress.models.architectures import family_of
+from hfcompress.models.architectures import blocks, family_of
 from hfcompress.models.sublayers import Sublayer, known_family, sublayers
-from hfcompress.pruning.structured.depth import drop_layers
+from hfcompress.models.surgery import keep_layers
 from hfcompress.shrinking.channels.shrink import shrink_channels
 from hfcompress.shrinking.config import ShrinkConfig
+from hfcompress.shrinking.quality import divergence, interpolated, predictions
 from hfcompress.shrinking.report import Amount, ShrinkReport, SublayerReport
 from hfcompress.shrinking.sublayers.budget import Budget
-from hfcompress.shrinking.sublayers.costs import Costs, layer_macs
-from hfcompress.shrinking.sublayers.errors import interpolated
+from hfcompress.shrinking.sublayers.costs import layer_macs
 from hfcompress.shrinking.sublayers.latency_table import with_widths
-from hfcompress.shrinking.sublayers.selection import (
-    Options,
-    Surroundings,
-    Tell,
-    apply_widths,
-    options,
-)
-from hfcompress.shrinking.widths import Widths, allowed_widths, optimal, ranked, uniform
+from hfcompress.shrinking.sublayers.selection import Options, Surroundings, apply_widths, options
+from hfcompress.shrinking.widths import Costs, Widths, allowed_widths, optimal, ranked, uniform
+from hfcompress.utils import Tell
 
 
 def shrink(
@@ -52,7 +49,7 @@ def shrink(
     goes on (see `hfcompress.models.surgery`); the model saves and reloads as ever.
 
     Args:
-        model: of a family in `hfcompress.models.architectures`, or with convolutions; changed in place.
+        model: of a known family, or with convolutions; changed in place.
         config: the budget, and how what goes is chosen.
         calibration: examples, for all but magnitudes without repair.
         recover: trains the model after each of several ``rounds`` but the last.
@@ -216,3 +213,51 @@ def _calibration(config: ShrinkConfig, calibration: Calibration | None) -> Calib
             f"pass Calibration(batches) to shrink"
         )
     return None
+
+
+def drop_layers(model: nn.Module, keep: int, around: Surroundings) -> tuple[int, ...]:
+    """Drop layers until ``keep`` are left.
+
+    Args:
+        model: changed in place.
+        keep: how many stay.
+        around: rows and the dense model's predictions.
+
+    Returns:
+        the numbers of those that went, ascending.
+
+    Raises:
+        ConfigError: the model has fewer layers.
+    """
+    layers = list(blocks(model).values())
+    if keep > len(layers):
+        raise ConfigError(f"layers {keep} is above what the model has; it has {len(layers)}")
+    assert around.judges is not None
+    fixed = {0} if cast(Any, model).config.model_type == "modernbert" else set()
+    gone: list[int] = []
+    while len(layers) - len(gone) > keep:
+        around.tell("choosing layers", len(gone), len(layers) - keep)
+        losses: dict[int, float] = {}
+        for number in sorted(set(range(len(layers))) - set(gone) - fixed):
+            with _skipped([layers[index] for index in [*gone, number]]):
+                seen = predictions(model, around.judges)
+            losses[number] = divergence(around.predictions, seen)
+        gone.append(min(losses, key=losses.__getitem__))
+    if gone:
+        keep_layers(model, [number for number in range(len(layers)) if number not in gone])
+    return tuple(sorted(gone))
+
+
+@contextmanager
+def _skipped(layers: list[nn.Module]) -> Iterator[None]:
+    """Layers pass on what they read, inside."""
+
+    def skip(_: nn.Module, args: tuple[Any, ...], result: Any) -> Any:
+        return args[0] if isinstance(result, Tensor) else (args[0], *result[1:])
+
+    handles = [layer.register_forward_hook(skip) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from hfcompress.errors import ConfigError
-from hfcompress.shrinking.sublayers.costs import Costs
 
 FloatArray = npt.NDArray[np.float64]
 Widths = dict[str, int]
 """Units kept, by sublayer."""
 Table = Mapping[str, Mapping[int, float]]
 """For each sublayer a value at each width that it may have."""
-
 _BUCKETS = 10_000
 """Units into which the dynamic program divides the budget."""
 
@@ -174,3 +173,30 @@ def allowed_widths(units: int, least: int, multiple: int, most: int = 96) -> lis
     """
     step = multiple * max(1, round(units / (most * multiple)))
     return sorted({*(w for w in range(0, units, step) if w >= least), units})
+
+
+@dataclass(frozen=True)
+class Costs:
+    """A budget, and what it is spent on.
+
+    Attributes:
+        table: by sublayer and allowed width.
+        limit: what all units may cost.
+        fixed: what the model costs without any unit; limit and fixed are the budget.
+        unit: what is counted, for messages.
+    """
+
+    table: dict[str, dict[int, float]]
+    limit: float
+    fixed: float
+    unit: str
+
+    @property
+    def least(self) -> float:
+        """Cost of the narrowest choice."""
+        return sum(min(levels.values()) for levels in self.table.values())
+
+    @property
+    def most(self) -> float:
+        """Cost of the widest choice."""
+        return sum(levels[max(levels)] for levels in self.table.values())

@@ -15,8 +15,8 @@ from hfcompress.data import Examples
 from hfcompress.data.encode import Encoded, encode_texts
 from hfcompress.distillation.text_augmentation import Augmentation, augment_texts
 from hfcompress.errors import CalibrationError, DataError
-from hfcompress.recipe.progress import Progress
 from hfcompress.shrinking.vocabulary.tokenizer import CutTokenizer
+from hfcompress.utils import Progress
 
 # Enough for stable second moments of sentence classifiers; more is slower and hardly better.
 CALIBRATION_ROWS = 1024
@@ -126,3 +126,6 @@ class Context:
 
 def _folded(text: str) -> str:
     return "".join(text.split()).lower()
+
+
+Done = dict[str, Any]

@@ -12,27 +12,27 @@ from hfcompress.data.encode import Encoded
 from hfcompress.data.image_processors import check_same_images, like_teacher
 from hfcompress.distillation.arguments import DistillationArguments
 from hfcompress.distillation.cache import TeacherCache
-from hfcompress.distillation.layer_choice import Batch, choose_layers
 from hfcompress.distillation.layer_map import uniform_layer_map
-from hfcompress.distillation.student import check_sizes, make_student
+from hfcompress.distillation.student import check_sizes, choose_layers, make_student
 from hfcompress.distillation.text_student import make_text_student
 from hfcompress.distillation.trainer import DistillationTrainer
+from hfcompress.distillation.weight_folding import Batch
 from hfcompress.errors import ConfigError, ModelError
 from hfcompress.measure.size import count_parameters
 from hfcompress.models.architectures import blocks
 from hfcompress.models.loading import TASK_MODALITY, load_model
-from hfcompress.recipe.distill_config import DistillConfig
-from hfcompress.recipe.training_state import (
+from hfcompress.recipes.step_configs import DistillConfig
+from hfcompress.steps.context import Context, Done
+from hfcompress.steps.finetune import (
     dropout,
     fast_attention,
     frozen_embeddings,
     memory_format,
+    train_with,
+    trainer_arguments,
 )
-from hfcompress.steps.context import Context
-from hfcompress.steps.finetune import train_with, trainer_arguments
 from hfcompress.steps.prune import check_training, training_rows
 
-Done = dict[str, Any]
 Model = PreTrainedModel
 # Rows whose teacher logits a report shows at several temperatures.
 _SHOWN = 4

@@ -20,35 +20,33 @@ from hfcompress.inference import predict
 from hfcompress.measure.evaluation import compute_metric
 from hfcompress.measure.size import calculate_sparsity
 from hfcompress.models.architectures import select_modules
-from hfcompress.pruning.iterative import find_ticket
-from hfcompress.pruning.progressive import progressive
+from hfcompress.pruning.config import PruningConfig
+from hfcompress.pruning.iterative import find_ticket, progressive
+from hfcompress.pruning.prune import PruneReport, prune
 from hfcompress.pruning.trainer import PruningArguments, PruningTrainer
 from hfcompress.pruning.training_config import PruningTrainingConfig
 from hfcompress.pruning.training_masks import Prune
-from hfcompress.recipe.distill_config import DistillConfig
-from hfcompress.recipe.finetune_config import FinetuneConfig
-from hfcompress.recipe.training_config import (
+from hfcompress.recipes.step_configs import (
+    DistillConfig,
+    FinetuneConfig,
     GradualConfig,
     LotteryStepConfig,
     ProgressiveStepConfig,
     RecoverConfig,
 )
-from hfcompress.recipe.training_state import (
+from hfcompress.steps.context import Context, Done
+from hfcompress.steps.finetune import (
     dropout,
     fast_attention,
+    finetune,
     frozen_embeddings,
     memory_format,
-)
-from hfcompress.steps.context import Context
-from hfcompress.steps.finetune import (
-    finetune,
     trackers,
     train_with,
     trainer_arguments,
     training_view,
 )
 
-Done = dict[str, Any]
 Model = PreTrainedModel
 
 
@@ -132,7 +130,6 @@ def _recover_zeros(network: nn.Module, config: ProgressiveStepConfig, context: C
 
 def _pruner(config: Any, context: Context) -> Prune:
     """A one-shot method as ``prune(model, sparsity)``, on the context's calibration rows."""
-    from hfcompress.steps.registry import prune_by
 
     def prune_to(network: nn.Module, sparsity: float) -> None:
         prune_by(network, config.changed(sparsity=sparsity), context)
@@ -244,3 +241,23 @@ def check_training(model: nn.Module, config: Any) -> None:
 
 def _is_text(model: nn.Module) -> bool:
     return getattr(model, "main_input_name", "input_ids") == "input_ids"
+
+
+def prune_step(
+    model: PreTrainedModel, config: PruningConfig, context: Context
+) -> tuple[PreTrainedModel, Done]:
+    """Prune in place."""
+    context.progress.stage(f"pruning: {config.method}, {config.wanted:.0%}")
+    return model, prune_by(model, config, context).plain()
+
+
+def prune_by(model: nn.Module, config: PruningConfig, context: Context) -> PruneReport:
+    """Prune in place, with training rows drawn by the config's seed where the method calibrates."""
+    if not config.needs_calibration:
+        return prune(model, config)
+    calibration = context.calibration(config.calibration_rows, config.seed, config.augmented_rows)
+    return prune(model, config.changed(calibration_rows=None, augmented_rows=0), calibration)
+
+
+def _check_targets(model: PreTrainedModel, config: PruningConfig) -> None:
+    select_modules(model, config.targets, config.exclude)

@@ -7,10 +7,15 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from hfcompress.quantization.config import QuantizationConfig
+from hfcompress.quantization.coverage import is_convolutional
+from hfcompress.quantization.model import QuantizedModel
 from hfcompress.quantization.qat import quantizable, quantization_aware
-from hfcompress.quantization.quantize import check_quantizable
-from hfcompress.recipe.aware_config import QuantizationAwareConfig
-from hfcompress.steps.context import Context
+from hfcompress.quantization.quantize import check_quantizable, quantize
+from hfcompress.recipes.step_configs import (
+    QuantizationAwareConfig,
+)
+from hfcompress.steps.context import Context, Done
 from hfcompress.steps.prune import check_training, recover
 
 
@@ -39,3 +44,24 @@ def check_aware(model: PreTrainedModel, config: QuantizationAwareConfig) -> None
     check_training(model, config)
     check_quantizable(model, config.quantization)
     quantizable(model, config.quantization)
+
+
+def quantize_step(
+    model: PreTrainedModel, config: QuantizationConfig, context: Context
+) -> tuple[QuantizedModel, Done]:
+    """Quantize for an engine, with training rows where the mode calibrates."""
+    context.progress.stage(f"quantizing: {config.backend}, {config.mode}")
+    # Networks of convolutions are quantized statically by default.
+    wanted = config.needs_calibration or (
+        config.mode == "auto" and is_convolutional(model) and context.train is not None
+    )
+    calibration = context.calibration(config.calibration_rows, config.seed) if wanted else None
+    quantized = quantize(model, config, calibration)
+    context.progress.note(quantized.coverage.sentence)
+    if quantized.mixed is not None:
+        context.progress.note(quantized.mixed.sentence)
+    for note in quantized.notes:
+        context.progress.note(note)
+    done = quantized.plain()
+    done.pop("modules")
+    return quantized, done

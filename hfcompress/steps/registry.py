@@ -6,37 +6,38 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from hfcompress.config import Config
-from hfcompress.models.architectures import select_modules
 from hfcompress.pruning.config import PruningConfig
-from hfcompress.pruning.prune import PruneReport, prune
 from hfcompress.quantization.config import QuantizationConfig
-from hfcompress.quantization.convolutions import is_convolutional
-from hfcompress.quantization.model import QuantizedModel
-from hfcompress.quantization.quantize import check_quantizable, quantize
-from hfcompress.recipe.aware_config import QuantizationAwareConfig
-from hfcompress.recipe.distill_config import DistillConfig
-from hfcompress.recipe.finetune_config import FinetuneConfig
-from hfcompress.recipe.shrink_config import ShrinkStepConfig
-from hfcompress.recipe.training_config import (
+from hfcompress.quantization.quantize import check_quantizable
+from hfcompress.recipes.step_configs import (
+    DistillConfig,
+    FinetuneConfig,
     GradualConfig,
     LotteryStepConfig,
     ProgressiveStepConfig,
+    QuantizationAwareConfig,
     RecoverConfig,
+    ShrinkStepConfig,
 )
-from hfcompress.recipe.vocabulary import check_vocabulary, vocabulary_step
-from hfcompress.steps.context import Context
+from hfcompress.shrinking.vocabulary.tokenizer import VocabularyConfig
+from hfcompress.steps.context import Context, Done
 from hfcompress.steps.distill import check_distill, distill
 from hfcompress.steps.finetune import finetune
-from hfcompress.steps.prune import check_training, gradual, lottery, progressive_step, recover
-from hfcompress.steps.quantize import aware, check_aware
-from hfcompress.steps.shrink import check_shrink, shrink_step
-from hfcompress.vocabulary.config import VocabularyConfig
+from hfcompress.steps.prune import (
+    _check_targets,
+    check_training,
+    gradual,
+    lottery,
+    progressive_step,
+    prune_step,
+    recover,
+)
+from hfcompress.steps.quantize import aware, check_aware, quantize_step
+from hfcompress.steps.shrink import check_shrink, check_vocabulary, shrink_step, vocabulary_step
 
-Done = dict[str, Any]
 # Quantizing ends in an engine, every other step in a torch model.
 StepFunction = Callable[[PreTrainedModel, Any, Context], tuple[Any, Done]]
 
@@ -62,47 +63,6 @@ class StepKind:
     calibrates: bool = False
     needs_rows: Callable[[Any], bool] = lambda config: False
     check: Callable[[PreTrainedModel, Any], None] = lambda model, config: None
-
-
-def prune_step(
-    model: PreTrainedModel, config: PruningConfig, context: Context
-) -> tuple[PreTrainedModel, Done]:
-    """Prune in place."""
-    context.progress.stage(f"pruning: {config.method}, {config.wanted:.0%}")
-    return model, prune_by(model, config, context).plain()
-
-
-def prune_by(model: nn.Module, config: PruningConfig, context: Context) -> PruneReport:
-    """Prune in place, with training rows drawn by the config's seed where the method calibrates."""
-    if not config.needs_calibration:
-        return prune(model, config)
-    calibration = context.calibration(config.calibration_rows, config.seed, config.augmented_rows)
-    return prune(model, config.changed(calibration_rows=None, augmented_rows=0), calibration)
-
-
-def quantize_step(
-    model: PreTrainedModel, config: QuantizationConfig, context: Context
-) -> tuple[QuantizedModel, Done]:
-    """Quantize for an engine, with training rows where the mode calibrates."""
-    context.progress.stage(f"quantizing: {config.backend}, {config.mode}")
-    # Networks of convolutions are quantized statically by default.
-    wanted = config.needs_calibration or (
-        config.mode == "auto" and is_convolutional(model) and context.train is not None
-    )
-    calibration = context.calibration(config.calibration_rows, config.seed) if wanted else None
-    quantized = quantize(model, config, calibration)
-    context.progress.note(quantized.coverage.sentence)
-    if quantized.mixed is not None:
-        context.progress.note(quantized.mixed.sentence)
-    for note in quantized.notes:
-        context.progress.note(note)
-    done = quantized.plain()
-    done.pop("modules")
-    return quantized, done
-
-
-def _check_targets(model: PreTrainedModel, config: PruningConfig) -> None:
-    select_modules(model, config.targets, config.exclude)
 
 
 def _always(config: Config) -> bool:

@@ -12,8 +12,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from hfcompress.files import cache_folder
 from hfcompress.models.loading import saved_class
+from hfcompress.utils import cache_folder
 
 _DAY = 24 * 3600
 

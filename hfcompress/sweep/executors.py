@@ -19,8 +19,6 @@ from typing import Any, Literal, get_args
 import torch
 
 from hfcompress.errors import ConfigError
-from hfcompress.quiet import quiet_libraries
-from hfcompress.recipe.progress import Progress
 from hfcompress.recipes.grid import Trial
 from hfcompress.recipes.schema import parse_recipe
 from hfcompress.steps.registry import kind_of
@@ -28,7 +26,7 @@ from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.experiment import Workbench, prepare
 from hfcompress.sweep.outcome import Outcome, perform
 from hfcompress.sweep.trial import Runner
-from hfcompress.utils import require
+from hfcompress.utils import Progress, quiet_libraries, require
 
 EngineName = Literal["process", "ray"]
 Task = tuple[str, str | None, str, int, int]

@@ -3,30 +3,108 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from hfcompress.data import Examples, examples_of, fingerprint, load_examples
-from hfcompress.data.encode import Encoded
+from hfcompress.data.encode import Batch, Encoded, encode
 from hfcompress.errors import ModelError
 from hfcompress.measure.evaluation import compute_metric, metric_names
 from hfcompress.models.architectures import select_modules
 from hfcompress.models.loading import LoadedModel, check_source, load_model, task_modality
 from hfcompress.pruning.config import PruningConfig
-from hfcompress.recipe.encodings import Encoding, Encodings
-from hfcompress.recipe.hashing import prefix_hashes, root_hash, row_hash
-from hfcompress.recipe.progress import Progress
 from hfcompress.recipes.grid import Trial
 from hfcompress.recipes.schema import Recipe, expand
+from hfcompress.recipes.step_configs import Step
+from hfcompress.shrinking.vocabulary.shrink import keep_tokens
+from hfcompress.shrinking.vocabulary.tokenizer import CutTokenizer
 from hfcompress.steps.context import Context
 from hfcompress.steps.registry import kind_of
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.timing import check_length
+from hfcompress.utils import Progress
+
+
+@dataclass
+class Encoding:
+    """Rows encoded by one processor, each side when it is first asked for.
+
+    Attributes:
+        processor: the model's tokenizer or image processor.
+        examples: raw rows.
+        max_length: longest token sequence.
+        trains: some step reads training rows.
+    """
+
+    processor: Any
+    examples: Examples
+    max_length: int | None
+    trains: bool
+    _batches: list[tuple[NDArray[np.int64], Batch]] | None = None
+
+    @cached_property
+    def train(self) -> Encoded | None:
+        """Training rows; None where no step reads them, or there are none."""
+        rows = self.examples.train if self.trains else None
+        return None if rows is None else self._encoded(rows)
+
+    @cached_property
+    def eval(self) -> Encoded:
+        """Measured rows."""
+        return self._encoded(self.examples.eval)
+
+    def batches(self, size: int) -> list[tuple[NDArray[np.int64], Batch]] | None:
+        """The measured rows in batches, made once; None for images, which are too many to keep."""
+        if self._batches is None and self.eval.lengths is not None:
+            self._batches = list(self.eval.batches(size))
+        return self._batches
+
+    def _encoded(self, rows: Dataset) -> Encoded:
+        return encode(self.examples, rows, self.processor, self.max_length)
+
+
+@dataclass
+class Encodings:
+    """The encoding after each prefix of steps.
+
+    Attributes:
+        first: what all trials start from.
+    """
+
+    first: Encoding
+    _cuts: dict[str, CutTokenizer] = field(default_factory=dict)
+    _made: dict[str, Encoding] = field(default_factory=dict)
+
+    def cut(self, prefix: str, tokenizer: CutTokenizer) -> None:
+        """Note that the step which makes ``prefix`` has given its model another tokenizer."""
+        self._cuts[prefix] = tokenizer
+
+    def after(self, prefixes: list[str]) -> Encoding:
+        """The encoding for the model after the last of some prefixes, all from the start on."""
+        last = next((prefix for prefix in reversed(prefixes) if prefix in self._cuts), None)
+        if last is None:
+            return self.first
+        if last not in self._made:
+            processor = self._cuts[last].tokenizer
+            self._made[last] = replace(self.first, processor=processor, _batches=None)
+        return self._made[last]
+
+    def adapt(self, model: PreTrainedModel, prefixes: list[str]) -> PreTrainedModel:
+        """Make a model of before read rows of after: cut its tokens as these steps did."""
+        for prefix in prefixes:
+            if prefix in self._cuts:
+                keep_tokens(model, self._cuts[prefix].kept)
+        return model
 
 
 @dataclass
@@ -207,3 +285,32 @@ def _check_model(recipe: Recipe, loaded: LoadedModel, trials: list[Trial]) -> No
             )
         for step in trial.steps:
             kind_of(step.config).check(loaded.model, step.config)
+
+
+# Raised when the meaning of a result changes (a default, too), so that older rows and models are
+# not reused.
+FORMAT = 1
+
+
+def content_hash(data: Any) -> str:
+    """Hash of plain data; the order of keys does not matter."""
+    text = json.dumps(data, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def root_hash(recipe: Recipe, model: str, train: str, seed: int) -> str:
+    """Hash of where a trial starts: model, training rows, task, how text is cut, seed."""
+    return content_hash([FORMAT, model, train, recipe.task, recipe.data.max_length, seed])
+
+
+def prefix_hashes(root: str, steps: Sequence[Step]) -> list[str]:
+    """Hash of the model before the first step, after the first, after the second ..."""
+    hashes = [root]
+    for step in steps:
+        hashes.append(content_hash([hashes[-1], step.name, step.config.identity()]))
+    return hashes
+
+
+def row_hash(recipe: Recipe, last_prefix: str, measured: str) -> str:
+    """Hash of a row: the final model, the rows it is measured on, and what is measured."""
+    return content_hash([last_prefix, measured, recipe.measure.identity()])

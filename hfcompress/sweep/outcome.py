@@ -9,16 +9,15 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from hfcompress.checkpoint.write import save_compressed
+from hfcompress.checkpoint.save import save_compressed
 from hfcompress.errors import HfcompressError, first_line
-from hfcompress.measure.grids import weight_grids
-from hfcompress.measure.weights import analyze_weight_distribution
+from hfcompress.measure.weights import analyze_weight_distribution, weight_grids
 from hfcompress.models.architectures import default_targets
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.quantization.weight_levels import weight_levels
-from hfcompress.recipe.hashing import content_hash
 from hfcompress.recipes.grid import Trial
 from hfcompress.report.card import model_card
+from hfcompress.sweep.experiment import content_hash
 from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.trial import Logits, Runner, plain_model
 

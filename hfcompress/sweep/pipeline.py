@@ -16,20 +16,18 @@ from hfcompress.data import DataConfig
 from hfcompress.errors import ConfigError, DataError, HfcompressError
 from hfcompress.models.loading import LoadedModel, weights_hash
 from hfcompress.quantization.model import QuantizedModel
-from hfcompress.recipe.hashing import content_hash
-from hfcompress.recipe.measure_config import MeasureConfig
-from hfcompress.recipe.progress import Progress
 from hfcompress.recipes.grid import Trial
-from hfcompress.recipes.schema import Recipe
+from hfcompress.recipes.schema import MeasureConfig, Recipe
 from hfcompress.recipes.step_configs import STEP_CONFIGS
 from hfcompress.report.card import model_card
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.executors import in_process
-from hfcompress.sweep.experiment import Workbench, prepare
+from hfcompress.sweep.experiment import Workbench, content_hash, prepare
 from hfcompress.sweep.outcome import Outcome, Row, save_model
 from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.run import finish
 from hfcompress.sweep.trial import Runner
+from hfcompress.utils import Progress
 
 Data = str | Path | DataConfig | Mapping[str, Any]
 GIVEN = "(given)"

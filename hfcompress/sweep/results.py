@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from hfcompress.errors import OutputError
-from hfcompress.files import atomic_write
+from hfcompress.utils import atomic_write
 
 ROWS = "results.jsonl"
 

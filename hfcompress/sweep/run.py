@@ -10,7 +10,6 @@ from typing import Any, overload
 
 from hfcompress.errors import OutputError
 from hfcompress.measure.environment import environment
-from hfcompress.recipe.progress import Progress
 from hfcompress.recipes.grid import Trial
 from hfcompress.recipes.schema import Recipe, expand, load_recipe
 from hfcompress.recipes.yaml import dump_yaml
@@ -21,6 +20,7 @@ from hfcompress.sweep.experiment import Workbench, prepare
 from hfcompress.sweep.outcome import Outcome, Row, keep
 from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.trial import Runner
+from hfcompress.utils import Progress
 
 
 @dataclass(frozen=True)

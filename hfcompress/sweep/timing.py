@@ -13,7 +13,7 @@ from hfcompress.measure.latency import Latency, measure_latency
 from hfcompress.quantization.engine import fixed
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.quantization.onnx_export import example_inputs
-from hfcompress.recipe.measure_config import LatencyConfig
+from hfcompress.recipes.schema import LatencyConfig
 
 # On a shared machine 20 rounds of a small model can all fall into a moment in which threads wake
 # slowly and it seems three times slower than it is: such moments last a third of a second.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,20 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from hfcompress.inference import predict
-from hfcompress.measure.classes import class_accuracy
-from hfcompress.measure.evaluation import compare, compute_metric
+from hfcompress.inference import checking_pays, predict, predict_checked
+from hfcompress.measure.evaluation import class_accuracy, compare, compute_metric
 from hfcompress.measure.macs import count_macs
 from hfcompress.measure.size import calculate_model_size, calculate_sparsity, count_parameters
 from hfcompress.models.architectures import default_targets
 from hfcompress.models.loading import weights_hash
-from hfcompress.predict_checked import checking_pays, predict_checked
 from hfcompress.quantization.model import QuantizedModel
-from hfcompress.recipe.encodings import Encoding
-from hfcompress.recipe.labels import line_label
 from hfcompress.recipes.grid import Trial
 from hfcompress.steps.registry import kind_of
-from hfcompress.sweep.experiment import Workbench
+from hfcompress.sweep.experiment import Encoding, Workbench
 from hfcompress.sweep.timing import first_times, time_model
 
 Logits = NDArray[np.float32]
@@ -284,3 +280,42 @@ def _near(values: dict[float, Any], requested: float | None) -> Any:
     if requested is None:
         return None
     return next((value for key, value in values.items() if abs(key - requested) < 1e-9), None)
+
+
+def line_label(trial: Trial, trials: Sequence[Trial] = (), every_step: bool = False) -> str:
+    """What a trial's line in the plot is called.
+
+    Its method, and the settings in which it differs from other trials of that method; sparsity
+    and seed are points on the line.
+
+    Args:
+        trial: which.
+        trials: all of its recipe.
+        every_step: trials end in each of the recipe's steps; the method is the last step then.
+    """
+    name: Callable[[Trial], str] = _last_step if every_step else _method
+    method = name(trial)
+    others = [other.settings for other in trials if name(other) == method]
+    parts = [method]
+    for field_name, value in trial.settings.items():
+        last = field_name.rpartition(".")[2]
+        varies = not others or any(other.get(field_name) != value for other in others)
+        if varies and last not in {"sparsity", "seed", "method", "targets"}:
+            parts.append(f"{value}" if isinstance(value, str) else f"{last} {value}")
+    return ", ".join(parts)
+
+
+def _method(trial: Trial) -> str:
+    compressing = [s for s in trial.steps if kind_of(s.config).compresses]
+    if not compressing:
+        return "dense"
+    return str(getattr(compressing[-1].config, "method", compressing[-1].name))
+
+
+def _last_step(trial: Trial) -> str:
+    """The last step's name, numbered where the trial has several; before compression: dense."""
+    if not any(kind_of(step.config).compresses for step in trial.steps):
+        return "dense"
+    last = trial.steps[-1].name
+    count = sum(step.name == last for step in trial.steps)
+    return last if count == 1 else f"{last} {count}"

@@ -14,7 +14,7 @@ from transformers import ViTConfig, ViTForImageClassification
 import hfcompress.benchmarking.run as run
 import hfcompress.benchmarking.timing as timing
 from hfcompress import BenchConfig, QuantizationConfig, bench, quantize
-from hfcompress.benchmark.kinds import ENGINES, kind_name, runtime_of
+from hfcompress.benchmarking.config import ENGINES, kind_name, runtime_of
 from hfcompress.benchmarking.inputs import InputSpec, input_spec, make_inputs
 from hfcompress.benchmarking.memory import Memory, measure_memory
 from hfcompress.benchmarking.subjects import find_subjects
@@ -23,7 +23,7 @@ from hfcompress.errors import ConfigError, MissingExtraError, ModelError, Output
 from hfcompress.measure.latency import Latency, LatencyReport
 from hfcompress.quantization.config import MODES
 from hfcompress.quantization.engine import Arrays, Engine
-from hfcompress.recipe.progress import Progress
+from hfcompress.utils import Progress
 from tests.conftest import make_bert
 from tests.quantization.models import small
 
@@ -238,7 +238,7 @@ def test_a_quantized_form_is_made_once(
     def refuse(*_: object) -> None:
         raise AssertionError("quantized again")
 
-    monkeypatch.setattr("hfcompress.benchmark.forms.quantize", refuse)
+    monkeypatch.setattr("hfcompress.benchmarking.subjects.quantize", refuse)
     assert len(bench(str(model_folder), quick(batch=(1,))).rows) == 2
 
 
@@ -361,7 +361,7 @@ def test_an_engine_that_refuses_a_model_is_said(
     def refuse(*_: object) -> None:
         raise ModelError("the engine cannot; do something else")
 
-    monkeypatch.setattr("hfcompress.benchmark.forms.quantize", refuse)
+    monkeypatch.setattr("hfcompress.benchmarking.subjects.quantize", refuse)
     result = bench(str(model_folder), quick(batch=(1,)))
     assert [row["engine"] for row in result.rows] == ["torch-fp32"]
     assert result.notes == (

@@ -23,7 +23,7 @@ import hfcompress
 from hfcompress import PruningConfig, prune
 from hfcompress.checkpoint.packing import pack, packed_bytes, unpack
 from hfcompress.checkpoint.record import METHOD
-from hfcompress.checkpoint.write import save_compressed
+from hfcompress.checkpoint.save import save_compressed
 from hfcompress.errors import ModelError, OutputError
 from tests.checkpoint.shrunk import uneven
 from tests.families import logits, tiny, tiny_batches

@@ -19,7 +19,7 @@ from transformers import (
     BertForTokenClassification,
 )
 
-from hfcompress.distillation import cache_build
+from hfcompress.distillation import cache_files as cache_build
 from hfcompress.distillation.cache import TeacherCache
 from hfcompress.errors import ConfigError, DataError
 from tests.conftest import make_bert, make_tokenizer, sentence

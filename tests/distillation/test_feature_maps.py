@@ -13,9 +13,8 @@ from torch import Tensor
 
 from hfcompress.distillation.cache import TeacherCache
 from hfcompress.distillation.config import DistillationConfig
-from hfcompress.distillation.feature_maps import as_map, on_one_grid
 from hfcompress.distillation.layer_loss import LayerLoss
-from hfcompress.distillation.layer_losses import hidden_state_loss
+from hfcompress.distillation.layer_losses import as_map, hidden_state_loss, on_one_grid
 from hfcompress.distillation.teacher_loss import TeacherLoss
 from hfcompress.distillation.teacher_outputs import LayerStates
 from hfcompress.errors import ModelError

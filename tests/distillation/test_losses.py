@@ -10,12 +10,12 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from hfcompress.distillation.divergences import kl_divergence
 from hfcompress.distillation.losses import (
     DistillationLoss,
     Task,
     distillation_loss,
     hard_loss,
+    kl_divergence,
     logits_mse,
     soft_loss,
 )

@@ -16,10 +16,8 @@ from transformers import (
     GPT2ForSequenceClassification,
 )
 
-from hfcompress.distillation.feature_folding import collect_folds
-from hfcompress.distillation.layer_choice import block_influence, choose_layers
-from hfcompress.distillation.student import make_student
-from hfcompress.distillation.unit_importance import feature_norms, unit_norms
+from hfcompress.distillation.student import block_influence, choose_layers, make_student
+from hfcompress.distillation.weight_folding import collect_folds, feature_norms, unit_norms
 from hfcompress.errors import ConfigError, TargetError
 from hfcompress.models.architectures import blocks, weight_matrix
 from hfcompress.models.sublayers import sublayers

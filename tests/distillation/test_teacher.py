@@ -22,13 +22,12 @@ from transformers import (
 )
 
 from hfcompress.distillation.config import DistillationConfig, DistillationTrainingConfig
-from hfcompress.distillation.divergences import kl_divergence
 from hfcompress.distillation.layer_losses import (
     attention_loss,
     hidden_state_loss,
     value_relation_loss,
 )
-from hfcompress.distillation.losses import logits_mse
+from hfcompress.distillation.losses import kl_divergence, logits_mse
 from hfcompress.distillation.teacher_loss import TeacherLoss
 from hfcompress.distillation.teacher_outputs import TeacherOutputs
 from hfcompress.distillation.teachers import as_teacher

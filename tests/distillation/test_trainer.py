@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
-from hfcompress.distillation.projections import PROJECTIONS_FILE
-from hfcompress.distillation.trainer import DistillationTrainer
+from hfcompress.distillation.trainer import PROJECTIONS_FILE, DistillationTrainer
 from hfcompress.errors import SourceError
 from tests.distillation.tiny import (
     ALL,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hfcompress.errors import DataError
-from hfcompress.measure.classes import class_accuracy
+from hfcompress.measure.evaluation import class_accuracy
 
 
 def test_by_hand() -> None:

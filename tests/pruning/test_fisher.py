@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hfcompress.pruning.fisher import BlockFisher
 from hfcompress.pruning.oneshot import fisher_portions
+from hfcompress.pruning.scores import BlockFisher
 
 WEIGHTS, BLOCK, DAMPING, COUNT = 14, 4, 0.1, 6
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hfcompress.pruning.movement import movement_update_, soft_movement_mask, soft_movement_update_
+from hfcompress.pruning.scores import movement_update_, soft_movement_mask, soft_movement_update_
 
 
 def test_movement_is_the_straight_through_gradient_of_the_scores() -> None:

@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from hfcompress.pruning.config import PruningConfig
-from hfcompress.pruning.progressive import progressive
+from hfcompress.pruning.iterative import progressive
 from hfcompress.pruning.prune import prune
 from hfcompress.pruning.training_config import ProgressiveConfig
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hfcompress.calibration.linalg import damped, inverse_upper, ridge_target
 from hfcompress.pruning import reconstruction as reconstruct
 from hfcompress.pruning.masks import layer_mask
 from hfcompress.pruning.patterns import Chooser, Pattern
@@ -23,7 +24,7 @@ def problem(outputs: int = 6, inputs: int = 12, seed: int = 0) -> tuple[Tensor, 
 
 
 def sparsegpt(weight: Tensor, factor: Tensor, drop: int, choose: Chooser, **options: Any) -> Tensor:
-    return reconstruct.sparsegpt(weight, reconstruct.inverse_upper(factor), drop, choose, **options)
+    return reconstruct.sparsegpt(weight, inverse_upper(factor), drop, choose, **options)
 
 
 def loss(new: Tensor, weight: Tensor, gram: Tensor) -> float:
@@ -66,7 +67,7 @@ def sparsegpt_reference(weight: Tensor, gram: Tensor, drop: int, block: int) -> 
 @pytest.mark.parametrize("block", [4, 5, 12, 128])
 def test_sparsegpt_is_the_papers(block: int) -> None:
     weight, gram = problem()
-    _, factor, _ = reconstruct.damped(gram, 0.0)
+    _, factor, _ = damped(gram, 0.0)
     new = sparsegpt(weight, factor, 40, layer_mask, block=block)
     reference = sparsegpt_reference(weight, gram, 40, block)
     assert int((new == 0).sum()) == 40
@@ -75,7 +76,7 @@ def test_sparsegpt_is_the_papers(block: int) -> None:
 
 def test_sparsegpt_chooses_n_of_m_with_the_weights_as_they_are_by_then() -> None:
     weight, gram = problem(seed=3)
-    _, factor, _ = reconstruct.damped(gram, 0.0)
+    _, factor, _ = damped(gram, 0.0)
     choose = Pattern.parse("2:4").chooser()
     late = sparsegpt(weight, factor, 36, choose, block=12, group=4)
     small = sparsegpt(weight, factor, 36, choose, block=4)
@@ -85,7 +86,7 @@ def test_sparsegpt_chooses_n_of_m_with_the_weights_as_they_are_by_then() -> None
 
 def test_output_weight_moves_the_zeros() -> None:
     weight, gram = problem()
-    _, factor, _ = reconstruct.damped(gram, 0.01)
+    _, factor, _ = damped(gram, 0.01)
     importance = torch.tensor([100.0, 1, 1, 1, 1, 1])
     plain = sparsegpt(weight, factor, 40, layer_mask)
     weighted = sparsegpt(weight, factor, 40, layer_mask, output_weight=importance)
@@ -94,7 +95,7 @@ def test_output_weight_moves_the_zeros() -> None:
 
 def test_least_squares_solves_the_normal_equations() -> None:
     weight, gram = problem()
-    matrix, _, _ = reconstruct.damped(gram, 0.01)
+    matrix, _, _ = damped(gram, 0.01)
     keep = layer_mask(weight.abs(), 40)
     new = reconstruct.least_squares(weight, matrix, keep, iterations=60)
     torch.testing.assert_close(new, best_on_support(weight, matrix, keep), rtol=1e-5, atol=1e-6)
@@ -102,7 +103,7 @@ def test_least_squares_solves_the_normal_equations() -> None:
 
 def test_joint_least_squares_solves_the_coupled_normal_equations() -> None:
     weight, gram = problem()
-    matrix, _, _ = reconstruct.damped(gram, 0.01)
+    matrix, _, _ = damped(gram, 0.01)
     keep = layer_mask(weight.abs(), 40)
     gradients = torch.randn(
         9, len(weight), generator=torch.Generator().manual_seed(3), dtype=torch.float64
@@ -125,8 +126,8 @@ def test_ridge_target_minimises_its_objective() -> None:
     cross = weight @ gram + torch.randn(
         weight.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64
     )
-    matrix, factor, share = reconstruct.damped(gram, 0.1)
-    found = reconstruct.ridge_target(weight, cross, gram, matrix, factor)
+    matrix, factor, share = damped(gram, 0.1)
+    found = ridge_target(weight, cross, gram, matrix, factor)
     scale = share * gram.diagonal().mean()
     # E|y - Wx|^2 + scale |W - W_old|^2 has zero gradient there.
     gradient = found @ gram - cross + scale * (found - weight)
@@ -137,7 +138,7 @@ def test_alps_beats_sparsegpt_and_magnitude_on_its_own_objective() -> None:
     better = []
     for seed in range(5):
         weight, gram = problem(8, 24, seed)
-        matrix, factor, _ = reconstruct.damped(gram, 0.01)
+        matrix, factor, _ = damped(gram, 0.01)
         drop = 140
         keep = reconstruct.alps_mask(weight, matrix, drop, layer_mask)
         assert int((~keep).sum()) == drop
@@ -153,9 +154,9 @@ def test_alps_beats_sparsegpt_and_magnitude_on_its_own_objective() -> None:
 def test_a_singular_gram_is_damped_until_it_is_not() -> None:
     tokens = torch.randn(3, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     gram = tokens.T @ tokens
-    matrix, factor, share = reconstruct.damped(gram, 0.0)
+    matrix, factor, share = damped(gram, 0.0)
     assert share > 0
     torch.testing.assert_close(factor @ factor.T, matrix)
-    assert reconstruct.damped(torch.eye(8), 0.0)[2] == 0
+    assert damped(torch.eye(8), 0.0)[2] == 0
     with pytest.raises(ValueError, match="NaN"):
-        reconstruct.damped(gram * float("nan"), 0.01)
+        damped(gram * float("nan"), 0.01)

@@ -15,10 +15,16 @@ from transformers import Trainer, TrainingArguments
 from hfcompress import PruningCallback, PruningConfig, PruningTrainingConfig, prune
 from hfcompress.errors import ConfigError, TargetError
 from hfcompress.layers.affine import dequantize_layer_weights, quantize_layer_weights
-from hfcompress.quantization.callback import QuantizationAwareCallback
 from hfcompress.quantization.config import QuantizationConfig
-from hfcompress.quantization.fake import Arithmetic, arithmetic_of, fake_activations, fake_weight
-from hfcompress.quantization.qat import FakeQuantization, quantization_aware
+from hfcompress.quantization.qat import (
+    Arithmetic,
+    FakeQuantization,
+    QuantizationAwareCallback,
+    arithmetic_of,
+    fake_activations,
+    fake_weight,
+    quantization_aware,
+)
 from hfcompress.quantization.quantize import quantize
 from tests.quantization.models import batches, logits, small
 

@@ -16,7 +16,7 @@ from hfcompress.errors import CalibrationError, TargetError
 from hfcompress.models.architectures import compressible_modules
 from hfcompress.quantization.backends.onnxruntime import OnnxEngine
 from hfcompress.quantization.config import QuantizationConfig
-from hfcompress.quantization.convolutions import folded_norms
+from hfcompress.quantization.coverage import folded_norms
 from hfcompress.quantization.images import image_shape
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.quantization.onnx_export import check_against_torch

@@ -12,11 +12,10 @@ import torch
 from hfcompress import Calibration, load
 from hfcompress.errors import ConfigError, DataError
 from hfcompress.quantization.config import QuantizationConfig
-from hfcompress.quantization.engine import Arrays, Shapes, fixed
+from hfcompress.quantization.engine import Arrays, Shapes, UsualShape, fixed
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.quantization.quantize import quantize
-from hfcompress.quantization.usual import UsualShape
-from hfcompress.recipe.measure_config import LatencyConfig
+from hfcompress.recipes.schema import LatencyConfig
 from hfcompress.sweep.timing import time_model
 from tests.conftest import make_bert, make_tokenizer
 from tests.images import image_model

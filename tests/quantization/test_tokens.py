@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from hfcompress.quantization.backends.onnx_graph import scale_tokens
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.quantize import quantize
-from hfcompress.quantization.tokens import scale_tokens
 from tests.quantization.models import batches, logits, small
 from tests.quantization.test_smooth import arrays
 

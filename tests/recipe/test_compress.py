@@ -15,7 +15,6 @@ from hfcompress.errors import ConfigError, DataError, ModelError, OutputError
 from hfcompress.measure.latency import Latency, LatencyReport
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.quantize import quantize
-from hfcompress.recipe.progress import Progress
 from hfcompress.search import candidates as candidates_module
 from hfcompress.search import search as search_module
 from hfcompress.search.candidates import candidates
@@ -25,6 +24,7 @@ from hfcompress.search.target import CompressTarget, parse_size, size_text
 from hfcompress.sweep import timing as timing_module
 from hfcompress.sweep import trial as trial_module
 from hfcompress.sweep.outcome import perform
+from hfcompress.utils import Progress
 from tests.conftest import make_bert, make_tokenizer
 from tests.families import tiny
 

@@ -13,12 +13,12 @@ from hfcompress.calibration.batches import Calibration
 from hfcompress.errors import CalibrationError, ConfigError, DataError
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.prune import prune
-from hfcompress.recipe.progress import Progress
 from hfcompress.recipes.schema import parse_recipe
 from hfcompress.steps.context import Context
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.experiment import prepare
 from hfcompress.sweep.run import run
+from hfcompress.utils import Progress
 from tests.conftest import make_bert, make_tokenizer
 
 STEP = {"method": "wanda", "sparsity": 0.5, "calibration_rows": 8, "augmented_rows": 12}

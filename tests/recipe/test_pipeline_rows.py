@@ -16,17 +16,16 @@ from hfcompress.errors import ConfigError
 from hfcompress.inference import predict
 from hfcompress.measure.latency import Latency, LatencyReport
 from hfcompress.models.loading import weights_hash
-from hfcompress.recipe.progress import Progress
-from hfcompress.recipe.vocabulary import vocabulary_step
 from hfcompress.recipes.schema import expand, parse_recipe
 from hfcompress.report.pipeline import is_pipeline, pipeline_sentence, pipeline_table
 from hfcompress.steps.distill import distill
 from hfcompress.steps.finetune import finetune
-from hfcompress.steps.shrink import shrink_step
+from hfcompress.steps.shrink import shrink_step, vocabulary_step
 from hfcompress.sweep import timing as timing_module
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.experiment import prepare
 from hfcompress.sweep.run import run
+from hfcompress.utils import Progress
 
 TRAINING = {"max_steps": 2, "learning_rate": 1e-2, "batch_size": 8}
 STEPS: list[dict[str, Any]] = [

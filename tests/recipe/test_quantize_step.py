@@ -14,12 +14,12 @@ from hfcompress.errors import ConfigError
 from hfcompress.inference import predict
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.quantize import quantize
-from hfcompress.recipe.progress import Progress
 from hfcompress.recipes.schema import parse_recipe
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.experiment import prepare
 from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.run import run
+from hfcompress.utils import Progress
 
 
 @pytest.fixture

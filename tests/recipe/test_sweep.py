@@ -20,12 +20,12 @@ from hfcompress.errors import (
     TargetError,
 )
 from hfcompress.measure.size import calculate_sparsity
-from hfcompress.recipe.labels import line_label
-from hfcompress.recipe.progress import Progress
 from hfcompress.recipes.schema import Recipe, expand, parse_recipe
 from hfcompress.sweep import trial as trial_module
 from hfcompress.sweep.run import report, run
 from hfcompress.sweep.sensitivity import sensitivity
+from hfcompress.sweep.trial import line_label
+from hfcompress.utils import Progress
 
 
 class Heard(Progress):

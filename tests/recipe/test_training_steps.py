@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 from hfcompress.errors import ConfigError, MissingExtraError, TargetError
 from hfcompress.measure.size import calculate_sparsity
-from hfcompress.recipe.training_state import dropout, fast_attention, frozen_embeddings
+from hfcompress.steps.finetune import dropout, fast_attention, frozen_embeddings
 from tests.conftest import make_bert
 
 FAST = {"max_steps": 12, "batch_size": 8, "learning_rate": 5e-3}

@@ -13,10 +13,10 @@ from PIL import Image
 from transformers import AutoModelForImageClassification
 
 from hfcompress.errors import ConfigError, ModelError
-from hfcompress.recipe.progress import Progress
-from hfcompress.recipe.training_state import memory_format
 from hfcompress.recipes.schema import parse_recipe
+from hfcompress.steps.finetune import memory_format
 from hfcompress.sweep.run import run
+from hfcompress.utils import Progress
 
 RESNET: dict[str, Any] = {
     "model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1],

@@ -14,13 +14,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from hfcompress.checkpoint.record import METHOD
 from hfcompress.errors import ConfigError, ModelError
 from hfcompress.inference import predict
-from hfcompress.recipe.progress import Progress
-from hfcompress.recipe.vocabulary import check_vocabulary
 from hfcompress.recipes.schema import Recipe, parse_recipe
+from hfcompress.steps.shrink import check_vocabulary
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.experiment import Workbench, prepare
 from hfcompress.sweep.run import run
 from hfcompress.sweep.trial import Runner
+from hfcompress.utils import Progress
 from tests.families import tiny
 
 WORDS = ("good", "fine", "bad", "dull", "film", "the")
@@ -127,7 +127,7 @@ def test_save_sparse_needs_models_to_save(make: Any) -> None:
 
 
 def test_a_model_of_images_is_refused() -> None:
-    from hfcompress.vocabulary.config import VocabularyConfig
+    from hfcompress.shrinking.vocabulary.tokenizer import VocabularyConfig
 
     with pytest.raises(ModelError, match="ViTForImageClassification reads no tokens"):
         check_vocabulary(tiny("vit"), VocabularyConfig())

@@ -6,8 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from hfcompress.report.bench import bench_figure, draw_bench
-from hfcompress.report.bench_table import bench_table, environment_line
+from hfcompress.report.bench import bench_figure, bench_table, draw_bench, environment_line
 
 
 def row(engine: str, median: float, **changes: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hfcompress.report.front import (
+from hfcompress.report.scatter import (
     draw_front,
     front_figure,
     front_sentence,

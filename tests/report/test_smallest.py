@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from hfcompress.report.curve import curve_figure
-from hfcompress.report.headline import headline
-from hfcompress.report.smallest import is_about_size, smallest, smallest_sentence
+from hfcompress.report.findings import is_about_size, smallest, smallest_sentence
+from hfcompress.report.page import headline
 from hfcompress.report.table import result_table
 
 

@@ -13,12 +13,19 @@ from transformers.pytorch_utils import Conv1D
 from hfcompress import PruningConfig, prune
 from hfcompress.errors import BadInputError
 from hfcompress.layers.affine import quantize_layer_weights
-from hfcompress.measure.grids import SIDE, weight_grids
+from hfcompress.measure.weights import SIDE, weight_grids
 from hfcompress.quantization.weight_levels import weight_levels
-from hfcompress.report.bars import bars_figure, draw_bars
-from hfcompress.report.grids import ZERO, draw_grids, grid_panels, grids_figure
-from hfcompress.report.levels import draw_levels, level_panels, levels_figure
-from hfcompress.report.pictures import further_pictures
+from hfcompress.report.page import further_pictures
+from hfcompress.report.pipeline import bars_figure, draw_bars
+from hfcompress.report.weights import (
+    ZERO,
+    draw_grids,
+    draw_levels,
+    grid_panels,
+    grids_figure,
+    level_panels,
+    levels_figure,
+)
 from tests.images import image_model
 
 PNG = b"\x89PNG"

@@ -16,11 +16,10 @@ from transformers import AutoModelForSequenceClassification as AutoModelForText
 import hfcompress
 from hfcompress import PruningConfig, prune
 from hfcompress.errors import ConfigError, TargetError
-from hfcompress.layers.sparse_linear import SparseLinear
+from hfcompress.layers import sparse_linear as choose
+from hfcompress.layers.sparse_kernel import shape_for_host
+from hfcompress.layers.sparse_linear import SparseLinear, densify, sparsify
 from hfcompress.measure.latency import Latency, LatencyReport
-from hfcompress.sparse import choose
-from hfcompress.sparse.choose import densify, sparsify
-from hfcompress.sparse.compile import shape_for_host
 from tests.families import logits, tiny, tiny_batches
 from tests.sparse.test_products import sparse
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from hfcompress.errors import MissingExtraError, TargetError
+from hfcompress.layers import sparse_kernel as compiling
 from hfcompress.layers.sparse_kernel import Shape
 from hfcompress.layers.sparse_products import CsrProduct, KernelProduct, padded_rows
-from hfcompress.sparse import compile as compiling
 
 pytest.importorskip("llvmlite", reason="the extra sparse")
 SHAPES = [Shape(16, 2, 4), Shape(8, 2, 4), Shape(4, 2, 4), Shape(8, 1, 2, unroll=2)]

@@ -12,9 +12,8 @@ from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hfcompress.errors import CalibrationError, ModelError
-from hfcompress.shrinking.vocabulary.tokenizer import count_kept, cut_tokenizer
+from hfcompress.shrinking.vocabulary.tokenizer import VocabularyConfig, count_kept, cut_tokenizer
 from hfcompress.shrinking.vocabulary.tokenizer_json import tokens_of, tokens_to_keep, with_tokens
-from hfcompress.vocabulary.config import VocabularyConfig
 from tests.vocabulary.tokenizers_of import CORPUS, KINDS, OUTSIDE, SUBSET, trained
 
 

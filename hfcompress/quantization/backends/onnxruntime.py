@@ -21,14 +21,18 @@ from transformers import PreTrainedModel
 
 from hfcompress.errors import ModelError, first_line
 from hfcompress.quantization.backends.onnx_dynamic import quantize_weights
-from hfcompress.quantization.backends.onnx_graph import QUANTIZED, compact, quantize_tables
+from hfcompress.quantization.backends.onnx_graph import (
+    QUANTIZED,
+    compact,
+    quantize_tables,
+    scale_tokens,
+)
 from hfcompress.quantization.config import QuantizationConfig
-from hfcompress.quantization.convolutions import DYNAMIC_LEAVES_CONVOLUTIONS
+from hfcompress.quantization.coverage import DYNAMIC_LEAVES_CONVOLUTIONS
 from hfcompress.quantization.engine import Arrays, FileEngine, arranged, check_inputs, thread_count
 from hfcompress.quantization.images import image_shape
 from hfcompress.quantization.onnx_export import check_against_torch, export_onnx
 from hfcompress.quantization.smoothquant import largest_inputs, smooth_products
-from hfcompress.quantization.tokens import scale_tokens
 from hfcompress.utils import require
 
 FILE = "model.onnx"

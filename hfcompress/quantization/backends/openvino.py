@@ -26,7 +26,7 @@ from hfcompress.quantization.backends.openvino_graph import (
     quantize_tables,
 )
 from hfcompress.quantization.config import QuantizationConfig
-from hfcompress.quantization.convolutions import is_convolutional
+from hfcompress.quantization.coverage import is_convolutional
 from hfcompress.quantization.engine import (
     Arrays,
     FileEngine,
@@ -35,8 +35,8 @@ from hfcompress.quantization.engine import (
     check_inputs,
     thread_count,
 )
-from hfcompress.quantization.folder import read_manifest
 from hfcompress.quantization.images import image_shape
+from hfcompress.quantization.model import read_manifest
 from hfcompress.quantization.onnx_export import check_against_torch, export_onnx
 from hfcompress.utils import require
 

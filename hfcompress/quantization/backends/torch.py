@@ -13,15 +13,15 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hfcompress.checkpoint.write import save_compressed
+from hfcompress.checkpoint.save import save_compressed
+from hfcompress.inference import dense_logits
 from hfcompress.layers.int8_linear import Int8Linear
 from hfcompress.measure.size import calculate_model_size
 from hfcompress.models.architectures import compressible_modules
 from hfcompress.models.loading import weights_hash
 from hfcompress.quantization.config import QuantizationConfig
-from hfcompress.quantization.convolutions import DYNAMIC_LEAVES_CONVOLUTIONS
+from hfcompress.quantization.coverage import DYNAMIC_LEAVES_CONVOLUTIONS
 from hfcompress.quantization.engine import Arrays, arranged
-from hfcompress.quantization.model import dense_logits
 from hfcompress.quantization.onnx_export import input_names
 
 

@@ -17,10 +17,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hfcompress.errors import ModelError, first_line
+from hfcompress.inference import dense_logits
 from hfcompress.quantization.backends.torch import load_checkpoint
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.engine import Arrays, arranged
-from hfcompress.quantization.model import dense_logits
 from hfcompress.quantization.onnx_export import input_names
 from hfcompress.utils import require
 

@@ -11,8 +11,13 @@ from torch import nn
 
 from hfcompress.calibration.batches import Calibration
 from hfcompress.errors import ConfigError
-from hfcompress.pruning.structured.channel_widths import check_channel_budget
-from hfcompress.shrinking.channels.costs import ChannelCosts, macs, parameters, tensor_bytes
+from hfcompress.shrinking.channels.costs import (
+    ChannelCosts,
+    check_channel_budget,
+    macs,
+    parameters,
+    tensor_bytes,
+)
 from hfcompress.shrinking.channels.graph import ChannelGraph, groups_in
 from hfcompress.shrinking.channels.surgery import cut
 from hfcompress.shrinking.config import ShrinkConfig

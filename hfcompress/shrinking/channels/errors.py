@@ -16,8 +16,8 @@ from hfcompress.shrinking.channels.graph import ChannelGraph, ChannelGroup
 from hfcompress.shrinking.channels.moments import about_means, unit_columns
 from hfcompress.shrinking.channels.repair import ridge
 from hfcompress.shrinking.config import ShrinkConfig
-from hfcompress.shrinking.sublayers.errors import divergence, predictions
-from hfcompress.shrinking.sublayers.selection import Tell
+from hfcompress.shrinking.quality import divergence, predictions
+from hfcompress.utils import Tell
 
 _LEVELS = (1.0, 7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4, 1 / 8)
 """Shares of a group's units at which the change of the predictions is measured."""

@@ -17,7 +17,8 @@ from hfcompress.shrinking.channels.moments import input_moments, unit_columns
 from hfcompress.shrinking.channels.scores import channel_scores
 from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.obs import Reader, eliminate_shared
-from hfcompress.shrinking.sublayers.selection import Tell, metric_root
+from hfcompress.shrinking.quality import metric_root
+from hfcompress.utils import Tell
 
 
 @dataclass

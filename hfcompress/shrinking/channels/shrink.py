@@ -15,22 +15,23 @@ from hfcompress.calibration.hooks import evaluating
 from hfcompress.checkpoint.save import record_shapes
 from hfcompress.errors import CalibrationError, TargetError
 from hfcompress.measure.size import count_parameters
-from hfcompress.pruning.structured.channel_widths import (
+from hfcompress.shrinking.channels.budget import ChannelBudget, allowed_channels
+from hfcompress.shrinking.channels.costs import (
+    ChannelCosts,
     least_change,
+    macs,
     ranked_channels,
     uniform_channels,
 )
-from hfcompress.shrinking.channels.budget import ChannelBudget, allowed_channels
-from hfcompress.shrinking.channels.costs import ChannelCosts, macs
 from hfcompress.shrinking.channels.graph import ChannelGraph, trace
 from hfcompress.shrinking.channels.repair import estimate_batch_norms, repair_channels
 from hfcompress.shrinking.channels.selection import ChannelOptions, channel_options
 from hfcompress.shrinking.channels.surgery import cut
 from hfcompress.shrinking.config import ShrinkConfig
+from hfcompress.shrinking.quality import interpolated, predictions
 from hfcompress.shrinking.report import Amount, ShrinkReport, SublayerReport
-from hfcompress.shrinking.sublayers.errors import interpolated, predictions
-from hfcompress.shrinking.sublayers.selection import Tell
 from hfcompress.shrinking.widths import Widths
+from hfcompress.utils import Tell
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -12,36 +11,10 @@ from hfcompress.measure.size import count_parameters
 from hfcompress.models.architectures import weight_matrix
 from hfcompress.models.sublayers import Sublayer, sublayers
 from hfcompress.shrinking.config import ShrinkConfig
+from hfcompress.shrinking.widths import Costs
 
 Allowed = Mapping[str, Sequence[int]]
 """Widths that each sublayer may have."""
-
-
-@dataclass(frozen=True)
-class Costs:
-    """A budget, and what it is spent on.
-
-    Attributes:
-        table: by sublayer and allowed width.
-        limit: what all units may cost.
-        fixed: what the model costs without any unit; limit and fixed are the budget.
-        unit: what is counted, for messages.
-    """
-
-    table: dict[str, dict[int, float]]
-    limit: float
-    fixed: float
-    unit: str
-
-    @property
-    def least(self) -> float:
-        """Cost of the narrowest choice."""
-        return sum(min(levels.values()) for levels in self.table.values())
-
-    @property
-    def most(self) -> float:
-        """Cost of the widest choice."""
-        return sum(levels[max(levels)] for levels in self.table.values())
 
 
 def unit_macs(model: nn.Module, part: Sublayer, length: float) -> float:

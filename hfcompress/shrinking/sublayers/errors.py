@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hfcompress.calibration.batches import Calibration
-from hfcompress.calibration.hooks import evaluating, first_tensor
 from hfcompress.calibration.moments import weight_of
 from hfcompress.models.architectures import blocks, weight_matrix, write_matrix
 from hfcompress.models.sublayers import Sublayer
-from hfcompress.predict_checked import bf16_is_faster
+from hfcompress.shrinking.quality import divergence, predictions
 from hfcompress.shrinking.sublayers.repair import Projection
 
 _LEVELS = (0.0, 1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
-ERROR_POWER = 2.0
 """Errors of sublayers add up as this power of their roots: as the divergences themselves."""
 
 
@@ -27,32 +24,6 @@ def levels(widths: Sequence[int]) -> list[int]:
     """Some of the allowed widths, denser where narrow: between them errors are interpolated."""
     most = max(widths)
     return sorted({min(widths, key=lambda width: abs(width - level * most)) for level in _LEVELS})
-
-
-@torch.no_grad()
-def predictions(model: nn.Module, rows: Calibration) -> list[Tensor]:
-    """The model's logits for each batch (hidden states where it has no head).
-
-    Under bf16 autocast where the processor is fast at it: what is compared is much coarser.
-    """
-    found = []
-    fast = torch.autocast("cpu", torch.bfloat16) if bf16_is_faster(model) else nullcontext()
-    with evaluating(model), fast:
-        for index in range(len(rows.batches)):
-            result = rows.run(model, index)
-            logits = getattr(result, "logits", None)
-            found.append((logits if isinstance(logits, Tensor) else first_tensor(result)).float())
-    return found
-
-
-def divergence(dense: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    """KL(dense || other) of the predictions, the mean over all rows, in nats."""
-    total, rows = 0.0, 0
-    for p, q in zip(dense, other, strict=True):
-        logp, logq = p.double().log_softmax(-1), q.double().log_softmax(-1)
-        rowwise = (logp.exp() * (logp - logq)).sum(-1)
-        total, rows = total + float(rowwise.sum()), rows + rowwise.numel()
-    return total / max(rows, 1)
 
 
 def measured_errors(
@@ -162,22 +133,3 @@ def _tried(part: Sublayer, model: nn.Module, projection: Projection) -> Iterator
         weight.data = before[0]
         if bias is not None:
             bias.data = before[1]
-
-
-def interpolated(
-    errors: Mapping[int, float], widths: Sequence[int], power: float = ERROR_POWER
-) -> dict[int, float]:
-    """The errors at all allowed widths, never rising with width.
-
-    Interpolated are roots: a divergence is quadratic in a small change.
-
-    Args:
-        errors: by measured width.
-        widths: those wanted.
-        power: what a root is raised to: 2 gives the divergence itself.
-    """
-    known = sorted(errors)
-    roots = np.sqrt(np.maximum([errors[width] for width in known], 0.0))
-    falling = np.maximum.accumulate(roots[::-1])[::-1]
-    values = np.interp(widths, known, falling) ** power
-    return {width: float(value) for width, value in zip(widths, values, strict=True)}

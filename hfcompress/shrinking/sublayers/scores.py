@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,6 @@ from hfcompress.calibration.hooks import evaluating
 from hfcompress.errors import CalibrationError
 from hfcompress.models.architectures import weight_matrix
 from hfcompress.models.sublayers import Sublayer
-from hfcompress.pruning.structured.masks import masked
 
 
 def magnitudes(model: nn.Module, part: Sublayer) -> Tensor:
@@ -75,3 +76,32 @@ def mask_gradients(
                 sums[name] += (gradient.square() if squared else gradient.abs()).sum(0)
             rows += count
     return {name: total / rows for name, total in sums.items()}
+
+
+@contextmanager
+def masked(
+    model: nn.Module, parts: Sequence[Sublayer], masks: Mapping[str, Tensor]
+) -> Iterator[None]:
+    """Multiply the units of sublayers with masks inside (forward pre-hooks on the outputs).
+
+    Args:
+        model: any model of a known family.
+        parts: its sublayers.
+        masks: by sublayer; units, or rows x units for a mask of each row's own.
+    """
+    handles = []
+    for part in parts:
+        if part.name in masks:
+            mask = masks[part.name].repeat_interleave(part.size, dim=-1)
+
+            def multiply(_: nn.Module, args: Any, mask: Tensor = mask) -> tuple[Any, ...]:
+                if mask.dim() == 2:  # attention in windows has several rows for each
+                    mask = mask.repeat_interleave(len(args[0]) // len(mask), dim=0)[:, None]
+                return (args[0] * mask, *args[1:])
+
+            handles.append(part.out(model).register_forward_pre_hook(multiply))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

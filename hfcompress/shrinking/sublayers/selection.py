@@ -17,12 +17,13 @@ from hfcompress.models.architectures import weight_matrix
 from hfcompress.models.sublayers import Sublayer
 from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.obs import eliminate
+from hfcompress.shrinking.quality import metric_root, predictions
 from hfcompress.shrinking.sublayers.activations import Streams
-from hfcompress.shrinking.sublayers.errors import levels, measured_errors, predictions
+from hfcompress.shrinking.sublayers.errors import levels, measured_errors
 from hfcompress.shrinking.sublayers.repair import Centred, Projection, centred, install, repaired
 from hfcompress.shrinking.sublayers.scores import absolute_sums, magnitudes, mask_gradients
+from hfcompress.utils import Tell
 
-Tell = Callable[[str, int, int], None]
 """Is told what is being done, how far it is and how far it goes."""
 Widths = Mapping[str, int]
 Scores = Mapping[str, Tensor]
@@ -78,17 +79,6 @@ class Surroundings:
                 assert part.matrix is not None
                 self.metrics[name] = metric_root(part.matrix, config.output_importance)
                 self.tokens[name] = [1 - share + share * tokens for tokens in part.tokens]
-
-
-def metric_root(fisher: Tensor, exponent: float) -> Tensor | None:
-    """R with R'R the Fisher matrix with its eigenvalues (scaled to a mean of 1, and 0.01 added)
-    raised to an exponent; None for exponent 0."""
-    if exponent == 0:
-        return None
-    values, vectors = torch.linalg.eigh(fisher.double())
-    values = values.clamp_min(0) / values.mean().clamp_min(torch.finfo(values.dtype).tiny)
-    root: Tensor = (vectors * (values + 0.01).pow(exponent / 2)).T.float()
-    return root
 
 
 @dataclass

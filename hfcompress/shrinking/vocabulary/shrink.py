@@ -13,8 +13,7 @@ from hfcompress.checkpoint.save import record_shapes
 from hfcompress.errors import ModelError
 from hfcompress.measure.size import count_parameters
 from hfcompress.models.surgery import keep_outputs, keep_rows, resized
-from hfcompress.shrinking.vocabulary.tokenizer import CutTokenizer, cut_tokenizer
-from hfcompress.vocabulary.config import VocabularyConfig
+from hfcompress.shrinking.vocabulary.tokenizer import CutTokenizer, VocabularyConfig, cut_tokenizer
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
 from tokenizers import Tokenizer
 
+from hfcompress.config import Config
 from hfcompress.errors import CalibrationError, ModelError
 from hfcompress.shrinking.vocabulary.tokenizer_json import (
     Json,
@@ -20,7 +22,6 @@ from hfcompress.shrinking.vocabulary.tokenizer_json import (
     tokens_to_keep,
     with_tokens,
 )
-from hfcompress.vocabulary.config import VocabularyConfig
 
 _BATCH = 1000
 
@@ -155,3 +156,13 @@ def _renumber_options(path: Path, numbers: dict[str, int]) -> None:
             str(numbers[token["content"]]): token for token in added.values()
         }
         path.write_text(json.dumps(options), encoding="utf-8")
+
+
+class VocabularyConfig(Config):
+    """Which tokens stay: those that the texts use, single characters and special tokens."""
+
+    min_count: int = Field(
+        1,
+        ge=1,
+        description="how often the texts must use a token; words of rarer ones are split further",
+    )

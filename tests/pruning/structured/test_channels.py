@@ -16,14 +16,14 @@ from hfcompress.calibration.batches import Calibration, run_on
 from hfcompress.errors import CalibrationError, ConfigError, MissingExtraError, TargetError
 from hfcompress.measure.macs import count_macs
 from hfcompress.measure.size import count_parameters
-from hfcompress.pruning.structured.channel_masks import masked_channels
 from hfcompress.shrinking.channels.costs import macs, tensor_bytes
 from hfcompress.shrinking.channels.graph import ChannelGroup, trace
+from hfcompress.shrinking.channels.scores import masked_channels
 from hfcompress.shrinking.channels.surgery import cut
 from hfcompress.shrinking.config import ShrinkConfig
+from hfcompress.shrinking.quality import divergence, predictions
 from hfcompress.shrinking.report import ShrinkReport
 from hfcompress.shrinking.shrink import shrink
-from hfcompress.shrinking.sublayers.errors import divergence, predictions
 from tests.convnets import FAMILIES, NETWORKS, convnet, images
 
 pytest.importorskip("torch_pruning")

@@ -19,11 +19,11 @@ from hfcompress.calibration.moments import weight_of
 from hfcompress.errors import CalibrationError, ConfigError, TargetError
 from hfcompress.measure.size import count_parameters
 from hfcompress.models.sublayers import sublayers
-from hfcompress.pruning.structured.masks import masked
 from hfcompress.shrinking.config import ShrinkConfig
+from hfcompress.shrinking.quality import divergence, predictions
 from hfcompress.shrinking.report import ShrinkReport
 from hfcompress.shrinking.shrink import shrink
-from hfcompress.shrinking.sublayers.errors import divergence, predictions
+from hfcompress.shrinking.sublayers.scores import masked
 from tests.families import SHRINKABLE, logits, tiny, tiny_batches
 
 HALF: dict[str, Any] = {"macs": 0.5}

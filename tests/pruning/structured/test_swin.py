@@ -16,12 +16,12 @@ from hfcompress.measure.macs import count_macs
 from hfcompress.measure.size import count_parameters
 from hfcompress.models.architectures import blocks, bridges
 from hfcompress.models.sublayers import sublayers
-from hfcompress.pruning.structured.masks import masked
 from hfcompress.shrinking.config import ShrinkConfig
+from hfcompress.shrinking.quality import divergence, predictions
 from hfcompress.shrinking.report import ShrinkReport
 from hfcompress.shrinking.shrink import shrink
 from hfcompress.shrinking.sublayers.costs import layer_macs
-from hfcompress.shrinking.sublayers.errors import divergence, predictions
+from hfcompress.shrinking.sublayers.scores import masked
 
 
 def swin() -> Any:

@@ -10,14 +10,10 @@ from hfcompress.calibration.batches import Calibration
 from hfcompress.errors import ConfigError
 from hfcompress.models.sublayers import sublayers
 from hfcompress.shrinking.config import ShrinkConfig
+from hfcompress.shrinking.latency import timed_inputs
 from hfcompress.shrinking.shrink import shrink
 from hfcompress.shrinking.sublayers import latency_table as timing
-from hfcompress.shrinking.sublayers.latency_table import (
-    TimeTable,
-    time_table,
-    timed_inputs,
-    with_widths,
-)
+from hfcompress.shrinking.sublayers.latency_table import TimeTable, time_table, with_widths
 from tests.families import logits, tiny, tiny_batches
 
 

@@ -6,8 +6,8 @@ import random
 import pytest
 
 from hfcompress.errors import ConfigError
-from hfcompress.shrinking.sublayers.costs import Costs
 from hfcompress.shrinking.widths import (
+    Costs,
     allowed_widths,
     check_budget,
     optimal,
