@@ -18,7 +18,7 @@ import hfcompress
 from hfcompress.errors import ModelError
 from hfcompress.shrinking.vocabulary.shrink import keep_tokens, required_tokens, shrink_vocabulary
 from tests.families import TEXT, tiny
-from tests.vocabulary.tokenizers_of import CORPUS, SUBSET, trained
+from tests.shrinking.vocabulary.tokenizers_of import CORPUS, SUBSET, trained
 
 
 def model_for(model_type: str, tokenizer: Any) -> Any:

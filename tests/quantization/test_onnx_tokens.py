@@ -12,7 +12,7 @@ from hfcompress.quantization.backends.onnx_graph import scale_tokens
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.quantize import quantize
 from tests.quantization.models import batches, logits, small
-from tests.quantization.test_smooth import arrays
+from tests.quantization.test_smoothquant import arrays
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")

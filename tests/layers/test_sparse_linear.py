@@ -21,7 +21,7 @@ from hfcompress.layers.sparse_kernel import shape_for_host
 from hfcompress.layers.sparse_linear import SparseLinear, densify, sparsify
 from hfcompress.measure.latency import Latency, LatencyReport
 from tests.families import logits, tiny, tiny_batches
-from tests.sparse.test_products import sparse
+from tests.layers.test_sparse_products import sparse
 
 pytest.importorskip("llvmlite", reason="the extra sparse")
 

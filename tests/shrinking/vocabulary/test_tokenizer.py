@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from hfcompress.errors import CalibrationError, ModelError
 from hfcompress.shrinking.vocabulary.tokenizer import VocabularyConfig, count_kept, cut_tokenizer
 from hfcompress.shrinking.vocabulary.tokenizer_json import tokens_of, tokens_to_keep, with_tokens
-from tests.vocabulary.tokenizers_of import CORPUS, KINDS, OUTSIDE, SUBSET, trained
+from tests.shrinking.vocabulary.tokenizers_of import CORPUS, KINDS, OUTSIDE, SUBSET, trained
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageClassification
 from hfcompress.measure.size import count_parameters
 from hfcompress.recipes.schema import parse_recipe
 from hfcompress.sweep.run import run
-from tests.test_image_data import write_idx
+from tests.data.test_image_data import write_idx
 
 pytest.importorskip("torch_pruning")
 
