@@ -73,7 +73,7 @@ class Setting:
         shipped = load_recipe(find_recipe(name), self.overrides)
         if steps is None:
             return shipped
-        return shipped.changed(steps=(shipped.steps[0], *steps), grid=(), save_models=False)
+        return shipped.replace(steps=(shipped.steps[0], *steps), grid=(), save_models=False)
 
     def bench(self, name: str) -> Workbench:
         """Model and data of a recipe whose dense model is trained (kept by content hash)."""

@@ -141,7 +141,7 @@ def prepare_setting(work: Path, overrides: list[str], seed: int) -> Setting:
         steps[name] = _distill_step(recipe)
     plain = load_recipe(find_recipe("distill-minilm-3layer"), [f"model={teacher}", *overrides])
     last = tuple(step for step in plain.steps if "distill" in step)
-    setting = Setting(prepare(plain.changed(steps=last), Progress(), StepCache()), steps, 0.0)
+    setting = Setting(prepare(plain.replace(steps=last), Progress(), StepCache()), steps, 0.0)
     return replace(setting, teacher=setting.accuracy(setting.model))
 
 
@@ -185,9 +185,9 @@ def measured(train: Train, seed: int, setting_of: Callable[[int], Setting]) -> R
 def ours(name: str, seed: int, setting: Setting) -> PreTrainedModel:
     step = setting.steps["distill-minilm-3layer"]
     assert step.student is not None
-    student = step.student.changed(**STUDENTS[name][0])
+    student = step.student.replace(**STUDENTS[name][0])
     epochs = LONGER.get(name, step.epochs)
-    return distilled(step.changed(student=student, epochs=epochs), seed, setting)
+    return distilled(step.replace(student=student, epochs=epochs), seed, setting)
 
 
 def ours_cnn(setting: Setting) -> PreTrainedModel:

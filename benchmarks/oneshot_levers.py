@@ -55,8 +55,8 @@ def main() -> None:
         {f"prune.{field}": (value,) for field, value in {**BASE, **fields}.items()}
         for fields in levers().values()
     ]
-    exact = base.measure.changed(precision="fp32")  # a divergence reads every logit
-    rows = run(base.changed(grid=tuple(grids), measure=exact), work / "levers", Lines())
+    exact = base.measure.replace(precision="fp32")  # a divergence reads every logit
+    rows = run(base.replace(grid=tuple(grids), measure=exact), work / "levers", Lines())
     store = RunDirectory(work / "levers")
     figures = []
     for name, row in zip(levers(), rows, strict=True):

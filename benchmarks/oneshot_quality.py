@@ -136,7 +136,7 @@ def without_the_easy(chosen: Recipe, seed: int) -> Recipe:
             rest = tuple(s for s in SPARSITIES if s not in CLOSE)
             grid.append(only(part, {"prune.sparsity": CLOSE}))
             grid.append(only(part, {"prune.sparsity": rest, **own}))
-    return chosen.changed(grid=tuple(grid))
+    return chosen.replace(grid=tuple(grid))
 
 
 def only(part: dict[str, tuple[Any, ...]], wanted: dict[str, tuple[Any, ...]]) -> dict[str, Any]:

@@ -107,7 +107,9 @@ def sweep(model: nn.Module, method: str, sparsities: tuple[float, ...]) -> float
     data, total = calibration(), 0.0
     for sparsity in sparsities:
         pruned = copy.deepcopy(model)
-        asked = PruningConfig.parse({"method": method, "sparsity": sparsity, "statistics": "dense"})
+        asked = PruningConfig.from_dict(
+            {"method": method, "sparsity": sparsity, "statistics": "dense"}
+        )
         total += seconds(lambda: prune(pruned, asked, data))  # noqa: B023
     return total
 
@@ -149,7 +151,7 @@ def peak_of_process() -> int:
 
 
 def config(scope: str) -> PruningConfig:
-    return PruningConfig.parse({"sparsity": SPARSITY, "scope": scope, "targets": ["Linear"]})
+    return PruningConfig.from_dict({"sparsity": SPARSITY, "scope": scope, "targets": ["Linear"]})
 
 
 def torch_per_layer(model: nn.Module) -> None:

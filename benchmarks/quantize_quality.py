@@ -88,7 +88,7 @@ def quantized_models(bench: Workbench) -> dict[str, QuantizedModel]:
     made = {}
     for name, options in CONFIGS.items():
         try:
-            config = QuantizationConfig.parse(options)
+            config = QuantizationConfig.from_dict(options)
             made[name] = quantize(bench.loaded.model, config, batches)
         except MissingExtraError as error:
             Console(stderr=True).print(f"{name} is left out: {error}")

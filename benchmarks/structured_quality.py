@@ -89,12 +89,12 @@ SettingOf = Callable[[int], Setting]
 
 
 def ours(setting: Setting, share: float, seed: int) -> PreTrainedModel:
-    config = setting.shrink.changed(macs=share, seed=seed)
+    config = setting.shrink.replace(macs=share, seed=seed)
     return shrink_step(setting.model, config, setting.context(seed))[0]
 
 
 def even_magnitude(setting: Setting, share: float, seed: int) -> PreTrainedModel:
-    config = setting.shrink.changed(macs=share, score="magnitude")
+    config = setting.shrink.replace(macs=share, score="magnitude")
     return shrink_step(setting.model, config, setting.context(seed))[0]
 
 
@@ -191,7 +191,7 @@ def distilled(method: Shrink, share: float, seed: int, setting_of: SettingOf) ->
     setting = setting_of(seed)
     clock = CpuClock()
     model = method(setting, share, seed)
-    step = setting.distill.changed(epochs=LONGER.get(share, setting.distill.epochs))
+    step = setting.distill.replace(epochs=LONGER.get(share, setting.distill.epochs))
     model, _ = distill(model, step, setting.context(seed))
     return finished(model, clock, setting)
 

@@ -77,7 +77,7 @@ def main() -> None:
 def quickstart_model(folder: Path) -> str:
     """The quickstart's fine-tuned model, trained now or taken from the step cache."""
     quickstart = load_recipe(find_recipe("quickstart"))
-    trained = quickstart.changed(steps=quickstart.steps[:1], grid=(), save_models=True)
+    trained = quickstart.replace(steps=quickstart.steps[:1], grid=(), save_models=True)
     run(trained, folder / "model")
     return str(next((folder / "model" / "models").iterdir()))
 
@@ -86,7 +86,7 @@ def sweep_recipe(model: str, data: str | None) -> Recipe:
     rows: dict[str, Any] = {"path": data, "max_length": 64}
     if data is None:
         rows = (
-            load_recipe(find_recipe("quickstart")).data.changed(group=None, max_eval=ROWS).plain()
+            load_recipe(find_recipe("quickstart")).data.replace(group=None, max_eval=ROWS).to_dict()
         )
     return parse_recipe(
         {

@@ -57,7 +57,7 @@ class Config(BaseModel):
         __init__.__pydantic_base_init__ = True
 
     @classmethod
-    def parse(cls, data: object, where: str = "") -> Self:
+    def from_dict(cls, data: object, where: str = "") -> Self:
         """Check plain data (as YAML gives it) and build the config.
 
         Args:
@@ -78,12 +78,12 @@ class Config(BaseModel):
         except ValidationError as error:
             raise ConfigError(_sentence(error, cls, where)) from None
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The config as plain data that YAML and JSON can hold, every field spelt out."""
         plain: dict[str, Any] = _listed(self.model_dump())
         return plain
 
-    def identity(self) -> dict[str, Any]:
+    def non_default_fields(self) -> dict[str, Any]:
         """What sets this config apart: the fields that are not at their defaults.
 
         For content hashes: a new option with a default leaves old results valid.
@@ -91,15 +91,30 @@ class Config(BaseModel):
         identity: dict[str, Any] = _listed(self.model_dump(exclude_defaults=True))
         return identity
 
-    def changed(self, **changes: Any) -> Self:
+    def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, checked anew.
 
         Raises:
             ConfigError: as when building the config.
         """
-        return type(self).parse(
+        return type(self).from_dict(
             {**{name: getattr(self, name) for name in self.__class__.model_fields}, **changes}
         )
+
+    # Former names, kept for one release.
+
+    @classmethod
+    def parse(cls, data: object, where: str = "") -> Self:
+        """As `from_dict`."""
+        return cls.from_dict(data, where)
+
+    def plain(self) -> dict[str, Any]:
+        """As `to_dict`."""
+        return self.to_dict()
+
+    def changed(self, **changes: Any) -> Self:
+        """As `replace`."""
+        return self.replace(**changes)
 
 
 def _listed(data: Any) -> Any:

@@ -41,22 +41,22 @@ class Outer(Config):
 def test_mistakes_get_one_sentence(data: dict[str, Any], message: str) -> None:
     for direct in (True, False):
         with pytest.raises(ConfigError) as caught:
-            _ = Outer(**data) if direct else Outer.parse(data, "Outer")
+            _ = Outer(**data) if direct else Outer.from_dict(data, "Outer")
         assert message in str(caught.value)
         assert "\n" not in str(caught.value)
 
 
 def test_lists_become_tuples_and_back() -> None:
-    config = Inner.parse({"names": ["a", "b"]})
+    config = Inner.from_dict({"names": ["a", "b"]})
     assert config.names == ("a", "b")
-    assert config.plain() == {"share": 0.5, "names": ["a", "b"]}
-    assert Inner.parse(config.plain()) == config
+    assert config.to_dict() == {"share": 0.5, "names": ["a", "b"]}
+    assert Inner.from_dict(config.to_dict()) == config
 
 
 def test_changed_checks_again() -> None:
-    assert Inner().changed(share=0.25).share == 0.25
+    assert Inner().replace(share=0.25).share == 0.25
     with pytest.raises(ConfigError):
-        Inner().changed(share=2.0)
+        Inner().replace(share=2.0)
 
 
 def test_frozen() -> None:
@@ -66,7 +66,7 @@ def test_frozen() -> None:
 
 def test_not_a_mapping() -> None:
     with pytest.raises(ConfigError, match="must be a mapping"):
-        Inner.parse([1], "steps")
+        Inner.from_dict([1], "steps")
 
 
 def test_nearest() -> None:

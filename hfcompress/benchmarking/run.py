@@ -137,7 +137,7 @@ def _write(
         "bench.json",
         {
             "models": models,
-            "config": config.plain(),
+            "config": config.to_dict(),
             "environment": result.environment,
             "notes": list(result.notes),
             "rows": result.rows,

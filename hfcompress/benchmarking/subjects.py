@@ -233,7 +233,7 @@ class Bf16Engine(TorchEngine):
 
 def quantized_folder(loaded: LoadedModel, kind: EngineKind) -> Path:
     """The model in the engine's form, from the cache where it was made before."""
-    settings = QuantizationConfig.parse(kind.quantization)
+    settings = QuantizationConfig.from_dict(kind.quantization)
     folder = cache_folder() / "bench" / _key(loaded.fingerprint, settings)
     if not (folder / MANIFEST).is_file():
         model = loaded.model
@@ -248,7 +248,7 @@ def quantized_folder(loaded: LoadedModel, kind: EngineKind) -> Path:
 
 def _key(fingerprint: str, settings: QuantizationConfig) -> str:
     packages = ("hfcompress", settings.backend, "torch", "transformers", "nncf")
-    parts = [fingerprint, settings.plain(), {name: _version(name) for name in packages}]
+    parts = [fingerprint, settings.to_dict(), {name: _version(name) for name in packages}]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 

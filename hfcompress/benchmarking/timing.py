@@ -86,7 +86,7 @@ def _row(point: Point, subject: Subject, subjects: Sequence[Subject], times: Lat
         "batch": point.batch,
         "length": None if subject.spec.images else point.length,
         "threads": point.threads,
-        **taken.plain(),
+        **taken.to_dict(),
         "examples_per_second": 1000 * point.batch / taken.median,
         "bytes": subject.bytes,
     }

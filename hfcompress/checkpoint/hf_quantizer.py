@@ -29,11 +29,11 @@ class CompressedConfig(QuantizationConfigMixin):
 
     def __init__(self, **data: Any) -> None:
         self.quant_method: Any = METHOD
-        self.record = Record.parse(data)
+        self.record = Record.from_dict(data)
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in ``config.json``."""
-        return copy.deepcopy(self.record.plain())
+        return copy.deepcopy(self.record.to_dict())
 
 
 class CompressedLoader(HfQuantizer):

@@ -50,7 +50,7 @@ class Record:
     def __bool__(self) -> bool:
         return bool(self.modules or self.packed or self.int8)
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As it stands in ``config.json``."""
         modules = {
             name: {key: None if shape is None else list(shape) for key, shape in shapes.items()}
@@ -61,7 +61,7 @@ class Record:
         return {**head, **{key: value for key, value in data.items() if value}}
 
     @classmethod
-    def parse(cls, data: Mapping[str, Any]) -> Record:
+    def from_dict(cls, data: Mapping[str, Any]) -> Record:
         """Check what a ``config.json`` holds.
 
         Raises:

@@ -50,7 +50,7 @@ def write_record(model: PreTrainedModel, record: Record) -> None:
     """Put a record into a model's config, or take an old one out where there is nothing to say."""
     config: Any = model.config
     if record:
-        config.quantization_config = record.plain()
+        config.quantization_config = record.to_dict()
         # transformers would save some families under the tensor names of older releases; the
         # record is checked against the files, and both speak of the model's own names.
         vars(model)["_weight_conversions"] = []

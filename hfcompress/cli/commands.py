@@ -120,7 +120,7 @@ def _compress(options: argparse.Namespace, console: Console) -> int:
     names = ("max_size", "max_drop", "speedup", "minutes", "backend", "mode", "metric")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     shape = {name: getattr(options, name) for name in ("batch_size", "length", "fixed")}
-    target = CompressTarget.parse({**given, "latency": shape}, "compress")
+    target = CompressTarget.from_dict({**given, "latency": shape}, "compress")
     output = Path(options.output or Path("runs") / f"compress-{Path(options.model).name}")
     with _Display(console) as display:
         result = compress(

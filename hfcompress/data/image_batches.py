@@ -60,7 +60,7 @@ class ImageCollator:
             batch["labels"] = torch.tensor([row["labels"] for row in rows])
         return batch
 
-    def changed(
+    def replace(
         self, change: Callable[[Tensor], Tensor] | None, channels_last: bool
     ) -> ImageCollator:
         """The collator of a training side."""

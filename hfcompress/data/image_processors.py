@@ -23,15 +23,15 @@ def like_teacher(config: ModelConfig, teacher: Any) -> ModelConfig:
     fields: dict[str, Any] = dict(config.config or {})
     size = image_side(teacher)
     if "image_size" not in fields and config.image_size is None and size is not None:
-        config = config.changed(image_size=size)
+        config = config.replace(image_size=size)
     fields.setdefault("num_channels", channels_of(teacher))
-    found = config.changed(config=fields)
+    found = config.replace(config=fields)
     if (
         found.image_mean is None
         and found.image_std is None
         and getattr(teacher, "image_mean", None)
     ):
-        found = found.changed(
+        found = found.replace(
             image_mean=tuple(teacher.image_mean), image_std=tuple(teacher.image_std)
         )
     return found

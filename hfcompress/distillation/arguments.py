@@ -52,7 +52,7 @@ class DistillationArguments(TrainingArguments):
         names = [item.name for item in fields(self)]
         known = [name for name in names if name in DistillationTrainingConfig.model_fields]
         values = {name: getattr(self, name) for name in known}
-        return DistillationTrainingConfig.parse(values, "DistillationArguments")
+        return DistillationTrainingConfig.from_dict(values, "DistillationArguments")
 
 
 def _numbers(text: str) -> dict[int, int]:

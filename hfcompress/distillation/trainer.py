@@ -92,7 +92,7 @@ class DistillationTrainer(Trainer):
             self.label_names = ["labels"]
         row = first_row(self.train_dataset)
         task = self.distillation.task or infer_task(student, row.get("labels"))
-        self.distillation = self.distillation.changed(task=task)
+        self.distillation = self.distillation.replace(task=task)
         tokenizers = (self.processing_class, teacher_processing_class)
         check_setup(args, self.distillation, self.train_dataset)
         check_tokenizers(student, listed(teacher), self.distillation, tokenizers, row)

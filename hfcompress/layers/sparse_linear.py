@@ -128,7 +128,7 @@ class SparseReport:
     tokens: int
     note: str
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As data that JSON can hold."""
         return asdict(self)
 

@@ -192,7 +192,7 @@ class Quality:
     mcnemar_p: float | None
     drop: float | None
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The fields as data that JSON can hold; rows of a report use the same names."""
         return asdict(self)
 

@@ -44,7 +44,7 @@ class Latency:
         low, high = np.quantile(self.samples, [0.25, 0.75])
         return float(low), float(high)
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The summary as data that JSON can hold, in milliseconds."""
         low, high = self.quartiles
         return {
@@ -89,9 +89,9 @@ class LatencyReport:
             raise ConfigError(f"no latency {name!r} was measured{nearest(name, self.times)}")
         return np.asarray(self.times[name].samples)
 
-    def plain(self) -> dict[str, dict[str, Any]]:
+    def to_dict(self) -> dict[str, dict[str, Any]]:
         """Every summary as data that JSON can hold, in milliseconds."""
-        return {name: latency.plain() for name, latency in self.times.items()}
+        return {name: latency.to_dict() for name, latency in self.times.items()}
 
 
 def measure_latency(

@@ -210,7 +210,7 @@ class CompressionMetrics:
         self.weights = analyze_weight_distribution(model, names) if self.sparsity.layers else None
         self.macs = None if inputs is None else count_macs(model, inputs)
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Every figure as data that JSON can hold; rows of a report use the same names."""
         return {
             "parameters": self.parameters,
@@ -220,7 +220,7 @@ class CompressionMetrics:
             "actual_sparsity": self.sparsity.targets,
             "model_sparsity": self.sparsity.model,
             "layers": [asdict(layer) for layer in self.sparsity.layers],
-            "weights": None if self.weights is None else self.weights.plain(),
+            "weights": None if self.weights is None else self.weights.to_dict(),
             "macs": None if self.macs is None else self.macs.total,
         }
 

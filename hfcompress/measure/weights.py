@@ -48,7 +48,7 @@ class WeightDistribution:
         """The fraction of exact zeros."""
         return self.zeros / self.count
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The fields as data that JSON can hold."""
         return {
             key: list(value) if isinstance(value, tuple) else value

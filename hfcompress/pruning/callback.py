@@ -112,7 +112,7 @@ class PruningCallback(TrainerCallback):
         # A hyperparameter search saves elsewhere, and its trials are never resumed.
         if self.masks is None or not args.should_save or not folder.is_dir():
             return
-        metadata = {"config": json.dumps(self.config.plain()), "step": str(state.global_step)}
+        metadata = {"config": json.dumps(self.config.to_dict()), "step": str(state.global_step)}
         save_file(self.masks.state(), folder / STATE_FILE, metadata=metadata)
 
     def on_train_end(
@@ -140,9 +140,9 @@ class PruningCallback(TrainerCallback):
             )
         with safe_open(path, framework="pt") as file:
             saved = json.loads(file.metadata()["config"])
-        if saved != self.config.plain():
+        if saved != self.config.to_dict():
             changed = [
-                name for name, value in self.config.plain().items() if value != saved.get(name)
+                name for name, value in self.config.to_dict().items() if value != saved.get(name)
             ]
             raise ConfigError(
                 f"{path} was written with another pruning config ({', '.join(changed)} differ); "

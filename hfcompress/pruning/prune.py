@@ -70,7 +70,7 @@ class PruneReport:
         """Share of the targets' weights that are zero."""
         return self.zeros / self.weights
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The report as plain data for JSON."""
         return {
             "requested": self.requested,

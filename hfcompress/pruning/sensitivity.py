@@ -66,7 +66,7 @@ def sensitivity(
         before = {key: value.clone() for key, value in module.state_dict().items()}
         for sparsity in sparsities:
             try:
-                alone = config.changed(sparsity=sparsity, targets=(_literally(name),), exclude=None)
+                alone = config.replace(sparsity=sparsity, targets=(_literally(name),), exclude=None)
                 report = prune(model, alone, calibration)
                 value = evaluate(model)
             finally:

@@ -69,7 +69,7 @@ class PruningArguments(TrainingArguments):
         """The pruning fields as a config."""
         names = [item.name for item in fields(self) if item.name.startswith(_PREFIX)]
         values = {name.removeprefix(_PREFIX): getattr(self, name) for name in names}
-        return PruningTrainingConfig.parse(values, "PruningArguments")
+        return PruningTrainingConfig.from_dict(values, "PruningArguments")
 
 
 class PruningTrainer(Trainer):

@@ -89,7 +89,7 @@ class Coverage:
             f"the multiply-accumulates; in floating point: {left or 'nothing'}"
         )
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As data that JSON can hold: the shares, the reasons and every module."""
         return {
             "share_of_bytes": self.share_of_bytes,

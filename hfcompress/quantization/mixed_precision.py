@@ -104,7 +104,7 @@ class MixedReport:
             f"{self.uniform.kl:.2g}" + (f"; {kept}" if kept else "")
         )
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As data that JSON can hold: losses, bytes, and what is kept with its own loss."""
         return {
             "kept": [asdict(module) for module in self.modules[: self.kept]],

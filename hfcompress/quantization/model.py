@@ -91,15 +91,15 @@ class QuantizedModel:
     def __deepcopy__(self, memo: object) -> QuantizedModel:
         return self  # an engine cannot be copied, and nothing changes it
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """What was done, as data that JSON can hold."""
         return {
             "backend": self.config.backend,
             "mode": self.config.resolved_mode,
             "bytes": self.bytes,
-            **self.coverage.plain(),
+            **self.coverage.to_dict(),
             "notes": list(self.notes),
-            **({"mixed": self.mixed.plain()} if self.mixed else {}),
+            **({"mixed": self.mixed.to_dict()} if self.mixed else {}),
         }
 
 
@@ -217,14 +217,14 @@ def _write_config(model: PreTrainedModel, path: Path) -> None:
 
 
 def _manifest(quantized: QuantizedModel, processor: Any) -> dict[str, Any]:
-    did = quantized.plain()
+    did = quantized.to_dict()
     did.pop("modules")
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "backend": quantized.config.backend,
         "inputs": list(quantized.engine.inputs),
         "model": type(quantized.source).__name__,
-        "quantization": quantized.config.plain(),
+        "quantization": quantized.config.to_dict(),
         "done": did,
     }
     if processor is not None and IMAGE_INPUT not in quantized.engine.inputs:

@@ -173,7 +173,7 @@ def _settled(
             f"convolutions, and {DYNAMIC_LEAVES_CONVOLUTIONS}: give batches of examples (in a "
             f"recipe, set mode: static), or mode: dynamic for its Linears alone"
         )
-    return config.changed(mode="static")
+    return config.replace(mode="static")
 
 
 def _notes(model: PreTrainedModel, config: QuantizationConfig) -> tuple[str, ...]:

@@ -69,9 +69,11 @@ class MeasureConfig(Config):
             data = {**data, "latency": [data["latency"]]}
         return data
 
-    def identity(self) -> dict[str, Any]:
-        """As `Config.identity`; whether the steps before have rows changes none of them."""
-        return {name: value for name, value in super().identity().items() if name != "every_step"}
+    def non_default_fields(self) -> dict[str, Any]:
+        """As `Config.non_default_fields`, without ``every_step``: it changes no row."""
+        fields = super().non_default_fields()
+        fields.pop("every_step", None)
+        return fields
 
 
 Choices = Annotated[tuple[Any, ...], Field(strict=False)]
@@ -128,13 +130,13 @@ class Recipe(Config):
             raise ValueError("save_sparse says how models are kept; write save_models: true, too")
         return self
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data, every default spelt out.
 
         Fields that the grid varies stand in the steps as they were written.
         """
-        data = super().plain()
-        steps = [step.plain() for step in points(self.steps, self.grid, self.seed)[0].steps]
+        data = super().to_dict()
+        steps = [step.to_dict() for step in points(self.steps, self.grid, self.seed)[0].steps]
         for field in dict.fromkeys(field for part in self.grid for field in part):
             if field != "seed":
                 place, name, inner = locate(field, self.steps, "grid.")
@@ -182,7 +184,7 @@ def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
     Raises:
         ConfigError: anything that does not fit.
     """
-    return Recipe.parse(data, where)
+    return Recipe.from_dict(data, where)
 
 
 def expand(recipe: Recipe) -> list[Trial]:

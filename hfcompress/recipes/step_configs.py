@@ -283,9 +283,9 @@ class Step:
     name: str
     config: Config
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As it stands in a recipe, every field spelt out."""
-        return {self.name: self.config.plain()}
+        return {self.name: self.config.to_dict()}
 
 
 def parse_steps(steps: Sequence[Any]) -> tuple[Step, ...]:
@@ -298,7 +298,7 @@ def parse_steps(steps: Sequence[Any]) -> tuple[Step, ...]:
     parsed = []
     for index, item in enumerate(steps):
         ((name, fields),) = item.items()
-        config = STEP_CONFIGS[name].parse(fields or {}, f"steps[{index}].{name}")
+        config = STEP_CONFIGS[name].from_dict(fields or {}, f"steps[{index}].{name}")
         parsed.append(Step(name, config))
         if isinstance(config, QuantizationConfig) and index < len(steps) - 1:
             raise ConfigError(

@@ -89,7 +89,7 @@ def config_of_options(config: type[ConfigType], given: Mapping[str, str | None])
         if text is not None:
             listed = "tuple" in str(config.model_fields[name].annotation)
             data[name] = parse_yaml(f"[{text}]" if listed else text, f"--{name}")
-    return config.parse(data)
+    return config.from_dict(data)
 
 
 def dump_yaml(data: Any) -> str:

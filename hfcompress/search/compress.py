@@ -146,7 +146,7 @@ def data_config(path: str | None, settings: Sequence[str]) -> DataConfig | None:
         if not separator:
             raise ConfigError(f"--set {setting!r}: write KEY=VALUE with a field of the data")
         fields[key] = parse_yaml(text, f"--set {key}")
-    return None if path is None else DataConfig.parse(fields, "data")
+    return None if path is None else DataConfig.from_dict(fields, "data")
 
 
 # --- preparing ---------------------------------------------------------------------------------
@@ -168,15 +168,19 @@ def _workbench(
         if processor is None:
             raise ModelError("a model needs its processor: compress(model, data, processor=...)")
         own = given(model, processor)
-    recipe = Recipe.parse(
+    recipe = Recipe.from_dict(
         {
             "name": "compress",
             "model": GIVEN if own is not None else str(model),
             "task": task,
-            "data": config.plain(),
+            "data": config.to_dict(),
             # For the checks alone: that there are training rows, and something to quantize.
             "steps": [{"distill": {}}, {"quantize": target.quantization}],
-            "measure": {"metric": target.metric, "latency": target.latency.plain(), "macs": False},
+            "measure": {
+                "metric": target.metric,
+                "latency": target.latency.to_dict(),
+                "macs": False,
+            },
             "seed": seed,
         },
         "compress",

@@ -153,8 +153,8 @@ def _hold(search: Search, trial: Trial, row: Row) -> None:
     assert isinstance(model, QuantizedModel)
     processor = bench.encoding(trial, len(trial.steps)).processor
     model.save(folder, processor, model_card(row, name=store.path.name))
-    steps = [step.plain() for step in trial.steps]
-    store.write_text("recipe.yaml", dump_yaml(bench.recipe.changed(steps=steps).plain()))
+    steps = [step.to_dict() for step in trial.steps]
+    store.write_text("recipe.yaml", dump_yaml(bench.recipe.replace(steps=steps).to_dict()))
     store.write_json(FOUND, row["hash"])
 
 

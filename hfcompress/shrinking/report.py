@@ -86,7 +86,7 @@ class ShrinkReport:
     dry_run: bool = False
     notes: tuple[str, ...] = ()
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The report as plain data for JSON."""
         data = asdict(self)
         data["parts"] = [

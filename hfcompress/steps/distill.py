@@ -54,7 +54,7 @@ def distill(model: Model, config: DistillConfig, context: Context) -> tuple[Mode
     rows = training_rows(config, context)
     context.progress.stage(f"distilling on {len(rows):,} rows")
     student, layers = _student(model, teacher, config, context)
-    options = config.distillation.plain()
+    options = config.distillation.to_dict()
     if layers is not None and options["layer_map"] is None and config.distillation.compares_layers:
         options["layer_map"] = dict(enumerate(layers))
     follows: Any = teacher

@@ -83,7 +83,7 @@ def training_view(rows: Encoded, config: FinetuneConfig) -> Encoded:
         return rows
     augmentation = config.image_augmentation
     change = None if augmentation is None else partial(augment_images, config=augmentation)
-    return replace(rows, collate=rows.collate.changed(change, config.channels_last))
+    return replace(rows, collate=rows.collate.replace(change, config.channels_last))
 
 
 def train_with(

@@ -132,7 +132,7 @@ def _pruner(config: Any, context: Context) -> Prune:
     """A one-shot method as ``prune(model, sparsity)``, on the context's calibration rows."""
 
     def prune_to(network: nn.Module, sparsity: float) -> None:
-        prune_by(network, config.changed(sparsity=sparsity), context)
+        prune_by(network, config.replace(sparsity=sparsity), context)
 
     return prune_to
 
@@ -162,7 +162,7 @@ def _train(
                 rows,
                 task_loss_weight=config.task_loss_weight,
                 num_train_epochs=1.0 if config.augmentation else config.epochs,
-                **{f"pruning_{name}": value for name, value in pruning.plain().items()},
+                **{f"pruning_{name}": value for name, value in pruning.to_dict().items()},
             )
             return PruningTrainer(args=arguments, loss_terms=terms, prune=pruner, **common)
 
@@ -248,7 +248,7 @@ def prune_step(
 ) -> tuple[PreTrainedModel, Done]:
     """Prune in place."""
     context.progress.stage(f"pruning: {config.method}, {config.wanted:.0%}")
-    return model, prune_by(model, config, context).plain()
+    return model, prune_by(model, config, context).to_dict()
 
 
 def prune_by(model: nn.Module, config: PruningConfig, context: Context) -> PruneReport:
@@ -256,7 +256,7 @@ def prune_by(model: nn.Module, config: PruningConfig, context: Context) -> Prune
     if not config.needs_calibration:
         return prune(model, config)
     calibration = context.calibration(config.calibration_rows, config.seed, config.augmented_rows)
-    return prune(model, config.changed(calibration_rows=None, augmented_rows=0), calibration)
+    return prune(model, config.replace(calibration_rows=None, augmented_rows=0), calibration)
 
 
 def _check_targets(model: PreTrainedModel, config: PruningConfig) -> None:

@@ -62,6 +62,6 @@ def quantize_step(
         context.progress.note(quantized.mixed.sentence)
     for note in quantized.notes:
         context.progress.note(note)
-    done = quantized.plain()
+    done = quantized.to_dict()
     done.pop("modules")
     return quantized, done

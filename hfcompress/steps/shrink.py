@@ -46,7 +46,7 @@ def shrink_step(
         context.progress.work(done, whole)
 
     report = shrink(model, config.choice, rows, recover=retrain if training else None, tell=tell)
-    return model, report.plain()
+    return model, report.to_dict()
 
 
 def check_shrink(model: PreTrainedModel, config: ShrinkStepConfig) -> None:
@@ -76,7 +76,7 @@ def vocabulary_step(
     cut = cut_tokenizer(context.processor, texts, config, required_tokens(model))
     report = apply_cut(model, cut)
     context.replace_tokenizer(cut)
-    return model, report.plain()
+    return model, report.to_dict()
 
 
 def check_vocabulary(model: PreTrainedModel, config: VocabularyConfig) -> None:

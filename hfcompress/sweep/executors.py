@@ -68,7 +68,7 @@ def in_workers(
     if engine == "ray":
         require("ray", "ray")
     _train_shared(bench, pending)
-    recipe = json.dumps(bench.recipe.plain())
+    recipe = json.dumps(bench.recipe.to_dict())
     threads = max(1, (os.cpu_count() or 1) // workers)
     place = None if folder is None else str(folder)
     tasks = [(recipe, place, str(bench.cache.root), threads, trial.index) for trial in pending]

@@ -307,10 +307,10 @@ def prefix_hashes(root: str, steps: Sequence[Step]) -> list[str]:
     """Hash of the model before the first step, after the first, after the second ..."""
     hashes = [root]
     for step in steps:
-        hashes.append(content_hash([hashes[-1], step.name, step.config.identity()]))
+        hashes.append(content_hash([hashes[-1], step.name, step.config.non_default_fields()]))
     return hashes
 
 
 def row_hash(recipe: Recipe, last_prefix: str, measured: str) -> str:
     """Hash of a row: the final model, the rows it is measured on, and what is measured."""
-    return content_hash([last_prefix, measured, recipe.measure.identity()])
+    return content_hash([last_prefix, measured, recipe.measure.non_default_fields()])

@@ -94,9 +94,9 @@ def _histograms(
     key = f"dense-{content_hash([runner.dense_prefix(trial), names])}"
     if key not in runner.histograms:
         dense = runner.dense_model(trial)
-        runner.histograms[key] = analyze_weight_distribution(dense, names).plain()
+        runner.histograms[key] = analyze_weight_distribution(dense, names).to_dict()
     edges = runner.histograms[key]["edges"]
-    after = analyze_weight_distribution(model, names, edges=edges).plain()
+    after = analyze_weight_distribution(model, names, edges=edges).to_dict()
     return {key: runner.histograms[key], row["hash"]: {**after, "dense": key}}
 
 

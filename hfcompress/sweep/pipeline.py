@@ -97,7 +97,7 @@ class CompressionPipeline:
         seed: int = 0,
         task: str = "text-classification",
     ) -> None:
-        fields = measure.plain() if isinstance(measure, MeasureConfig) else dict(measure or {})
+        fields = measure.to_dict() if isinstance(measure, MeasureConfig) else dict(measure or {})
         if latency is not None:
             fields["latency"] = latency
         self._plan = {
@@ -108,7 +108,7 @@ class CompressionPipeline:
             "measure": {**fields, "every_step": True},
             "seed": seed,
         }
-        Recipe.parse({**self._plan, "data": GIVEN}, "CompressionPipeline")
+        Recipe.from_dict({**self._plan, "data": GIVEN}, "CompressionPipeline")
 
     def run(
         self,
@@ -136,7 +136,7 @@ class CompressionPipeline:
             HfcompressError: a step that failed; the rows before it are kept in ``output``.
         """
         config, splits = as_data(data)
-        recipe = Recipe.parse({**self._plan, "data": config.plain()}, "CompressionPipeline")
+        recipe = Recipe.from_dict({**self._plan, "data": config.to_dict()}, "CompressionPipeline")
         bench = prepare(
             recipe, progress or Progress(), cache or StepCache(), given(model, processor), splits
         )
@@ -198,7 +198,7 @@ def as_data(data: Data) -> tuple[DataConfig, Mapping[str, Dataset] | None]:
                 f"such as train and validation"
             )
         return DataConfig(path=GIVEN), data
-    return DataConfig.parse(data, "data"), None
+    return DataConfig.from_dict(data, "data"), None
 
 
 def step_as_plain(step: Config | Mapping[str, Any], place: int) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def finish(
         progress.note(note)
     pending = [trial for key, trial in hashes.items() if key not in rows]
     if store is not None:
-        store.write_text("recipe.yaml", dump_yaml(recipe.plain()))
+        store.write_text("recipe.yaml", dump_yaml(recipe.to_dict()))
         if pending or store.read_json("environment.json") is None:
             store.write_json("environment.json", environment())
     failures = []

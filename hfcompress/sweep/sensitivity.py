@@ -43,8 +43,8 @@ def sensitivity(
     layers, sparsities = _layers(recipe), _sparsities(recipe)
     grid = {"prune.targets": tuple([name] for name in layers), "prune.sparsity": sparsities}
     steps = (*recipe.steps[:-1], {"prune": {**recipe.steps[-1]["prune"], "sparsity": 0.5}})
-    measure = recipe.measure.changed(every_step=False)
-    plan = recipe.changed(grid=(grid,), steps=steps, measure=measure)
+    measure = recipe.measure.replace(every_step=False)
+    plan = recipe.replace(grid=(grid,), steps=steps, measure=measure)
     result = run(plan, output, progress, cache, draw=False)
     folder = Path(output)
     if result.rows:

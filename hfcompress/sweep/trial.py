@@ -205,7 +205,7 @@ class Runner:
             "bytes": size,
             "compression_ratio": self._dense[self.dense_prefix(trial)][1] / size,
             "macs": self._macs(model, trial) if measure.macs else None,
-            **quality.plain(),
+            **quality.to_dict(),
             "classes": self._classes(logits, labels, dense),
             "other_metrics": {name: compute_metric(name, logits, labels) for name in measure.also},
             "reference": _near(reference.values if reference else {}, requested),

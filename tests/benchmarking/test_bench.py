@@ -146,7 +146,7 @@ def test_inputs_are_what_a_model_takes() -> None:
 def test_names_of_engines() -> None:
     for name, kind in ENGINES.items():
         if kind.quantization:
-            settings = QuantizationConfig.parse(kind.quantization)
+            settings = QuantizationConfig.from_dict(kind.quantization)
             assert kind_name(settings.backend, settings.resolved_mode, settings.floats) == name
         assert runtime_of(name) == kind.runtime
     every = {kind_name(backend, mode) for backend, modes in MODES.items() for mode in modes}

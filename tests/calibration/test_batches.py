@@ -13,8 +13,7 @@ from hfcompress.calibration.importance import importance
 from hfcompress.calibration.moments import input_rows, output_rows
 from hfcompress.errors import CalibrationError
 from hfcompress.models.architectures import default_targets
-
-from .models import lively_bert, repadded, sentences
+from tests.pruning.models import lively_bert, repadded, sentences
 
 NAME = "bert.encoder.layer.0.attention.self.query"
 

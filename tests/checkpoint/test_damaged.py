@@ -117,7 +117,7 @@ def test_a_truncated_file(folder: Path, left: int) -> None:
 )
 def test_a_record_that_nobody_wrote(fields: dict[str, Any], match: str) -> None:
     with pytest.raises(ModelError, match=match):
-        Record.parse({"quant_method": METHOD, **fields})
+        Record.from_dict({"quant_method": METHOD, **fields})
 
 
 def test_the_config_is_no_argument(tmp_path: Path) -> None:

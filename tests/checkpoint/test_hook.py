@@ -48,7 +48,9 @@ def test_the_module_is_found_once_as_the_others_find_it(monkeypatch: pytest.Monk
     assert not any(isinstance(finder, hook._Finder) for finder in sys.meta_path)
 
 
-@pytest.mark.parametrize("name", ["text_config", "text_models", "checkpoint.quantizer"])
+@pytest.mark.parametrize(
+    "name", ["models.configuration_text", "models.modeling_text", "checkpoint.hf_quantizer"]
+)
 def test_our_modules_may_be_imported_before_transformers(name: str) -> None:
     code = (
         f"import hfcompress.{name}\n"

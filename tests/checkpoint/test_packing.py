@@ -64,7 +64,7 @@ def test_parts_that_do_not_belong_together_are_refused() -> None:
 def test_a_model_at_90_percent_takes_at_most_17_percent(tmp_path: Path) -> None:
     model = tiny("bert")
     report = prune(model, PruningConfig(sparsity=0.9, scope="global"))
-    names = [layer["name"] for layer in report.plain()["layers"]]
+    names = [layer["name"] for layer in report.to_dict()["layers"]]
     saved = save_compressed(model, tmp_path / "sparse", sparse=True)
     save_compressed(model, tmp_path / "dense")
     packed, dense = stored(tmp_path / "sparse"), stored(tmp_path / "dense")

@@ -55,7 +55,7 @@ def test_failed_trials_are_named_and_the_others_kept(
             raise RuntimeError("no room [in memory]")
         return prune(model, config, *rest)
 
-    monkeypatch.setattr("hfcompress.steps.registry.prune", fails)
+    monkeypatch.setattr("hfcompress.steps.prune.prune", fails)
     assert main([command, str(recipe_file), "--output", str(tmp_path / "out")]) == 1
     shown = " ".join(capsys.readouterr().out.split())
     assert "prune.sparsity=0.5: no room [in memory]" in shown

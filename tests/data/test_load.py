@@ -261,11 +261,11 @@ def test_texts_without_labels(tmp_path: Path) -> None:
     table.write_text("review,stars\ngood film,5\nbad film,1\n")
     config = DataConfig(path=str(table), text="review")
     assert load_texts(config) == ["good film", "bad film"]
-    assert len(load_texts(config.changed(max_train=1))) == 1
+    assert len(load_texts(config.replace(max_train=1))) == 1
     (tmp_path / "dev.csv").write_text("review,stars\nother film,5\n")
-    folder = config.changed(path=str(tmp_path))
+    folder = config.replace(path=str(tmp_path))
     assert load_texts(folder) == ["good film", "bad film"]
-    assert load_texts(folder.changed(train="validation")) == ["other film"]
+    assert load_texts(folder.replace(train="validation")) == ["other film"]
 
 
 @pytest.mark.parametrize(
@@ -282,6 +282,6 @@ def test_mistakes_in_texts_without_labels(
 ) -> None:
     for name in ("train.csv", "dev.csv"):
         (tmp_path / name).write_text("review,stars,empty\ngood film,5,\n")
-    config = DataConfig(path=str(tmp_path), text="review").changed(**changes)
+    config = DataConfig(path=str(tmp_path), text="review").replace(**changes)
     with pytest.raises(DataError, match=message):
         load_texts(config)

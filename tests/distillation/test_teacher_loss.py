@@ -91,7 +91,7 @@ def test_a_copy_of_the_teacher_loses_nothing() -> None:
 def test_gradients_reach_every_layer_of_the_student_only(distance: str) -> None:
     student, teacher, inputs = bert(0), bert(1), batch()
     fields = {"soft_weight": 0.0, "hidden_weight": 1.0, "hidden_distance": distance}
-    terms = TeacherLoss(student, teacher, DistillationConfig.parse(fields))
+    terms = TeacherLoss(student, teacher, DistillationConfig.from_dict(fields))
     terms(student, inputs, student(**inputs))["hidden_loss"].backward()  # type: ignore[no-untyped-call]
     for number in range(2):
         gradient = student.get_parameter(f"bert.encoder.layer.{number}.output.dense.weight").grad
@@ -104,7 +104,7 @@ def test_the_distance_and_the_precision_change_the_loss() -> None:
     student, inputs = bert(0), batch()
 
     def total(**fields: object) -> float:
-        config = DistillationConfig.parse({"hidden_weight": 1.0, **fields})
+        config = DistillationConfig.from_dict({"hidden_weight": 1.0, **fields})
         with TeacherLoss(student, bert(1), config) as terms:
             values = terms(student, inputs, student(**inputs))
         return sum(term.item() for term in values.values())
@@ -208,7 +208,7 @@ def test_attention_maps_and_values_are_those_of_the_model() -> None:
 def test_gradients_of_attention_maps_and_values_reach_the_student() -> None:
     for name in ("attention_weight", "value_weight"):
         student, inputs = bert(0), batch()
-        config = DistillationConfig.parse({"soft_weight": 0, name: 1.0})
+        config = DistillationConfig.from_dict({"soft_weight": 0, name: 1.0})
         with TeacherLoss(student, bert(1), config) as terms:
             (term,) = terms(student, inputs, student(**inputs)).values()
         term.backward()  # type: ignore[no-untyped-call]

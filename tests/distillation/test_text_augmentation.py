@@ -102,12 +102,12 @@ def test_a_mixed_corpus_has_the_share_of_new_texts(share: float, originals: int)
 
 
 def test_the_config_spells_the_options_of_a_mixed_corpus() -> None:
-    config = AugmentationConfig.parse({"share": 1, "methods": ["drop", "swap"], "rate": 0.5})
+    config = AugmentationConfig.from_dict({"share": 1, "methods": ["drop", "swap"], "rate": 0.5})
     direct = mixed_texts(TEXTS, 5, 0, share=1.0, methods=("drop", "swap"), rate=0.5)
     options = dict(config)
     assert options.pop("unlabelled") is None  # further texts, mixed in before
     assert mixed_texts(TEXTS, 5, 0, **options) == direct
     with pytest.raises(ConfigError, match="methods"):
-        AugmentationConfig.parse({"methods": ["shuffle"]})
+        AugmentationConfig.from_dict({"methods": ["shuffle"]})
     with pytest.raises(ValueError, match="share"):
         mixed_texts(TEXTS, 5, 0, share=1.5)

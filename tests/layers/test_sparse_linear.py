@@ -186,7 +186,7 @@ def test_the_fastest_is_taken(
     else:
         assert "18 of 18 layers" in report.note
         assert "2.0 times faster" in report.note
-    assert report.plain()["layers"][0]["sparse_ms"] == min(kernel, csr)
+    assert report.to_dict()["layers"][0]["sparse_ms"] == min(kernel, csr)
 
 
 def test_a_dense_model_is_not_even_timed_sparse(monkeypatch: pytest.MonkeyPatch) -> None:

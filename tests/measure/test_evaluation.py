@@ -203,7 +203,7 @@ def test_compare_gathers_all_against_the_dense_model() -> None:
     assert found.mcnemar_p == mcnemar(predictions, labels, labels)
     assert (found.low, found.high) == confidence_interval("f1", predictions, labels)
     assert (found.n, found.metric) == (400, "f1")
-    assert found.plain()["standard_error"] == standard_error("f1", predictions, labels)
+    assert found.to_dict()["standard_error"] == standard_error("f1", predictions, labels)
     changed = compare("f1", predictions, labels, level=0.5, seed=3, resamples=60)
     assert changed.low > found.low
     assert (

@@ -40,7 +40,7 @@ def test_times_are_milliseconds_of_counted_rounds_only() -> None:
     assert found.samples == pytest.approx((4, 1, 2, 3, 10))
     assert (found.median, found.minimum, found.maximum) == pytest.approx((3, 1, 10))
     assert found.quartiles == pytest.approx((2, 4))
-    assert found.plain() == pytest.approx(
+    assert found.to_dict() == pytest.approx(
         {"median": 3, "minimum": 1, "maximum": 10, "low": 2, "high": 4, "repeats": 5}
     )
 
@@ -82,7 +82,7 @@ def test_the_ratio_is_taken_pair_by_pair() -> None:
     ratio = report.ratio("dense", "small")
     assert (ratio.median, ratio.low) == (2.0, 2.0)
     assert ratio.high == 2.5
-    assert report.plain()["small"]["median"] == 5.5
+    assert report.to_dict()["small"]["median"] == 5.5
     with pytest.raises(ConfigError, match="did you mean 'small'"):
         report.ratio("dense", "smal")
 

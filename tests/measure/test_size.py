@@ -186,13 +186,13 @@ def test_metrics_gather_everything_as_json(bert: BertForSequenceClassification) 
     with torch.no_grad():
         bert.get_parameter(f"{name}.weight")[:32] = 0.0
     pruned = CompressionMetrics(bert, targets=[name])
-    plain = json.loads(json.dumps(pruned.plain()))
+    plain = json.loads(json.dumps(pruned.to_dict()))
     assert plain["actual_sparsity"] == 0.5
     assert plain["layers"][0]["zeros"] == 32 * 32
     assert plain["nonzero_parameters"] == dense.nonzero_parameters - 32 * 32
     assert plain["weights"]["zeros"] == 32 * 32
     assert plain["macs"] is None
-    assert dense.plain()["macs"] > 0
+    assert dense.to_dict()["macs"] > 0
 
 
 def test_compare_says_how_many_times_smaller() -> None:
@@ -207,5 +207,5 @@ def test_compare_says_how_many_times_smaller() -> None:
 
 
 def test_a_model_without_layers_has_no_weights_to_describe() -> None:
-    plain = CompressionMetrics(nn.LayerNorm(4)).plain()
+    plain = CompressionMetrics(nn.LayerNorm(4)).to_dict()
     assert (plain["weights"], plain["actual_sparsity"], plain["parameters"]) == (None, 0.0, 8)

@@ -78,7 +78,7 @@ def test_equal_weights_and_half_precision_have_a_histogram() -> None:
 
 
 def test_plain_is_lists_and_numbers() -> None:
-    plain = analyze_weight_distribution(torch.arange(4.0), bins=2).plain()
+    plain = analyze_weight_distribution(torch.arange(4.0), bins=2).to_dict()
     assert plain["counts"] == [1, 2]
     assert plain["zeros"] == 1
 

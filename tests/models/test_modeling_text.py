@@ -117,7 +117,7 @@ def test_every_size_of_a_student_counts(change: dict[str, Any]) -> None:
     teacher, base = make_bert(), TextStudentConfig(width=8)
     plain, other = (
         make_text_student(teacher, base),
-        make_text_student(teacher, base.changed(**change)),
+        make_text_student(teacher, base.replace(**change)),
     )
     one, two = plain(input_ids=IDS).logits, other(input_ids=IDS).logits
     assert not torch.allclose(one, two)

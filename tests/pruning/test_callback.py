@@ -30,7 +30,7 @@ def pruning(**fields: object) -> PruningCallback:
         base |= {"regularization": 4.0, "score_learning_rate": 0.2}
     else:
         base["sparsity"] = 0.6
-    return PruningCallback(PruningTrainingConfig.parse({**base, **fields}))
+    return PruningCallback(PruningTrainingConfig.from_dict({**base, **fields}))
 
 
 def zeros(model: nn.Module, callback: PruningCallback) -> dict[str, torch.Tensor]:

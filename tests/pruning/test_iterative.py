@@ -94,7 +94,7 @@ def test_layer_and_global_scope_find_different_tickets(make_trainer: MakeTrainer
         model = make_trainer().model
         assert isinstance(model, nn.Module)
         find_ticket(
-            model, CONFIG.changed(scope=scope, targets=["query", "key"]), Runs(make_trainer)
+            model, CONFIG.replace(scope=scope, targets=["query", "key"]), Runs(make_trainer)
         )
         keys = [n for n in model.state_dict() if n.endswith(("query.weight", "key.weight"))]
         layers[scope] = [int((model.state_dict()[name] == 0).sum()) for name in keys]
@@ -106,7 +106,7 @@ def test_layer_and_global_scope_find_different_tickets(make_trainer: MakeTrainer
 
 
 def test_exclude_leaves_modules_alone(model: nn.Module, make_trainer: MakeTrainer) -> None:
-    find_ticket(model, CONFIG.changed(exclude=["query"]), Runs(make_trainer))
+    find_ticket(model, CONFIG.replace(exclude=["query"]), Runs(make_trainer))
     zero = {n: bool((v == 0).any()) for n, v in model.state_dict().items() if v.dim() == 2}
     assert not any(found for name, found in zero.items() if "query" in name)
     assert all(found for name, found in zero.items() if "key" in name)
@@ -116,4 +116,4 @@ def test_a_step_that_is_never_reached_is_refused(
     model: nn.Module, make_trainer: MakeTrainer
 ) -> None:
     with pytest.raises(ConfigError, match="rewind_step 13 was never reached"):
-        find_ticket(model, CONFIG.changed(rewind_step=13), Runs(make_trainer))
+        find_ticket(model, CONFIG.replace(rewind_step=13), Runs(make_trainer))

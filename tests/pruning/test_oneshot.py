@@ -18,8 +18,7 @@ from hfcompress.errors import CalibrationError, ConfigError, ModelError, TargetE
 from hfcompress.models.architectures import compressible_modules, default_targets, weight_matrix
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.prune import PruneReport, prune
-
-from .models import lively_bert, sentences
+from tests.pruning.models import lively_bert, sentences
 
 METHODS = (
     "magnitude", "lamp", "random", "wanda", "sparsegpt", "alps", "taylor", "fisher", "obert",
@@ -31,7 +30,7 @@ def pruned(**options: Any) -> tuple[dict[str, Tensor], PruneReport]:
     """State of a tiny model after pruning it with these options."""
     model = lively_bert()
     options = {"sparsity": 0.6, **options}
-    report = prune(model, PruningConfig.parse(options), Calibration(sentences()))
+    report = prune(model, PruningConfig.from_dict(options), Calibration(sentences()))
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}, report
 
 
@@ -150,7 +149,7 @@ def test_sequential_sparsegpt_errs_less_than_magnitude() -> None:
     def error(**options: Any) -> float:
         model, total = lively_bert(), 0.0
         batches = sentences(batches=12)
-        prune(model, PruningConfig.parse({"sparsity": 0.6, **options}), Calibration(batches))
+        prune(model, PruningConfig.from_dict({"sparsity": 0.6, **options}), Calibration(batches))
         with torch.no_grad():
             for batch in batches:
                 dense = lively_bert()(**batch).logits
@@ -203,7 +202,7 @@ def pictures() -> Calibration:
 def test_convolutions(method: str, extra: Options) -> None:
     torch.manual_seed(0)
     model = Convolutions()
-    config = PruningConfig.parse({"method": method, "sparsity": 0.5, "scope": "layer", **extra})
+    config = PruningConfig.from_dict({"method": method, "sparsity": 0.5, "scope": "layer", **extra})
     report = prune(model, config, pictures())
     assert [layer.name for layer in report.layers] == ["stem", "grouped", "depthwise"]
     for layer in report.layers:
@@ -234,7 +233,7 @@ def test_conv1d_is_pruned_along_its_inputs(method: str, pattern: str) -> None:
     config = GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=60, pad_token_id=0)
     model: Any = GPT2ForSequenceClassification(config)
     options = {"method": method, "sparsity": 0.5, "pattern": pattern}
-    report = prune(model, PruningConfig.parse(options), Calibration(sentences()))
+    report = prune(model, PruningConfig.from_dict(options), Calibration(sentences()))
     assert report.zeros == round(0.5 * report.weights)
     for name, module in compressible_modules(model).items():
         if isinstance(module, Conv1D) and pattern == "2:4":
@@ -262,7 +261,7 @@ def test_a_sweep_shares_what_was_collected(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(calibration, "run", counted)
     for sparsity in (0.3, 0.5, 0.7):
         for method in ("wanda", "sparsegpt"):
-            config = PruningConfig.parse(
+            config = PruningConfig.from_dict(
                 {"method": method, "sparsity": sparsity, "statistics": "dense"}
             )
             prune(lively_bert(), config, calibration)
@@ -311,7 +310,7 @@ def test_nan_is_refused_before_anything_changes() -> None:
 def test_a_layer_that_cannot_hold_the_pattern_is_named(pattern: str) -> None:
     options = {"pattern": pattern, "sparsity": None if ":" in pattern else 0.5}
     with pytest.raises(TargetError, match=r"query has 32 outputs and 32 inputs and cannot hold"):
-        prune(lively_bert(), PruningConfig.parse(options))
+        prune(lively_bert(), PruningConfig.from_dict(options))
 
 
 @pytest.mark.parametrize(
@@ -332,4 +331,4 @@ def test_a_layer_that_cannot_hold_the_pattern_is_named(pattern: str) -> None:
 )
 def test_contradictions_are_refused(options: Options, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        PruningConfig.parse(options)
+        PruningConfig.from_dict(options)

@@ -49,7 +49,7 @@ def test_it_stops_at_the_loss_and_goes_back_to_the_last_accepted_round() -> None
         model.get_parameter("1.bias").data.add_(1.0)  # state outside the targets goes back too
         after[round(zeros(model), 4)] = model.get_parameter("1.bias").detach().clone()
 
-    limited = CONFIG.changed(max_loss=0.45)
+    limited = CONFIG.replace(max_loss=0.45)
     rounds = progressive(model, limited, prune_to, recover, lambda m: 1 - zeros(m))
     assert [done.accepted for done in rounds] == [True, True, False]
     assert round(zeros(model), 4) == 0.4
@@ -59,7 +59,7 @@ def test_it_stops_at_the_loss_and_goes_back_to_the_last_accepted_round() -> None
 def test_without_an_accepted_round_the_dense_model_is_left() -> None:
     model = small_model()
     dense = {name: value.clone() for name, value in model.state_dict().items()}
-    limited = CONFIG.changed(max_loss=0.1)
+    limited = CONFIG.replace(max_loss=0.1)
     rounds = progressive(model, limited, prune_to, lambda model: None, lambda m: 1 - zeros(m))
     assert [done.accepted for done in rounds] == [False]
     assert all(torch.equal(value, dense[name]) for name, value in model.state_dict().items())

@@ -99,7 +99,7 @@ def test_the_report_counts() -> None:
         weight = model.get_submodule(layer.name).weight
         assert layer.zeros == layer.requested == round(0.37 * weight.numel())
         assert int((weight == 0).sum()) == layer.zeros
-    plain = json.loads(json.dumps(report.plain()))
+    plain = json.loads(json.dumps(report.to_dict()))
     assert plain["zeros"] == sum(layer["zeros"] for layer in plain["layers"])
     assert plain["actual"] == report.actual == report.zeros / report.weights
     assert plain["requested"] == 0.37

@@ -11,8 +11,7 @@ from hfcompress.calibration.moments import weight_of
 from hfcompress.models.architectures import default_targets
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.sensitivity import sensitivity
-
-from .models import lively_bert, sentences
+from tests.pruning.models import lively_bert, sentences
 
 
 def nonzero(model: nn.Module) -> float:

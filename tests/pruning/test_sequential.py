@@ -13,8 +13,7 @@ from hfcompress.calibration.batches import Calibration
 from hfcompress.calibration.moments import weight_of
 from hfcompress.models.architectures import default_targets
 from hfcompress.pruning.sequential import layer_by_layer
-
-from .models import lively_bert, repadded, sentences
+from tests.pruning.models import lively_bert, repadded, sentences
 
 
 def zero_half(module: nn.Module) -> None:

@@ -36,20 +36,20 @@ from hfcompress.pruning.training_config import (
 )
 def test_what_does_not_fit_is_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        PruningTrainingConfig.parse(fields)
+        PruningTrainingConfig.from_dict(fields)
 
 
 def test_the_plain_config_is_read_back() -> None:
     for fields in ({"method": "keep_zeros"}, {"pattern": "2:4"}, {"sparsity": 0.5, "end": 7}):
-        config = PruningTrainingConfig.parse(fields)
-        assert PruningTrainingConfig.parse(config.plain()) == config
+        config = PruningTrainingConfig.from_dict(fields)
+        assert PruningTrainingConfig.from_dict(config.to_dict()) == config
 
 
 def test_warmup_and_cooldown_are_shares_and_steps_go_before_them() -> None:
     config = PruningTrainingConfig(sparsity=0.5, warmup=0.2, cooldown=0.3)
     schedule = config.sparsity_schedule(1000)
     assert (schedule.start, schedule.end) == (200, 700)
-    schedule = config.changed(start=10, end=20).sparsity_schedule(1000)
+    schedule = config.replace(start=10, end=20).sparsity_schedule(1000)
     assert (schedule.start, schedule.end) == (10, 20)
 
 
@@ -71,8 +71,8 @@ def test_lottery_drops_the_same_share_of_the_rest_each_round() -> None:
 def test_progressive_spacing() -> None:
     linear = ProgressiveConfig(sparsity=0.9, initial_sparsity=0.5, rounds=3, spacing="linear")
     assert linear.sparsities() == pytest.approx((0.5, 0.7, 0.9))
-    cubic = linear.changed(spacing="cubic")
+    cubic = linear.replace(spacing="cubic")
     assert cubic.sparsities() == pytest.approx((0.5, 0.85, 0.9))
-    assert linear.changed(rounds=1).sparsities() == (0.9,)
+    assert linear.replace(rounds=1).sparsities() == (0.9,)
     with pytest.raises(ConfigError, match="exceeds sparsity"):
         ProgressiveConfig(sparsity=0.5, initial_sparsity=0.6)

@@ -46,7 +46,7 @@ def config(**fields: object) -> PruningTrainingConfig:
     base: dict[str, object] = {"sparsity": 0.5, "warmup": 0.1}
     if fields.get("schedule") != "one_shot":
         base["frequency"] = 1
-    return PruningTrainingConfig.parse({**base, **fields})
+    return PruningTrainingConfig.from_dict({**base, **fields})
 
 
 @pytest.mark.parametrize("method", ["magnitude", "movement"])

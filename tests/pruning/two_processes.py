@@ -24,7 +24,7 @@ def main(folder: Path, method: str) -> None:
         for number in range(32)
     ]
     callback = PruningCallback(
-        PruningTrainingConfig.parse({"method": method, "sparsity": 0.7, "frequency": 2})
+        PruningTrainingConfig.from_dict({"method": method, "sparsity": 0.7, "frequency": 2})
     )
     args = TrainingArguments(
         output_dir=str(folder / "out"), max_steps=10, per_device_train_batch_size=4,

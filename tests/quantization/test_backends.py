@@ -79,7 +79,7 @@ def test_the_default_mode_is_near_the_model_and_covers_its_linears(backend: str)
     integers = weight + (tables if table.quantized else 0)
     assert found.coverage.share_of_bytes == pytest.approx(integers / total)
     assert 0.7 < found.coverage.share_of_macs < 1
-    assert found.plain()["left_alone"] == found.coverage.reasons
+    assert found.to_dict()["left_alone"] == found.coverage.reasons
 
 
 def test_dynamic_int8_of_torch_equals_a_float64_reference() -> None:
@@ -237,7 +237,7 @@ def test_a_backend_that_is_not_installed(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, module, None)
     with pytest.raises(MissingExtraError, match=rf"pip install 'hfcompress\[{extra}\]'"):
-        quantize(small(), QuantizationConfig.parse({"backend": backend}), batches())
+        quantize(small(), QuantizationConfig.from_dict({"backend": backend}), batches())
 
 
 def test_static_mode_without_calibration_data() -> None:
@@ -251,7 +251,7 @@ def test_static_mode_without_calibration_data() -> None:
 def test_models_that_cannot_be_quantized() -> None:
     config = QuantizationConfig(backend="torch")
     with pytest.raises(TargetError, match="'nothing' matches no module"):
-        quantize(small(), config.changed(exclude=("nothing",)))
+        quantize(small(), config.replace(exclude=("nothing",)))
     with pytest.raises(
         ModelError, match=r"holds torch\.bfloat16; load it with dtype=torch.float32"
     ):

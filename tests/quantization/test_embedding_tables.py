@@ -134,7 +134,7 @@ def test_a_table_that_is_left_out_stays_in_fp32(backend: Any) -> None:
     rows = {row.name: row for row in found.coverage.modules}
     assert [rows[name].quantized for name in TABLES] == [False, True, True]
     assert rows[TABLES[0]].why == "excluded by the config"
-    assert found.bytes > quantize(small(), config.changed(exclude=None), batches()).bytes
+    assert found.bytes > quantize(small(), config.replace(exclude=None), batches()).bytes
 
 
 @pytest.mark.usefixtures("shared_exports")

@@ -42,7 +42,7 @@ def test_the_sensitive_layer_stays_and_the_loss_holds(backend: Any) -> None:
     config = QuantizationConfig(backend=backend)
     plain = quantize(model, config, batches())
     limit = 0.004
-    found = quantize(model, config.changed(mixed=MixedPrecisionConfig(max_kl=limit)), batches())
+    found = quantize(model, config.replace(mixed=MixedPrecisionConfig(max_kl=limit)), batches())
     assert found.mixed is not None
     assert found.mixed.names[0] == SENSITIVE
     assert found.mixed.modules[0].kl > 5 * max(row.kl for row in found.mixed.modules[1:])
@@ -55,9 +55,9 @@ def test_the_sensitive_layer_stays_and_the_loss_holds(backend: Any) -> None:
     assert kl(model, logits) == pytest.approx(found.mixed.measured.kl, rel=1e-6)
     assert kl(model, logits) <= limit
     assert backend == "openvino" or kl(model, worse) > limit  # NNCF smooths that input away
-    assert found.plain()["mixed"]["kept"][0]["name"] == SENSITIVE
+    assert found.to_dict()["mixed"]["kept"][0]["name"] == SENSITIVE
     assert found.mixed.bytes >= 3 * 32 * 64
-    assert found.plain()["mixed"]["holds"]
+    assert found.to_dict()["mixed"]["holds"]
 
 
 def test_torch_foretells_what_onnxruntime_loses() -> None:
@@ -123,7 +123,7 @@ def test_a_loss_that_cannot_hold_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_a_config_that_does_not_fit(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        QuantizationConfig.parse(options)
+        QuantizationConfig.from_dict(options)
 
 
 def test_mixed_precision_without_calibration_data_or_classes() -> None:

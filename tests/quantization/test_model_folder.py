@@ -40,7 +40,7 @@ def bert() -> Any:
 
 def make(backend: str = "torch", **options: Any) -> QuantizedModel:
     pytest.importorskip(backend)  # each is called what its package is
-    config = QuantizationConfig.parse({"backend": backend, **options})
+    config = QuantizationConfig.from_dict({"backend": backend, **options})
     return quantize(bert(), config, batches(vocabulary=26))
 
 

@@ -103,7 +103,7 @@ def test_the_gradient_passes_rounding_and_stops_where_numbers_are_cut_off() -> N
     ],
 )  # fmt: skip
 def test_each_backend_has_its_arithmetic(options: dict[str, Any], expected: Arithmetic) -> None:
-    assert arithmetic_of(QuantizationConfig.parse(options)) == expected
+    assert arithmetic_of(QuantizationConfig.from_dict(options)) == expected
 
 
 @pytest.mark.usefixtures("shared_exports")

@@ -34,7 +34,7 @@ def arrays() -> list[dict[str, Any]]:
 
 
 def error(model: Any, **options: Any) -> float:
-    found = quantize(model, QuantizationConfig.parse(options), batches())
+    found = quantize(model, QuantizationConfig.from_dict(options), batches())
     return float(np.abs(found.logits(batches()[0]) - logits(model, batches()[0]).numpy()).mean())
 
 

@@ -69,15 +69,15 @@ def test_a_step_that_stands_twice_is_named_by_place() -> None:
     with pytest.raises(ConfigError, match=r"could mean several steps; write steps\[0\]"):
         recipe(steps=steps, grid={"prune.sparsity": [0.5]})
     trials = expand(recipe(steps=steps, grid={"steps[1].prune.sparsity": [0.5]}))
-    assert [step.config.plain()["sparsity"] for step in trials[0].steps] == [0.1, 0.5]
+    assert [step.config.to_dict()["sparsity"] for step in trials[0].steps] == [0.1, 0.5]
 
 
 def test_plain_reads_back_as_the_same_trials(tmp_path: Path) -> None:
     path = tmp_path / "again.yaml"
-    path.write_text(dump_yaml(recipe().plain()))
+    path.write_text(dump_yaml(recipe().to_dict()))
     again = load_recipe(path)
     assert expand(again) == expand(recipe())
-    assert again.plain() == recipe().plain()
+    assert again.to_dict() == recipe().to_dict()
 
 
 def test_plain_leaves_to_the_grid_what_the_grid_varies(tmp_path: Path) -> None:
@@ -88,17 +88,17 @@ def test_plain_leaves_to_the_grid_what_the_grid_varies(tmp_path: Path) -> None:
     ]
     before = recipe(steps=[{"prune": {"seed": 7}}], grid=grid)
     path = tmp_path / "again.yaml"
-    path.write_text(dump_yaml(before.plain()))
+    path.write_text(dump_yaml(before.to_dict()))
     assert expand(load_recipe(path)) == expand(before)
 
 
 def test_a_new_option_leaves_old_results_valid() -> None:
     plain = PruningConfig(sparsity=0.5)
-    assert plain.identity() == {"sparsity": 0.5}
-    assert PruningConfig(sparsity=0.5, scope="layer").identity() == {
+    assert plain.non_default_fields() == {"sparsity": 0.5}
+    assert PruningConfig(sparsity=0.5, scope="layer").non_default_fields() == {
         "sparsity": 0.5, "scope": "layer",
     }  # fmt: skip
-    assert PruningConfig(sparsity=0.5, seed=0).identity() == plain.identity()
+    assert PruningConfig(sparsity=0.5, seed=0).non_default_fields() == plain.non_default_fields()
 
 
 def write(tmp_path: Path, data: dict[str, Any]) -> Path:

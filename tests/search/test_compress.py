@@ -59,7 +59,7 @@ def search(
     data = write_data(rows=60)
 
     def run(progress: Progress | None = None, **target: Any) -> CompressResult:
-        wanted = CompressTarget.parse({**SHARED, **target})
+        wanted = CompressTarget.from_dict({**SHARED, **target})
         return compress(
             str(model_folder), str(data), wanted, output=tmp_path / "out", progress=progress
         )
@@ -73,7 +73,7 @@ def search(
 )
 def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
-    assert CompressTarget.parse({"max_size": text}).max_size == size
+    assert CompressTarget.from_dict({"max_size": text}).max_size == size
 
 
 @pytest.mark.parametrize(
@@ -89,11 +89,11 @@ def test_sizes(text: str, size: int) -> None:
 )
 def test_targets_that_are_none(fields: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        CompressTarget.parse(fields)
+        CompressTarget.from_dict(fields)
 
 
 def test_what_holds_and_how_far_a_row_is() -> None:
-    target = CompressTarget.parse({"max_size": "10MB", "max_drop": 1.0, "speedup": 4})
+    target = CompressTarget.from_dict({"max_size": "10MB", "max_drop": 1.0, "speedup": 4})
     row = {"bytes": 9_000_000, "drop": 0.01, "timings": [{"speedup": {"median": 4.0}}]}
     assert holds(row, target)
     assert miss(row, target) == 0
@@ -247,11 +247,11 @@ def test_finer_int8_is_tried_where_it_could_make_the_difference(
 
 
 def test_too_slow_is_what_most_rounds_say() -> None:
-    target = CompressTarget.parse({"speedup": 8})
+    target = CompressTarget.from_dict({"speedup": 8})
     for high, slow in ((7.9, True), (8.0, False)):
         row = {"timings": [{"speedup": {"median": 3.0, "low": 2.0, "high": high}}]}
         assert too_slow(row, target) is slow
-    assert not too_slow(row, CompressTarget.parse({"max_size": "1MB"}))
+    assert not too_slow(row, CompressTarget.from_dict({"max_size": "1MB"}))
 
 
 def test_vocabularies_share_the_shrunk_and_the_trained_encoder(
@@ -305,7 +305,7 @@ def test_impossible_and_missing(
 ) -> None:
     with pytest.raises(ConfigError, match="max_size 1 KB is below what this model can become: the"):
         search(max_size="1KB")
-    target = CompressTarget.parse({"max_size": "1MB"})
+    target = CompressTarget.from_dict({"max_size": "1MB"})
     with pytest.raises(DataError, match=r"give data \(--data FOLDER\)"):
         compress(str(model_folder), None, target)
     with pytest.raises(ModelError, match="a model needs its processor"):
@@ -320,7 +320,9 @@ def test_a_folder_of_another_search_is_refused(
     other = make_bert(seed=1)
     with pytest.raises(OutputError, match="holds results of another model, other data or a recipe"):
         compress(
-            other, str(write_data(rows=60)), CompressTarget.parse({**SHARED, "max_size": "9MB"}),
+            other,
+            str(write_data(rows=60)),
+            CompressTarget.from_dict({**SHARED, "max_size": "9MB"}),
             processor=make_tokenizer(), output=tmp_path / "out",
         )  # fmt: skip
 
@@ -374,7 +376,7 @@ def test_a_student_learns_without_the_tokens_that_are_not_rare(
 
     monkeypatch.setattr(candidates_module, "MIN_COUNTS", {least: 0.1})
     monkeypatch.setattr(candidates_module, "count_kept", lambda *given: {least: 20})
-    target = CompressTarget.parse({**SHARED, "max_size": "1MB"})
+    target = CompressTarget.from_dict({**SHARED, "max_size": "1MB"})
     data, task = str(write_data(rows=60)), "text-classification"
     bench = _workbench(str(model_folder), data, target, None, task, 0, Progress(), StepCache())
     trained = [one.trained for one in candidates(bench, target) if one.trained and "20" in one.name]
@@ -391,8 +393,8 @@ def test_predicted_sizes_are_those_of_the_files(tmp_path: Path) -> None:
         intermediate_size=512,
     )  # fmt: skip
     model = BertForSequenceClassification(config).train(False)
-    target = CompressTarget.parse({"max_size": "1MB"})
-    made = quantize(model, QuantizationConfig.parse(target.quantization))
+    target = CompressTarget.from_dict({"max_size": "1MB"})
+    made = quantize(model, QuantizationConfig.from_dict(target.quantization))
     assert made.bytes == pytest.approx(_predicted(model, 12_000, 1.0, target), rel=0.05)
     half = _predicted(model, 6_000, 0.5, target)
     encoder = 2 * (4 * 128 * 128 + 2 * 128 * 512 + 128 * 4 + 512 + 128)
@@ -406,7 +408,7 @@ def test_candidates_come_in_order_of_expected_loss(
     from hfcompress.search.compress import _workbench
     from hfcompress.sweep.cache import StepCache
 
-    target = CompressTarget.parse({**SHARED, "max_size": "1MB"})
+    target = CompressTarget.from_dict({**SHARED, "max_size": "1MB"})
     data = str(write_data(rows=60))
     task = "text-classification"
     bench = _workbench(str(model_folder), data, target, None, task, 0, Progress(), StepCache())
@@ -422,7 +424,7 @@ def test_sizes_of_image_models_are_predicted_too(family: str) -> None:
     from hfcompress.search.candidates import _predicted
 
     model = tiny(family)
-    target = CompressTarget.parse({"max_size": "1MB", "backend": "torch"})
+    target = CompressTarget.from_dict({"max_size": "1MB", "backend": "torch"})
     whole = _predicted(model, 0, 1.0, target)
     assert 0 < whole < hfcompress.calculate_model_size(model) + 1_000_000
     assert _predicted(model, 0, 0.5, target) <= whole

@@ -290,7 +290,7 @@ def test_the_report_is_plain_data() -> None:
     import json
 
     _, report = shrunk(**HALF)
-    plain = json.loads(json.dumps(report.plain()))
+    plain = json.loads(json.dumps(report.to_dict()))
     assert plain["budget"] == "macs"
     assert plain["parts"][0].keys() == {"name", "kind", "units", "width", "error"}
     assert all(part["error"] >= 0 for part in plain["parts"])

@@ -100,4 +100,4 @@ def test_without_a_recipe_there_is_no_text_to_make_more_of() -> None:
 
 def test_methods_that_need_labels_refuse_text_without() -> None:
     with pytest.raises(ConfigError, match="method fisher needs labels"):
-        PruningConfig.parse({"method": "fisher", "sparsity": 0.5, "augmented_rows": 4})
+        PruningConfig.from_dict({"method": "fisher", "sparsity": 0.5, "augmented_rows": 4})

@@ -48,7 +48,7 @@ def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_two_processes_give_the_rows_of_one(recipe: Recipe, tmp_path: Path) -> None:
     alone = run(recipe, tmp_path / "alone")
-    together = run(recipe.changed(save_models=True), tmp_path / "together", workers=2)
+    together = run(recipe.replace(save_models=True), tmp_path / "together", workers=2)
     assert not together.failures
     assert without_times(together.rows) == without_times(alone.rows)
     store = RunDirectory(tmp_path / "together")

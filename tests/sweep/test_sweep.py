@@ -93,7 +93,7 @@ def test_rows_hold_what_was_measured(table_recipe: Recipe, tmp_path: Path) -> No
 
 
 def test_multiply_accumulates_are_counted_where_asked(table_recipe: Recipe) -> None:
-    small = table_recipe.changed(grid=({"prune.sparsity": (0.5,)},), measure={"macs": False})
+    small = table_recipe.replace(grid=({"prune.sparsity": (0.5,)},), measure={"macs": False})
     assert run(small)[0]["macs"] is None
 
 
@@ -142,7 +142,7 @@ def test_a_longer_grid_keeps_the_finished_rows(
     table_recipe: Recipe, make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     run(table_recipe, tmp_path / "run")
-    longer = table_recipe.changed(grid=({"prune.sparsity": (0, 0.3, 0.6, 0.9)},))
+    longer = table_recipe.replace(grid=({"prune.sparsity": (0, 0.3, 0.6, 0.9)},))
     heard = Heard()
     result = run(longer, tmp_path / "run", heard)
     assert heard.counts[0] == (3, 4)
@@ -153,7 +153,7 @@ def test_another_recipe_is_kept_out(table_recipe: Recipe, tmp_path: Path) -> Non
     run(table_recipe, tmp_path / "run")
     before = sorted(path.name for path in (tmp_path / "run").rglob("*"))
     with pytest.raises(OutputError, match="holds results of another recipe"):
-        run(table_recipe.changed(seed=1), tmp_path / "run")
+        run(table_recipe.replace(seed=1), tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
 
 
@@ -195,7 +195,7 @@ def test_finetuning_learns_and_every_field_changes_it(make_recipe: Callable[...,
 
 
 def test_models_are_kept_where_asked(table_recipe: Recipe, tmp_path: Path) -> None:
-    result = run(table_recipe.changed(save_models=True), tmp_path / "run")
+    result = run(table_recipe.replace(save_models=True), tmp_path / "run")
     folders = sorted((tmp_path / "run" / "models").iterdir())
     assert len(folders) == 3
     model = AutoModelForSequenceClassification.from_pretrained(folders[2])

@@ -32,7 +32,7 @@ class VocabularyReport:
     parameters_before: int
     parameters: int
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As data that JSON can hold."""
         return asdict(self)
 

@@ -10,7 +10,7 @@ from hfcompress.calibration.batches import Calibration
 from hfcompress.errors import ConfigError
 from hfcompress.models.sublayers import sublayers
 from hfcompress.shrinking.config import ShrinkConfig
-from hfcompress.shrinking.latency import timed_inputs
+from hfcompress.shrinking.latency import timed, timed_inputs
 from hfcompress.shrinking.shrink import shrink
 from hfcompress.shrinking.sublayers import latency_table as timing
 from hfcompress.shrinking.sublayers.latency_table import TimeTable, time_table, with_widths
@@ -60,7 +60,7 @@ def test_narrow_copies_leave_the_model_alone() -> None:
         narrow.bert.embeddings.word_embeddings.weight
         is model.bert.embeddings.word_embeddings.weight
     )
-    timing.timed({"narrow": narrow}, timed_inputs(Calibration([batch]), 1, 4), "bfloat16", 0.01)
+    timed({"narrow": narrow}, timed_inputs(Calibration([batch]), 1, 4), "bfloat16", 0.01)
     assert torch.equal(logits(model, batch), before)
     assert narrow.bert.embeddings.word_embeddings.weight.dtype == torch.float32
 

@@ -1,0 +1,1 @@
+"""What a model's output means: one file for each task."""
