@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import field
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -41,6 +41,9 @@ class Config(BaseModel):
     Raises:
         ConfigError: an unknown key, a missing key, a wrong type or a value out of range.
     """
+
+    former_defaults: ClassVar[Mapping[str, object]] = {}
+    """Former defaults of fields whose default has changed: hashes of old results stay valid."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
 
@@ -84,12 +87,12 @@ class Config(BaseModel):
         return plain
 
     def non_default_fields(self) -> dict[str, Any]:
-        """What sets this config apart: the fields that are not at their defaults.
+        """The fields that are not at their defaults, for content hashes.
 
-        For content hashes: a new option with a default leaves old results valid.
+        A new option with a default leaves old results valid. A field whose default has changed
+        (see ``former_defaults``) is left out where it has its former default.
         """
-        identity: dict[str, Any] = _listed(self.model_dump(exclude_defaults=True))
-        return identity
+        return _hashed_fields(self)
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, checked anew.
@@ -115,6 +118,49 @@ class Config(BaseModel):
     def changed(self, **changes: Any) -> Self:
         """As `replace`."""
         return self.replace(**changes)
+
+
+def _hashed_fields(config: Config, changed_only: bool = False) -> dict[str, Any]:
+    """Fields that differ from the defaults that hashes know.
+
+    Args:
+        config: whose fields.
+        changed_only: only fields that have a default which hashes do not know yet.
+    """
+    found: dict[str, Any] = {}
+    for name, info in type(config).model_fields.items():
+        value, default = getattr(config, name), info.get_default(call_default_factory=True)
+        if name in config.former_defaults:
+            if value != config.former_defaults[name] and (value == default or not changed_only):
+                found[name] = _hashed(value)
+        elif value == default:
+            inner = _hashed_fields(value, changed_only=True) if isinstance(value, Config) else {}
+            if inner:
+                found[name] = inner
+        elif not changed_only and not _equals_former(value, default):
+            found[name] = _hashed(value)
+    return found
+
+
+def _equals_former(value: object, default: object) -> bool:
+    """Whether a nested config is what the default was before its fields' defaults changed."""
+    if not isinstance(value, Config) or type(value) is not type(default):
+        return False
+    assert isinstance(default, Config)
+    changed = _hashed_fields(default, changed_only=True)
+    if not changed:
+        return False
+    kept = {key: item for key, item in _hashed_fields(default).items() if key not in changed}
+    return value.non_default_fields() == kept
+
+
+def _hashed(value: Any) -> Any:
+    """A field's value as plain data, nested configs by the fields that hashes know."""
+    if isinstance(value, Config):
+        return value.non_default_fields()
+    if isinstance(value, dict):
+        return {key: _hashed(item) for key, item in value.items()}
+    return [_hashed(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
 def _listed(data: Any) -> Any:

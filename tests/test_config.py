@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import Field
@@ -73,3 +73,24 @@ def test_nearest() -> None:
     assert nearest("sparsty", ["sparsity", "scope"]) == "; did you mean 'sparsity'?"
     assert nearest("zzz", ["b", "a"]) == "; known are: a, b"
     assert nearest("zzz", []) == ""
+
+
+def test_a_changed_default_keeps_the_hash_of_what_was_asked_before() -> None:
+    class Before(Config):
+        weight: float = 0.0
+        other: int = 1
+
+    class After(Config):
+        former_defaults: ClassVar = {"weight": 0.0}
+        weight: float = 0.8
+        other: int = 1
+
+    class Outer(Config):
+        inner: After = Field(default_factory=After)
+
+    cases: list[dict[str, Any]] = [{"weight": 0.0}, {"weight": 0.8}, {"weight": 0.3, "other": 2}]
+    for fields in cases:
+        assert After(**fields).non_default_fields() == Before(**fields).non_default_fields()
+    assert After().non_default_fields() == {"weight": 0.8}
+    assert Outer().non_default_fields() == {"inner": {"weight": 0.8}}
+    assert Outer(inner=After(weight=0.0)).non_default_fields() == {}
