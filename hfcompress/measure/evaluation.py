@@ -1,14 +1,14 @@
-"""How good predictions are, and whether they differ from the dense model's by more than noise.
+"""Metrics of predictions with confidence intervals, and paired tests against a dense model.
 
-Everything is computed from stored predictions: logits of examples x classes, or class numbers of
-examples; labels are class numbers from 0.
+Predictions are logits of shape (examples, classes) or class ids of shape (examples,); labels are
+class ids from 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -17,47 +17,51 @@ from scipy.stats import binomtest
 from hfcompress.errors import ConfigError, DataError
 from hfcompress.measure.metrics import CONFUSION_METRICS, Classes, confusion_matrix, evaluate_metric
 
-RESAMPLES = 1000
+RESAMPLES = 1000  # bootstrap draws
 
 
 def metric_names() -> tuple[str, ...]:
-    """The metrics that work with no network; any other name is asked of ``evaluate``."""
+    """The built-in metrics, which need no network; other names are passed to ``evaluate.load``."""
     return tuple(CONFUSION_METRICS)
 
 
 def predicted_classes(predictions: npt.ArrayLike) -> Classes:
-    """Class numbers of examples, from logits of examples x classes or from class numbers.
+    """Class ids, by argmax from logits of shape (examples, classes) or taken as given.
 
     Raises:
-        DataError: no examples, NaN logits, negative or fractional class numbers.
+        DataError: no examples, NaN logits, negative or fractional class ids.
     """
     array = np.asarray(predictions)
     if array.size == 0:
-        raise DataError("there are no predictions; the evaluation split is empty")
+        raise DataError("no predictions: the evaluation split is empty")
     if np.issubdtype(array.dtype, np.floating) and np.isnan(array).any():
-        rows = np.isnan(array).reshape(len(array), -1).any(1).sum()
-        raise DataError(f"{rows} of {len(array)} predictions are NaN; the model is broken")
+        broken = np.isnan(array).reshape(len(array), -1).any(1).sum()
+        raise DataError(
+            f"{broken} of {len(array)} predictions are NaN; check the model's weights and dtype"
+        )
     if array.ndim == 2:
         array = array.argmax(1)
     elif array.ndim != 1:
-        raise DataError(f"predictions must be logits of n x classes, not of shape {array.shape}")
+        raise DataError(f"predictions must have shape (n,) or (n, classes), not {array.shape}")
     classes: Classes = array.astype(np.int64)
     if (classes != array).any() or classes.min() < 0:
-        raise DataError("class numbers must be whole numbers from 0; give logits or argmax first")
+        raise DataError(
+            "class ids must be whole numbers from 0; pass logits, or take their argmax first"
+        )
     return classes
 
 
 def compute_metric(name: str, predictions: npt.ArrayLike, references: npt.ArrayLike) -> float:
-    """One metric, through the ``evaluate`` package.
+    """The value of one metric, computed by the ``evaluate`` package.
 
     Args:
         name: one of `metric_names`, or any that ``evaluate.load`` finds.
-        predictions: logits of n x classes, or n class numbers.
-        references: n class numbers.
+        predictions: logits of shape (n, classes), or n class ids.
+        references: n class ids.
 
     Raises:
-        SourceError: a metric that is neither built in nor loadable.
-        DataError: predictions that do not fit the labels or the metric.
+        SourceError: the metric is not built in and cannot be loaded.
+        DataError: the predictions do not match the labels or the metric.
     """
     return evaluate_metric(name, *_paired(predictions, references))
 
@@ -71,25 +75,27 @@ def confidence_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """The metric's confidence interval over which examples happened to be drawn.
+    """The metric's confidence interval for sampling of the examples, as (low, high).
 
     Accuracy: the score interval of Wilson (1927), which stays in [0, 1]. Others: the percentile
     bootstrap (Efron 1979).
 
     Args:
-        name: a metric.
-        predictions: logits of n x classes, or n class numbers.
-        references: n class numbers.
+        name: as in `compute_metric`.
+        predictions: logits of shape (n, classes), or n class ids.
+        references: n class ids.
         level: coverage, in (0, 1).
-        resamples: bootstrap draws; not used for accuracy.
-        seed: of the bootstrap; not used for accuracy.
+        resamples: bootstrap draws; unused for accuracy.
+        seed: for the bootstrap; unused for accuracy.
 
     Raises:
         ConfigError: a level outside (0, 1).
         SourceError, DataError: as `compute_metric`.
     """
     if not 0 < level < 1:
-        raise ConfigError(f"level must lie between 0 and 1, not {level}; 0.95 is usual")
+        raise ConfigError(
+            f"level must be between 0 and 1, not {level}; use 0.95 for a 95 % interval"
+        )
     classes, labels = _paired(predictions, references)
     if name == "accuracy":
         interval = binomtest(int((classes == labels).sum()), len(labels)).proportion_ci(
@@ -125,10 +131,11 @@ def standard_error(
 def _bootstrap(
     name: str, classes: Classes, labels: Classes, resamples: int, seed: int
 ) -> Iterator[float]:
-    """The metric on samples of n examples drawn with replacement."""
+    """Yield the metric on samples of n examples drawn with replacement."""
     generator, n = np.random.default_rng(seed), len(labels)
     if name in CONFUSION_METRICS:
-        # Drawing examples is drawing cells of the confusion matrix: one draw instead of n.
+        # The metric depends on the confusion matrix alone: one multinomial draw of its cells
+        # replaces n draws of examples.
         confusion = confusion_matrix(classes, labels)
         cells = np.nonzero(confusion)
         chances, sample = confusion[cells] / n, np.zeros_like(confusion)
@@ -142,28 +149,28 @@ def _bootstrap(
 
 
 def agreement(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
-    """The fraction of examples on which two models predict the same class.
+    """The fraction of examples for which two models predict the same class.
 
     Raises:
-        DataError: predictions of different length.
+        DataError: the predictions differ in length.
     """
     first, second = _paired(a, b)
     return float((first == second).mean())
 
 
 def mcnemar(a: npt.ArrayLike, b: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """Exact two-sided p of McNemar (1947): do two models err equally often?
+    """Two-sided p-value of the exact McNemar (1947) test that two models err equally often.
 
-    Only examples that one of them gets right and the other wrong say anything; under the null
-    hypothesis each falls to either side with probability one half. No such example gives 1.
+    Only examples that exactly one model gets right count; under the null hypothesis either model
+    is right with probability 1/2. Without such examples the p-value is 1.
 
     Args:
-        a: one model's logits of n x classes, or n class numbers.
+        a: one model's logits of shape (n, classes), or n class ids.
         b: the other model's.
-        labels: n class numbers.
+        labels: n class ids.
 
     Raises:
-        DataError: arrays of different length.
+        DataError: the arrays differ in length.
     """
     first, truth = _paired(a, labels)
     second, _ = _paired(b, labels)
@@ -176,10 +183,19 @@ def mcnemar(a: npt.ArrayLike, b: npt.ArrayLike, labels: npt.ArrayLike) -> float:
 
 @dataclass(frozen=True)
 class Quality:
-    """A metric with its interval and, against a dense model, what was lost.
+    """A metric with its confidence interval, and the comparison with a dense model.
 
-    ``drop`` is the dense value minus this one; ``agreement``, ``mcnemar_p`` and ``drop`` are None
-    without a dense model. Fractions, not percent.
+    All values are fractions, not percent.
+
+    Attributes:
+        metric: its name.
+        value: on the ``n`` examples.
+        low, high: confidence interval.
+        standard_error: of ``value``.
+        n: number of examples.
+        agreement: as `agreement` with the dense model; None without one.
+        mcnemar_p: as `mcnemar` against the dense model; None without one.
+        drop: the dense model's value minus ``value``; None without one.
     """
 
     metric: str
@@ -192,8 +208,8 @@ class Quality:
     mcnemar_p: float | None
     drop: float | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as data that JSON can hold; rows of a report use the same names."""
+    def to_dict(self) -> dict[str, object]:
+        """The fields as plain data for JSON, under the names used in a report's rows."""
         return asdict(self)
 
 
@@ -207,16 +223,16 @@ def compare(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Quality:
-    """Judge predictions by a metric and, where given, against the dense model's predictions.
+    """Evaluate a metric and, given the dense model's predictions, the difference from them.
 
     Args:
         metric: one of `metric_names`, or any that ``evaluate.load`` finds.
-        predictions: logits of n x classes, or n class numbers.
-        labels: n class numbers.
+        predictions: logits of shape (n, classes), or n class ids.
+        labels: n class ids.
         dense: the dense model's predictions on the same examples in the same order.
-        level: coverage of the interval.
-        resamples: bootstrap draws, for metrics other than accuracy.
-        seed: of the bootstrap.
+        level: coverage of the interval, in (0, 1).
+        resamples: bootstrap draws; unused for accuracy.
+        seed: for the bootstrap; unused for accuracy.
 
     Raises:
         ConfigError, SourceError, DataError: as `confidence_interval`.
@@ -241,13 +257,22 @@ def compare(
 
 
 def _paired(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[Classes, Classes]:
+    """Class ids of both, checked to have the same length."""
     first, second = predicted_classes(a), predicted_classes(b)
     if len(first) != len(second):
         raise DataError(
-            f"there are {len(first)} predictions for {len(second)} examples; "
-            "both must come from the same split"
+            f"got {len(first)} predictions for {len(second)} examples; use the same split for both"
         )
     return first, second
+
+
+class ClassAccuracy(TypedDict):
+    """Recall of one class, 0 to 1: of the compressed model (``value``) and of the dense one."""
+
+    name: str
+    n: int
+    value: float
+    dense: float
 
 
 def class_accuracy(
@@ -255,27 +280,25 @@ def class_accuracy(
     labels: npt.ArrayLike,
     dense: npt.ArrayLike,
     names: Sequence[str],
-) -> list[dict[str, Any]]:
-    """Of each class that occurs: its examples, and the share of them that each model gets right.
+) -> list[ClassAccuracy]:
+    """The recall of each class that occurs in the labels, for both models.
 
     Args:
-        predictions: logits of n x classes, or n class numbers.
-        labels: n class numbers.
-        dense: the dense model's predictions of the same examples.
-        names: of the classes, by number.
+        predictions: logits of shape (n, classes), or n class ids.
+        labels: n class ids.
+        dense: the dense model's predictions on the same examples.
+        names: class names by id.
 
     Returns:
-        One ``{"name", "n", "value", "dense"}`` a class, in the order of their numbers; value and
-        dense are recalls, from 0 to 1.
+        One entry per class, ordered by class id.
 
     Raises:
-        DataError: predictions of another length, or a label without a name.
+        DataError: the predictions and labels differ in length, or a label has no name.
     """
-    own, other, truth = (predicted_classes(part) for part in (predictions, dense, labels))
-    if not len(own) == len(other) == len(truth):
-        raise DataError(f"there are {len(own)} predictions for {len(truth)} examples")
+    own, truth = _paired(predictions, labels)
+    other, _ = _paired(dense, labels)
     if truth.max() >= len(names):
-        raise DataError(f"label {truth.max()} has no name; there are {len(names)}")
+        raise DataError(f"label {truth.max()} has no name: {len(names)} class names were given")
     counts = np.bincount(truth, minlength=len(names))
     hits = np.bincount(truth[own == truth], minlength=len(names))
     dense_hits = np.bincount(truth[other == truth], minlength=len(names))

@@ -1,15 +1,15 @@
 """Accuracy, F1 and Matthews correlation as ``evaluate`` metrics that need no network.
 
-All four are functions of the confusion matrix C, where ``C[i, j]`` counts the examples of class i
-that were predicted as class j. Where a formula divides by zero the metric is 0, as usual.
+Each is a function of the confusion matrix C, where ``C[i, j]`` counts the examples of class i that
+were predicted as class j. A metric whose denominator is zero is 0, as in scikit-learn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
-from typing import Any
+from typing import Protocol
 
 import datasets
 import evaluate
@@ -23,7 +23,7 @@ Confusion = npt.NDArray[np.float64]
 
 
 def confusion_matrix(predictions: Classes, references: Classes) -> Confusion:
-    """Counts of classes x classes: rows are the references, columns the predictions."""
+    """Counts of shape (classes, classes): rows are the references, columns the predictions."""
     size = int(max(predictions.max(), references.max())) + 1
     counts = np.bincount(references * size + predictions, minlength=size * size)
     return counts.reshape(size, size).astype(np.float64)
@@ -35,18 +35,18 @@ def accuracy(confusion: Confusion) -> float:
 
 
 def f1(confusion: Confusion) -> float:
-    """F1 of class 1 among two classes: the harmonic mean of precision and recall.
+    """F1 of class 1 of two classes: the harmonic mean of precision and recall.
 
     Raises:
         DataError: more than two classes.
     """
     if len(confusion) > 2:
-        raise DataError(f"f1 needs two classes and there are {len(confusion)}; write f1_macro")
+        raise DataError(f"f1 needs two classes, but {len(confusion)} occur; use f1_macro")
     return float(_f1_per_class(confusion)[1]) if len(confusion) == 2 else 0.0
 
 
 def f1_macro(confusion: Confusion) -> float:
-    """The plain mean of each class's F1, over classes that occur or are predicted."""
+    """The unweighted mean of the F1 of every class that occurs or is predicted."""
     present = confusion.sum(0) + confusion.sum(1) > 0
     return float(_f1_per_class(confusion)[present].mean())
 
@@ -59,7 +59,7 @@ def _f1_per_class(confusion: Confusion) -> Confusion:
 
 
 def matthews_correlation(confusion: Confusion) -> float:
-    """Correlation of prediction and truth, for any number of classes (Gorodkin 2004)."""
+    """Correlation of predictions and labels, for any number of classes (Gorodkin 2004)."""
     n, hits = confusion.sum(), np.trace(confusion)
     predicted, true = confusion.sum(0), confusion.sum(1)
     spread = (n * n - predicted @ predicted) * (n * n - true @ true)
@@ -76,67 +76,79 @@ CONFUSION_METRICS: Mapping[str, Callable[[Confusion], float]] = MappingProxyType
 )
 
 
+class _Metric(Protocol):
+    """What is used of an ``evaluate.EvaluationModule``."""
+
+    def compute(self, *, predictions: Classes, references: Classes) -> Mapping[str, object]: ...
+
+
 class ConfusionMetric(evaluate.Metric):  # type: ignore[misc]
-    """An ``evaluate`` metric over class numbers; nothing of it is fetched or kept on disk.
+    """An ``evaluate`` metric over class ids that downloads nothing and keeps nothing on disk.
 
     Args:
         name: one of `CONFUSION_METRICS`.
-        options: as for ``evaluate.Metric``.
+        cache_dir: as in ``evaluate.Metric``.
     """
 
-    def __init__(self, name: str, **options: Any) -> None:
+    def __init__(self, name: str, cache_dir: str | None = None) -> None:
         self._metric = name
-        super().__init__(config_name=name, keep_in_memory=True, **options)
+        super().__init__(config_name=name, keep_in_memory=True, cache_dir=cache_dir)
 
     def _info(self) -> evaluate.MetricInfo:
         integer = datasets.Value("int64")
         return evaluate.MetricInfo(
             description=str(CONFUSION_METRICS[self._metric].__doc__).splitlines()[0],
             citation="",
-            inputs_description="predictions and references: class numbers from 0",
+            inputs_description="predictions and references: class ids from 0",
             features=datasets.Features({"predictions": integer, "references": integer}),
         )
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+    def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
         confusion = confusion_matrix(np.asarray(predictions), np.asarray(references))
         return {self._metric: CONFUSION_METRICS[self._metric](confusion)}
 
 
 def evaluate_metric(name: str, predictions: Classes, references: Classes) -> float:
-    """Compute one metric through ``evaluate``; a name that is not built in is loaded by it.
+    """The value of one metric; a name that is not built in is loaded by ``evaluate``.
 
     Raises:
         SourceError: the metric is not built in and ``evaluate`` cannot load it.
-        DataError: the metric cannot be computed on these predictions.
+        DataError: the metric cannot be computed from these predictions.
     """
-    # evaluate makes a folder per metric even when it keeps all in memory: give it one of its own,
-    # so that no cache is written and trials in parallel do not meet.
+    # evaluate creates a folder per metric even with keep_in_memory. A temporary one leaves the
+    # cache untouched and keeps parallel trials apart.
     with TemporaryDirectory(prefix="hfcompress-") as folder:
-        if name in CONFUSION_METRICS:
-            metric: Any = ConfusionMetric(name, cache_dir=folder)
-        else:
-            metric = _load(name, folder)
+        metric = _load(name, folder)
         try:
             result = metric.compute(predictions=predictions, references=references)
         except (ValueError, TypeError) as error:
-            raise DataError(f"the metric {name!r} cannot be computed: {error}") from error
-    return _single(name, result)
+            raise DataError(f"cannot compute the metric {name!r}: {error}") from error
+    return _scalar(name, result)
 
 
-def _load(name: str, folder: str) -> Any:
+def _load(name: str, folder: str) -> _Metric:
+    if name in CONFUSION_METRICS:
+        return ConfusionMetric(name, cache_dir=folder)
     try:
-        return evaluate.load(name, cache_dir=folder, keep_in_memory=True)
-    except Exception as error:  # evaluate raises a dozen types: no hub, no module, no dependency
-        reason = first_line(error)
+        metric: _Metric = evaluate.load(name, cache_dir=folder, keep_in_memory=True)
+    except Exception as error:  # evaluate raises many types: hub, module and dependency errors
         raise SourceError(
-            f"the metric {name!r} is not built in and evaluate cannot load it ({reason}); "
-            f"write one of {', '.join(CONFUSION_METRICS)}, or go online"
+            f"the metric {name!r} is not built in and evaluate cannot load it "
+            f"({first_line(error)}); use one of {', '.join(CONFUSION_METRICS)}, or go online"
         ) from None
+    return metric
 
 
-def _single(name: str, result: Mapping[str, Any]) -> float:
-    values = {key: value for key, value in result.items() if np.ndim(value) == 0}
-    value = values.get(name, next(iter(values.values()), None))
-    if value is None:
-        raise DataError(f"the metric {name!r} gives no single number; its fields: {list(result)}")
-    return float(value)
+def _scalar(name: str, result: Mapping[str, object]) -> float:
+    """The field called like the metric, else the first field that holds one number."""
+    scalars = {
+        key: value
+        for key, value in result.items()
+        if value is not None and np.asarray(value).ndim == 0
+    }
+    if not scalars:
+        raise DataError(
+            f"the metric {name!r} returns no single number, only the fields {list(result)}; "
+            "use another metric"
+        )
+    return float(np.asarray(scalars.get(name, next(iter(scalars.values())))))

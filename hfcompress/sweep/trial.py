@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from hfcompress.inference import checking_pays, predict, predict_checked
-from hfcompress.measure.evaluation import class_accuracy, compare, compute_metric
+from hfcompress.measure.evaluation import ClassAccuracy, class_accuracy, compare, compute_metric
 from hfcompress.measure.macs import count_macs
 from hfcompress.measure.size import calculate_model_size, calculate_sparsity, count_parameters
 from hfcompress.models.architectures import default_targets
@@ -230,7 +230,7 @@ class Runner:
 
     def _classes(
         self, logits: Logits, labels: NDArray[np.int64], dense: Logits
-    ) -> list[dict[str, Any]]:
+    ) -> list[ClassAccuracy]:
         """Accuracy by class; of two classes the metrics say enough."""
         names = self.bench.examples.labels
         return class_accuracy(logits, labels, dense, names) if len(names) > 2 else []

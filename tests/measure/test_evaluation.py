@@ -40,7 +40,7 @@ PAIRS = st.integers(2, 4).flatmap(
 )
 
 
-def test_the_names_are_those_tested_here() -> None:
+def test_every_built_in_metric_has_a_reference() -> None:
     assert set(metric_names()) == set(REFERENCE)
 
 
@@ -65,19 +65,21 @@ def test_metrics_go_through_evaluate() -> None:
     assert metric.compute(predictions=[0, 1], references=[0, 0]) == {"accuracy": 0.5}
 
 
-def test_logits_and_classes_give_the_same() -> None:
+def test_logits_and_class_ids_give_the_same_metric() -> None:
     logits = np.array([[0.1, 0.9], [2.0, -1.0], [0.0, 5.0]], dtype=np.float32)
     assert predicted_classes(logits).tolist() == [1, 0, 1]
     assert compute_metric("accuracy", logits, [1, 0, 0]) == pytest.approx(2 / 3)
 
 
-def test_nothing_is_written_to_any_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_computing_a_metric_writes_nothing_to_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path / "cache")
     compute_metric("f1", [0, 1], [0, 1])
     assert os.listdir(tmp_path) == []
 
 
-def test_metrics_may_be_computed_at_the_same_time() -> None:
+def test_metrics_can_be_computed_in_parallel_threads() -> None:
     generator = np.random.default_rng(0)
     labels = [generator.integers(0, 2, 50) for _ in range(16)]
     with ThreadPoolExecutor(8) as pool:
@@ -85,7 +87,9 @@ def test_metrics_may_be_computed_at_the_same_time() -> None:
     assert found == pytest.approx([float(y.mean()) for y in labels])
 
 
-def test_a_metric_that_cannot_be_loaded_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refuses_a_metric_that_cannot_be_loaded_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def offline(*_: object, **__: object) -> None:
         raise FileNotFoundError("no module\nsecond line")
 
@@ -95,7 +99,7 @@ def test_a_metric_that_cannot_be_loaded_is_one_line(monkeypatch: pytest.MonkeyPa
     assert "\n" not in str(error.value)
 
 
-class Fixed:
+class FixedMetric:
     def __init__(self, result: dict[str, Any]) -> None:
         self.result = result
 
@@ -103,10 +107,10 @@ class Fixed:
         return self.result
 
 
-def test_another_metric_of_evaluate_is_used_and_bootstrapped(
+def test_a_metric_of_evaluate_is_computed_and_bootstrapped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Share(Fixed):
+    class Share(FixedMetric):
         def compute(self, **inputs: Any) -> dict[str, Any]:
             return {"per_class": [1, 2], "share": float(np.mean(inputs["predictions"]))}
 
@@ -115,7 +119,7 @@ def test_another_metric_of_evaluate_is_used_and_bootstrapped(
     assert compute_metric("share", classes, classes) == 0.75
     low, high = confidence_interval("share", classes, classes, resamples=50)
     assert low < 0.75 < high
-    monkeypatch.setattr(evaluate, "load", lambda *_, **__: Fixed({"table": [1, 2]}))
+    monkeypatch.setattr(evaluate, "load", lambda *_, **__: FixedMetric({"table": [1, 2]}))
     with pytest.raises(DataError, match="no single number"):
         compute_metric("share", classes, classes)
 
@@ -149,7 +153,7 @@ def noisy(n: int = 400) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
 
 
 @pytest.mark.parametrize("name", ["f1", "f1_macro", "matthews_correlation"])
-def test_the_bootstrap_equals_drawing_rows(name: str) -> None:
+def test_the_multinomial_bootstrap_equals_resampling_examples(name: str) -> None:
     predictions, labels = noisy()
     generator = np.random.default_rng(2)
     draws = [generator.integers(0, 400, 400) for _ in range(1000)]
@@ -159,7 +163,7 @@ def test_the_bootstrap_equals_drawing_rows(name: str) -> None:
     assert standard_error(name, predictions, labels) == pytest.approx(np.std(values), rel=0.1)
 
 
-def test_the_bootstrap_depends_on_seed_draws_and_level() -> None:
+def test_the_bootstrap_depends_on_seed_resamples_and_level() -> None:
     data = noisy()
     first = confidence_interval("f1", *data)
     assert confidence_interval("f1", *data) == first
@@ -171,18 +175,18 @@ def test_the_bootstrap_depends_on_seed_draws_and_level() -> None:
     assert standard_error("f1", *data, resamples=50) != standard_error("f1", *data)
 
 
-def test_mcnemar_is_exact() -> None:
+def test_mcnemar_equals_the_exact_binomial_tail() -> None:
     labels = np.ones(30, int)
     a, b = labels.copy(), labels.copy()
-    a[:2] = 0  # two that only b gets right
-    b[2:12] = 0  # ten that only a gets right
+    a[:2] = 0  # two examples that only b gets right
+    b[2:12] = 0  # ten examples that only a gets right
     # Two-sided binomial, 2 or fewer of 12: 2 (1 + 12 + 66) / 4096.
     assert mcnemar(a, b, labels) == pytest.approx(2 * 79 / 4096)
     assert mcnemar(a, b, labels) == mcnemar(b, a, labels)
     assert mcnemar(a, a, labels) == 1.0
 
 
-def test_mcnemar_nears_the_chi_square_of_many_examples() -> None:
+def test_mcnemar_approaches_the_corrected_chi_square_for_many_examples() -> None:
     labels = np.ones(4000, int)
     a, b = labels.copy(), labels.copy()
     a[:900], b[900:1900] = 0, 0
@@ -190,11 +194,11 @@ def test_mcnemar_nears_the_chi_square_of_many_examples() -> None:
     assert mcnemar(a, b, labels) == pytest.approx(chi2.sf(corrected, 1), rel=0.01)
 
 
-def test_agreement_counts_equal_classes_whether_right_or_wrong() -> None:
+def test_agreement_counts_equal_predictions_right_or_wrong() -> None:
     assert agreement([0, 1, 2, 2], [0, 1, 1, 2]) == 0.75
 
 
-def test_compare_gathers_all_against_the_dense_model() -> None:
+def test_compare_combines_metric_interval_and_paired_test() -> None:
     predictions, labels = noisy()
     found = compare("f1", predictions, labels, dense=labels)
     assert found.value == compute_metric("f1", predictions, labels)
@@ -224,11 +228,13 @@ def test_compare_gathers_all_against_the_dense_model() -> None:
         (np.zeros((2, 2, 2)), [0, 1], "shape"),
     ],
 )
-def test_bad_predictions_are_refused(predictions: Any, references: Any, message: str) -> None:
+def test_refuses_empty_nan_mismatched_and_fractional_predictions(
+    predictions: Any, references: Any, message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         compute_metric("accuracy", predictions, references)
 
 
-def test_a_level_outside_its_range_is_refused() -> None:
+def test_refuses_a_level_outside_0_to_1() -> None:
     with pytest.raises(ConfigError, match="level"):
         confidence_interval("accuracy", [0], [0], level=95)

@@ -1,4 +1,4 @@
-"""Accuracy by class, against a count by hand and against scikit-learn."""
+"""Accuracy by class, compared with a count by hand and with scikit-learn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hfcompress.errors import DataError
 from hfcompress.measure.evaluation import class_accuracy
 
 
-def test_by_hand() -> None:
+def test_class_accuracy_equals_a_count_by_hand() -> None:
     labels = [0, 0, 0, 2, 2]
     found = class_accuracy([0, 1, 0, 2, 2], labels, [0, 0, 0, 2, 1], ["cat", "dog", "owl"])
     assert found == [
@@ -18,7 +18,7 @@ def test_by_hand() -> None:
     ]
 
 
-def test_is_recall() -> None:
+def test_class_accuracy_equals_recall_of_scikit_learn() -> None:
     metrics = pytest.importorskip("sklearn.metrics")
     chance = np.random.default_rng(0)
     labels, logits = chance.integers(0, 5, 200), chance.normal(size=(200, 5))
@@ -29,7 +29,7 @@ def test_is_recall() -> None:
     assert sum(entry["n"] for entry in found) == 200
 
 
-def test_what_does_not_fit() -> None:
+def test_refuses_other_lengths_and_labels_without_a_name() -> None:
     with pytest.raises(DataError, match="2 predictions for 3 examples"):
         class_accuracy([0, 1], [0, 1, 1], [0, 1, 1], ["a", "b"])
     with pytest.raises(DataError, match="label 2 has no name"):
