@@ -20,7 +20,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "checkpoint.save": ("record_shapes", "save_compressed"),
     "distillation.arguments": ("DistillationArguments",),
     "distillation.cache": ("TeacherCache",),
-    "distillation.config": ("DistillationConfig",),
+    "distillation.config": ("DistillationConfig", "DistillationLossConfig"),
     "distillation.losses": ("DistillationLoss", "distillation_loss"),
     "distillation.student": ("make_student",),
     "distillation.teacher_loss": ("TeacherLoss",),

@@ -8,6 +8,7 @@ from hfcompress.checkpoint.save import save_compressed as save_compressed
 from hfcompress.distillation.arguments import DistillationArguments as DistillationArguments
 from hfcompress.distillation.cache import TeacherCache as TeacherCache
 from hfcompress.distillation.config import DistillationConfig as DistillationConfig
+from hfcompress.distillation.config import DistillationLossConfig as DistillationLossConfig
 from hfcompress.distillation.losses import DistillationLoss as DistillationLoss
 from hfcompress.distillation.losses import distillation_loss as distillation_loss
 from hfcompress.distillation.student import make_student as make_student

@@ -22,7 +22,7 @@ class ReverseTrainer(DistillationTrainer):
         self, student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None
     ) -> Tensor:
         """``T^2 KL(student || teacher)``, mean over the rows."""
-        temperature = self.teaching.loss.T  # what the schedule has reached
+        temperature = self.teaching.loss.temperature  # what the schedule has reached
         student = F.log_softmax(student_logits / temperature, dim=-1)
         teacher = F.log_softmax(teacher_logits / temperature, dim=-1)
         divergence = (student.exp() * (student - teacher)).sum(-1)

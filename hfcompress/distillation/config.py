@@ -83,8 +83,8 @@ class TeacherTermsConfig(Config):
         return {name: weight for name, weight in weights.items() if weight}
 
 
-class DistillationConfig(TeacherTermsConfig):
-    """The terms that a teacher adds to another loss.
+class DistillationLossConfig(TeacherTermsConfig):
+    """The loss terms that a teacher adds to another loss; the options of `TeacherLoss`.
 
     Raises:
         ConfigError: an unknown field, a value out of range, or no term at all.
@@ -99,6 +99,10 @@ class DistillationConfig(TeacherTermsConfig):
         if not (self.weights(self.soft_weight)):
             raise ValueError("no term has a weight above 0; raise one of the weights")
         return self
+
+
+DistillationConfig = DistillationLossConfig
+"""The former name, still public."""
 
 
 class DistillationTrainingConfig(TeacherTermsConfig):

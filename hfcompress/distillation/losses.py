@@ -1,7 +1,7 @@
 """Distillation losses on logits: student and teacher tensors in, a scalar out (torch only).
 
-Each is zero where student and teacher agree, has a gradient wherever they do not, and leaves
-padding out. The teacher's tensors get no gradient. Losses on layers are in ``state_losses.py``.
+Each loss is zero where student and teacher agree, has a gradient where they differ, and ignores
+padding. The teacher's tensors get no gradient. Losses on layers are in ``layer_losses.py``.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from hfcompress.errors import ConfigError, ModelError
 Task = Literal["classification", "multi_label", "regression", "tokens", "spans"]
 """What logits mean.
 
-``classification``: (batch, classes), one class is right. ``multi_label``: (batch, labels), each
-is right or wrong. ``regression``: (batch, targets). ``tokens``: (batch, tokens, classes), a class
-for each token. ``spans``: (batch, 2, tokens), where an answer starts and where it ends.
+``classification``: (batch, classes), one class per example. ``multi_label``: (batch, labels), each
+true or false. ``regression``: (batch, targets). ``tokens``: (batch, tokens, classes), one class per
+token. ``spans``: (batch, 2, tokens), scores of the first and the last token of an answer.
 """
+
+DEFAULT_TEMPERATURE = 2.0
 
 
 class DistillationTerms(NamedTuple):
@@ -29,7 +31,7 @@ class DistillationTerms(NamedTuple):
     Attributes:
         total: ``alpha * soft + (1 - alpha) * hard``.
         soft: distance from the teacher.
-        hard: distance from the labels; zero where there are none.
+        hard: distance from the labels; zero without labels.
     """
 
     total: Tensor
@@ -41,20 +43,38 @@ class DistillationLoss(nn.Module):
     """`distillation_loss` as a module, for a training loop or a subclass that changes a part.
 
     Args:
-        T: softens both distributions; above 0. It may be set between calls.
-        alpha: weight of the soft part, in [0, 1]. It may be set between calls.
+        temperature: divides the logits of both; above 0, by default 2. May be set between calls.
+        alpha: weight of the soft part, in [0, 1]. May be set between calls.
         task: what the logits mean.
+        T: alias of ``temperature``, also as an attribute.
 
     Raises:
-        ConfigError: a value out of range, or an unknown task.
+        ConfigError: a value out of range, an unknown task, or both ``temperature`` and ``T``.
     """
 
-    def __init__(self, T: float = 2.0, alpha: float = 0.5, task: Task = "classification") -> None:
+    def __init__(
+        self,
+        temperature: float | None = None,
+        alpha: float = 0.5,
+        task: Task = "classification",
+        *,
+        T: float | None = None,
+    ) -> None:
         super().__init__()
-        _check(T, alpha)
+        self.temperature = _one_temperature(temperature, T)
+        self.alpha, self.task = alpha, task
+        _check(self.temperature, alpha)
         if task not in get_args(Task):
             raise ConfigError(f"task must be one of {', '.join(get_args(Task))}, not {task!r}")
-        self.T, self.alpha, self.task = T, alpha, task
+
+    @property
+    def T(self) -> float:
+        """Alias of ``temperature``."""
+        return self.temperature
+
+    @T.setter
+    def T(self, value: float) -> None:
+        self.temperature = value
 
     def forward(
         self,
@@ -63,8 +83,8 @@ class DistillationLoss(nn.Module):
         labels: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> DistillationTerms:
-        """Total, soft and hard loss of a batch; arguments as `soft_loss` and `hard_loss`."""
-        _check(self.T, self.alpha)
+        """Return total, soft and hard loss of a batch; arguments as `soft_loss`, `hard_loss`."""
+        _check(self.temperature, self.alpha)
         soft = self.soft(student_logits, teacher_logits, mask)
         if labels is None:
             return DistillationTerms(soft, soft, torch.zeros_like(soft))
@@ -74,44 +94,46 @@ class DistillationLoss(nn.Module):
     def soft(
         self, student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """Distance from the teacher."""
-        return soft_loss(student_logits, teacher_logits, self.T, self.task, mask)
+        """Return the distance from the teacher."""
+        return soft_loss(student_logits, teacher_logits, self.temperature, self.task, mask)
 
     def hard(self, student_logits: Tensor, labels: Tensor) -> Tensor:
-        """Distance from the labels."""
+        """Return the distance from the labels."""
         return hard_loss(student_logits, labels, self.task)
 
     def extra_repr(self) -> str:
-        """The options, for ``print``."""
-        return f"T={self.T}, alpha={self.alpha}, task={self.task!r}"
+        """Return the options, for ``print``."""
+        return f"temperature={self.temperature}, alpha={self.alpha}, task={self.task!r}"
 
 
 def distillation_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
     labels: Tensor | None = None,
-    T: float = 2.0,
+    temperature: float | None = None,
     alpha: float = 0.5,
     task: Task = "classification",
     mask: Tensor | None = None,
+    *,
+    T: float | None = None,
 ) -> DistillationTerms:
-    """Soft targets of the teacher beside the labels (Hinton et al., 1503.02531).
+    """Return the loss on the teacher's soft targets and the labels (Hinton et al., 1503.02531).
 
     Args:
-        student_logits: of the shape that `Task` says.
+        student_logits: shape by `Task`.
         teacher_logits: as the student's.
-        labels: as in `hard_loss`. None leaves the hard part out, and the soft part then counts
-            in full.
-        T: temperature that softens both distributions; above 0.
+        labels: as in `hard_loss`. With None the total is the soft part alone.
+        temperature: divides the logits of both; above 0, by default 2.
         alpha: weight of the soft part, in [0, 1].
         task: what the logits mean.
         mask: as in `soft_loss`.
+        T: alias of ``temperature``.
 
     Raises:
-        ConfigError: a temperature or alpha out of range.
+        ConfigError: a temperature or alpha out of range, or both ``temperature`` and ``T``.
         ModelError: logits of different shapes.
     """
-    terms: DistillationTerms = DistillationLoss(T, alpha, task)(
+    terms: DistillationTerms = DistillationLoss(temperature, alpha, task, T=T)(
         student_logits, teacher_logits, labels, mask
     )
     return terms
@@ -120,18 +142,18 @@ def distillation_loss(
 def soft_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
-    T: float,
+    temperature: float,
     task: Task = "classification",
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Distance from the teacher: a KL divergence, or squared difference for regression.
+    """Return the distance from the teacher: a KL divergence, for regression the MSE.
 
     Args:
-        student_logits: of the shape that `Task` says.
+        student_logits: shape by `Task`.
         teacher_logits: as the student's.
-        T: temperature; regression has none.
+        temperature: divides the logits of both; not used for regression.
         task: what the logits mean.
-        mask: non-zero where something counts. (batch,) rows for classification, multi_label and
+        mask: non-zero where something counts: (batch,) for classification, multi_label and
             regression; (batch, tokens) for tokens, and for spans, whose distribution is over the
             tokens. None counts all.
 
@@ -140,12 +162,12 @@ def soft_loss(
         ModelError: logits of different shapes.
     """
     if task == "spans":
-        return span_divergence(student_logits, teacher_logits, T, mask)
+        return span_divergence(student_logits, teacher_logits, temperature, mask)
     if task == "multi_label":
-        return sigmoid_divergence(student_logits, teacher_logits, T, mask)
+        return sigmoid_divergence(student_logits, teacher_logits, temperature, mask)
     if task == "regression":
         return logits_mse(student_logits, teacher_logits, task, mask)
-    return kl_divergence(student_logits, teacher_logits, T, mask)
+    return kl_divergence(student_logits, teacher_logits, temperature, mask)
 
 
 def logits_mse(
@@ -154,10 +176,10 @@ def logits_mse(
     task: Task = "classification",
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Mean squared difference of the logits (Ba and Caruana, 1312.6184).
+    """Return the mean squared difference of the logits (Ba and Caruana, 1312.6184).
 
     Args:
-        student_logits: of the shape that `Task` says.
+        student_logits: shape by `Task`.
         teacher_logits: as the student's.
         task: what the logits mean.
         mask: as in `soft_loss`.
@@ -170,13 +192,13 @@ def logits_mse(
 
 
 def hard_loss(student_logits: Tensor, labels: Tensor, task: Task = "classification") -> Tensor:
-    """Distance from the labels, mean over the examples with a label; zero when there is none.
+    """Return the mean loss over the examples with a label; zero without any.
 
     Args:
-        student_logits: of the shape that `Task` says.
-        labels: class numbers, (batch,) or (batch, tokens), -100 where there is no label; 0 or 1
-            for each label of multi_label; numbers for regression; (batch, 2) first and last
-            token for spans, where a number that is no token counts as no label.
+        student_logits: shape by `Task`.
+        labels: class numbers, (batch,) or (batch, tokens), -100 for "no label"; 0 or 1 for each
+            label of multi_label; numbers for regression; (batch, 2) first and last token for
+            spans, where a number outside the tokens counts as no label.
         task: what the logits mean.
     """
     if task == "multi_label":
@@ -192,104 +214,113 @@ def hard_loss(student_logits: Tensor, labels: Tensor, task: Task = "classificati
     return total / (labels != -100).sum().clamp_min(1)
 
 
-def _check(T: float, alpha: float) -> None:
-    check_temperature(T)
-    if not 0 <= alpha <= 1:
-        raise ConfigError(f"alpha must lie between 0 and 1, not {alpha}")
-
-
 def kl_divergence(
-    student_logits: Tensor, teacher_logits: Tensor, T: float, mask: Tensor | None = None
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float, mask: Tensor | None = None
 ) -> Tensor:
-    """``T^2 KL(teacher || student)`` of the distributions at temperature T, mean over examples.
+    """Return ``T^2 KL(teacher || student)`` at temperature T, mean over examples.
 
-    The square keeps the gradient's size independent of the temperature.
+    The factor T^2 keeps the size of the gradient independent of the temperature.
 
     Args:
         student_logits: (..., classes).
         teacher_logits: as the student's.
-        T: above 0.
+        temperature: above 0.
         mask: (...), non-zero where an example or a token counts.
 
     Raises:
         ConfigError: a temperature that is not above 0.
         ModelError: logits of different shapes.
     """
-    check_temperature(T)
+    check_temperature(temperature)
     check_shapes(student_logits, teacher_logits)
-    student = F.log_softmax(student_logits / T, dim=-1)
-    teacher = F.log_softmax(teacher_logits.detach() / T, dim=-1)
+    student = F.log_softmax(student_logits / temperature, dim=-1)
+    teacher = F.log_softmax(teacher_logits.detach() / temperature, dim=-1)
     divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
-    return masked_mean(divergence, mask) * T**2
+    return masked_mean(divergence, mask) * temperature**2
 
 
 def sigmoid_divergence(
-    student_logits: Tensor, teacher_logits: Tensor, T: float, mask: Tensor | None = None
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float, mask: Tensor | None = None
 ) -> Tensor:
-    """``T^2 KL`` of a Bernoulli distribution for each label, mean over labels and examples.
+    """Return ``T^2 KL`` of one Bernoulli distribution per label, mean over labels and examples.
 
     Args:
-        student_logits: (..., labels); each label is right with the logit's sigmoid.
+        student_logits: (..., labels); the sigmoid of a logit is the label's probability.
         teacher_logits: as the student's.
-        T: above 0.
+        temperature: above 0.
         mask: (...), non-zero where an example counts.
 
     Raises:
         ConfigError: a temperature that is not above 0.
         ModelError: logits of different shapes.
     """
-    check_temperature(T)
+    check_temperature(temperature)
     check_shapes(student_logits, teacher_logits)
-    student, teacher = student_logits / T, teacher_logits.detach() / T
+    student, teacher = student_logits / temperature, teacher_logits.detach() / temperature
     right = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
     wrong = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
-    return masked_mean((right + wrong).mean(-1), mask) * T**2
+    return masked_mean((right + wrong).mean(-1), mask) * temperature**2
 
 
 def span_divergence(
-    student_logits: Tensor, teacher_logits: Tensor, T: float, mask: Tensor | None = None
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float, mask: Tensor | None = None
 ) -> Tensor:
-    """`kl_divergence` of distributions over the tokens that are no padding.
+    """Return `kl_divergence` of the distributions over the tokens without padding.
 
     Args:
-        student_logits: (batch, 2, tokens), where a span starts and ends.
+        student_logits: (batch, 2, tokens), scores of the first and the last token.
         teacher_logits: as the student's.
-        T: above 0.
+        temperature: above 0.
         mask: (batch, tokens), non-zero where a token counts.
 
     Raises:
         ConfigError: a temperature that is not above 0.
         ModelError: logits of different shapes.
     """
-    check_temperature(T)
+    check_temperature(temperature)
     check_shapes(student_logits, teacher_logits)
     if mask is not None:
         padding = ~mask.bool().unsqueeze(-2)
-        # A finite number, as 0 * infinity is not 0, that stays finite when it is divided by T.
-        lowest = min(T, 1.0) * torch.finfo(student_logits.dtype).min / 4
+        # Finite, because 0 * inf is NaN, and small enough to stay finite divided by T.
+        lowest = min(temperature, 1.0) * torch.finfo(student_logits.dtype).min / 4
         student_logits = student_logits.masked_fill(padding, lowest)
         teacher_logits = teacher_logits.masked_fill(padding, lowest)
-    return kl_divergence(student_logits, teacher_logits, T)
+    return kl_divergence(student_logits, teacher_logits, temperature)
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of the values where the mask is non-zero; zero where it is nowhere."""
+    """Return the mean of the values where the mask is non-zero; zero for an empty mask."""
     if mask is None:
         return values.mean()
     counted = mask.bool().expand(values.shape)
     return values.masked_fill(~counted, 0).sum() / counted.sum().clamp_min(1)
 
 
-def check_temperature(T: float) -> None:
+def check_temperature(temperature: float) -> None:
     """Refuse a temperature that is not above 0."""
-    if not T > 0:
-        raise ConfigError(f"the temperature must be above 0, not {T}")
+    if not temperature > 0:
+        raise ConfigError(f"the temperature must be above 0, not {temperature}")
 
 
 def check_shapes(student: Tensor, teacher: Tensor) -> None:
-    """Refuse logits of other classes."""
+    """Refuse logits of different shapes."""
     if student.shape != teacher.shape:
         raise ModelError(
             f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in shape; "
-            "give logits of the same classes"
+            "give logits for the same classes"
         )
+
+
+def _one_temperature(temperature: float | None, alias: float | None) -> float:
+    if temperature is not None and alias is not None:
+        raise ConfigError(
+            f"temperature={temperature} and T={alias} are the same option; give temperature only"
+        )
+    given = alias if temperature is None else temperature
+    return DEFAULT_TEMPERATURE if given is None else given
+
+
+def _check(temperature: float, alpha: float) -> None:
+    check_temperature(temperature)
+    if not 0 <= alpha <= 1:
+        raise ConfigError(f"alpha must lie between 0 and 1, not {alpha}")

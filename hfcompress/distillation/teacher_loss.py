@@ -1,11 +1,11 @@
-"""``TeacherLoss``: what frozen teachers add to a student's loss."""
+"""``TeacherLoss``: the loss terms that compare a student with frozen teachers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from hfcompress.distillation.checks import check_teacher
 from hfcompress.distillation.config import (
-    DistillationConfig,
+    DistillationLossConfig,
     DistillationTrainingConfig,
     TeacherTermsConfig,
 )
@@ -21,7 +21,12 @@ from hfcompress.distillation.layer_loss import LayerLoss
 from hfcompress.distillation.layer_map import check_layer_map, uniform_layer_map
 from hfcompress.distillation.layer_outputs import LayerWatch
 from hfcompress.distillation.losses import DistillationLoss, Task, logits_mse
-from hfcompress.distillation.teacher_outputs import LayerStates, TeacherOutputs, fit_tokens
+from hfcompress.distillation.teacher_outputs import (
+    Inputs,
+    LayerStates,
+    TeacherOutputs,
+    fit_tokens,
+)
 from hfcompress.distillation.teachers import Teacher, TeacherLike, as_teacher, infer_task, logits_of
 from hfcompress.errors import ConfigError, ModelError
 from hfcompress.models.architectures import blocks, family_of
@@ -32,7 +37,7 @@ SoftLoss = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
 @dataclass(frozen=True)
 class _Pair:
-    """One teacher, its share of the loss, and its layers beside the student's."""
+    """One teacher, its share of the loss, and the losses on its layers."""
 
     teacher: Teacher
     share: float
@@ -40,49 +45,48 @@ class _Pair:
 
 
 class TeacherLoss:
-    """Asks the teachers about a batch and compares them with the student's outputs.
+    """Runs the teachers on a batch and compares their outputs with the student's.
 
-    An object of this class can be called as ``terms(model, inputs, outputs)``, after the student
-    ran on the inputs, and gives one scalar for each term, weight included. Layers are read by
-    hooks; used as a context manager, it removes them at the end::
+    Call it as ``terms(model, inputs, outputs)`` after the student ran on the inputs; it returns
+    one weighted scalar per term. Hooks read the layers; the context manager removes them::
 
-        with TeacherLoss(student, teacher, DistillationConfig(hidden_weight=1.0)) as terms:
+        with TeacherLoss(student, teacher, DistillationLossConfig(hidden_weight=1.0)) as terms:
             PruningTrainer(student, args, loss_terms=terms, ...).train()
 
-    A model as teacher is put into evaluation mode and on the batch's device, and never changed.
-    Of several teachers, each term is the weighted mean.
+    A teacher that is a model is set to evaluation mode and moved to the batch's device; its
+    weights do not change. With several teachers each term is the weighted mean.
 
     Args:
         student: the model that trains.
-        teacher: the teacher to follow, or several.
-        config: which terms, and their weights.
-        soft: the soft loss; by default that of `DistillationLoss`.
+        teacher: one teacher, or several.
+        config: the terms and their weights.
+        soft: the soft loss; by default `DistillationLoss.soft`.
 
     Attributes:
-        weights: of the terms, by name; may be changed between batches.
-        loss: the `DistillationLoss` whose temperature counts.
+        weights: weight of each term by name; may be changed between batches.
+        loss: the `DistillationLoss` that holds the temperature.
         task: what the logits mean.
 
     Raises:
         ModelError: labels that differ, a teacher that is the student, or layers that cannot be
             compared.
-        ConfigError: a layer map out of range, no teacher, or not one weight for each teacher.
+        ConfigError: a layer map out of range, no teacher, or a wrong number of teacher weights.
     """
 
     def __init__(
         self,
         student: nn.Module,
         teacher: TeacherLike | Sequence[TeacherLike],
-        config: DistillationConfig | DistillationTrainingConfig,
+        config: DistillationLossConfig | DistillationTrainingConfig,
         soft: SoftLoss | None = None,
     ) -> None:
-        if isinstance(config, DistillationConfig):
+        if isinstance(config, DistillationLossConfig):
             soft_weight, teacher_weights = config.soft_weight, None
         else:
             soft_weight, teacher_weights = config.alpha, config.teacher_weights
         self.config = config
         self.task: Task = config.task or infer_task(student)
-        self.loss = DistillationLoss(T=config.temperature, task=self.task)
+        self.loss = DistillationLoss(config.temperature, task=self.task)
         self.soft = self.loss.soft if soft is None else soft
         self.weights = config.weights(soft_weight)
         teachers = listed(teacher)
@@ -99,31 +103,31 @@ class TeacherLoss:
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The layer losses of the teachers; their parameters are the learned projections."""
+        """The layer losses, one per teacher; their parameters are the learned projections."""
         return nn.ModuleList(pair.layers for pair in self._pairs)
 
-    def __call__(
-        self, model: nn.Module, inputs: Mapping[str, Any], outputs: Any
-    ) -> dict[str, Tensor]:
-        """The weighted terms of one batch.
+    def __call__(self, model: nn.Module, inputs: Inputs, outputs: object) -> dict[str, Tensor]:
+        """Return the weighted terms of one batch.
 
         Args:
-            model: the student; unused, its outputs and hooks say all.
-            inputs: the batch with all of its columns; labels are not shown to the teachers.
-            outputs: what the student gave, with ``logits``.
+            model: the student; unused, because its outputs and hooks hold what is compared.
+            inputs: the batch with all of its columns; teachers do not receive the labels.
+            outputs: the student's, with ``logits``.
         """
         terms = self.terms(inputs, outputs, self.position_mask(inputs))
         return {name: self.weights[name] * term for name, term in terms.items()}
 
     def terms(
-        self, inputs: Mapping[str, Any], outputs: Any, mask: Tensor | None = None
+        self, inputs: Inputs, outputs: object, mask: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The terms of one batch that have a weight, without it: each the mean over teachers.
+        """Return the unweighted terms of one batch, each the mean over teachers.
+
+        Terms whose weight is zero are left out.
 
         Args:
             inputs: the batch with all of its columns.
-            outputs: what the student gave.
-            mask: what counts of the logits, as in `losses.soft_loss`.
+            outputs: the student's.
+            mask: non-zero where logits count, as in `losses.soft_loss`.
         """
         if not any(self.weights.values()):
             return {}
@@ -139,24 +143,23 @@ class TeacherLoss:
                 total[name] = total.get(name, 0.0) + pair.share * term
         return total
 
-    def add_projections(self, inputs: Mapping[str, Any], outputs: Any) -> None:
-        """A new learned projection wherever widths of compared layers differ.
+    def add_projections(self, inputs: Inputs, outputs: object) -> None:
+        """Add a learned projection for each pair of compared layers with different widths.
 
         Args:
             inputs: any batch.
-            outputs: what the student gave for it.
+            outputs: the student's outputs for it.
         """
         _, states = self._student(outputs)
         for pair in self._pairs:
             pair.layers.add_projections(states, pair.teacher.ask(inputs))
 
-    def position_mask(self, inputs: Mapping[str, Any]) -> Tensor | None:
-        """What counts of the logits: the tokens that are no padding, or all rows."""
-        mask: Tensor | None = inputs.get("attention_mask")
-        return mask if self.task in ("tokens", "spans") else None
+    def position_mask(self, inputs: Inputs) -> Tensor | None:
+        """Return the mask of logits that count: tokens without padding, or None for all rows."""
+        return inputs.get("attention_mask") if self.task in ("tokens", "spans") else None
 
     def watch(self, student: nn.Module) -> None:
-        """Take another student of the same shape in place of the first one."""
+        """Move the hooks to another student of the same shape."""
         self._watch.close()
         self._watch = self._watch_of(student)
 
@@ -189,7 +192,7 @@ class TeacherLoss:
         mapped, last = {own for pairs in maps for own in pairs}, {max(p) for p in maps if p}
         return LayerWatch(student, **wanted_layers(self.config, mapped, last))
 
-    def _student(self, outputs: Any) -> tuple[Tensor, LayerStates]:
+    def _student(self, outputs: object) -> tuple[Tensor, LayerStates]:
         logits = logits_of(outputs).float()
         return logits, self._watch.take().to(logits.device)
 
@@ -209,7 +212,7 @@ class TeacherLoss:
 
 
 def listed(teacher: TeacherLike | Sequence[TeacherLike]) -> list[TeacherLike]:
-    """One teacher or several, as a list."""
+    """Return one teacher or several as a list."""
     return list(teacher) if isinstance(teacher, (list, tuple)) else [cast(TeacherLike, teacher)]
 
 
@@ -223,11 +226,11 @@ def _watched(
 
 def _shares(weights: Sequence[float] | None, teachers: int) -> list[float]:
     if not teachers:
-        raise ConfigError("there is no teacher; give at least one")
+        raise ConfigError("teacher is an empty list; give at least one")
     given = list(weights) if weights is not None else [1.0] * teachers
     if len(given) != teachers:
         raise ConfigError(
-            f"there are {teachers} teachers and {len(given)} teacher_weights; give one for each"
+            f"{len(given)} teacher_weights for {teachers} teachers; give one weight per teacher"
         )
     return [weight / sum(given) for weight in given]
 
@@ -235,12 +238,13 @@ def _shares(weights: Sequence[float] | None, teachers: int) -> list[float]:
 def layer_map_of(
     student: nn.Module, teacher: TeacherLike, config: TeacherTermsConfig
 ) -> dict[int, int]:
-    """Student's layer -> teacher's, by hand or evenly spaced; empty where none are compared.
+    """Return student layer -> teacher layer: the configured map, or an evenly spaced one.
 
-    Kept outputs of as many layers as the student has (``hidden_layers``) are followed in order.
+    The map is empty if no layers are compared. Cached outputs of as many layers as the student
+    has (``hidden_layers``) are mapped in order.
 
     Raises:
-        ConfigError: a layer out of range, or a teacher whose layers are not known.
+        ConfigError: a layer out of range, or a teacher with an unknown number of layers.
         ModelError: a model without repeated layers.
     """
     if not config.compares_layers:
@@ -252,8 +256,8 @@ def layer_map_of(
             return dict(enumerate(kept))
         if config.layer_map is None:
             raise ConfigError(
-                "how many layers a teacher has that is no model is not known; give layer_map "
-                "when layers are compared"
+                "cannot count the layers of a teacher that is not a model; give layer_map to "
+                "compare layers"
             )
         return check_layer_map(
             config.layer_map, mine, max(config.layer_map.values(), default=0) + 1
@@ -268,7 +272,7 @@ def _count_layers(model: nn.Module) -> int:
     count = len(blocks(model))
     if not count:
         raise ModelError(
-            f"{type(model).__name__} has no repeated layers that could be compared; set "
+            f"{type(model).__name__} has no repeated layers to compare; set "
             "hidden_weight, attention_weight and value_weight to 0"
         )
     return count
@@ -277,12 +281,12 @@ def _count_layers(model: nn.Module) -> int:
 def wanted_layers(
     config: TeacherTermsConfig, mapped: set[int], last: set[int]
 ) -> dict[str, Collection[int]]:
-    """Which layers' outputs the losses need, as `LayerWatch` takes them.
+    """Return the layers whose outputs the losses need, as arguments of `LayerWatch`.
 
     Args:
         config: the losses.
         mapped: layers that are compared.
-        last: those of them whose value relation is.
+        last: the layers whose value relation is compared.
     """
     return {
         "hidden": mapped if config.hidden_weight else (),
@@ -292,6 +296,6 @@ def wanted_layers(
 
 
 def relation_heads(model: nn.Module) -> int | None:
-    """The student's attention heads; None where they are not known."""
+    """Return the student's number of attention heads; None for an unknown family."""
     family = family_of(model)
     return None if family is None else int(getattr(model.config, family.heads))

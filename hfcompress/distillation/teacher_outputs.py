@@ -1,10 +1,9 @@
-"""``TeacherOutputs``: what a teacher says of a batch, wherever it comes from (torch only)."""
+"""``TeacherOutputs``: a teacher's logits and layer outputs for a batch (torch only)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +15,9 @@ States = Mapping[int, Tensor]
 
 @dataclass(frozen=True)
 class LayerStates:
-    """What the layers of a student or a teacher computed for one batch.
+    """Layer outputs of a student or a teacher for one batch.
 
-    Only what a loss asks for needs to be there. Rows are padded at the end.
+    Only outputs that a loss reads are needed. Rows are padded at the end.
 
     Attributes:
         hidden_states: after each layer, (batch, tokens, width); of convolutions (batch, channels,
@@ -32,7 +31,7 @@ class LayerStates:
     values: States = field(default_factory=dict, kw_only=True)
 
     def to(self, device: torch.device) -> Self:
-        """The same tensors on a device, in float32."""
+        """Return the same tensors on a device, in float32."""
 
         def moved(states: States) -> States:
             return {layer: state.to(device, torch.float32) for layer, state in states.items()}
@@ -47,30 +46,30 @@ class LayerStates:
 
 @dataclass(frozen=True)
 class TeacherOutputs(LayerStates):
-    """A teacher's outputs for one batch: a model's, a function's, or kept in a cache.
+    """A teacher's outputs for one batch: of a model, a function or a cache.
 
-    Token dimensions may be longer than the student's batch, or shorter: a cache pads to its own
+    Token dimensions may be longer or shorter than the student's, because a cache pads to its own
     longest row.
 
     Attributes:
         logits: (batch, classes); (batch, tokens, classes) for tokens; (batch, 2, tokens), start
-            and end, for question answering; (batch, targets) for regression.
+            and end, for spans; (batch, targets) for regression.
     """
 
     logits: Tensor
 
     def to(self, device: torch.device) -> Self:
-        """The same tensors on a device, in float32."""
+        """Return the same tensors on a device, in float32."""
         return replace(super().to(device), logits=self.logits.to(device, torch.float32))
 
 
 def fit_tokens(tensor: Tensor, tokens: int, *dimensions: int) -> Tensor:
-    """Cut a tensor, or pad it with zeros at the end, to the student's number of tokens.
+    """Return a tensor cut, or padded with zeros at the end, to the student's number of tokens.
 
     Args:
-        tensor: a teacher's.
-        tokens: of the student's batch, padding included.
-        dimensions: which ones count tokens.
+        tensor: the teacher's.
+        tokens: tokens of the student's batch, padding included.
+        dimensions: the token dimensions.
     """
     for dimension in dimensions:
         missing = tokens - tensor.shape[dimension]
@@ -84,26 +83,27 @@ def fit_tokens(tensor: Tensor, tokens: int, *dimensions: int) -> Tensor:
 
 
 ROW = "row"
-"""The column with each row's number in the data; kept outputs are found by it."""
+"""The column with each row's number in the data; cached outputs are looked up by it."""
 TEACHER_PREFIX = "teacher_"
-"""Columns that only the teacher reads, under the name that follows the prefix."""
+"""Prefix of columns that only the teacher reads, under the rest of the name."""
 LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions")
-"""Columns that no teacher is shown."""
-Inputs = Mapping[str, Any]
+"""Columns that teachers do not receive."""
+Inputs = Mapping[str, Tensor]
+"""A batch by column."""
 
 
 def is_for_teacher(column: str) -> bool:
-    """Whether the student is not shown a column."""
+    """Return whether a column is withheld from the student."""
     return column == ROW or column.startswith(TEACHER_PREFIX)
 
 
-def student_inputs(inputs: Inputs) -> dict[str, Any]:
-    """A batch without what is for the teacher only."""
+def student_inputs(inputs: Inputs) -> dict[str, Tensor]:
+    """Return a batch without the columns for the teacher."""
     return {name: value for name, value in inputs.items() if not is_for_teacher(name)}
 
 
-def teacher_inputs(inputs: Inputs) -> dict[str, Any]:
-    """What the teacher reads of a batch: its own columns where it has any; no labels."""
+def teacher_inputs(inputs: Inputs) -> dict[str, Tensor]:
+    """Return the teacher's own columns of a batch if it has any, else all but the labels."""
     own = {
         name.removeprefix(TEACHER_PREFIX): value
         for name, value in inputs.items()
@@ -112,13 +112,13 @@ def teacher_inputs(inputs: Inputs) -> dict[str, Any]:
     return own or without_labels(student_inputs(inputs))
 
 
-def without_labels(inputs: Inputs) -> dict[str, Any]:
-    """A batch without its labels."""
+def without_labels(inputs: Inputs) -> dict[str, Tensor]:
+    """Return a batch without its labels."""
     return {name: value for name, value in inputs.items() if name not in LABELS}
 
 
 def labels_of(inputs: Inputs) -> Tensor | None:
-    """The labels as `losses.hard_loss` takes them."""
+    """Return the labels in the form of `losses.hard_loss`, or None."""
     if "start_positions" in inputs and "end_positions" in inputs:
         return torch.stack([inputs["start_positions"], inputs["end_positions"]], dim=1)
     return next((inputs[name] for name in LABELS if name in inputs), None)

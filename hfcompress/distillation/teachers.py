@@ -1,11 +1,10 @@
-"""Teachers of every kind behind one question: a model, a plain function, kept outputs."""
+"""One ``Teacher`` protocol for models, functions of a batch, and cached outputs."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager
-from typing import Any, Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Literal, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -21,36 +20,36 @@ from hfcompress.distillation.losses import Task
 from hfcompress.distillation.teacher_outputs import ROW, Inputs, TeacherOutputs, teacher_inputs
 from hfcompress.errors import ConfigError, DataError, ModelError
 
-TeacherFunction = Callable[[Mapping[str, Tensor]], Any]
+TeacherFunction = Callable[[Mapping[str, Tensor]], object]
 
 
 @runtime_checkable
 class KeptOutputs(Protocol):
-    """Outputs that were computed before, such as a teacher cache."""
+    """Outputs that were computed before, such as a `TeacherCache`."""
 
     def lookup(self, rows: Tensor) -> TeacherOutputs:
-        """The outputs of some rows of the data, by their numbers."""
+        """Return the outputs for rows of the data, by their numbers."""
         ...
 
 
 TeacherLike = nn.Module | TeacherFunction | KeptOutputs
-"""A model; a function of a batch (``row`` is in it where the data has that column) that returns
-logits or `TeacherOutputs`; or kept outputs."""
+"""A model; a function of a batch (with the column ``row`` if the data has it) that returns logits
+or `TeacherOutputs`; or kept outputs."""
 
 
 class Teacher(Protocol):
-    """What a loss asks, whatever stands behind it."""
+    """Gives a loss the teacher's outputs for a batch."""
 
     def ask(self, inputs: Inputs) -> TeacherOutputs:
-        """The outputs for a batch with all of its columns; without gradients."""
+        """Return the outputs for a batch with all of its columns, without gradients."""
         ...
 
     def open(self) -> None:
-        """Make ready what `close` took away."""
+        """Set the hooks that `close` removed."""
         ...
 
     def close(self) -> None:
-        """Leave nothing behind on the teacher."""
+        """Remove the hooks and move the teacher back to its device."""
         ...
 
 
@@ -61,15 +60,15 @@ def as_teacher(
     attentions: Collection[int] = (),
     values: Collection[int] = (),
 ) -> Teacher:
-    """Make a `Teacher` of a model, a function or kept outputs.
+    """Return a `Teacher` for a model, a function or kept outputs.
 
     Args:
-        teacher: which.
+        teacher: the model, function or outputs.
         precision: of a model's forward pass.
-        hidden, attentions, values: what a model's layers are to give, as in `LayerWatch`.
+        hidden, attentions, values: layers whose outputs to read, as in `LayerWatch`.
 
     Raises:
-        ConfigError: it is none of these.
+        ConfigError: a teacher of another type.
     """
     if isinstance(teacher, nn.Module):
         watch = LayerWatch(teacher, hidden, attentions, values)
@@ -93,7 +92,7 @@ class _ModelTeacher:
         self._casts = KeptCasts(model)
         parameters = inspect.signature(model.forward).parameters
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        # A transformers model takes anything and hands it down; it reads what it names.
+        # transformers models pass **kwargs down; the named parameters are what they read.
         takes_all = open_ended and not isinstance(model, PreTrainedModel)
         self._reads = None if takes_all else set(parameters)
         self._home: torch.device | None = None
@@ -126,26 +125,26 @@ class _ModelTeacher:
             self._home = None
 
     def _place(self, device: torch.device) -> None:
-        """Bring the model to the batches, until `close`."""
+        """Move the model to the batch's device, until `close`."""
         spread_out = getattr(self.model, "hf_device_map", None)
         parameter = next(self.model.parameters(), None)
         if parameter is not None and parameter.device != device and not spread_out:
             self._home = self._home or parameter.device
             self.model.to(device)
 
-    def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
-        # fp32 also inside a Trainer's autocast.
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        # Disabled explicitly for fp32, because a Trainer may have enabled autocast outside.
         return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 class _Stateless:
-    """A teacher with nothing to set and to remove."""
+    """A teacher without hooks."""
 
     def open(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class _FunctionTeacher(_Stateless):
@@ -176,25 +175,25 @@ class _KeptTeacher(_Stateless):
     def ask(self, inputs: Inputs) -> TeacherOutputs:
         if ROW not in inputs:
             raise DataError(
-                f"the train dataset has no column {ROW!r} to find the kept outputs by; add it: "
+                f"the train dataset has no column {ROW!r} to look up kept outputs; add it: "
                 f"dataset.add_column({ROW!r}, range(len(dataset)))"
             )
         return self.kept.lookup(inputs[ROW].cpu())
 
 
-_OF_PROBLEM: dict[str, Task] = {
+_TASK_OF_PROBLEM: dict[str, Task] = {
     "single_label_classification": "classification",
     "multi_label_classification": "multi_label",
     "regression": "regression",
 }
 
 
-def infer_task(model: nn.Module, label: Any = None) -> Task:
-    """The task of a transformers model; classification for any other.
+def infer_task(model: nn.Module, label: object = None) -> Task:
+    """Return the task of a transformers model; classification for other modules.
 
     Args:
         model: the student.
-        label: the label of one row, where there is one: several numbers mean several labels.
+        label: the label of one row, if any; a vector of floats means multi_label.
     """
     name, config = type(model).__name__, getattr(model, "config", None)
     if name in MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values():
@@ -202,8 +201,8 @@ def infer_task(model: nn.Module, label: Any = None) -> Task:
     if name in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values():
         return "tokens"
     problem = getattr(config, "problem_type", None)
-    if problem in _OF_PROBLEM:
-        return _OF_PROBLEM[problem]
+    if problem in _TASK_OF_PROBLEM:
+        return _TASK_OF_PROBLEM[problem]
     if getattr(config, "num_labels", 2) == 1:
         return "regression"
     values = None if label is None else torch.as_tensor(label)
@@ -212,21 +211,21 @@ def infer_task(model: nn.Module, label: Any = None) -> Task:
     return "classification"
 
 
-def first_row(dataset: Any) -> Mapping[str, Any]:
-    """The first row of a dataset; empty where there is none, or it is no mapping."""
-    row = next(iter(dataset), None) if dataset is not None else None
+def first_row(dataset: object) -> Mapping[str, object]:
+    """Return the first row of a dataset; empty without rows or if rows are not mappings."""
+    row = next(iter(cast(Iterable[object], dataset)), None) if dataset is not None else None
     return row if isinstance(row, Mapping) else {}
 
 
-def logits_of(outputs: Any) -> Tensor:
-    """The logits in a model's outputs, as `Task` has them.
+def logits_of(outputs: object) -> Tensor:
+    """Return the logits in a model's outputs, in the shape that `Task` describes.
 
     Args:
         outputs: a tensor of logits, or an object or mapping with ``logits``, or with
-            ``start_logits`` and ``end_logits`` for question answering.
+            ``start_logits`` and ``end_logits`` for spans.
 
     Raises:
-        ModelError: there are none.
+        ModelError: outputs without logits.
     """
     if isinstance(outputs, Tensor):
         return outputs
@@ -236,12 +235,12 @@ def logits_of(outputs: Any) -> Tensor:
     if found["start_logits"] is not None and found["end_logits"] is not None:
         return torch.stack([found["start_logits"], found["end_logits"]], dim=1)
     raise ModelError(
-        f"outputs of type {type(outputs).__name__} hold no logits; return a tensor, or an object "
-        "with 'logits', from the model"
+        f"cannot find logits in outputs of type {type(outputs).__name__}; return a tensor, or an "
+        "object with 'logits', from the model"
     )
 
 
-def _entry(outputs: Any, name: str) -> Tensor | None:
+def _entry(outputs: object, name: str) -> Tensor | None:
     if isinstance(outputs, Mapping):
         return outputs.get(name)
     found: Tensor | None = getattr(outputs, name, None)

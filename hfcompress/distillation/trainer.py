@@ -138,7 +138,7 @@ class DistillationTrainer(Trainer):
             loss, outputs = self._hard_loss(model, own, num_items_in_batch)
             return (loss, outputs) if return_outputs else loss
         progress = self.state.global_step, self.state.max_steps
-        self.teaching.loss.T, alpha = self.distillation.balance(*progress)
+        self.teaching.loss.temperature, alpha = self.distillation.balance(*progress)
         self.teaching.weights["soft_loss"] = alpha
         parts: dict[str, Tensor] = {}
         if alpha < 1 and self._labelled(own):
@@ -222,7 +222,7 @@ class DistillationTrainer(Trainer):
         if "loss" in logs:
             logs.update(self._logged.take(self.state.global_step, self._average))
             if self.distillation.schedule != "constant":
-                logs["temperature"] = self.teaching.loss.T
+                logs["temperature"] = self.teaching.loss.temperature
                 logs["alpha"] = self.teaching.weights["soft_loss"]
         super().log(logs, *args, **kwargs)
 

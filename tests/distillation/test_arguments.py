@@ -93,11 +93,11 @@ def other_tokenizer() -> Any:
          "teacher": lambda: bert(1, id2label={0: "b", 1: "a"})}),
      (ConfigError, "the teacher has 2 layers, 0 to 1", {"hidden_weight": 1.0,
                                                         "layer_map": {0: 2}}),
-     (ConfigError, "2 teachers and 3 teacher_weights", {
+     (ConfigError, "3 teacher_weights for 2 teachers", {
          "teacher": lambda: [bert(1), bert(2)], "teacher_weights": [1.0, 1.0, 1.0]}),
      (DataError, "the rows have no labels; set alpha to 1", {
          "data": [{"input_ids": torch.tensor([1, 2])}] * 8}),
-     (DataError, "no column 'row' to find the kept outputs by", {"teacher": lambda: Kept()})],
+     (DataError, "no column 'row' to look up kept outputs", {"teacher": lambda: Kept()})],
 )  # fmt: skip
 def test_what_cannot_be_distilled_is_refused(
     error: type[Exception], message: str, change: dict[str, Any], tmp_path: Path

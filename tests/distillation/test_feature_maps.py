@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from hfcompress.distillation.cache import TeacherCache
-from hfcompress.distillation.config import DistillationConfig
+from hfcompress.distillation.config import DistillationLossConfig
 from hfcompress.distillation.layer_loss import LayerLoss
 from hfcompress.distillation.layer_losses import as_map, hidden_state_loss, on_one_grid
 from hfcompress.distillation.teacher_loss import TeacherLoss
@@ -67,7 +67,7 @@ def test_attention_transfer_compares_where_not_what() -> None:
 
 
 def loss_of(student: Tensor, teacher: Tensor, distance: str = "mse") -> Tensor:
-    config = DistillationConfig(soft_weight=0, hidden_weight=1.0, hidden_distance=distance)  # type: ignore[arg-type]
+    config = DistillationLossConfig(soft_weight=0, hidden_weight=1.0, hidden_distance=distance)  # type: ignore[arg-type]
     layers = LayerLoss(config, {0: 0})
     states = [LayerStates(hidden_states={0: state}) for state in (student, teacher)]
     layers.add_projections(*states)
@@ -116,7 +116,7 @@ def test_students_learn_the_states_of_a_teacher_of_another_family(
 
 def test_transformers_of_other_patches_are_compared_on_one_grid() -> None:
     student, teacher = image_model("vit"), image_model("vit", seed=1, patch_size=4)
-    config = DistillationConfig(soft_weight=0, hidden_weight=1.0, hidden_distance="mse")
+    config = DistillationLossConfig(soft_weight=0, hidden_weight=1.0, hidden_distance="mse")
     (batch, *_) = image_batches()
     with TeacherLoss(student, teacher, config) as terms:
         outputs = student(batch["pixel_values"])
@@ -145,7 +145,7 @@ def test_a_cache_keeps_the_states_of_images_whole(family: str, tmp_path: Path) -
     )
     chosen = torch.tensor([7, 0, 3])
     found = cache.lookup(chosen)
-    config = DistillationConfig(soft_weight=0, hidden_weight=1.0)
+    config = DistillationLossConfig(soft_weight=0, hidden_weight=1.0)
     pixels = torch.stack([rows[int(index)]["pixel_values"] for index in chosen])
     with TeacherLoss(image_model(family), teacher, config) as terms:
         live = terms._pairs[0].teacher.ask({"pixel_values": pixels})
@@ -155,6 +155,6 @@ def test_a_cache_keeps_the_states_of_images_whole(family: str, tmp_path: Path) -
 
 
 def test_maps_of_a_family_without_attention_are_refused_where_attention_is_asked() -> None:
-    config = DistillationConfig(attention_weight=1.0)
+    config = DistillationLossConfig(attention_weight=1.0)
     with pytest.raises(Exception, match="where ResNetForImageClassification keeps its attention"):
         TeacherLoss(image_model("resnet"), image_model("vit"), config)

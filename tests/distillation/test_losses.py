@@ -49,7 +49,7 @@ def reference_kl(student: Any, teacher: Any, temperature: float) -> Any:
     return temperature**2 * special.rel_entr(p, q).sum(-1)
 
 
-def reference(task: Task, T: float, mask: Tensor | None) -> float:
+def reference(task: Task, temperature: float, mask: Tensor | None) -> float:
     """The soft loss by another path: rows picked one by one, scipy's relative entropy."""
     student, teacher = (tensor.numpy() for tensor in both(task))
     kept = np.ones(mask.shape if mask is not None else SHAPES[task], bool)
@@ -59,7 +59,9 @@ def reference(task: Task, T: float, mask: Tensor | None) -> float:
         parts = []
         for row in range(len(student)):
             chosen = kept[row] if mask is not None else np.ones(student.shape[-1], bool)
-            parts += list(reference_kl(student[row][:, chosen], teacher[row][:, chosen], T))
+            parts += list(
+                reference_kl(student[row][:, chosen], teacher[row][:, chosen], temperature)
+            )
         return float(np.mean(parts))
     if mask is not None:
         student, teacher = student[kept], teacher[kept]
@@ -67,17 +69,17 @@ def reference(task: Task, T: float, mask: Tensor | None) -> float:
         return float(np.mean((student - teacher) ** 2))
     if task == "multi_label":  # a label is a distribution over right and wrong: logits z and 0
         mine, theirs = (np.stack([part, np.zeros_like(part)], -1) for part in (student, teacher))
-        return float(np.mean(reference_kl(mine, theirs, T)))
-    return float(np.mean(reference_kl(student, teacher, T)))
+        return float(np.mean(reference_kl(mine, theirs, temperature)))
+    return float(np.mean(reference_kl(student, teacher, temperature)))
 
 
 @pytest.mark.parametrize("task", SHAPES)
-@pytest.mark.parametrize("T", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
 @pytest.mark.parametrize("masked", [False, True])
-def test_soft_losses_are_their_formulas(task: Task, T: float, masked: bool) -> None:
+def test_soft_losses_are_their_formulas(task: Task, temperature: float, masked: bool) -> None:
     mask = MASKS[task] if masked else None
-    found = soft_loss(*both(task), T, task, mask)
-    assert found.item() == pytest.approx(reference(task, T, mask), rel=1e-12)
+    found = soft_loss(*both(task), temperature, task, mask)
+    assert found.item() == pytest.approx(reference(task, temperature, mask), rel=1e-12)
 
 
 def test_a_divergence_worked_out_by_hand() -> None:
@@ -105,13 +107,13 @@ def test_distillation_loss_is_the_formula(temperature: float, alpha: float) -> N
     assert loss.soft.item() == pytest.approx(soft)
     assert loss.hard.item() == pytest.approx(hard)
     assert loss.total.item() == pytest.approx(alpha * soft + (1 - alpha) * hard)
-    module = DistillationLoss(T=temperature, alpha=alpha)
+    module = DistillationLoss(temperature=temperature, alpha=alpha)
     assert module(student, teacher, labels) == loss
     assert repr(temperature) in repr(module)
 
 
 @pytest.mark.parametrize("task", SHAPES)
-def test_every_loss_is_zero_where_student_and_teacher_agree(task: Task) -> None:
+def test_losses_of_equal_logits_are_zero(task: Task) -> None:
     logits, _ = both(task)
     for mask in (None, MASKS[task]):
         assert abs(soft_loss(logits, logits, 2.0, task, mask).item()) < 1e-14
@@ -119,7 +121,7 @@ def test_every_loss_is_zero_where_student_and_teacher_agree(task: Task) -> None:
 
 
 @pytest.mark.parametrize("task", SHAPES)
-def test_gradients_reach_the_student_where_it_counts_and_never_the_teacher(task: Task) -> None:
+def test_gradients_reach_unmasked_student_logits_only(task: Task) -> None:
     mask = MASKS[task]
     losses: list[Callable[[Tensor, Tensor], Tensor]] = [
         lambda s, t: soft_loss(s, t, 2.0, task, mask),
@@ -138,7 +140,7 @@ def test_gradients_reach_the_student_where_it_counts_and_never_the_teacher(task:
 
 
 @pytest.mark.parametrize("task", SHAPES)
-def test_what_is_masked_does_not_count(task: Task) -> None:
+def test_masked_logits_do_not_count(task: Task) -> None:
     student, teacher = both(task)
     mask = MASKS[task]
     before = soft_loss(student, teacher, 2.0, task, mask), logits_mse(student, teacher, task, mask)
@@ -179,15 +181,31 @@ def test_the_module_weighs_soft_and_hard_for_every_task(task: Task) -> None:
         "regression": torch.zeros(6, 2), "tokens": torch.ones(2, 5, dtype=torch.long),
         "spans": torch.tensor([[0, 1], [2, 3], [4, 5]]),
     }[task]  # fmt: skip
-    module = DistillationLoss(T=3.0, alpha=0.2, task=task)
+    module = DistillationLoss(3.0, alpha=0.2, task=task)
     terms = module(student, teacher, labels, MASKS[task])
     assert terms.soft == soft_loss(student, teacher, 3.0, task, MASKS[task])
     assert terms.hard == hard_loss(student, labels, task)
     assert terms.total == 0.2 * terms.soft + 0.8 * terms.hard
-    module.T, module.alpha = 1.0, 1.0
+    module.temperature, module.alpha = 1.0, 1.0
     changed = module(student, teacher, labels, MASKS[task])
     assert changed.total == changed.soft
     assert (changed.soft == terms.soft) == (task == "regression")
+
+
+def test_T_is_an_alias_of_temperature() -> None:
+    logits = both("classification")
+    by_alias = distillation_loss(*logits, T=3.0)
+    assert by_alias == distillation_loss(*logits, temperature=3.0)
+    assert by_alias != distillation_loss(*logits) == distillation_loss(*logits, temperature=2.0)
+    module = DistillationLoss(T=3.0)
+    assert module(*logits) == by_alias
+    module.T = 2.0
+    assert module.temperature == module.T == 2.0
+    assert module(*logits) == distillation_loss(*logits)
+    with pytest.raises(ConfigError, match=r"temperature=2.0 and T=3.0 are the same option"):
+        distillation_loss(*logits, temperature=2.0, T=3.0)
+    with pytest.raises(ConfigError, match="give temperature only"):
+        DistillationLoss(2.0, T=3.0)
 
 
 def test_without_labels_the_soft_part_counts_in_full() -> None:
@@ -196,7 +214,7 @@ def test_without_labels_the_soft_part_counts_in_full() -> None:
     assert loss.hard == 0
 
 
-def test_unlabelled_examples_leave_the_hard_part_alone() -> None:
+def test_unlabelled_examples_do_not_count_in_the_hard_part() -> None:
     student, teacher = random(4, 3), random(4, 3, seed=1)
     some = distillation_loss(student, teacher, torch.tensor([1, -100, 2, -100]))
     labelled = distillation_loss(student[[0, 2]], teacher[[0, 2]], torch.tensor([1, 2]))
@@ -222,12 +240,14 @@ def test_the_temperature_keeps_the_size_of_the_gradient() -> None:
      (float("nan"), 0.5, "temperature must"), (1.0, 1.5, "alpha must lie between 0 and 1, not 1.5"),
      (1.0, -0.1, "alpha must")],
 )  # fmt: skip
-def test_values_out_of_range_are_refused(temperature: float, alpha: float, message: str) -> None:
+def test_refuses_temperature_and_alpha_out_of_range(
+    temperature: float, alpha: float, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         distillation_loss(random(2, 3), random(2, 3), None, temperature, alpha)
 
 
-def test_other_classes_and_unknown_tasks_are_refused() -> None:
+def test_refuses_different_shapes_and_unknown_tasks() -> None:
     with pytest.raises(ModelError, match=r"student \(2, 3\) and teacher \(2, 4\) differ"):
         distillation_loss(random(2, 3), random(2, 4))
     with pytest.raises(ConfigError, match="task must be one of classification, multi_label"):

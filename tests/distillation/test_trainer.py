@@ -160,7 +160,7 @@ def test_temperature_and_alpha_follow_the_schedule(tmp_path: Path, kind: str) ->
 
     class Watching(DistillationTrainer):
         def soft_loss(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
-            seen.append(self.teaching.loss.T)
+            seen.append(self.teaching.loss.temperature)
             return super().soft_loss(student, teacher, mask)
 
     trainer = distill(
