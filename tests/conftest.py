@@ -1,4 +1,4 @@
-"""Tiny models, tokenizers and data sets, made from nothing: no test needs a network."""
+"""Fixtures of every test: no network, a folder with a tiny model, files of learnable sentences."""
 
 from __future__ import annotations
 
@@ -9,21 +9,13 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordPiece
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
-from tokenizers.processors import TemplateProcessing
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+from tests.tiny_models import tiny_bert
+from tests.tiny_tokenizers import sentence, tiny_tokenizer
 
 # The same examples in every run, and none kept from another one.
 hypothesis.settings.register_profile("same", derandomize=True, database=None)
 hypothesis.settings.load_profile("same")
-
-GOOD = ["good", "fine", "lovely", "bright", "warm"]
-BAD = ["bad", "dull", "weak", "cold", "grim"]
-FILLER = ["film", "story", "cast", "scene", "plot", "music", "the", "a", "is", "was"]
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 @pytest.fixture(autouse=True)
@@ -39,59 +31,13 @@ def _no_network_no_waiting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     torch.manual_seed(0)
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A WordPiece tokenizer over the words above."""
-    vocabulary = {word: index for index, word in enumerate([*SPECIAL, *GOOD, *BAD, *FILLER])}
-    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = BertNormalizer()
-    tokenizer.pre_tokenizer = BertPreTokenizer()
-    tokenizer.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_max_length=64,
-    )
-
-
-def make_bert(labels: int = 2, seed: int = 0) -> BertForSequenceClassification:
-    """A BERT of two layers and 32 dimensions with random weights."""
-    torch.manual_seed(seed)
-    config = BertConfig(
-        vocab_size=len(SPECIAL) + len(GOOD) + len(BAD) + len(FILLER),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        num_labels=labels,  # type: ignore[call-arg]
-    )
-    model: BertForSequenceClassification = BertForSequenceClassification(config).train(False)
-    return model
-
-
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
     """A folder as ``save_pretrained`` leaves it: tiny BERT and tokenizer."""
     folder = tmp_path / "model"
-    make_bert().save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
+    tiny_bert().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
     return folder
-
-
-def sentence(generator: random.Random, positive: bool) -> str:
-    """Some filler and one or two words that decide the label."""
-    words = generator.choices(FILLER, k=generator.randint(2, 8))
-    words += generator.choices(GOOD if positive else BAD, k=generator.randint(1, 2))
-    generator.shuffle(words)
-    return " ".join(words)
 
 
 @pytest.fixture

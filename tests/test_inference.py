@@ -14,7 +14,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from hfcompress.data import DataConfig, load_examples
 from hfcompress.data.encode import Encoded, encode
 from hfcompress.inference import SAFETY, SAMPLE, checking_pays, predict, predict_checked
-from tests.conftest import make_bert, make_tokenizer
+from tests.tiny_models import tiny_bert
+from tests.tiny_tokenizers import tiny_tokenizer
 
 ROWS = 400
 
@@ -22,7 +23,7 @@ ROWS = 400
 @pytest.fixture
 def encoded(write_data: Callable[..., Path]) -> Encoded:
     examples = load_examples(DataConfig(path=str(write_data(rows=ROWS))), "text", False)
-    return encode(examples, examples.eval, make_tokenizer(), None)
+    return encode(examples, examples.eval, tiny_tokenizer(), None)
 
 
 class Noisy(nn.Module):
@@ -75,7 +76,7 @@ def test_a_model_that_is_close_everywhere_is_computed_in_fp32() -> None:
 
 
 def test_rows_computed_again_have_the_logits_of_fp32(encoded: Encoded) -> None:
-    model = make_bert()
+    model = tiny_bert()
     exact = predict(model, encoded, 32)
     found = predict_checked(model, encoded, 32)
     equal = np.isclose(found.logits, exact, rtol=0, atol=1e-6).all(axis=1)
@@ -85,7 +86,7 @@ def test_rows_computed_again_have_the_logits_of_fp32(encoded: Encoded) -> None:
 
 
 def test_three_classes(encoded: Encoded) -> None:
-    model = make_bert(labels=3)
+    model = tiny_bert(labels=3)
     found = predict_checked(model, encoded, 32)
     np.testing.assert_array_equal(found.logits.argmax(1), predict(model, encoded, 32).argmax(1))
 
@@ -93,10 +94,10 @@ def test_three_classes(encoded: Encoded) -> None:
 def test_it_pays_only_where_the_processor_can(
     encoded: Encoded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = make_bert()
+    model = tiny_bert()
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
     assert checking_pays(model, encoded)
     assert not checking_pays(model, encoded.select(np.arange(2 * SAMPLE)))
-    assert not checking_pays(make_bert().bfloat16(), encoded)
+    assert not checking_pays(tiny_bert().bfloat16(), encoded)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True})
     assert not checking_pays(model, encoded)

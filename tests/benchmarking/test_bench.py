@@ -24,8 +24,7 @@ from hfcompress.measure.latency import Latency, LatencyReport
 from hfcompress.quantization.config import MODES
 from hfcompress.quantization.engine import Arrays, Engine
 from hfcompress.utils import Progress
-from tests.conftest import make_bert
-from tests.quantization.models import small
+from tests.tiny_models import text_model, tiny_bert
 
 QUICK: dict[str, Any] = {
     "batch": (1, 2), "length": (4,), "threads": (1,), "repeats": 3, "memory": False,
@@ -101,7 +100,7 @@ def test_engines_compute_what_the_model_does(model_folder: Path) -> None:
     arrays = make_inputs(found[0].spec, 3, 7)
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     with torch.no_grad():
-        expected = make_bert()(**tensors).logits.numpy()
+        expected = tiny_bert()(**tensors).logits.numpy()
     for subject in found:
         got = subject.open(1).logits({name: arrays[name] for name in subject.spec.names})
         near = 1e-5 if subject.engine.endswith("fp32") else 0.05
@@ -113,7 +112,7 @@ def test_engines_compute_what_the_model_does(model_folder: Path) -> None:
 def test_a_quantized_folder_runs_in_its_engine_beside_the_dense_model(
     model_folder: Path, tmp_path: Path
 ) -> None:
-    folder = quantize(make_bert(), QuantizationConfig(backend="torch")).save(tmp_path / "small")
+    folder = quantize(tiny_bert(), QuantizationConfig(backend="torch")).save(tmp_path / "small")
     result = bench([str(model_folder), str(folder)], quick(batch=(1,), engine=("torch-fp32",)))
     assert [(row["model"], row["engine"]) for row in result.rows] == [
         ("model", "torch-fp32"),
@@ -132,9 +131,9 @@ def test_images_have_no_length(vit_folder: Path) -> None:
 
 
 def test_inputs_are_what_a_model_takes() -> None:
-    spec = input_spec(small("roberta").config, ("input_ids", "attention_mask"))
+    spec = input_spec(text_model("roberta").config, ("input_ids", "attention_mask"))
     assert spec.longest == 39  # of 40 positions, those behind the padding id
-    assert input_spec(small("bert").config, ("input_ids",)).longest == 40
+    assert input_spec(text_model("bert").config, ("input_ids",)).longest == 40
     made = make_inputs(InputSpec(("input_ids", "attention_mask"), 3, 0), 50, 4)
     assert set(np.unique(made["input_ids"])) == {1, 2}
     assert made["attention_mask"].min() == 1
@@ -162,7 +161,7 @@ def test_memory_is_the_peak_of_a_process_without_torch(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     if not Path("/proc/self/status").is_file():
         pytest.skip("needs Linux")
-    folder = quantize(small()).save(tmp_path / "small")
+    folder = quantize(text_model()).save(tmp_path / "small")
     (subject,) = find_subjects([str(folder)], quick(), print, print)
     found = measure_memory(subject, [(256, 32), (1, 4)], 1)
     assert isinstance(found, Memory)
@@ -384,7 +383,7 @@ def test_models_of_one_name_are_told_apart(tmp_path: Path) -> None:
     paths = []
     for place in ("a", "b"):
         folder = tmp_path / place / "model"
-        make_bert(seed=ord(place)).save_pretrained(folder)  # no tokenizer is needed
+        tiny_bert(seed=ord(place)).save_pretrained(folder)  # no tokenizer is needed
         paths.append(str(folder))
     rows = bench(paths, quick(batch=(1,), engine=("torch-fp32",))).rows
     assert [row["model"] for row in rows] == paths

@@ -13,7 +13,7 @@ from hfcompress.calibration.importance import importance
 from hfcompress.calibration.moments import input_rows, output_rows
 from hfcompress.errors import CalibrationError
 from hfcompress.models.architectures import default_targets
-from tests.pruning.models import lively_bert, repadded, sentences
+from tests.tiny_models import lively_bert, repadded, sentence_batches
 
 NAME = "bert.encoder.layer.0.attention.self.query"
 
@@ -29,7 +29,7 @@ def first_inputs(model: Any, batches: list[dict[str, Tensor]]) -> Tensor:
 
 
 def test_moments_are_those_of_real_tokens() -> None:
-    model, batches = lively_bert(), sentences()
+    model, batches = lively_bert(), sentence_batches()
     moments = Calibration(batches).moments(model, default_targets(model))[NAME]
     inputs = first_inputs(model, batches)
     assert moments.count == len(inputs) == sum(int(b["attention_mask"].sum()) for b in batches)
@@ -40,7 +40,7 @@ def test_moments_are_those_of_real_tokens() -> None:
 
 
 def test_what_stands_in_the_padding_never_counts() -> None:
-    model, batches = lively_bert(), sentences()
+    model, batches = lively_bert(), sentence_batches()
     modules = default_targets(model)
     one, other = Calibration(repadded(batches, 0)), Calibration(repadded(batches, 7))
     for first, second in zip(
@@ -60,7 +60,7 @@ def test_what_stands_in_the_padding_never_counts() -> None:
 
 
 def test_squared_norms_are_the_grams_diagonal() -> None:
-    model, calibration = lively_bert(), Calibration(sentences())
+    model, calibration = lively_bert(), Calibration(sentence_batches())
     modules = default_targets(model)
     moments = calibration.moments(model, modules)
     for name, squares in calibration.squared_norms(model, modules).items():
@@ -69,7 +69,7 @@ def test_squared_norms_are_the_grams_diagonal() -> None:
 
 @pytest.mark.parametrize("squared", [True, False])
 def test_gradients_are_those_of_single_rows(squared: bool) -> None:
-    model, batches = lively_bert(), sentences(batches=2, rows=2)
+    model, batches = lively_bert(), sentence_batches(batches=2, rows=2)
     module = model.get_submodule(NAME)
     found = Calibration(batches).gradients(model, {NAME: module}, squared=squared)[NAME]
     total = torch.zeros_like(module.weight)
@@ -83,7 +83,7 @@ def test_gradients_are_those_of_single_rows(squared: bool) -> None:
 
 
 def test_importance_of_two_classes_is_the_margins_gradient() -> None:
-    model, batches = lively_bert(), sentences(batches=1, rows=1)
+    model, batches = lively_bert(), sentence_batches(batches=1, rows=1)
     found = importance(model, {"classifier": model.classifier}, Calibration(batches), 0)
     values = found["classifier"].outputs[0]
     torch.testing.assert_close(values[0], values[1])  # +1 and -1 times one random number
@@ -91,7 +91,7 @@ def test_importance_of_two_classes_is_the_margins_gradient() -> None:
 
 
 def test_each_rows_tokens_share_its_gradient() -> None:
-    model, batches = lively_bert(), sentences(batches=2)
+    model, batches = lively_bert(), sentence_batches(batches=2)
     name = "bert.encoder.layer.1.output.dense"  # behind it only the first token is read
     found = importance(model, {name: model.get_submodule(name)}, Calibration(batches), 0)[name]
     for batch, shares in zip(batches, found.tokens, strict=True):
@@ -104,7 +104,7 @@ def test_each_rows_tokens_share_its_gradient() -> None:
 
 
 def test_statistics_are_collected_once_for_the_same_weights() -> None:
-    model, calibration = lively_bert(), Calibration(sentences())
+    model, calibration = lively_bert(), Calibration(sentence_batches())
     modules = default_targets(model)
     first = calibration.moments(model, modules)
     assert calibration.moments(model, modules) is first
@@ -120,7 +120,7 @@ def test_the_model_comes_back_in_its_own_mode() -> None:
     model.bert.pooler.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    calibration = Calibration(sentences())
+    calibration = Calibration(sentence_batches())
     calibration.gradients(model, default_targets(model), squared=True)
     assert model.training
     assert not model.bert.pooler.training
@@ -143,7 +143,7 @@ def test_a_convolution_is_a_product_of_its_unfolded_input(
 
 
 def test_the_first_rows_are_used() -> None:
-    batches = sentences(batches=3, rows=6)
+    batches = sentence_batches(batches=3, rows=6)
     calibration = Calibration(batches, rows=8)
     assert calibration.rows == 8
     assert torch.equal(calibration.batches[1]["input_ids"], batches[1]["input_ids"][:2])
@@ -153,7 +153,7 @@ def test_the_first_rows_are_used() -> None:
 
 def test_fewer_rows_than_asked_are_refused() -> None:
     with pytest.raises(CalibrationError, match="asks for 19 rows and there are 18"):
-        Calibration(sentences(), rows=19)
+        Calibration(sentence_batches(), rows=19)
 
 
 def test_no_rows_are_refused() -> None:
@@ -162,13 +162,15 @@ def test_no_rows_are_refused() -> None:
 
 
 def test_nothing_but_padding_is_refused() -> None:
-    batches = [{**b, "attention_mask": torch.zeros_like(b["attention_mask"])} for b in sentences()]
+    batches = [
+        {**b, "attention_mask": torch.zeros_like(b["attention_mask"])} for b in sentence_batches()
+    ]
     with pytest.raises(CalibrationError, match="no token that is not padding"):
         Calibration(batches)
 
 
 def test_rows_of_padding_are_left_out() -> None:
-    batches = sentences(batches=2)
+    batches = sentence_batches(batches=2)
     empty = {**batches[0], "attention_mask": torch.zeros_like(batches[0]["attention_mask"])}
     model = lively_bert()
     modules = {NAME: model.get_submodule(NAME)}
@@ -183,7 +185,7 @@ def test_rows_of_padding_are_left_out() -> None:
 
 
 def test_missing_labels_are_named() -> None:
-    batches = [{k: v for k, v in b.items() if k != "labels"} for b in sentences()]
+    batches = [{k: v for k, v in b.items() if k != "labels"} for b in sentence_batches()]
     model = lively_bert()
     with pytest.raises(CalibrationError, match="no 'labels'"):
         Calibration(batches).gradients(model, default_targets(model), squared=True)
@@ -195,9 +197,9 @@ def test_nan_activations_name_the_layer() -> None:
         model.bert.encoder.layer[0].output.LayerNorm.weight.fill_(float("nan"))
     modules = default_targets(model)
     with pytest.raises(CalibrationError, match=r"inputs of bert\.encoder\.layer\.1\.\S+ are NaN"):
-        Calibration(sentences()).moments(model, modules)
+        Calibration(sentence_batches()).moments(model, modules)
     with pytest.raises(CalibrationError, match="NaN"):
-        Calibration(sentences()).gradients(model, modules, squared=True)
+        Calibration(sentence_batches()).gradients(model, modules, squared=True)
 
 
 def test_a_layer_that_is_never_called_is_named() -> None:
@@ -218,7 +220,7 @@ def test_a_layer_that_is_never_called_is_named() -> None:
 
 
 def test_spread_takes_rows_from_all_over() -> None:
-    rows = Calibration(sentences(batches=8, rows=4))
+    rows = Calibration(sentence_batches(batches=8, rows=4))
     few = rows.spread(12)
     assert few.rows == 12
     assert [torch.equal(few.batches[1]["input_ids"], b["input_ids"]) for b in rows.batches] == [

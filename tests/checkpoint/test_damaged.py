@@ -13,14 +13,14 @@ from transformers import AutoModelForSequenceClassification as AutoModelForText
 
 from hfcompress.checkpoint.record import METHOD, Record
 from hfcompress.errors import ModelError
-from tests.checkpoint.shrunk import uneven
+from tests.tiny_models import uneven_model
 
 LAYER = "bert.encoder.layer.0.intermediate.dense"
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    uneven("bert").save_pretrained(tmp_path)
+    uneven_model("bert").save_pretrained(tmp_path)
     return tmp_path
 
 
@@ -122,8 +122,8 @@ def test_a_record_that_nobody_wrote(fields: dict[str, Any], match: str) -> None:
 
 def test_the_config_is_no_argument(tmp_path: Path) -> None:
     from hfcompress.checkpoint.hf_quantizer import CompressedConfig
-    from tests.families import tiny
+    from tests.tiny_models import shrinkable_model
 
-    tiny("bert").save_pretrained(tmp_path)
+    shrinkable_model("bert").save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="leave the argument out"):
         AutoModelForText.from_pretrained(tmp_path, quantization_config=CompressedConfig())

@@ -15,15 +15,15 @@ from hfcompress.checkpoint.save import record_shapes
 from hfcompress.shrinking.channels.graph import trace
 from hfcompress.shrinking.channels.surgery import cut
 from tests.checkpoint.test_fresh_process import ROOT, SCRIPT
-from tests.convnets import FAMILIES, convnet, images
+from tests.tiny_images import CONVNETS, convnet, convnet_batches
 
 pytest.importorskip("torch_pruning")
 
 
 def test_every_family_comes_back(tmp_path: Path) -> None:
     expected = {}
-    for network in FAMILIES:
-        model, (batch, *_) = convnet(network), images(network, 1, 2)
+    for network in CONVNETS:
+        model, (batch, *_) = convnet(network), convnet_batches(network, 1, 2)
         graph = trace(model, batch)
         # Every group at another width.
         kept = {g.name: torch.arange(1 + i % g.units) for i, g in enumerate(graph.groups)}
@@ -35,7 +35,7 @@ def test_every_family_comes_back(tmp_path: Path) -> None:
         with torch.no_grad():
             expected[network] = model(**inputs).logits.double()
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "hfcompress first", *(str(tmp_path / n) for n in FAMILIES)],
+        [sys.executable, str(SCRIPT), "hfcompress first", *(str(tmp_path / n) for n in CONVNETS)],
         capture_output=True, text=True, check=False, timeout=300, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

@@ -13,8 +13,13 @@ import torch
 from safetensors.torch import save_file
 
 from hfcompress.checkpoint.record import METHOD
-from tests.checkpoint.shrunk import uneven, without_a_layer
-from tests.families import SHRINKABLE, logits, tiny_batches
+from tests.tiny_models import (
+    SHRINKABLE,
+    logits,
+    shrinkable_batches,
+    uneven_model,
+    uneven_model_without_a_layer,
+)
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("load_in_fresh_process.py")
@@ -27,10 +32,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Answers
     root = tmp_path_factory.mktemp("saved")
     folders, answers = [], {}
     for model_type in SHRINKABLE:
-        model = without_a_layer(model_type) if model_type != "bert" else uneven(model_type)
+        model = (
+            uneven_model_without_a_layer(model_type)
+            if model_type != "bert"
+            else uneven_model(model_type)
+        )
         folder = root / model_type
         model.save_pretrained(folder)
-        batch = tiny_batches(model_type)[0]
+        batch = shrinkable_batches(model_type)[0]
         del batch["labels"]
         save_file(batch, folder / "inputs.safetensors")
         folders.append(folder)

@@ -25,8 +25,7 @@ from hfcompress.checkpoint.packing import pack, packed_bytes, unpack
 from hfcompress.checkpoint.record import METHOD
 from hfcompress.checkpoint.save import save_compressed
 from hfcompress.errors import ModelError, OutputError
-from tests.checkpoint.shrunk import uneven
-from tests.families import logits, tiny, tiny_batches
+from tests.tiny_models import logits, shrinkable_batches, shrinkable_model, uneven_model
 
 
 def stored(folder: Path) -> dict[str, torch.Tensor]:
@@ -62,7 +61,7 @@ def test_parts_that_do_not_belong_together_are_refused() -> None:
 
 
 def test_a_model_at_90_percent_takes_at_most_17_percent(tmp_path: Path) -> None:
-    model = tiny("bert")
+    model = shrinkable_model("bert")
     report = prune(model, PruningConfig(sparsity=0.9, scope="global"))
     names = [layer["name"] for layer in report.to_dict()["layers"]]
     saved = save_compressed(model, tmp_path / "sparse", sparse=True)
@@ -78,14 +77,14 @@ def test_a_model_at_90_percent_takes_at_most_17_percent(tmp_path: Path) -> None:
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
     assert again.state_dict().keys() == model.state_dict().keys()
-    batch = tiny_batches("bert")[0]
+    batch = shrinkable_batches("bert")[0]
     assert torch.equal(logits(again, batch), logits(model, batch))
     assert isinstance(again.bert.encoder.layer[0].output.dense.weight, nn.Parameter)
     assert again.bert.encoder.layer[0].output.dense.weight.requires_grad
 
 
 def test_in_memory_it_is_dense_and_a_later_save_is_plain(tmp_path: Path) -> None:
-    model = tiny("bert")
+    model = shrinkable_model("bert")
     prune(model, PruningConfig(sparsity=0.9))
     save_compressed(model, tmp_path / "sparse", sparse=True)
     assert not hasattr(model.config, "quantization_config")
@@ -96,17 +95,17 @@ def test_in_memory_it_is_dense_and_a_later_save_is_plain(tmp_path: Path) -> None
 
 
 def test_shrunk_and_sparse_at_once(tmp_path: Path) -> None:
-    model = uneven("bert")
+    model = uneven_model("bert")
     prune(model, PruningConfig(sparsity=0.8))
     save_compressed(model, tmp_path, sparse=True)
     again = AutoModelForText.from_pretrained(tmp_path)
-    batch = tiny_batches("bert")[0]
+    batch = shrinkable_batches("bert")[0]
     assert torch.equal(logits(again, batch), logits(model, batch))
     assert again.config.quantization_config == model.config.quantization_config
 
 
 def test_convolutions_are_packed_and_what_would_grow_is_not(tmp_path: Path) -> None:
-    model = tiny("vit")
+    model = shrinkable_model("vit")
     convolution = model.vit.embeddings.patch_embeddings.projection
     with torch.no_grad():
         convolution.weight[:, :2] = 0
@@ -132,21 +131,21 @@ def test_a_shared_weight_stays_dense(tmp_path: Path) -> None:
 
 
 def test_the_folder_says_how_to_load_it(tmp_path: Path) -> None:
-    save_compressed(uneven("bert"), tmp_path / "uneven")
+    save_compressed(uneven_model("bert"), tmp_path / "uneven")
     assert "import hfcompress" in (tmp_path / "uneven" / "README.md").read_text()
-    save_compressed(tiny("bert"), tmp_path / "plain")
+    save_compressed(shrinkable_model("bert"), tmp_path / "plain")
     assert not (tmp_path / "plain" / "README.md").exists()
     (tmp_path / "uneven" / "README.md").write_text("mine")
-    save_compressed(uneven("bert"), tmp_path / "uneven")
+    save_compressed(uneven_model("bert"), tmp_path / "uneven")
     assert (tmp_path / "uneven" / "README.md").read_text() == "mine"
 
 
 def test_nothing_is_left_beside_the_folder(tmp_path: Path) -> None:
-    save_compressed(tiny("bert"), tmp_path / "deep" / "model")
+    save_compressed(shrinkable_model("bert"), tmp_path / "deep" / "model")
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["model"]
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
-        save_compressed(tiny("bert"), tmp_path / "file")
+        save_compressed(shrinkable_model("bert"), tmp_path / "file")
 
 
 def break_record(folder: Path, change: Any) -> None:
@@ -160,7 +159,7 @@ LAYER = "bert.encoder.layer.0.output.dense"
 
 
 def test_damaged_packed_checkpoints_are_refused(tmp_path: Path) -> None:
-    model = tiny("bert")
+    model = shrinkable_model("bert")
     prune(model, PruningConfig(sparsity=0.9))
     save_compressed(model, tmp_path, sparse=True)
     tensors = stored(tmp_path)
@@ -182,7 +181,7 @@ def test_without_hfcompress_nothing_is_made_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A library that does not know packed weights must fail, not draw new ones."""
-    model = tiny("bert")
+    model = shrinkable_model("bert")
     prune(model, PruningConfig(sparsity=0.9))
     save_compressed(model, tmp_path, sparse=True)
     monkeypatch.delitem(auto.AUTO_QUANTIZATION_CONFIG_MAPPING, METHOD)

@@ -17,9 +17,8 @@ from transformers import Trainer, TrainingArguments, pipeline
 
 from hfcompress.checkpoint.record import METHOD
 from hfcompress.models.loading import ModelConfig, load_model
-from tests.checkpoint.shrunk import uneven, without_a_layer
-from tests.conftest import make_tokenizer
-from tests.families import logits, tiny_batches
+from tests.tiny_models import logits, shrinkable_batches, uneven_model, uneven_model_without_a_layer
+from tests.tiny_tokenizers import tiny_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 
@@ -47,7 +46,7 @@ def trainer(model: Any, folder: Path, steps: int) -> Trainer:
 
 
 def test_training_on_resuming_and_reloading(tmp_path: Path) -> None:
-    uneven("distilbert").save_pretrained(tmp_path / "start")
+    uneven_model("distilbert").save_pretrained(tmp_path / "start")
     model = AutoModelForText.from_pretrained(tmp_path / "start")
     before = model.distilbert.transformer.layer[1].ffn.lin1.weight.clone()
     trainer(model, tmp_path / "straight", 6).train()
@@ -60,22 +59,22 @@ def test_training_on_resuming_and_reloading(tmp_path: Path) -> None:
     trainer(resumed, tmp_path / "resumed", 6).train(resume_from_checkpoint=True)
     again = AutoModelForText.from_pretrained(tmp_path / "resumed" / "checkpoint-6")
     assert again.config.quantization_config["quant_method"] == METHOD
-    batch = tiny_batches("distilbert")[0]
+    batch = shrinkable_batches("distilbert")[0]
     assert torch.equal(logits(again, batch), logits(model.eval(), batch))
 
 
 def test_a_model_shrunk_while_loaded_trains_and_saves_what_is_left(tmp_path: Path) -> None:
-    model = without_a_layer("bert")
+    model = uneven_model_without_a_layer("bert")
     trainer(model, tmp_path, 3).train()
     again = AutoModelForText.from_pretrained(tmp_path / "checkpoint-3")
-    batch = tiny_batches("bert")[0]
+    batch = shrinkable_batches("bert")[0]
     assert torch.equal(logits(again, batch), logits(model.eval(), batch))
 
 
 def test_a_pipeline_runs_on_the_folder(tmp_path: Path) -> None:
-    model = uneven("bert")
+    model = uneven_model("bert")
     model.save_pretrained(tmp_path)
-    tokenizer = make_tokenizer()
+    tokenizer = tiny_tokenizer()
     tokenizer.save_pretrained(tmp_path)
     texts = ["the film was good", "a dull plot"]
     found: Any = pipeline("text-classification", model=str(tmp_path), device="cpu")(texts)
@@ -86,9 +85,9 @@ def test_a_pipeline_runs_on_the_folder(tmp_path: Path) -> None:
 
 
 def test_a_recipe_starts_from_the_folder(tmp_path: Path) -> None:
-    model = uneven("bert")
+    model = uneven_model("bert")
     model.save_pretrained(tmp_path)
-    make_tokenizer().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
     same = load_model(ModelConfig(path=str(tmp_path)), "text-classification")
     assert not same.new_head
     loaded: Any = same.model
@@ -119,11 +118,11 @@ def test_what_push_to_hub_sends_loads_again(
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create)
     monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", receive)
-    model = uneven("bert")
+    model = uneven_model("bert")
     model.push_to_hub("small")
     folder = hub / "me" / "small"
     again = AutoModelForText.from_pretrained(folder)
-    batch = tiny_batches("bert")[0]
+    batch = shrinkable_batches("bert")[0]
     assert torch.equal(logits(again, batch), logits(model, batch))
     assert "hfcompress" in (folder / "README.md").read_text()
 
@@ -131,9 +130,9 @@ def test_what_push_to_hub_sends_loads_again(
 def test_it_exports_to_onnx(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    uneven("distilbert").save_pretrained(tmp_path)
+    uneven_model("distilbert").save_pretrained(tmp_path)
     model = AutoModelForText.from_pretrained(tmp_path, attn_implementation="eager")
-    batch = tiny_batches("distilbert")[0]
+    batch = shrinkable_batches("distilbert")[0]
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -16,17 +16,18 @@ from hfcompress.data.encode import Encoded, encode
 from hfcompress.errors import ModelError, SourceError
 from hfcompress.inference import predict
 from hfcompress.models.loading import ModelConfig, auto_class, load_model, task_modality
-from tests.conftest import make_bert, make_tokenizer
+from tests.tiny_models import tiny_bert
+from tests.tiny_tokenizers import tiny_tokenizer
 
 
 @pytest.fixture
 def encoded(write_data: Callable[..., Path]) -> Encoded:
     examples = load_examples(DataConfig(path=str(write_data(rows=37))), "text", False)
-    return encode(examples, examples.eval, make_tokenizer(), None)
+    return encode(examples, examples.eval, tiny_tokenizer(), None)
 
 
 def test_predictions_keep_the_data_order(encoded: Encoded) -> None:
-    model = make_bert()
+    model = tiny_bert()
     logits = predict(model, encoded, batch_size=8)
     assert logits.shape == (37, 2)
     for index in (0, 17, 36):
@@ -55,14 +56,14 @@ def test_some_rows_only(encoded: Encoded) -> None:
 
 def test_max_length_cuts(write_data: Callable[..., Path]) -> None:
     examples = load_examples(DataConfig(path=str(write_data())), "text", False)
-    short = encode(examples, examples.eval, make_tokenizer(), 5)
+    short = encode(examples, examples.eval, tiny_tokenizer(), 5)
     assert short.lengths is not None
     assert short.lengths.max() == 5
 
 
 def test_progress_is_told(encoded: Encoded) -> None:
     heard: list[tuple[int, int]] = []
-    predict(make_bert(), encoded, 10, lambda done, total: heard.append((done, total)))
+    predict(tiny_bert(), encoded, 10, lambda done, total: heard.append((done, total)))
     assert heard == [(10, 37), (20, 37), (30, 37), (37, 37)]
 
 
@@ -102,7 +103,7 @@ def test_models_by_folder(model_folder: Path) -> None:
 
 
 def test_labels_in_another_order_are_refused(model_folder: Path) -> None:
-    model = make_bert()
+    model = tiny_bert()
     model.config.id2label = {0: "NEGATIVE", 1: "POSITIVE"}
     model.config.label2id = {"NEGATIVE": 0, "POSITIVE": 1}
     model.save_pretrained(model_folder)

@@ -11,8 +11,9 @@ from hfcompress.distillation.config import DistillationTrainingConfig
 from hfcompress.distillation.schedule import value_at
 from hfcompress.distillation.trainer import DistillationTrainer
 from hfcompress.errors import ConfigError, DataError, ModelError
-from tests.conftest import make_tokenizer
-from tests.distillation.tiny import arguments, bert, distill, rows
+from tests.distillation.training import arguments, distill
+from tests.tiny_models import sharp_bert, text_rows
+from tests.tiny_tokenizers import tiny_tokenizer
 
 
 def test_the_arguments_are_the_fields_of_the_config_with_help() -> None:
@@ -74,13 +75,13 @@ def test_a_schedule_goes_from_the_start_to_the_end() -> None:
 def test_plain_training_arguments_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs DistillationArguments, not TrainingArguments"):
         DistillationTrainer(
-            model=bert(0), args=TrainingArguments(**arguments(tmp_path)),  # type: ignore[arg-type]
-            teacher=bert(1), train_dataset=rows(),
+            model=sharp_bert(0), args=TrainingArguments(**arguments(tmp_path)),  # type: ignore[arg-type]
+            teacher=sharp_bert(1), train_dataset=text_rows(),
         )  # fmt: skip
 
 
 def other_tokenizer() -> Any:
-    tokenizer = make_tokenizer()
+    tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["otherwise"])
     return tokenizer
 
@@ -89,12 +90,12 @@ def other_tokenizer() -> Any:
     ("error", "message", "change"),
     [(DataError, "train dataset is empty", {"data": []}),
      (ModelError, "labels are a, b and the teacher's b, a", {
-         "student": lambda: bert(0, id2label={0: "a", 1: "b"}),
-         "teacher": lambda: bert(1, id2label={0: "b", 1: "a"})}),
+         "student": lambda: sharp_bert(0, id2label={0: "a", 1: "b"}),
+         "teacher": lambda: sharp_bert(1, id2label={0: "b", 1: "a"})}),
      (ConfigError, "the teacher has 2 layers, 0 to 1", {"hidden_weight": 1.0,
                                                         "layer_map": {0: 2}}),
      (ConfigError, "3 teacher_weights for 2 teachers", {
-         "teacher": lambda: [bert(1), bert(2)], "teacher_weights": [1.0, 1.0, 1.0]}),
+         "teacher": lambda: [sharp_bert(1), sharp_bert(2)], "teacher_weights": [1.0, 1.0, 1.0]}),
      (DataError, "the rows have no labels; set alpha to 1", {
          "data": [{"input_ids": torch.tensor([1, 2])}] * 8}),
      (DataError, "no column 'row' to look up kept outputs", {"teacher": lambda: Kept()})],
@@ -118,7 +119,7 @@ class Kept:
 @pytest.mark.parametrize("layers", [False, True])
 def test_tokenizers_that_differ_are_refused(tmp_path: Path, layers: bool) -> None:
     given: dict[str, Any] = {"hidden_weight": 1.0} if layers else {}
-    other = {"processing_class": make_tokenizer(), "teacher_processing_class": other_tokenizer()}
+    other = {"processing_class": tiny_tokenizer(), "teacher_processing_class": other_tokenizer()}
     error = ModelError if layers else DataError
     message = (
         r"student's tokenizer \(25 tokens\) and the teacher's \(26\) differ"
@@ -127,12 +128,12 @@ def test_tokenizers_that_differ_are_refused(tmp_path: Path, layers: bool) -> Non
     )
     with pytest.raises(error, match=message):
         distill(tmp_path, options=other, **given)
-    same = {"processing_class": make_tokenizer(), "teacher_processing_class": make_tokenizer()}
+    same = {"processing_class": tiny_tokenizer(), "teacher_processing_class": tiny_tokenizer()}
     distill(tmp_path, options=same, max_steps=1, **given)
 
 
 def test_vocabularies_of_other_sizes_are_refused_where_layers_are_compared(tmp_path: Path) -> None:
-    teacher = bert(1)
+    teacher = sharp_bert(1)
     teacher.resize_token_embeddings(60)
     with pytest.raises(ModelError, match="vocabularies of 50 and 60 tokens"):
         distill(tmp_path, teacher=teacher, hidden_weight=1.0)

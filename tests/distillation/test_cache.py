@@ -22,10 +22,10 @@ from transformers import (
 from hfcompress.distillation import cache_files as cache_build
 from hfcompress.distillation.cache import TeacherCache
 from hfcompress.errors import ConfigError, DataError
-from tests.conftest import make_bert, make_tokenizer, sentence
-from tests.families import tiny
+from tests.tiny_models import shrinkable_model, tiny_bert
+from tests.tiny_tokenizers import sentence, tiny_tokenizer
 
-TOKENIZER = make_tokenizer()
+TOKENIZER = tiny_tokenizer()
 
 
 def encoded(rows: int = 20, seed: int = 0) -> Dataset:
@@ -49,7 +49,7 @@ def build(teacher: Any, rows: Dataset, folder: Path, **options: Any) -> TeacherC
 
 
 def test_lookups_are_what_the_teacher_says(folder: Path) -> None:
-    teacher, rows = make_bert().train(), encoded()
+    teacher, rows = tiny_bert().train(), encoded()
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     cache = build(teacher, rows, folder, hidden_layers=(1, 0))
     assert len(cache) == 20
@@ -72,7 +72,7 @@ def test_lookups_are_what_the_teacher_says(folder: Path) -> None:
 
 
 def test_a_cache_is_computed_once_and_for_nobody_else(folder: Path) -> None:
-    teacher, rows = make_bert(), encoded()
+    teacher, rows = tiny_bert(), encoded()
     calls: list[tuple[int, int]] = []
 
     def progress(done: int, total: int) -> None:
@@ -81,13 +81,13 @@ def test_a_cache_is_computed_once_and_for_nobody_else(folder: Path) -> None:
     first = build(teacher, rows, folder, progress=progress)
     assert calls[-1] == (20, 20)
     calls.clear()
-    again = build(make_bert(), rows, folder, progress=progress)
+    again = build(tiny_bert(), rows, folder, progress=progress)
     assert not calls
     assert again.folder == first.folder
     # Labels and their order are not what the teacher reads.
     assert build(teacher, rows.remove_columns("labels"), folder).folder == first.folder
     others = [
-        build(make_bert(seed=1), rows, folder),
+        build(tiny_bert(seed=1), rows, folder),
         build(teacher, encoded(seed=1), folder),
         build(teacher, rows.select(range(19, -1, -1)), folder),
         build(teacher, rows, folder, hidden_layers=(0,)),
@@ -105,11 +105,11 @@ def test_a_cache_is_computed_once_and_for_nobody_else(folder: Path) -> None:
 
 
 def test_another_teacher_or_other_rows_are_refused(folder: Path) -> None:
-    teacher, rows = make_bert(), encoded()
+    teacher, rows = tiny_bert(), encoded()
     cache = build(teacher, rows, folder)
     assert len(TeacherCache.open(cache.folder, teacher, rows)) == 20
     with pytest.raises(DataError, match="belongs to another teacher"):
-        TeacherCache.open(cache.folder, make_bert(seed=1))
+        TeacherCache.open(cache.folder, tiny_bert(seed=1))
     teacher.config.hidden_act = "relu"
     with pytest.raises(DataError, match="belongs to another teacher"):
         TeacherCache.open(cache.folder, teacher)
@@ -124,7 +124,7 @@ def test_another_teacher_or_other_rows_are_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["logits.npy", "hidden_1.npy", "offsets.npy", "meta.json"])
 def test_a_file_that_is_cut_short_or_missing(name: str, folder: Path) -> None:
-    teacher, rows = make_bert(), encoded()
+    teacher, rows = tiny_bert(), encoded()
     path = build(teacher, rows, folder, hidden_layers=(1,)).folder / name
     whole = path.read_bytes()
     for content in (whole[:-40], whole[:20], b""):
@@ -139,7 +139,7 @@ def test_a_file_that_is_cut_short_or_missing(name: str, folder: Path) -> None:
 
 def test_a_build_that_was_cut_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_build, "_SAVE_EVERY", 1)
-    teacher, rows = make_bert(), encoded(40)
+    teacher, rows = tiny_bert(), encoded(40)
     whole = build(teacher, rows, folder / "whole", hidden_layers=(1,))
     asked: list[int] = []
 
@@ -208,7 +208,7 @@ def test_logits_of_tokens_and_of_spans_are_kept_by_token(folder: Path) -> None:
 
 
 def test_images_are_kept_and_their_row_passes_the_transform(folder: Path) -> None:
-    teacher = tiny("vit")
+    teacher = shrinkable_model("vit")
     pixels = torch.randn(6, 3, 16, 16)
 
     def load(batch: dict[str, Any]) -> dict[str, Any]:
@@ -230,7 +230,7 @@ def test_images_are_kept_and_their_row_passes_the_transform(folder: Path) -> Non
 
 
 def test_another_process_reads_the_same(folder: Path) -> None:
-    cache = build(make_bert(), encoded(), folder)
+    cache = build(tiny_bert(), encoded(), folder)
     code = (
         "import sys; from hfcompress.distillation.cache import TeacherCache; "
         "print(TeacherCache(sys.argv[1]).lookup([4, 0]).logits.double().sum().item())"
@@ -246,5 +246,5 @@ def test_the_default_place_is_the_cache_of_datasets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "hub"))
-    cache = TeacherCache.build(make_bert(), encoded(4), collate)
+    cache = TeacherCache.build(tiny_bert(), encoded(4), collate)
     assert cache.folder.parent == tmp_path / "hub" / "hfcompress-teachers"

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from hfcompress.distillation.arguments import DistillationArguments
 from hfcompress.distillation.cache import TeacherCache
 from hfcompress.distillation.trainer import DistillationTrainer
-from tests.conftest import make_tokenizer, sentence
-from tests.families import tiny
+from tests.tiny_models import shrinkable_model
+from tests.tiny_tokenizers import sentence, tiny_tokenizer
 
-TOKENIZER = make_tokenizer()
+TOKENIZER = tiny_tokenizer()
 
 
 class LetterCnn(nn.Module):
@@ -59,7 +59,7 @@ def arguments(folder: Path, epochs: int) -> DistillationArguments:
 def test_a_cnn_with_another_tokenizer_learns_from_kept_outputs(tmp_path: Path) -> None:
     generator = random.Random(0)
     texts = [sentence(generator, index % 2 == 1) for index in range(160)]
-    teacher = tiny("bert")
+    teacher = shrinkable_model("bert")
     words = Dataset.from_dict(dict(TOKENIZER(texts)))
 
     def pad(items: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -90,7 +90,7 @@ def test_a_cnn_with_another_tokenizer_learns_from_kept_outputs(tmp_path: Path) -
 
 
 def test_a_cnn_learns_images_from_a_vision_transformer(tmp_path: Path) -> None:
-    teacher = tiny("vit")
+    teacher = shrinkable_model("vit")
     pixels = torch.randn(128, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         taught = teacher(pixels).logits.argmax(1)

@@ -19,8 +19,8 @@ from hfcompress.distillation.teacher_loss import TeacherLoss
 from hfcompress.distillation.teacher_outputs import LayerStates
 from hfcompress.errors import ModelError
 from hfcompress.models.architectures import blocks
-from tests.distillation.tiny import distill, logged
-from tests.images import image_batches, image_model, image_rows
+from tests.distillation.training import distill, logged
+from tests.tiny_images import image_batches, image_model, image_rows
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

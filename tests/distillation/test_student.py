@@ -21,17 +21,23 @@ from hfcompress.distillation.weight_folding import collect_folds, feature_norms,
 from hfcompress.errors import ConfigError, TargetError
 from hfcompress.models.architectures import blocks, weight_matrix
 from hfcompress.models.sublayers import sublayers
-from tests.families import IMAGES, SHRINKABLE, logits, tiny, tiny_batches
+from tests.tiny_models import (
+    SHRINKABLE,
+    SHRINKABLE_IMAGES,
+    logits,
+    shrinkable_batches,
+    shrinkable_model,
+)
 
 ALL = (*SHRINKABLE, "mpnet")
 
 
 @pytest.mark.parametrize("family", ALL)
 def test_the_teachers_own_sizes_give_the_teachers_logits(family: str) -> None:
-    teacher = tiny(family)
+    teacher = shrinkable_model(family)
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     student = make_student(teacher, layers=3, hidden=32, heads=4, ffn=48)
-    for batch in tiny_batches(family):
+    for batch in shrinkable_batches(family):
         assert torch.equal(logits(student, batch), logits(teacher, batch))
     assert student is not teacher
     for parameter in student.parameters():
@@ -42,7 +48,7 @@ def test_the_teachers_own_sizes_give_the_teachers_logits(family: str) -> None:
 
 @pytest.mark.parametrize("family", ALL)
 def test_a_student_of_any_size_is_reloaded_plainly(family: str, tmp_path: Path) -> None:
-    teacher = tiny(family)
+    teacher = shrinkable_model(family)
     student = make_student(teacher, layers=2, hidden=16, ffn=20)
     assert len(blocks(student)) == 2
     assert student.config.hidden_size == 16
@@ -51,10 +57,10 @@ def test_a_student_of_any_size_is_reloaded_plainly(family: str, tmp_path: Path) 
     assert not student.training
     student.save_pretrained(tmp_path)
     auto: Any = AutoModelForSequenceClassification
-    if family in IMAGES:
+    if family in SHRINKABLE_IMAGES:
         auto = AutoModelForImageClassification if family == "vit" else type(teacher)
     again = auto.from_pretrained(tmp_path)
-    for batch in tiny_batches(family):
+    for batch in shrinkable_batches(family):
         assert torch.equal(logits(again, batch), logits(student, batch))
 
 
@@ -123,14 +129,14 @@ def test_layers_are_copied_from_those_chosen(layers: Any, init: Any, chosen: Any
 
 
 def deep_bert() -> Any:
-    teacher = tiny("bert")
+    teacher = shrinkable_model("bert")
     return make_student(teacher, layers=(0, 1, 2, 0, 1, 2))
 
 
 def test_importance_keeps_the_layers_that_change_most() -> None:
-    teacher = tiny("bert")
+    teacher = shrinkable_model("bert")
     layers = list(blocks(teacher).values())
-    batches = tiny_batches("bert")
+    batches = shrinkable_batches("bert")
     # A layer that writes nothing is hardly more than its norms.
     for name, parameter in layers[1].named_parameters():
         if "output.dense" in name:
@@ -145,8 +151,8 @@ def test_importance_keeps_the_layers_that_change_most() -> None:
 
 
 def test_influence_is_one_minus_the_mean_cosine_without_padding() -> None:
-    teacher = tiny("bert")
-    (batch,) = tiny_batches("bert", batches=1)
+    teacher = shrinkable_model("bert")
+    (batch,) = shrinkable_batches("bert", batches=1)
     shown = {name: value for name, value in batch.items() if name != "labels"}
     with torch.no_grad():
         states = teacher(**shown, output_hidden_states=True).hidden_states
@@ -158,20 +164,20 @@ def test_influence_is_one_minus_the_mean_cosine_without_padding() -> None:
 
 
 def test_modernbert_keeps_its_first_layer_first() -> None:
-    assert choose_layers(tiny("modernbert"), 2) == (0, 2)
-    student = make_student(tiny("modernbert"), layers=1)
+    assert choose_layers(shrinkable_model("modernbert"), 2) == (0, 2)
+    student = make_student(shrinkable_model("modernbert"), layers=1)
     assert len(student.config.layer_types) == 1
 
 
 @pytest.mark.parametrize("family", ["bert", "modernbert", "vit"])
 def test_neurons_that_do_nothing_go_first(family: str) -> None:
     """Removing units that write nothing leaves the logits as they were."""
-    teacher = tiny(family)
+    teacher = shrinkable_model(family)
     for part in sublayers(teacher):
         if part.kind == "neurons":
             weight_matrix(part.out(teacher))[:, ::3] = 0
     student = make_student(teacher, ffn=32)
-    for batch in tiny_batches(family):
+    for batch in shrinkable_batches(family):
         torch.testing.assert_close(logits(student, batch), logits(teacher, batch))
     other = make_student(teacher, ffn=24)
     assert not torch.allclose(logits(other, batch), logits(teacher, batch), atol=1e-3)
@@ -180,7 +186,7 @@ def test_neurons_that_do_nothing_go_first(family: str) -> None:
 @pytest.mark.parametrize("family", ["bert", "distilbert", "vit"])
 def test_regrouped_heads_share_the_mean_of_their_patterns(family: str) -> None:
     """Two heads with the same queries and keys attend alike, so one head can stand for both."""
-    teacher = tiny(family)
+    teacher = shrinkable_model(family)
     for part in sublayers(teacher):
         if part.kind == "heads":
             for name in part.producers[:2]:
@@ -190,13 +196,13 @@ def test_regrouped_heads_share_the_mean_of_their_patterns(family: str) -> None:
                     pairs[:, 1] = pairs[:, 0]
     student = make_student(teacher, heads=2)
     assert student.config.num_attention_heads == 2
-    for batch in tiny_batches(family):
+    for batch in shrinkable_batches(family):
         torch.testing.assert_close(logits(student, batch), logits(teacher, batch))
 
 
 def test_hidden_states_are_folded_by_what_the_calibration_rows_say() -> None:
     """Features that are a function of those that stay lose nothing."""
-    teacher, batches = tiny("bert"), tiny_batches("bert", batches=8, rows=8)
+    teacher, batches = shrinkable_model("bert"), shrinkable_batches("bert", batches=8, rows=8)
     basis = torch.randn(12, 32)
     for module in teacher.modules():
         if isinstance(module, torch.nn.Embedding):
@@ -214,7 +220,7 @@ def test_hidden_states_are_folded_by_what_the_calibration_rows_say() -> None:
 
 
 def test_calibration_rows_change_a_narrower_student() -> None:
-    teacher, batches = tiny("bert"), tiny_batches("bert")
+    teacher, batches = shrinkable_model("bert"), shrinkable_batches("bert")
     plain = make_student(teacher, hidden=24).state_dict()
     folded = make_student(teacher, hidden=24, calibration=batches).state_dict()
     changed = [name for name in plain if not torch.equal(plain[name], folded[name])]
@@ -226,7 +232,7 @@ def test_calibration_rows_change_a_narrower_student() -> None:
 
 
 def test_importances_are_norm_products() -> None:
-    teacher = tiny("bert")
+    teacher = shrinkable_model("bert")
     heads, neurons = sublayers(teacher)[:2]
     layer: Any = next(iter(blocks(teacher).values()))
     value, out = layer.attention.self.value.weight, layer.attention.output.dense.weight
@@ -263,16 +269,16 @@ def test_importances_are_norm_products() -> None:
 )
 def test_mistakes(sizes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        make_student(tiny("bert"), **sizes)
+        make_student(shrinkable_model("bert"), **sizes)
 
 
 def test_heads_cannot_be_regrouped_where_positions_belong_to_them() -> None:
     with pytest.raises(ConfigError, match="write heads: 4"):
-        make_student(tiny("modernbert"), heads=2)
+        make_student(shrinkable_model("modernbert"), heads=2)
 
 
 def test_a_family_that_is_not_known() -> None:
-    teacher = tiny("bert")
+    teacher = shrinkable_model("bert")
     teacher.config.model_type = "homemade"
     with pytest.raises(TargetError, match="homemade"):
         make_student(teacher, layers=1)

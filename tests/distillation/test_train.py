@@ -9,8 +9,9 @@ from datasets import Dataset, load_dataset
 from hfcompress.distillation.cache import TeacherCache
 from hfcompress.distillation.train import train_with_distillation
 from hfcompress.errors import ConfigError, DataError, ModelError
-from tests.conftest import make_bert, make_tokenizer
-from tests.distillation.tiny import logged
+from tests.distillation.training import logged
+from tests.tiny_models import tiny_bert
+from tests.tiny_tokenizers import tiny_tokenizer
 
 QUIET: dict[str, Any] = {"disable_tqdm": True, "logging_steps": 1, "max_steps": 3}
 
@@ -19,23 +20,23 @@ QUIET: dict[str, Any] = {"disable_tqdm": True, "logging_steps": 1, "max_steps": 
 def teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A teacher that was loaded from a folder, with its tokenizer beside it."""
     folder = tmp_path / "teacher"
-    make_bert(seed=1).save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
+    tiny_bert(seed=1).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
-    return type(make_bert()).from_pretrained(folder)
+    return type(tiny_bert()).from_pretrained(folder)
 
 
 def test_three_lines_train_a_student(
     teacher: Any, write_data: Callable[..., Path], tmp_path: Path
 ) -> None:
-    student = make_bert(seed=0)
+    student = tiny_bert(seed=0)
     data = write_data(rows=200)
     trainer = train_with_distillation(
         student, teacher, data, max_steps=60, learning_rate=2e-3, alpha=0.3, disable_tqdm=True,
         output_dir=str(tmp_path / "out"), logging_steps=10,
     )  # fmt: skip
     assert not student.training
-    before: Any = make_bert(seed=0)
+    before: Any = tiny_bert(seed=0)
     before.to(trainer.args.device)
     trained = trainer.evaluate()["eval_loss"]
     trainer.model = before
@@ -56,7 +57,7 @@ def test_kept_logits_train_as_the_teacher_does(
 
     monkeypatch.setattr(TeacherCache, "build", classmethod(spied))
     kept, live, layers = (
-        train_with_distillation(make_bert(seed=0), teacher, data, **QUIET, **given)
+        train_with_distillation(tiny_bert(seed=0), teacher, data, **QUIET, **given)
         for given in ({}, {"cache": False}, {"hidden_weight": 1.0})
     )
     assert len(built) == 1  # layers are not kept
@@ -67,16 +68,16 @@ def test_kept_logits_train_as_the_teacher_does(
 def test_texts_and_encoded_rows_are_data_too(teacher: Any, write_data: Callable[..., Path]) -> None:
     file = write_data(rows=32)
     texts: Dataset = load_dataset("csv", data_files=str(file), delimiter="\t")["train"]
-    tokenizer = make_tokenizer()
+    tokenizer = tiny_tokenizer()
     encoded = Dataset.from_list(
         [{**tokenizer(row["sentence"]), "labels": row["label"]} for row in texts]
     )
     losses = [
-        logged(train_with_distillation(make_bert(seed=0), teacher, data, **QUIET))
+        logged(train_with_distillation(tiny_bert(seed=0), teacher, data, **QUIET))
         for data in (texts, encoded)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-    short = train_with_distillation(make_bert(seed=0), teacher, texts, max_length=4, **QUIET)
+    short = train_with_distillation(tiny_bert(seed=0), teacher, texts, max_length=4, **QUIET)
     assert logged(short) != losses[0]
 
 
@@ -87,19 +88,19 @@ def test_several_teachers_and_functions_are_asked_live(
         return torch.zeros(len(batch["input_ids"]), 2)
 
     data = write_data()
-    tokenizer = make_tokenizer()
-    both = train_with_distillation(make_bert(seed=0), [teacher, undecided], data, **QUIET)
-    alone = train_with_distillation(make_bert(seed=0), undecided, data, tokenizer, **QUIET)
+    tokenizer = tiny_tokenizer()
+    both = train_with_distillation(tiny_bert(seed=0), [teacher, undecided], data, **QUIET)
+    alone = train_with_distillation(tiny_bert(seed=0), undecided, data, tokenizer, **QUIET)
     assert logged(both) != logged(alone)
 
 
 def test_what_cannot_be_used_is_refused(teacher: Any, write_data: Callable[..., Path]) -> None:
     with pytest.raises(ConfigError, match="DistillationArguments has no field 'temprature'"):
-        train_with_distillation(make_bert(), teacher, write_data(), temprature=2.0)
+        train_with_distillation(tiny_bert(), teacher, write_data(), temprature=2.0)
     with pytest.raises(ConfigError, match="no tokenizer was found beside the teacher's weights"):
-        train_with_distillation(make_bert(), make_bert(seed=1), write_data())
+        train_with_distillation(tiny_bert(), tiny_bert(seed=1), write_data())
     with pytest.raises(DataError, match="needs one or two columns of text, or input_ids; it has"):
-        train_with_distillation(make_bert(), teacher, Dataset.from_dict({"label": [0, 1]}))
+        train_with_distillation(tiny_bert(), teacher, Dataset.from_dict({"label": [0, 1]}))
     teacher.config.id2label = {0: "1", 1: "0"}
     with pytest.raises(ModelError, match="the data's labels are 0, 1 and the teacher's 1, 0"):
-        train_with_distillation(make_bert(), teacher, write_data())
+        train_with_distillation(tiny_bert(), teacher, write_data())

@@ -9,28 +9,24 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 
 from hfcompress.distillation.trainer import PROJECTIONS_FILE, DistillationTrainer
 from hfcompress.errors import SourceError
-from tests.distillation.tiny import (
-    ALL,
-    STILL,
+from tests.distillation.training import ALL_TERMS, arguments, distill, logged, weights
+from tests.tiny_models import (
+    NO_DROPOUT,
     ConvStudent,
-    arguments,
-    bert,
-    distill,
-    logged,
-    rows,
+    sharp_bert,
     span_bert,
     span_rows,
+    text_rows,
     token_bert,
     token_rows,
-    weights,
 )
 
 
 def plain(folder: Path, student: Any = None, data: Any = None, **given: Any) -> Trainer:
     trainer = Trainer(
-        model=bert(0) if student is None else student,
+        model=sharp_bert(0) if student is None else student,
         args=TrainingArguments(**arguments(folder, **given)),
-        train_dataset=rows() if data is None else data,
+        train_dataset=text_rows() if data is None else data,
     )
     trainer.train()
     return trainer
@@ -41,7 +37,7 @@ def plain(folder: Path, student: Any = None, data: Any = None, **given: Any) -> 
 def test_with_alpha_0_it_is_the_plain_trainer(
     tmp_path: Path, tokens: bool, given: dict[str, Any]
 ) -> None:
-    student, data = (token_bert, token_rows()) if tokens else (bert, rows())
+    student, data = (token_bert, token_rows()) if tokens else (sharp_bert, text_rows())
     expected = plain(tmp_path, student(0), data, max_steps=12, **given)
     found = distill(
         tmp_path, student(0), student(1), data, alpha=0.0, max_steps=12, **given
@@ -51,12 +47,14 @@ def test_with_alpha_0_it_is_the_plain_trainer(
 
 
 def test_the_parts_are_logged_and_add_up(tmp_path: Path) -> None:
-    trainer = distill(tmp_path, alpha=0.3, logging_steps=3, gradient_accumulation_steps=2, **ALL)
+    trainer = distill(
+        tmp_path, alpha=0.3, logging_steps=3, gradient_accumulation_steps=2, **ALL_TERMS
+    )
     lines = [row for row in trainer.state.log_history if "loss" in row]
     assert len(lines) == 2
     for line in lines:
         parts = [
-            ALL[f"{n}_weight"] * line[f"{n}_loss"]
+            ALL_TERMS[f"{n}_weight"] * line[f"{n}_loss"]
             for n in ("logits", "hidden", "attention", "value")
         ]
         total = 0.7 * line["hard_loss"] + 0.3 * line["soft_loss"] + sum(parts)
@@ -76,15 +74,17 @@ def test_two_accumulated_batches_are_one_large_batch(tmp_path: Path, kind: str) 
     """Batches differ in rows with labels and in tokens, so that a mean of means is wrong."""
 
     def trained(batch: int, accumulated: int) -> DistillationTrainer:
-        student: Any = token_bert(0, **STILL) if kind == "tokens" else bert(0, **STILL)
-        teacher = token_bert(1) if kind == "tokens" else bert(1)
-        data = token_rows(8) if kind == "tokens" else rows(8)
-        given: dict[str, Any] = {**ALL, "hidden_distance": "mse"}
+        student: Any = (
+            token_bert(0, **NO_DROPOUT) if kind == "tokens" else sharp_bert(0, **NO_DROPOUT)
+        )
+        teacher = token_bert(1) if kind == "tokens" else sharp_bert(1)
+        data = token_rows(8) if kind == "tokens" else text_rows(8)
+        given: dict[str, Any] = {**ALL_TERMS, "hidden_distance": "mse"}
         if kind == "unlabelled rows":
             for row in data[:3]:
                 row["labels"] = torch.tensor(-100)
         if kind == "spans":
-            student, teacher, data = span_bert(0, **STILL), span_bert(1), span_rows(8)
+            student, teacher, data = span_bert(0, **NO_DROPOUT), span_bert(1), span_rows(8)
         if kind == "module":
             student, given = ConvStudent(), {"logits_weight": 0.5}
         return distill(
@@ -109,7 +109,8 @@ def test_a_last_update_of_fewer_batches_counts_what_it_has(tmp_path: Path) -> No
 
     def first_two(accumulated: int) -> list[float]:
         trainer = distill(
-            tmp_path, bert(0, **STILL), data=rows(5), max_steps=2, alpha=1.0, optim="sgd",
+            tmp_path, sharp_bert(0, **NO_DROPOUT), data=text_rows(5), max_steps=2, alpha=1.0,
+            optim="sgd",
             per_device_train_batch_size=4 // accumulated, gradient_accumulation_steps=accumulated,
             train_sampling_strategy="sequential",
         )  # fmt: skip
@@ -143,13 +144,15 @@ def test_every_argument_changes_the_result(tmp_path: Path) -> None:
     assert set(SETTINGS) == set(DistillationTrainingConfig.model_fields)
     results = {}
     for name, changed in [("none", {}), *SETTINGS.items()]:
-        teachers = [bert(1), bert(2)]
-        data: Any = rows()
+        teachers = [sharp_bert(1), sharp_bert(2)]
+        data: Any = text_rows()
         if name == "task":  # two numbers to fit
             for row in data:
                 row["labels"] = torch.ones(2) * row["labels"]
-        student = bert(0, problem_type="regression" if name == "task" else None)
-        trainer = distill(tmp_path, student, teachers, data, max_steps=4, **{**ALL, **changed})
+        student = sharp_bert(0, problem_type="regression" if name == "task" else None)
+        trainer = distill(
+            tmp_path, student, teachers, data, max_steps=4, **{**ALL_TERMS, **changed}
+        )
         results[name] = float(weights(trainer).double().sum())
     assert len(set(results.values())) == len(results), results
 
@@ -175,13 +178,13 @@ def test_temperature_and_alpha_follow_the_schedule(tmp_path: Path, kind: str) ->
 
 def test_resumed_in_the_middle_it_ends_with_the_same_weights(tmp_path: Path) -> None:
     given: dict[str, Any] = {
-        **ALL, "save_strategy": "steps", "save_steps": 4, "max_steps": 8, "schedule": "linear",
-        "temperature_end": 1.0, "relation_heads": 2,
+        **ALL_TERMS, "save_strategy": "steps", "save_steps": 4, "max_steps": 8,
+        "schedule": "linear", "temperature_end": 1.0, "relation_heads": 2,
     }  # fmt: skip
-    whole = distill(tmp_path / "whole", teacher=bert(1, width=24), **given)
+    whole = distill(tmp_path / "whole", teacher=sharp_bert(1, width=24), **given)
     checkpoint = tmp_path / "whole" / "checkpoint-4"
     resumed = distill(
-        tmp_path / "resumed", teacher=bert(1, width=24), resume=str(checkpoint), **given
+        tmp_path / "resumed", teacher=sharp_bert(1, width=24), resume=str(checkpoint), **given
     )
     assert torch.equal(weights(whole), weights(resumed))
     assert logged(resumed)[-4:] == logged(whole)[-4:]
@@ -197,14 +200,14 @@ def test_resumed_in_the_middle_it_ends_with_the_same_weights(tmp_path: Path) -> 
     }
     (checkpoint / PROJECTIONS_FILE).unlink()
     with pytest.raises(SourceError, match=f"{PROJECTIONS_FILE} with its projections is not there"):
-        distill(tmp_path / "no", teacher=bert(1, width=24), resume=str(checkpoint), **given)
+        distill(tmp_path / "no", teacher=sharp_bert(1, width=24), resume=str(checkpoint), **given)
 
 
 def test_projections_learn_and_leave_the_student_alone(tmp_path: Path) -> None:
-    student = bert(0)
+    student = sharp_bert(0)
     names = [name for name, _ in student.named_modules()]
     given: dict[str, Any] = {"hidden_weight": 1.0, "alpha": 0.0, "hidden_distance": "mse"}
-    trainer = distill(tmp_path, student, bert(1, width=24), max_steps=30, **given)
+    trainer = distill(tmp_path, student, sharp_bert(1, width=24), max_steps=30, **given)
     shapes = [tuple(p.shape) for p in trainer.teaching.layers.parameters()]
     assert shapes == [(24, 16), (24, 16)]
     assert logged(trainer, "hidden_loss")[-1] < 0.7 * logged(trainer, "hidden_loss")[0]
@@ -212,7 +215,9 @@ def test_projections_learn_and_leave_the_student_alone(tmp_path: Path) -> None:
     assert not any(
         module._forward_hooks or module._forward_pre_hooks for module in student.modules()
     )
-    start = distill(tmp_path, bert(0), bert(1, width=24), max_steps=1, **given).teaching.layers
+    start = distill(
+        tmp_path, sharp_bert(0), sharp_bert(1, width=24), max_steps=1, **given
+    ).teaching.layers
     assert not torch.equal(next(start.parameters()), next(trainer.teaching.layers.parameters()))
     again = trainer.train()  # a second training goes on with the same projections
     assert again.global_step == 30
@@ -220,7 +225,7 @@ def test_projections_learn_and_leave_the_student_alone(tmp_path: Path) -> None:
 
 
 def test_the_teacher_watches_in_evaluation_mode_and_stays_as_it_was(tmp_path: Path) -> None:
-    teacher = bert(1).train()
+    teacher = sharp_bert(1).train()
     before = copy.deepcopy(teacher.state_dict())
     seen: list[tuple[bool, bool, torch.device]] = []
     teacher.classifier.register_forward_hook(
@@ -228,7 +233,7 @@ def test_the_teacher_watches_in_evaluation_mode_and_stays_as_it_was(tmp_path: Pa
             (teacher.training, output.requires_grad, output.device)
         )
     )
-    trainer = distill(tmp_path, teacher=teacher, **ALL)
+    trainer = distill(tmp_path, teacher=teacher, **ALL_TERMS)
     assert set(seen) == {(False, False, trainer.args.device)}
     assert len(seen) == 7  # a look at one row for the widths, and six updates
     torch.testing.assert_close(teacher.state_dict(), before, rtol=0, atol=0)
@@ -239,11 +244,11 @@ def test_the_teacher_watches_in_evaluation_mode_and_stays_as_it_was(tmp_path: Pa
 def test_a_teacher_on_another_device_comes_to_the_batch_and_goes_home(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")
-    teacher = bert(1)
+    teacher = sharp_bert(1)
     seen: set[str] = set()
     teacher.classifier.register_forward_hook(
         lambda module, inputs, output: seen.add(output.device.type)
     )
-    distill(tmp_path, teacher=teacher, use_cpu=False, **ALL)
+    distill(tmp_path, teacher=teacher, use_cpu=False, **ALL_TERMS)
     assert seen == {"cuda"}
     assert {parameter.device.type for parameter in teacher.parameters()} == {"cpu"}

@@ -12,14 +12,20 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from hfcompress.distillation.trainer import DistillationTrainer
-from tests.distillation.tiny import ALL, STILL, distill, logged, token_bert, token_rows
+from tests.distillation.training import ALL_TERMS, distill, logged
+from tests.tiny_models import NO_DROPOUT, token_bert, token_rows
 
 
 def run(folder: Path, batch_size: int) -> dict[str, Tensor]:
     """Two updates; the weights, projections and logged losses afterwards."""
-    given: dict[str, Any] = {**ALL, "hidden_distance": "mse", "optim": "sgd", "max_grad_norm": 0.0}
+    given: dict[str, Any] = {
+        **ALL_TERMS,
+        "hidden_distance": "mse",
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+    }
     trainer: DistillationTrainer = distill(
-        folder, token_bert(0, **STILL), token_bert(1, width=24), token_rows(), max_steps=2,
+        folder, token_bert(0, **NO_DROPOUT), token_bert(1, width=24), token_rows(), max_steps=2,
         per_device_train_batch_size=batch_size, gradient_accumulation_steps=2,
         train_sampling_strategy="sequential", learning_rate=0.1, **given,
     )  # fmt: skip

@@ -20,8 +20,8 @@ from hfcompress.layers import sparse_linear as choose
 from hfcompress.layers.sparse_kernel import shape_for_host
 from hfcompress.layers.sparse_linear import SparseLinear, densify, sparsify
 from hfcompress.measure.latency import Latency, LatencyReport
-from tests.families import logits, tiny, tiny_batches
 from tests.layers.test_sparse_products import sparse
+from tests.tiny_models import logits, shrinkable_batches, shrinkable_model
 
 pytest.importorskip("llvmlite", reason="the extra sparse")
 
@@ -129,9 +129,9 @@ def test_without_a_bias() -> None:
 
 
 def test_a_model_is_saved_and_trained_as_before(tmp_path: Path) -> None:
-    model = tiny("bert")
+    model = shrinkable_model("bert")
     prune(model, PruningConfig(sparsity=0.9))
-    batch = tiny_batches("bert")[0]
+    batch = shrinkable_batches("bert")[0]
     before, names = logits(model, batch), list(model.state_dict())
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and "encoder" in name:
@@ -171,7 +171,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, times: Mapping[str, float]) -> list[s
 def test_the_fastest_is_taken(
     kernel: float, csr: float, method: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny("bert")
+    model = shrinkable_model("bert")
     prune(model, PruningConfig(sparsity=0.9))
     seen = timed(monkeypatch, {"dense": 1.0, "kernel": kernel, "csr": csr})
     report = sparsify(model, batch_size=2, length=9)
@@ -191,13 +191,13 @@ def test_the_fastest_is_taken(
 
 def test_a_dense_model_is_not_even_timed_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = timed(monkeypatch, {"dense": 1.0})
-    report = sparsify(tiny("bert"))
+    report = sparsify(shrinkable_model("bert"))
     assert set(map(frozenset, seen)) == {frozenset({"dense"})}
     assert "at most 0%" in report.note
 
 
 def test_measuring_again_starts_from_dense(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny("bert")
+    model = shrinkable_model("bert")
     prune(model, PruningConfig(sparsity=0.9))
     timed(monkeypatch, {"dense": 1.0, "kernel": 0.1, "csr": 0.2})
     sparsify(model)
@@ -210,7 +210,7 @@ def test_without_llvmlite_torch_csr_is_measured_alone(monkeypatch: pytest.Monkey
     for name in ("llvmlite", "llvmlite.ir", "llvmlite.binding"):
         monkeypatch.setitem(sys.modules, name, None)
     shape_for_host.cache_clear()
-    model = tiny("bert")
+    model = shrinkable_model("bert")
     prune(model, PruningConfig(sparsity=0.9))
     seen = timed(monkeypatch, {"dense": 1.0, "csr": 0.5})
     sparsify(model)
@@ -218,9 +218,9 @@ def test_without_llvmlite_torch_csr_is_measured_alone(monkeypatch: pytest.Monkey
 
 
 def test_measured_for_real_it_stays_right() -> None:
-    model = tiny("bert")
+    model = shrinkable_model("bert")
     prune(model, PruningConfig(sparsity=0.9))
-    batch = tiny_batches("bert")[0]
+    batch = shrinkable_batches("bert")[0]
     before = logits(model, batch)
     report = sparsify(model, batch_size=4, length=9)
     assert len(report.layers) == 18
@@ -230,9 +230,9 @@ def test_measured_for_real_it_stays_right() -> None:
 
 def test_bad_requests() -> None:
     with pytest.raises(ConfigError, match="must be 1 or more: 0, 32"):
-        sparsify(tiny("bert"), batch_size=0)
+        sparsify(shrinkable_model("bert"), batch_size=0)
     with pytest.raises(ConfigError, match=r"torch\.bfloat16 on cpu; sparse products"):
-        sparsify(tiny("bert").bfloat16())
+        sparsify(shrinkable_model("bert").bfloat16())
     with pytest.raises(TargetError):
         sparsify(nn.Sequential(nn.ReLU()))
 

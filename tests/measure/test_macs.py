@@ -7,7 +7,7 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 
 from hfcompress.errors import ModelError
 from hfcompress.measure.macs import count_macs
-from tests.quantization.models import small
+from tests.tiny_models import text_model
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -77,7 +77,7 @@ def test_inputs_that_do_not_fit_are_named() -> None:
 
 
 def test_a_model_that_hands_parameters_to_its_modules() -> None:
-    model = small("deberta-v2")  # its relative positions are a parameter that a norm reads
+    model = text_model("deberta-v2")  # its relative positions are a parameter that a norm reads
     ids = torch.ones(2, 5, dtype=torch.long)
     assert count_macs(model, {"input_ids": ids}).modules["classifier"] == 2 * 32 * 3
     assert all(parameter.requires_grad for parameter in model.parameters())

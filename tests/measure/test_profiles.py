@@ -21,7 +21,8 @@ from hfcompress.measure.profiles import (
 from hfcompress.measure.size import calculate_model_size
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.quantize import quantize
-from tests.conftest import make_bert, make_tokenizer
+from tests.tiny_models import tiny_bert
+from tests.tiny_tokenizers import tiny_tokenizer
 
 
 def test_the_profiles_are_named_and_ordered() -> None:
@@ -81,7 +82,7 @@ def test_the_estimate_is_near_the_file_that_is_made() -> None:
     model = BertForSequenceClassification(settings).train(False)
     file = quantize(model).bytes
     assert 0 < file - estimated_int8_bytes(model) < 0.1 * MEGABYTE
-    assert estimated_int8_bytes(make_bert()) < calculate_model_size(make_bert())
+    assert estimated_int8_bytes(tiny_bert()) < calculate_model_size(tiny_bert())
 
 
 def test_inspect_says_which_profiles_a_model_fits(
@@ -91,8 +92,8 @@ def test_inspect_says_which_profiles_a_model_fits(
     shown = capsys.readouterr().out
     assert all(name in shown for name in profiles())
     assert "layers with weights" not in shown
-    small = quantize(make_bert(), QuantizationConfig(backend="torch"))
-    folder = small.save(tmp_path / "small", make_tokenizer())
+    small = quantize(tiny_bert(), QuantizationConfig(backend="torch"))
+    folder = small.save(tmp_path / "small", tiny_tokenizer())
     assert main(["inspect", str(folder), "--profiles"]) == 0
     shown = capsys.readouterr().out
     assert f"{small.bytes:,}" in shown

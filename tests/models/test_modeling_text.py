@@ -19,8 +19,8 @@ from hfcompress.models.loading import weights_hash
 from hfcompress.models.modeling_text import TextForSequenceClassification
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.quantize import quantize
-from tests.conftest import make_bert, make_tokenizer
-from tests.families import tiny
+from tests.tiny_models import shrinkable_model, tiny_bert
+from tests.tiny_tokenizers import tiny_tokenizer
 
 IDS = torch.randint(1, 25, (3, 9), generator=torch.Generator().manual_seed(0))
 IDS[1, 5:] = IDS[2, 2:] = 0
@@ -67,7 +67,7 @@ def test_it_learns_an_order_of_words(encoder: str) -> None:
 
 @pytest.mark.parametrize("encoder", ["cnn", "lstm"])
 def test_a_student_shares_the_teachers_words_and_labels(encoder: Any) -> None:
-    teacher = make_bert(labels=3)
+    teacher = tiny_bert(labels=3)
     teacher.config.id2label = {0: "bad", 1: "middling", 2: "good"}
     student = make_text_student(teacher, TextStudentConfig(encoder=encoder, width=8))
     words: Any = teacher.get_input_embeddings()
@@ -114,7 +114,7 @@ def test_another_process_reloads_it_by_the_auto_class(tmp_path: Path) -> None:
     ],
 )
 def test_every_size_of_a_student_counts(change: dict[str, Any]) -> None:
-    teacher, base = make_bert(), TextStudentConfig(width=8)
+    teacher, base = tiny_bert(), TextStudentConfig(width=8)
     plain, other = (
         make_text_student(teacher, base),
         make_text_student(teacher, base.replace(**change)),
@@ -126,8 +126,8 @@ def test_every_size_of_a_student_counts(change: dict[str, Any]) -> None:
 
 def test_a_narrower_table_is_the_nearest_one() -> None:
     """Of rank 8, it keeps as much of the centred table as the singular values say."""
-    teacher = make_bert()
-    table = teacher.get_input_embeddings().weight.detach().double()  # type: ignore[operator]
+    teacher = tiny_bert()
+    table = teacher.get_input_embeddings().weight.detach().double()
     centred = table - table.mean(0)
     student = make_text_student(teacher, TextStudentConfig(width=8, embedding_size=8))
     assert student.embeddings.weight.shape == (len(table), 8)
@@ -139,7 +139,7 @@ def test_a_narrower_table_is_the_nearest_one() -> None:
 def test_a_text_cnn_becomes_small_in_int8(tmp_path: Path) -> None:
     """Static int8 takes table and convolutions; what is saved is what was measured."""
     pytest.importorskip("onnxruntime")
-    student = make_text_student(make_bert(), TextStudentConfig(width=64))
+    student = make_text_student(tiny_bert(), TextStudentConfig(width=64))
     rows = [{"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}]
     dynamic = quantize(student, QuantizationConfig())
     static = quantize(student, QuantizationConfig(mode="static"), rows)
@@ -148,25 +148,25 @@ def test_a_text_cnn_becomes_small_in_int8(tmp_path: Path) -> None:
     expected = student(**rows[0]).logits.detach()
     small = static(**rows[0]).logits
     assert (small - expected).abs().max() < 0.2 * expected.abs().max() + 0.02
-    static.save(tmp_path / "cnn", make_tokenizer())
+    static.save(tmp_path / "cnn", tiny_tokenizer())
     loaded: Any = hfcompress.load(tmp_path / "cnn")
     arrays = {name: value.numpy() for name, value in rows[0].items()}
     assert (loaded.engine.logits(arrays) == cast(Any, small).numpy()).all()
 
 
 def test_dropout_counts_in_training() -> None:
-    student = make_text_student(make_bert(), TextStudentConfig(width=8, dropout=0.5)).train()
+    student = make_text_student(tiny_bert(), TextStudentConfig(width=8, dropout=0.5)).train()
     assert not torch.equal(student(input_ids=IDS).logits, student(input_ids=IDS).logits)
-    still = make_text_student(make_bert(), TextStudentConfig(width=8, dropout=0)).train()
+    still = make_text_student(tiny_bert(), TextStudentConfig(width=8, dropout=0)).train()
     assert torch.equal(still(input_ids=IDS).logits, still(input_ids=IDS).logits)
 
 
 def test_mistakes() -> None:
     with pytest.raises(ModelError, match="reads no token ids"):
-        make_text_student(tiny("vit"))
+        make_text_student(shrinkable_model("vit"))
     with pytest.raises(ConfigError, match="cnn or lstm, not 'rnn'"):
         TextConfig(encoder="rnn")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="should be greater than"):
         TextStudentConfig(width=0)
     with pytest.raises(ConfigError, match="embedding_size 64 is more than the teacher's 32"):
-        make_text_student(make_bert(), TextStudentConfig(embedding_size=64))
+        make_text_student(tiny_bert(), TextStudentConfig(embedding_size=64))

@@ -21,7 +21,7 @@ from hfcompress.models.surgery import (
     keep_units,
     resized,
 )
-from tests.families import SHRINKABLE, logits, tiny, tiny_batches
+from tests.tiny_models import SHRINKABLE, logits, shrinkable_batches, shrinkable_model
 
 KEEP = {"heads": [3, 0], "neurons": [5, 2, 40, 7]}
 
@@ -86,7 +86,7 @@ def test_an_optimizer_trains_on_and_ties_hold() -> None:
 @pytest.mark.parametrize("model_type", SHRINKABLE)
 def test_kept_units_compute_what_they_did(model_type: str) -> None:
     """The cut model is the model whose other units put out zero, in any order of the kept."""
-    model, (batch, *_) = tiny(model_type), tiny_batches(model_type)
+    model, (batch, *_) = shrinkable_model(model_type), shrinkable_batches(model_type)
     masked = copy.deepcopy(model)
     for part in sublayers(model):
         gone = torch.ones(part.units(model) * part.size, dtype=torch.bool)
@@ -95,14 +95,14 @@ def test_kept_units_compute_what_they_did(model_type: str) -> None:
         keep_units(model, part, KEEP[part.kind])
         assert part.units(model) == len(KEEP[part.kind])
     assert logits(model, batch).sub(logits(masked, batch)).abs().max() < 1e-5
-    assert logits(model, batch).sub(logits(tiny(model_type), batch)).abs().max() > 1e-2
+    assert logits(model, batch).sub(logits(shrinkable_model(model_type), batch)).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("model_type", SHRINKABLE)
 @pytest.mark.parametrize("kind", ["heads", "neurons"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_a_sublayer_without_units_is_its_bias(model_type: str, kind: str, attention: str) -> None:
-    model, (batch, *_) = tiny(model_type), tiny_batches(model_type)
+    model, (batch, *_) = shrinkable_model(model_type), shrinkable_batches(model_type)
     model.set_attn_implementation(attention)
     masked = copy.deepcopy(model)
     part = next(part for part in sublayers(model) if part.kind == kind)
@@ -128,7 +128,7 @@ def test_an_unknown_family_is_answered_with_the_known() -> None:
 
 @pytest.mark.parametrize("model_type", SHRINKABLE)
 def test_layers(model_type: str) -> None:
-    model, (batch, *_) = tiny(model_type), tiny_batches(model_type)
+    model, (batch, *_) = shrinkable_model(model_type), shrinkable_batches(model_type)
     keep_layers(model, [0, 2])
     assert model.config.num_hidden_layers == 2
     assert len(sublayers(model)) == 4
@@ -139,8 +139,8 @@ def test_layers(model_type: str) -> None:
 
 def test_layers_that_cannot_be_kept() -> None:
     with pytest.raises(TargetError, match="count from 0"):
-        keep_layers(tiny("bert"), [3])
+        keep_layers(shrinkable_model("bert"), [3])
     with pytest.raises(TargetError, match="keep at least one"):
-        keep_layers(tiny("bert"), [])
+        keep_layers(shrinkable_model("bert"), [])
     with pytest.raises(TargetError, match="must stay the first"):
-        keep_layers(tiny("modernbert"), [1])
+        keep_layers(shrinkable_model("modernbert"), [1])

@@ -14,20 +14,24 @@ from hfcompress.models.architectures import default_targets, weight_matrix
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.prune import prune
 from hfcompress.pruning.sequential import layer_by_layer
-from tests.convnets import NETWORKS, convnet, images
+from tests.tiny_images import CONVNETS_AND_GROUPED, convnet, convnet_batches
 
 METHODS = (
     "magnitude", "lamp", "random", "wanda", "sparsegpt", "alps", "taylor", "fisher", "obert",
 )  # fmt: skip
 # MobileNetV2 has 52 layers: the slow methods are tried on the others.
-CASES = [(n, m) for n in NETWORKS for m in METHODS if n != "mobilenet_v2" or m in METHODS[:4]]
+CASES = [
+    (n, m) for n in CONVNETS_AND_GROUPED for m in METHODS if n != "mobilenet_v2" or m in METHODS[:4]
+]
 
 
 @pytest.mark.parametrize(("network", "method"), CASES)
 def test_every_method(network: str, method: Any) -> None:
     model = convnet(network)
     report = prune(
-        model, PruningConfig(method=method, sparsity=0.5), Calibration(images(network, 1, 4))
+        model,
+        PruningConfig(method=method, sparsity=0.5),
+        Calibration(convnet_batches(network, 1, 4)),
     )
     zeros = sum(int((weight_matrix(m) == 0).sum()) for m in default_targets(model).values())
     total = sum(weight_matrix(m).numel() for m in default_targets(model).values())
@@ -38,14 +42,16 @@ def test_every_method(network: str, method: Any) -> None:
 @pytest.mark.parametrize("method", ["magnitude", "sparsegpt", "wanda"])
 def test_patterns_hold_on_the_flattened_kernel(method: Any) -> None:
     model = convnet("grouped")
-    prune(model, PruningConfig(method=method, pattern="2:4"), Calibration(images("grouped")))
+    prune(
+        model, PruningConfig(method=method, pattern="2:4"), Calibration(convnet_batches("grouped"))
+    )
     for module in default_targets(model).values():
         kept = (weight_matrix(module) != 0).long()
         whole = kept.shape[1] // 4 * 4
         assert int(kept[:, :whole].unflatten(1, (-1, 4)).sum(-1).max()) <= 2  # type: ignore[no-untyped-call]
     model = convnet("grouped")
     config = PruningConfig(method=method, pattern="2x1", sparsity=0.5, scope="layer")
-    prune(model, config, Calibration(images("grouped")))
+    prune(model, config, Calibration(convnet_batches("grouped")))
     for module in default_targets(model).values():
         kept = weight_matrix(module) != 0
         if len(kept) // getattr(module, "groups", 1) % 2:
@@ -58,7 +64,7 @@ def test_wanda_on_a_grouped_convolution() -> None:
     """Each weight by the norm of what it is multiplied with, in float64."""
     model = convnet("grouped")
     layer, weight = model.grouped, model.grouped.weight.detach().double()
-    rows = images("grouped")
+    rows = convnet_batches("grouped")
     seen: list[torch.Tensor] = []
     hook = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].double()))
     for batch in rows:
@@ -108,7 +114,7 @@ def test_convolutions_that_read_one_input_differently_do_not_share_moments() -> 
     model = convnet("resnet")
     layer = model.resnet.encoder.stages[1].layers[0]
     modules = {"main": layer.layer[0].convolution, "shortcut": layer.shortcut.convolution}
-    rows = Calibration(images("resnet"))
+    rows = Calibration(convnet_batches("resnet"))
     groups = call_order(lambda: rows.run(model, 0), modules)
     assert sorted(group.names for group in groups) == [("main",), ("shortcut",)]
 
@@ -117,7 +123,7 @@ def test_stages_of_other_sizes_pass_on_what_was_pruned() -> None:
     """Block by block gives the moments of whole passes."""
     model = convnet("resnet")
     modules = default_targets(model)
-    rows = Calibration(images("resnet"))
+    rows = Calibration(convnet_batches("resnet"))
     steps = layer_by_layer(model, modules, rows, dense_outputs=False, memory=1 << 30)
     found = {name: moments for step in steps for name, moments in step.items()}
     whole = rows.moments(model, modules)

@@ -18,7 +18,7 @@ from hfcompress.errors import CalibrationError, ConfigError, ModelError, TargetE
 from hfcompress.models.architectures import compressible_modules, default_targets, weight_matrix
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.prune import PruneReport, prune
-from tests.pruning.models import lively_bert, sentences
+from tests.tiny_models import lively_bert, sentence_batches
 
 METHODS = (
     "magnitude", "lamp", "random", "wanda", "sparsegpt", "alps", "taylor", "fisher", "obert",
@@ -30,7 +30,7 @@ def pruned(**options: Any) -> tuple[dict[str, Tensor], PruneReport]:
     """State of a tiny model after pruning it with these options."""
     model = lively_bert()
     options = {"sparsity": 0.6, **options}
-    report = prune(model, PruningConfig.from_dict(options), Calibration(sentences()))
+    report = prune(model, PruningConfig.from_dict(options), Calibration(sentence_batches()))
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}, report
 
 
@@ -148,7 +148,7 @@ def test_every_option_is_in_the_list_above() -> None:
 def test_sequential_sparsegpt_errs_less_than_magnitude() -> None:
     def error(**options: Any) -> float:
         model, total = lively_bert(), 0.0
-        batches = sentences(batches=12)
+        batches = sentence_batches(batches=12)
         prune(model, PruningConfig.from_dict({"sparsity": 0.6, **options}), Calibration(batches))
         with torch.no_grad():
             for batch in batches:
@@ -162,7 +162,7 @@ def test_sequential_sparsegpt_errs_less_than_magnitude() -> None:
 
 
 def test_bias_repair_keeps_each_layers_mean_output() -> None:
-    model, batches = lively_bert(), sentences()
+    model, batches = lively_bert(), sentence_batches()
     calibration = Calibration(batches)
     config = PruningConfig(sparsity=0.6, bias_repair=True, statistics="dense")
     modules = default_targets(model)
@@ -233,7 +233,7 @@ def test_conv1d_is_pruned_along_its_inputs(method: str, pattern: str) -> None:
     config = GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=60, pad_token_id=0)
     model: Any = GPT2ForSequenceClassification(config)
     options = {"method": method, "sparsity": 0.5, "pattern": pattern}
-    report = prune(model, PruningConfig.from_dict(options), Calibration(sentences()))
+    report = prune(model, PruningConfig.from_dict(options), Calibration(sentence_batches()))
     assert report.zeros == round(0.5 * report.weights)
     for name, module in compressible_modules(model).items():
         if isinstance(module, Conv1D) and pattern == "2:4":
@@ -250,7 +250,7 @@ def test_tied_weights_are_pruned_once() -> None:
 
 
 def test_a_sweep_shares_what_was_collected(monkeypatch: pytest.MonkeyPatch) -> None:
-    calibration, passes = Calibration(sentences()), 0
+    calibration, passes = Calibration(sentence_batches()), 0
     run = calibration.run
 
     def counted(model: nn.Module, index: int) -> object:
@@ -294,7 +294,7 @@ def test_missing_calibration_is_refused() -> None:
 def test_too_few_rows_are_refused() -> None:
     config = PruningConfig(method="wanda", sparsity=0.5, calibration_rows=100)
     with pytest.raises(CalibrationError, match="asks for 100 rows and there are 18"):
-        prune(lively_bert(), config, Calibration(sentences()))
+        prune(lively_bert(), config, Calibration(sentence_batches()))
 
 
 def test_nan_is_refused_before_anything_changes() -> None:

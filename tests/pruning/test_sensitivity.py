@@ -11,7 +11,7 @@ from hfcompress.calibration.moments import weight_of
 from hfcompress.models.architectures import default_targets
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.sensitivity import sensitivity
-from tests.pruning.models import lively_bert, sentences
+from tests.tiny_models import lively_bert, sentence_batches
 
 
 def nonzero(model: nn.Module) -> float:
@@ -49,6 +49,6 @@ def test_a_failure_puts_the_weights_back() -> None:
 
 def test_calibration_is_passed_on() -> None:
     config = PruningConfig(method="wanda", sparsity=0.5, targets=("query",))
-    rows = sensitivity(lively_bert(), config, nonzero, (0.5,), Calibration(sentences()))
+    rows = sensitivity(lively_bert(), config, nonzero, (0.5,), Calibration(sentence_batches()))
     assert len(rows) == 2
     assert rows[0].actual == 0.5

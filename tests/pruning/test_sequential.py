@@ -13,7 +13,7 @@ from hfcompress.calibration.batches import Calibration
 from hfcompress.calibration.moments import weight_of
 from hfcompress.models.architectures import default_targets
 from hfcompress.pruning.sequential import layer_by_layer
-from tests.pruning.models import lively_bert, repadded, sentences
+from tests.tiny_models import lively_bert, repadded, sentence_batches
 
 
 def zero_half(module: nn.Module) -> None:
@@ -44,7 +44,7 @@ def seen(model: nn.Module, name: str, batches: list[dict[str, Tensor]]) -> tuple
 
 @pytest.mark.parametrize("memory", [1 << 30, 0])
 def test_inputs_are_the_pruned_models_and_outputs_the_dense_ones(memory: int) -> None:
-    model, batches = lively_bert(), sentences()
+    model, batches = lively_bert(), sentence_batches()
     dense = copy.deepcopy(model)
     modules = default_targets(model)
     names: list[str] = []
@@ -76,7 +76,11 @@ def test_inputs_are_the_pruned_models_and_outputs_the_dense_ones(memory: int) ->
 def test_without_the_dense_stream_there_is_no_goal() -> None:
     model = lively_bert()
     steps = layer_by_layer(
-        model, default_targets(model), Calibration(sentences()), dense_outputs=False, memory=1 << 30
+        model,
+        default_targets(model),
+        Calibration(sentence_batches()),
+        dense_outputs=False,
+        memory=1 << 30,
     )
     assert all(moments.cross is None for step in steps for moments in step.values())
 
@@ -86,7 +90,7 @@ def test_padding_never_counts() -> None:
     for token in (0, 9):
         model = lively_bert()
         modules = default_targets(model)
-        calibration = Calibration(repadded(sentences(), token))
+        calibration = Calibration(repadded(sentence_batches(), token))
         for step in layer_by_layer(model, modules, calibration, dense_outputs=True, memory=1 << 30):
             for name in step:
                 zero_half(modules[name])
@@ -97,7 +101,7 @@ def test_padding_never_counts() -> None:
 
 
 def test_layers_outside_the_blocks_come_in_their_turn() -> None:
-    model, batches = lively_bert(), sentences()
+    model, batches = lively_bert(), sentence_batches()
     names = ["bert.encoder.layer.1.output.dense", "bert.pooler.dense", "classifier"]
     modules = {name: model.get_submodule(name) for name in names}
     order = []

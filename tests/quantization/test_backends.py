@@ -28,7 +28,7 @@ from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.coverage import cover
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.quantization.quantize import quantize
-from tests.quantization.models import batches, logits, small
+from tests.tiny_models import logits, text_batches, text_model
 
 BACKENDS = ("torch", "torchao", "onnxruntime", "openvino")
 pytestmark = pytest.mark.usefixtures("shared_exports")
@@ -38,26 +38,26 @@ def make(model: Any = None, **options: Any) -> QuantizedModel:
     """Quantize the small BERT, with calibration data at hand."""
     config = QuantizationConfig(**options)
     pytest.importorskip(config.backend)  # each is called what its package is
-    return quantize(model or small(), config, Calibration(batches()))
+    return quantize(model or text_model(), config, Calibration(text_batches()))
 
 
 def same(first: QuantizedModel, second: QuantizedModel) -> bool:
     """Whether two give the same logits, bit for bit."""
-    batch = batches()[0]
+    batch = text_batches()[0]
     return np.array_equal(first.logits(batch), second.logits(batch))
 
 
 def change(quantized: QuantizedModel, model: Any = None) -> float:
     """The largest difference of a logit from the fp32 model's, by the largest logit."""
-    batch = batches()[0]
-    expected = logits(model or small(), batch)
+    batch = text_batches()[0]
+    expected = logits(model or text_model(), batch)
     found: Any = quantized(**batch).logits
     return float((found - expected).abs().max() / expected.abs().max())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_default_mode_is_near_the_model_and_covers_its_linears(backend: str) -> None:
-    model = small()
+    model = text_model()
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     found = make(model, backend=backend)
     assert 0 < change(found) < 0.15
@@ -83,7 +83,7 @@ def test_the_default_mode_is_near_the_model_and_covers_its_linears(backend: str)
 
 
 def test_dynamic_int8_of_torch_equals_a_float64_reference() -> None:
-    model = small()
+    model = text_model()
     found = make(model, backend="torch")
     linear: Any = model.classifier
     x = torch.randn(5, 32)
@@ -101,7 +101,7 @@ def test_dynamic_int8_of_torch_equals_a_float64_reference() -> None:
 
 def test_onnxruntime_weights_equal_a_float64_reference() -> None:
     onnx = pytest.importorskip("onnx")
-    model = small()
+    model = text_model()
     engine: Any = make(model).engine
     graph = onnx.load(str(engine.path)).graph
     tensors = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
@@ -237,26 +237,26 @@ def test_a_backend_that_is_not_installed(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, module, None)
     with pytest.raises(MissingExtraError, match=rf"pip install 'hfcompress\[{extra}\]'"):
-        quantize(small(), QuantizationConfig.from_dict({"backend": backend}), batches())
+        quantize(text_model(), QuantizationConfig.from_dict({"backend": backend}), text_batches())
 
 
 def test_static_mode_without_calibration_data() -> None:
     config = QuantizationConfig(mode="static")
     with pytest.raises(CalibrationError, match="onnxruntime in mode static needs calibration data"):
-        quantize(small(), config)
+        quantize(text_model(), config)
     with pytest.raises(CalibrationError, match="needs calibration data"):
-        quantize(small(), QuantizationConfig(backend="openvino"), [])
+        quantize(text_model(), QuantizationConfig(backend="openvino"), [])
 
 
 def test_models_that_cannot_be_quantized() -> None:
     config = QuantizationConfig(backend="torch")
     with pytest.raises(TargetError, match="'nothing' matches no module"):
-        quantize(small(), config.replace(exclude=("nothing",)))
+        quantize(text_model(), config.replace(exclude=("nothing",)))
     with pytest.raises(
         ModelError, match=r"holds torch\.bfloat16; load it with dtype=torch.float32"
     ):
-        quantize(small().bfloat16(), config)
-    engine: Any = quantize(small(), config).engine
+        quantize(text_model().bfloat16(), config)
+    engine: Any = quantize(text_model(), config).engine
     with pytest.raises(TargetError, match="no Linear or convolution to quantize"):
         quantize(engine.model, config)
 

@@ -22,7 +22,7 @@ from hfcompress.quantization.embedding_tables import (
     quantize_table,
 )
 from hfcompress.quantization.quantize import quantize
-from tests.quantization.models import batches, logits, small
+from tests.tiny_models import logits, text_batches, text_model
 
 TABLES = tuple(f"bert.embeddings.{kind}_embeddings" for kind in ("word", "position", "token_type"))
 
@@ -106,9 +106,9 @@ def test_constants_are_halved_where_that_changes_nothing_that_counts() -> None:
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_an_engine_looks_up_the_numbers_of_the_table(backend: Any, bits: Any) -> None:
     pytest.importorskip(backend)
-    model = small()
+    model = text_model()
     config = QuantizationConfig(backend=backend, embedding_bits=bits, exclude=("Linear",))
-    found = quantize(model, config, batches())
+    found = quantize(model, config, text_batches())
     rows = {row.name: row for row in found.coverage.modules}
     assert all(rows[name].quantized for name in TABLES)
     expected = copy.deepcopy(model)
@@ -116,7 +116,7 @@ def test_an_engine_looks_up_the_numbers_of_the_table(backend: Any, bits: Any) ->
         if isinstance(module, nn.Embedding):
             table = quantize_table(module.weight.detach().numpy(), bits)
             module.weight.data = torch.from_numpy(table.dequantized())
-    batch = batches()[0]
+    batch = text_batches()[0]
     # OpenVINO has attention's own products in int8, too.
     near = 5e-3 if backend == "onnxruntime" else 0.03
     expect = logits(expected, batch).numpy()
@@ -130,17 +130,17 @@ def test_an_engine_looks_up_the_numbers_of_the_table(backend: Any, bits: Any) ->
 def test_a_table_that_is_left_out_stays_in_fp32(backend: Any) -> None:
     pytest.importorskip(backend)
     config = QuantizationConfig(backend=backend, exclude=("*word_embeddings",))
-    found = quantize(small(), config, batches())
+    found = quantize(text_model(), config, text_batches())
     rows = {row.name: row for row in found.coverage.modules}
     assert [rows[name].quantized for name in TABLES] == [False, True, True]
     assert rows[TABLES[0]].why == "excluded by the config"
-    assert found.bytes > quantize(small(), config.replace(exclude=None), batches()).bytes
+    assert found.bytes > quantize(text_model(), config.replace(exclude=None), text_batches()).bytes
 
 
 @pytest.mark.usefixtures("shared_exports")
 def test_onnx_graphs_hold_no_zero_points_of_weights_and_no_long_names() -> None:
     onnx = pytest.importorskip("onnx")
-    engine: Any = quantize(small()).engine
+    engine: Any = quantize(text_model()).engine
     graph = onnx.load(str(engine.path)).graph
     products = [node for node in graph.node if node.op_type == "MatMulInteger"]
     assert len(products) == 8

@@ -20,8 +20,8 @@ from hfcompress.quantization.onnx_export import (
     check_against_torch,
     example_inputs,
 )
-from tests.images import image_model
-from tests.quantization.models import IMAGES, TEXTS, logits, small
+from tests.tiny_images import image_model
+from tests.tiny_models import IMAGE_FAMILIES, TEXT_FAMILIES, logits, text_model
 
 for package in ("onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(package)
@@ -31,8 +31,8 @@ IMAGE_SHAPES = ((1, 1), (2, 1), (5, 1))
 
 def classifier(model_type: str) -> Any:
     """A tiny classifier of a family, of texts or of images, with lively weights."""
-    if model_type not in IMAGES:
-        return small(model_type)
+    if model_type not in IMAGE_FAMILIES:
+        return text_model(model_type)
     if model_type == "swin":  # its sizes are those of stages
         return image_model("swin")
     torch.manual_seed(0)
@@ -64,8 +64,8 @@ def check(model: Any, run: Callable[[Any], Any], engine: str) -> None:
 
 
 def test_no_family_is_missing() -> None:
-    assert set(TEXTS) | IMAGES == set(FAMILIES)
-    assert len(FAMILIES) == len(TEXTS) + len(IMAGES) == 14
+    assert set(TEXT_FAMILIES) | IMAGE_FAMILIES == set(FAMILIES)
+    assert len(FAMILIES) == len(TEXT_FAMILIES) + len(IMAGE_FAMILIES) == 14
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

@@ -28,7 +28,7 @@ from hfcompress.errors import DataError
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.pixels import image_settings, make_pixels
 from hfcompress.quantization.quantize import quantize
-from tests.images import image_batches, image_model
+from tests.tiny_images import image_batches, image_model
 
 ROOT = Path(__file__).parents[2]
 pytest.importorskip("onnxruntime")

@@ -21,7 +21,7 @@ from hfcompress.quantization.images import image_shape
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.quantization.onnx_export import check_against_torch
 from hfcompress.quantization.quantize import quantize
-from tests.images import FAMILIES, image_batches, image_model
+from tests.tiny_images import IMAGE_MODELS, image_batches, image_model
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -44,7 +44,7 @@ def change(quantized: QuantizedModel, model: Any) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", IMAGE_MODELS)
 def test_exports_equal_torch_with_norms_folded_and_every_weight_named(
     family: str, exported: Callable[..., Path]
 ) -> None:

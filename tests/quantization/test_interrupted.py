@@ -16,26 +16,26 @@ import hfcompress
 from hfcompress.errors import ModelError
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.quantize import quantize
-from tests.quantization.models import batches, small
+from tests.tiny_models import text_batches, text_model
 
 ROOT = Path(__file__).parents[2]
 _KILLED = """
 import os, signal, sys
 from hfcompress import QuantizationConfig, quantize
 from hfcompress.quantization.backends.torch import TorchEngine
-from tests.conftest import make_bert
+from tests.tiny_models import tiny_bert
 
 def die(self, folder):
     (folder / "model.safetensors").write_bytes(b"half of it")
     os.kill(os.getpid(), signal.SIGKILL)
 
 TorchEngine.write = die
-quantize(make_bert(), QuantizationConfig(backend="torch")).save(sys.argv[1])
+quantize(tiny_bert(), QuantizationConfig(backend="torch")).save(sys.argv[1])
 """
 
 
 def torch_model() -> Any:
-    return quantize(small(), QuantizationConfig(backend="torch"))
+    return quantize(text_model(), QuantizationConfig(backend="torch"))
 
 
 def test_a_save_that_is_interrupted_leaves_nothing(
@@ -65,7 +65,9 @@ def test_a_killed_save_leaves_no_half_folder(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is no folder of a quantized model"):
         hfcompress.load(target)
     torch_model().save(target)
-    assert hfcompress.load(target).logits({"input_ids": batches()[0]["input_ids"].numpy()}).any()
+    assert (
+        hfcompress.load(target).logits({"input_ids": text_batches()[0]["input_ids"].numpy()}).any()
+    )
 
 
 @pytest.mark.parametrize("place", ["export_onnx", "check_against_torch"])
@@ -85,7 +87,7 @@ def test_an_interrupted_export_leaves_no_temporary_folder(
     monkeypatch.setattr(f"{backend}.{place}", stopped)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(KeyboardInterrupt):
-        quantize(small())
+        quantize(text_model())
     assert not list(tmp_path.iterdir())
 
 
@@ -101,7 +103,7 @@ def test_openvino_refuses_in_one_line_and_the_fp32_file_is_kept(
     monkeypatch.setattr(nncf, "quantize", refuse)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(ModelError) as caught:
-        quantize(small(), QuantizationConfig(backend="openvino"), batches())
+        quantize(text_model(), QuantizationConfig(backend="openvino"), text_batches())
     message = str(caught.value)
     assert "OpenVINO cannot quantize" in message
     assert "no way through this graph; the fp32 model is kept as " in message

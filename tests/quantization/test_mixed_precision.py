@@ -12,7 +12,7 @@ from hfcompress.errors import CalibrationError, ConfigError
 from hfcompress.quantization.config import MixedPrecisionConfig, QuantizationConfig
 from hfcompress.quantization.mixed_precision import loss_of
 from hfcompress.quantization.quantize import quantize
-from tests.quantization.models import batches, small
+from tests.tiny_models import text_batches, text_model
 
 SENSITIVE = "bert.encoder.layer.0.output.dense"
 pytestmark = pytest.mark.usefixtures("shared_exports")
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("shared_exports")
 def lopsided() -> Any:
     """One product reads one input that is a thousand times the others, and does not use it: its
     activations in 8 bits say nothing of the others."""
-    model = small()
+    model = text_model()
     layer = model.bert.encoder.layer[0]
     with torch.no_grad():
         layer.intermediate.dense.bias[0] = 3000.0
@@ -30,7 +30,7 @@ def lopsided() -> Any:
 
 
 def kl(model: Any, logits: Any) -> float:
-    dense = [model(**{k: v for k, v in b.items() if k != "labels"}).logits for b in batches()]
+    dense = [model(**{k: v for k, v in b.items() if k != "labels"}).logits for b in text_batches()]
     p, q = torch.cat(dense).detach().double().softmax(-1), torch.from_numpy(logits).double()
     return float((p * (p.log() - q.log_softmax(-1))).sum(-1).mean())
 
@@ -40,9 +40,11 @@ def test_the_sensitive_layer_stays_and_the_loss_holds(backend: Any) -> None:
     pytest.importorskip(backend)
     model = lopsided()
     config = QuantizationConfig(backend=backend)
-    plain = quantize(model, config, batches())
+    plain = quantize(model, config, text_batches())
     limit = 0.004
-    found = quantize(model, config.replace(mixed=MixedPrecisionConfig(max_kl=limit)), batches())
+    found = quantize(
+        model, config.replace(mixed=MixedPrecisionConfig(max_kl=limit)), text_batches()
+    )
     assert found.mixed is not None
     assert found.mixed.names[0] == SENSITIVE
     assert found.mixed.modules[0].kl > 5 * max(row.kl for row in found.mixed.modules[1:])
@@ -50,8 +52,8 @@ def test_the_sensitive_layer_stays_and_the_loss_holds(backend: Any) -> None:
     assert not rows[SENSITIVE].quantized
     assert rows[SENSITIVE].why == "kept in fp32 by mixed precision"
     assert sum(row.quantized for row in rows.values()) >= 5
-    logits = np.concatenate([found.logits(batch) for batch in batches()])
-    worse = np.concatenate([plain.logits(batch) for batch in batches()])
+    logits = np.concatenate([found.logits(batch) for batch in text_batches()])
+    worse = np.concatenate([plain.logits(batch) for batch in text_batches()])
     assert kl(model, logits) == pytest.approx(found.mixed.measured.kl, rel=1e-6)
     assert kl(model, logits) <= limit
     assert backend == "openvino" or kl(model, worse) > limit  # NNCF smooths that input away
@@ -63,7 +65,7 @@ def test_the_sensitive_layer_stays_and_the_loss_holds(backend: Any) -> None:
 def test_torch_foretells_what_onnxruntime_loses() -> None:
     pytest.importorskip("onnxruntime")
     mixed = MixedPrecisionConfig(max_kl=1e-3)
-    found = quantize(lopsided(), QuantizationConfig(mixed=mixed), batches()).mixed
+    found = quantize(lopsided(), QuantizationConfig(mixed=mixed), text_batches()).mixed
     assert found is not None
     assert found.measured.kl == pytest.approx(found.foretold.kl, rel=0.1, abs=1e-5)
     assert found.uniform.kl > 1e-3 >= found.measured.kl
@@ -72,7 +74,9 @@ def test_torch_foretells_what_onnxruntime_loses() -> None:
 def test_a_loss_that_holds_keeps_nothing_and_a_stricter_one_keeps_more() -> None:
     pytest.importorskip("onnxruntime")
     loose, strict, classes = (
-        quantize(lopsided(), QuantizationConfig(mixed=MixedPrecisionConfig(**limits)), batches())
+        quantize(
+            lopsided(), QuantizationConfig(mixed=MixedPrecisionConfig(**limits)), text_batches()
+        )
         for limits in ({"max_kl": 5.0}, {"max_kl": 1e-5}, {"max_changed": 0.0})
     )
     assert loose.mixed is not None
@@ -89,7 +93,7 @@ def test_a_loss_that_holds_keeps_nothing_and_a_stricter_one_keeps_more() -> None
 def test_an_exclusion_stays_an_exclusion() -> None:
     mixed = MixedPrecisionConfig(max_kl=5.0)
     config = QuantizationConfig(backend="torch", exclude=("classifier",), mixed=mixed)
-    found = quantize(lopsided(), config, batches())
+    found = quantize(lopsided(), config, text_batches())
     rows = {row.name: row for row in found.coverage.modules}
     assert rows["classifier"].why == "excluded by the config"
     assert found.mixed is not None
@@ -108,7 +112,7 @@ def test_the_loss_of_logits_by_hand() -> None:
 def test_a_loss_that_cannot_hold_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Norms and tables aside, an engine may differ more than is allowed with all in fp32."""
     config = QuantizationConfig(backend="torch", mixed=MixedPrecisionConfig(max_kl=1e-30))
-    found = quantize(small(), config, batches())
+    found = quantize(text_model(), config, text_batches())
     assert found.mixed is not None
     assert found.mixed.kept == len(found.mixed.modules)
 
@@ -129,6 +133,6 @@ def test_a_config_that_does_not_fit(options: dict[str, Any], message: str) -> No
 def test_mixed_precision_without_calibration_data_or_classes() -> None:
     config = QuantizationConfig(backend="torch", mixed=MixedPrecisionConfig(max_kl=0.1))
     with pytest.raises(CalibrationError, match="mixed needs calibration data"):
-        quantize(small(), config)
+        quantize(text_model(), config)
     with pytest.raises(ConfigError, match="this model has one output"):
-        quantize(small(labels=1), config, batches())
+        quantize(text_model(labels=1), config, text_batches())

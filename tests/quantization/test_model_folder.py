@@ -23,9 +23,9 @@ from hfcompress.quantization.backends.onnxruntime import OnnxEngine
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.quantization.quantize import quantize
-from tests.conftest import make_bert, make_tokenizer
-from tests.quantization.models import batches
 from tests.quantization.use_folder import IDS, MASK
+from tests.tiny_models import text_batches, tiny_bert
+from tests.tiny_tokenizers import tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
 BACKENDS = ("torch", "torchao", "onnxruntime", "openvino")
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("shared_exports")
 
 
 def bert() -> Any:
-    model = make_bert()
+    model = tiny_bert()
     model.config.id2label = {0: "bad", 1: "good"}
     return model
 
@@ -41,7 +41,7 @@ def bert() -> Any:
 def make(backend: str = "torch", **options: Any) -> QuantizedModel:
     pytest.importorskip(backend)  # each is called what its package is
     config = QuantizationConfig.from_dict({"backend": backend, **options})
-    return quantize(bert(), config, batches(vocabulary=26))
+    return quantize(bert(), config, text_batches(vocabulary=26))
 
 
 def in_fresh_process(*arguments: str) -> str:
@@ -61,7 +61,7 @@ def test_a_fresh_process_gets_the_same_logits_bit_for_bit_from_every_backend(
     expected = {}
     for backend in filter(importlib.util.find_spec, BACKENDS):
         made = make(backend)
-        folder = made.save(tmp_path / backend, make_tokenizer())
+        folder = made.save(tmp_path / backend, tiny_tokenizer())
         found = made.engine.logits({"input_ids": IDS, "attention_mask": MASK})
         expected[str(folder)] = found.astype(np.float64).tolist()
     script = str(Path(__file__).with_name("use_folder.py"))
@@ -76,7 +76,7 @@ def test_a_fresh_process_gets_the_same_logits_bit_for_bit_from_every_backend(
 def test_the_example_runs_with_the_engine_and_tokenizers_alone(
     backend: str, tmp_path: Path
 ) -> None:
-    folder = make(backend).save(tmp_path / "folder", make_tokenizer())
+    folder = make(backend).save(tmp_path / "folder", tiny_tokenizer())
     blocked = (
         "import sys, runpy; sys.modules.update(torch=None, transformers=None, hfcompress=None)"
     )
@@ -91,10 +91,10 @@ def test_the_example_runs_with_the_engine_and_tokenizers_alone(
 
 
 def test_predictions_are_those_of_a_pipeline(tmp_path: Path) -> None:
-    folder = make("torch").save(tmp_path / "folder", make_tokenizer())
+    folder = make("torch").save(tmp_path / "folder", tiny_tokenizer())
     classify = hfcompress.load(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
-    theirs = pipeline("text-classification", model=model, tokenizer=make_tokenizer(), device="cpu")
+    theirs = pipeline("text-classification", model=model, tokenizer=tiny_tokenizer(), device="cpu")
     texts = ["a good film", "the plot is weak", "music"]
     assert classify(texts) == [
         {"label": row["label"], "score": pytest.approx(row["score"], abs=1e-6)}
@@ -109,7 +109,7 @@ def test_predictions_are_those_of_a_pipeline(tmp_path: Path) -> None:
 
 
 def test_predict_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = make("torch").save(tmp_path / "folder", make_tokenizer())
+    folder = make("torch").save(tmp_path / "folder", tiny_tokenizer())
     assert main(["predict", str(folder), "a good film", "dull"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
@@ -119,7 +119,7 @@ def test_predict_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_the_folder_is_whole_and_says_what_was_done(tmp_path: Path) -> None:
     made = make("torch")
-    folder = made.save(tmp_path / "folder", make_tokenizer())
+    folder = made.save(tmp_path / "folder", tiny_tokenizer())
     names = {path.name for path in folder.iterdir()}
     assert {"model.safetensors", "tokenizer.json", "config.json", "hfcompress.json", "README.md",
             "example.py"} <= names  # fmt: skip
@@ -128,7 +128,7 @@ def test_the_folder_is_whole_and_says_what_was_done(tmp_path: Path) -> None:
     assert manifest["done"]["share_of_macs"] == made.coverage.share_of_macs
     card = (folder / "README.md").read_text()
     assert "norms and single parameters stay in floating point" in card
-    made.save(folder, make_tokenizer(), card="mine")  # a second time, over the first
+    made.save(folder, tiny_tokenizer(), card="mine")  # a second time, over the first
     assert (folder / "README.md").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
@@ -137,7 +137,7 @@ def test_a_save_that_fails_half_way_leaves_the_old_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = make("torch")
-    folder = made.save(tmp_path / "folder", make_tokenizer())
+    folder = made.save(tmp_path / "folder", tiny_tokenizer())
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def full(*_: object) -> None:
@@ -145,7 +145,7 @@ def test_a_save_that_fails_half_way_leaves_the_old_folder(
 
     monkeypatch.setattr(type(made.engine), "write", full)
     with pytest.raises(OutputError, match="cannot be written \\(No space left on device\\)"):
-        made.save(folder, make_tokenizer())
+        made.save(folder, tiny_tokenizer())
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     with pytest.raises(OutputError):
         made.save(tmp_path / "new")
@@ -173,7 +173,7 @@ def damaged(folder: Path, name: str, change: Callable[[dict[str, Any]], object])
 
 
 def test_damaged_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = make("torch").save(tmp_path / "folder", make_tokenizer())
+    folder = make("torch").save(tmp_path / "folder", tiny_tokenizer())
     damaged(folder, "hfcompress.json", lambda data: data.update(format=2))
     with pytest.raises(ModelError, match="has the format 2; upgrade hfcompress"):
         hfcompress.load(folder)
@@ -204,7 +204,7 @@ def test_a_folder_without_a_tokenizer_gives_logits_alone(tmp_path: Path) -> None
 
 
 def test_nothing_to_classify(tmp_path: Path) -> None:
-    folder = make("torch").save(tmp_path / "folder", make_tokenizer())
+    folder = make("torch").save(tmp_path / "folder", tiny_tokenizer())
     with pytest.raises(DataError, match="there is nothing to classify"):
         hfcompress.load(folder)([])
 

@@ -15,7 +15,7 @@ from hfcompress.quantization.backends import onnx_dynamic as onnx_parts
 from hfcompress.quantization.backends.onnx_dynamic import WeightStore, quantize_weights
 from hfcompress.quantization.backends.onnx_graph import quantize_tables
 from hfcompress.quantization.onnx_export import export_onnx
-from tests.quantization.models import small
+from tests.tiny_models import text_model
 
 OPTIONS: dict[str, Any] = {
     "per_channel": True,
@@ -28,7 +28,7 @@ OPTIONS: dict[str, Any] = {
 @pytest.fixture
 def external(tmp_path: Path) -> Path:
     """A model whose weights lie beside its graph."""
-    return export_onnx(small("bert"), tmp_path / "model.onnx", one_file=False)
+    return export_onnx(text_model("bert"), tmp_path / "model.onnx", one_file=False)
 
 
 def constants(model: Any) -> dict[str, np.ndarray[Any, Any]]:

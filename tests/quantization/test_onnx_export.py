@@ -21,7 +21,7 @@ from hfcompress.quantization.onnx_export import (
     export_onnx,
     input_names,
 )
-from tests.quantization.models import small
+from tests.tiny_models import text_model
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -34,7 +34,7 @@ def session(path: Path) -> Callable[[Any], Any]:
 
 
 def test_uneven_widths_export_too(exported: Callable[[Any], Path]) -> None:
-    model = small("bert", seed=1)
+    model = text_model("bert", seed=1)
     for place, sublayer in enumerate(sublayers(model)):
         keep_units(model, sublayer, list(range(3 if place == 0 else 20)))
     path = exported(model)
@@ -57,7 +57,7 @@ def test_images_have_a_dynamic_batch(exported: Callable[[Any], Path]) -> None:
 def test_operations_and_weights_are_called_what_their_module_is(
     exported: Callable[[Any], Path],
 ) -> None:
-    model = small("bert")
+    model = text_model("bert")
     graph = onnx.load(str(exported(model))).graph
     nodes = {node.name: node.op_type for node in graph.node}
     for name, module in model.named_modules():
@@ -74,7 +74,7 @@ def test_a_large_model_has_its_weights_in_a_file_beside_and_is_left_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "ONE_FILE", 1000)
-    model = small("bert").train(True)
+    model = text_model("bert").train(True)
     before = model.config._attn_implementation
     path = export_onnx(model, tmp_path / "made" / "model.onnx")
     assert model.training
@@ -101,13 +101,13 @@ def test_an_interrupted_export_leaves_the_old_file(
     monkeypatch.setattr(export, "_capture", lambda *given: Interrupted())
     monkeypatch.setattr(export, "tidy", lambda graph, model: None)
     with pytest.raises(KeyboardInterrupt):
-        export_onnx(small("bert"), path)
+        export_onnx(text_model("bert"), path)
     assert path.read_bytes() == b"the old one"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_wrong_outputs_are_refused() -> None:
-    model = small("bert")
+    model = text_model("bert")
     nan = np.full((1, 3), np.nan, np.float32)
     with pytest.raises(ModelError, match=r"differ from torch's by .*; use backend: torch"):
         check_against_torch(model, lambda arrays: np.ones((1, 3), np.float32), "an engine")
@@ -116,7 +116,7 @@ def test_wrong_outputs_are_refused() -> None:
 
 
 def test_a_model_that_torch_cannot_capture(tmp_path: Path) -> None:
-    model = small("bert")
+    model = text_model("bert")
     model.classifier.forward = lambda hidden: hidden if hidden.sum() > 0 else -hidden
     with pytest.raises(ModelError, match="torch cannot export BertForSequenceClassification"):
         export_onnx(model, tmp_path / "model.onnx")
@@ -128,10 +128,10 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(export, "_capture", lambda *given: type("Program", (), {"model": None})())
     monkeypatch.setattr(export, "tidy", lambda graph, model: None)
     with pytest.raises(OutputError, match="cannot be written"):
-        export_onnx(small("bert"), tmp_path / "file" / "model.onnx")
+        export_onnx(text_model("bert"), tmp_path / "file" / "model.onnx")
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'hfcompress\[onnx\]'"):
-        export_onnx(small("bert"), tmp_path / "model.onnx")
+        export_onnx(text_model("bert"), tmp_path / "model.onnx")

@@ -11,8 +11,8 @@ import torch
 from hfcompress.quantization.backends.onnx_graph import scale_tokens
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.quantize import quantize
-from tests.quantization.models import batches, logits, small
 from tests.quantization.test_smoothquant import arrays
+from tests.tiny_models import logits, text_batches, text_model
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("shared_exports")
 
 
 def test_in_fp32_nothing_changes(exported: Any) -> None:
-    model = small()
+    model = text_model()
     graph_model = onnx.load(str(exported(model)))
     before = len(graph_model.graph.node)
     scale_tokens(graph_model.graph, {"classifier"})
@@ -32,12 +32,12 @@ def test_in_fp32_nothing_changes(exported: Any) -> None:
     given = {**arrays()[0], "token_type_ids": np.zeros_like(arrays()[0]["input_ids"])}
     names = {item.name for item in session.get_inputs()}
     (found,) = session.run(None, {name: given[name] for name in names})
-    np.testing.assert_allclose(found, logits(model, batches()[0]).numpy(), atol=1e-4)
+    np.testing.assert_allclose(found, logits(model, text_batches()[0]).numpy(), atol=1e-4)
 
 
 def uneven() -> Any:
     """Some tokens have one huge activation, which the next product does not use."""
-    model = small()
+    model = text_model()
     layer = model.bert.encoder.layer[0]
     with torch.no_grad():
         layer.intermediate.dense.weight[0] *= 200
@@ -46,7 +46,7 @@ def uneven() -> Any:
 
 
 def test_what_a_row_gives_hardly_depends_on_its_batch() -> None:
-    model, batch = uneven(), batches()[0]
+    model, batch = uneven(), text_batches()[0]
     alone = {name: value[:1] for name, value in batch.items()}
     moved, errors = [], []
     for per_token in (False, True):

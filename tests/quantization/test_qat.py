@@ -26,14 +26,14 @@ from hfcompress.quantization.qat import (
     quantization_aware,
 )
 from hfcompress.quantization.quantize import quantize
-from tests.quantization.models import batches, logits, small
+from tests.tiny_models import logits, text_batches, text_model
 
 
 class Rows(torch.utils.data.Dataset[dict[str, Tensor]]):
     def __init__(self) -> None:
         self.rows = [
             {key: value[row] for key, value in batch.items()}
-            for batch in batches(count=1)
+            for batch in text_batches(count=1)
             for row in range(6)
         ]
 
@@ -112,10 +112,10 @@ def test_the_simulation_computes_what_the_engine_computes(backend: Any) -> None:
     """To rounding, of one model at least: a sum that ends a bit elsewhere, by processor and number
     of threads, can round an input the other way, and with it the range of the next layer."""
     pytest.importorskip(backend)
-    config, batch = QuantizationConfig(backend=backend), batches()[0]
+    config, batch = QuantizationConfig(backend=backend), text_batches()[0]
     shares = []
     for seed in range(4):
-        model = small(seed=seed)
+        model = text_model(seed=seed)
         real, fake = quantize(model, config), FakeQuantization(model, config)
         before = logits(model, batch)
         fake.start()
@@ -132,7 +132,7 @@ def test_the_simulation_computes_what_the_engine_computes(backend: Any) -> None:
 @pytest.mark.parametrize("callback", [True, False])
 def test_training_leaves_plain_weights_on_the_grid(callback: bool, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    model, config, batch = small(), QuantizationConfig(), batches()[0]
+    model, config, batch = text_model(), QuantizationConfig(), text_batches()[0]
     before = copy.deepcopy(model)
     names = list(model.state_dict())
     if callback:
@@ -161,13 +161,13 @@ def test_training_leaves_plain_weights_on_the_grid(callback: bool, tmp_path: Pat
 def test_training_sees_the_rounding(tmp_path: Path) -> None:
     """With 4 bits the loss of the rounded model falls further than by training in fp32."""
     config = QuantizationConfig(backend="torchao", mode="weight-only", bits=4)
-    start = small()
+    start = text_model()
 
     def rounded_loss(model: Any) -> float:
         fake = FakeQuantization(model, config)
         fake.start()
         with torch.no_grad():
-            found = float(model(**batches(count=1)[0]).loss)
+            found = float(model(**text_batches(count=1)[0]).loss)
         fake.stop()
         return found
 
@@ -178,7 +178,7 @@ def test_training_sees_the_rounding(tmp_path: Path) -> None:
 
 
 def test_zeros_of_a_pruned_model_stay(tmp_path: Path) -> None:
-    model = small()
+    model = text_model()
     prune(model, PruningConfig(sparsity=0.5))
     weight: Any = model.bert.encoder.layer[0].output.dense.weight
     zeros = weight == 0
@@ -190,8 +190,8 @@ def test_zeros_of_a_pruned_model_stay(tmp_path: Path) -> None:
 
 
 def test_static_ranges_are_those_that_were_observed() -> None:
-    model, config = small(), QuantizationConfig(mode="static")
-    batch = batches()[0]
+    model, config = text_model(), QuantizationConfig(mode="static")
+    batch = text_batches()[0]
     expected = logits(model, batch)
     fake = FakeQuantization(model, config)
     fake.start()
@@ -206,7 +206,7 @@ def test_static_ranges_are_those_that_were_observed() -> None:
 
 
 def test_a_training_that_fails_leaves_the_weights_alone() -> None:
-    model = small()
+    model = text_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with (
         pytest.raises(RuntimeError, match="no more"),
@@ -219,8 +219,8 @@ def test_a_training_that_fails_leaves_the_weights_alone() -> None:
 
 def test_bad_input() -> None:
     with pytest.raises(ConfigError, match="mode: none quantizes nothing"):
-        FakeQuantization(small(), QuantizationConfig(mode="none"))
+        FakeQuantization(text_model(), QuantizationConfig(mode="none"))
     with pytest.raises(TargetError, match="'nothing' matches no module"):
-        FakeQuantization(small(), QuantizationConfig(exclude=("nothing",)))
+        FakeQuantization(text_model(), QuantizationConfig(exclude=("nothing",)))
     with pytest.raises(TargetError, match="Sequential has no Linear to quantize"):
         FakeQuantization(nn.Sequential(nn.ReLU()), QuantizationConfig())

@@ -17,9 +17,9 @@ from hfcompress.quantization.model import QuantizedModel
 from hfcompress.quantization.quantize import quantize
 from hfcompress.recipes.schema import LatencyConfig
 from hfcompress.sweep.timing import time_model
-from tests.conftest import make_bert, make_tokenizer
-from tests.images import image_model
-from tests.quantization.models import batches, small
+from tests.tiny_images import image_model
+from tests.tiny_models import text_batches, text_model, tiny_bert
+from tests.tiny_tokenizers import tiny_tokenizer
 
 
 class Sums:
@@ -55,7 +55,7 @@ def openvino(model: Any = None) -> QuantizedModel:
     pytest.importorskip("openvino")
     pytest.importorskip("nncf")
     config = QuantizationConfig(backend="openvino")
-    return quantize(model or small(), config, Calibration(batches()))
+    return quantize(model or text_model(), config, Calibration(text_batches()))
 
 
 @pytest.mark.parametrize(("rows", "tokens"), [(3, 5), (1, 5), (3, 2), (2, 1)])
@@ -89,7 +89,7 @@ def test_ids_are_padded_with_the_tokenizer_s_own() -> None:
 @pytest.mark.parametrize("family", ["gpt2", "roberta", "distilbert"])
 def test_a_family_says_the_same_padded(family: str) -> None:
     pytest.importorskip("openvino")
-    model = small(family)
+    model = text_model(family)
     model.config.pad_token_id = 5
     engine = quantize(model, QuantizationConfig(backend="openvino", mode="none")).engine
     given = {
@@ -111,14 +111,14 @@ def test_shapes_that_are_none(shape: Any) -> None:
 
 
 def test_engines_without_such_a_form_stay_as_they_are() -> None:
-    made = quantize(small(), QuantizationConfig(backend="torch"))
+    made = quantize(text_model(), QuantizationConfig(backend="torch"))
     assert fixed(made.engine, ids(1, 9)) is made.engine
     assert not UsualShape(made.engine, (6, 9)).takes(ids(1, 9))
 
 
 def test_openvino_for_one_shape_gives_the_same_logits() -> None:
     engine = openvino().engine
-    batch = {name: value.numpy() for name, value in batches()[0].items() if name != "labels"}
+    batch = {name: value.numpy() for name, value in text_batches()[0].items() if name != "labels"}
     one = fixed(engine, batch)
     assert one is not engine
     np.testing.assert_allclose(one.logits(batch), engine.logits(batch), atol=1e-5)
@@ -140,7 +140,7 @@ def test_openvino_for_one_batch_of_images() -> None:
 
 
 def test_a_folder_loaded_with_a_shape_says_the_same(tmp_path: Path) -> None:
-    folder = openvino(make_bert()).save(tmp_path / "model", make_tokenizer())
+    folder = openvino(tiny_bert()).save(tmp_path / "model", tiny_tokenizer())
     texts = ["a good film", "the cast is dull and the plot is weak " * 3, "fine"]
     plain, shaped = load(folder), load(folder, shape=(2, 8))
     usual: Any = shaped._usual
@@ -152,7 +152,7 @@ def test_a_folder_loaded_with_a_shape_says_the_same(tmp_path: Path) -> None:
 
 
 def test_timing_takes_the_form_of_that_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = openvino(make_bert())
+    made = openvino(tiny_bert())
     asked: list[tuple[int, ...]] = []
     engine: Any = made.engine
     make = engine.fixed
@@ -164,5 +164,5 @@ def test_timing_takes_the_form_of_that_shape(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(engine, "fixed", noted)
     for wanted in (False, True):
         config = LatencyConfig(batch_size=2, length=8, repeats=1, warmup=0, fixed=wanted)
-        assert time_model(made, make_bert(), config)["fixed"] is wanted
+        assert time_model(made, tiny_bert(), config)["fixed"] is wanted
     assert asked == [(2, 8)]

@@ -12,7 +12,7 @@ from hfcompress.errors import CalibrationError, ConfigError
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.quantize import quantize
 from hfcompress.quantization.smoothquant import largest_inputs, smooth_products
-from tests.quantization.models import batches, logits, small
+from tests.tiny_models import logits, text_batches, text_model
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("shared_exports")
 
 def with_outliers() -> Any:
     """A norm that makes two channels of its output forty times the others; they are used little."""
-    model = small()
+    model = text_model()
     layer = model.bert.encoder.layer[0]
     with torch.no_grad():
         layer.attention.output.LayerNorm.weight[:2] *= 40
@@ -30,12 +30,14 @@ def with_outliers() -> Any:
 
 
 def arrays() -> list[dict[str, Any]]:
-    return [{k: v.numpy() for k, v in batch.items() if k != "labels"} for batch in batches()]
+    return [{k: v.numpy() for k, v in batch.items() if k != "labels"} for batch in text_batches()]
 
 
 def error(model: Any, **options: Any) -> float:
-    found = quantize(model, QuantizationConfig.from_dict(options), batches())
-    return float(np.abs(found.logits(batches()[0]) - logits(model, batches()[0]).numpy()).mean())
+    found = quantize(model, QuantizationConfig.from_dict(options), text_batches())
+    return float(
+        np.abs(found.logits(text_batches()[0]) - logits(model, text_batches()[0]).numpy()).mean()
+    )
 
 
 def test_outliers_lose_less() -> None:
@@ -52,7 +54,7 @@ def test_the_largest_inputs_are_those_of_the_batches() -> None:
     seen: list[Any] = []
     layer = model.bert.encoder.layer[0].intermediate.dense
     hook = layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    for batch in batches():
+    for batch in text_batches():
         logits(model, batch)
     hook.remove()
     expected = torch.cat([x.flatten(0, 1) for x in seen]).abs().amax(0)
@@ -77,12 +79,12 @@ def test_in_fp32_nothing_changes_and_products_of_one_input_share_a_division(
     given = {k: v for k, v in arrays()[0].items() if k in names}
     given["token_type_ids"] = np.zeros_like(given["input_ids"])
     (found,) = session.run(None, given)
-    np.testing.assert_allclose(found, logits(model, batches()[0]).numpy(), atol=1e-4)
+    np.testing.assert_allclose(found, logits(model, text_batches()[0]).numpy(), atol=1e-4)
 
 
 def test_bad_input() -> None:
     with pytest.raises(CalibrationError, match="smooth needs calibration data"):
-        quantize(small(), QuantizationConfig(smooth=0.5))
+        quantize(text_model(), QuantizationConfig(smooth=0.5))
     with pytest.raises(ConfigError, match="smooth is an option of onnxruntime, not of openvino"):
         QuantizationConfig(backend="openvino", smooth=0.5)
     with pytest.raises(ConfigError, match="smooth should be less than or equal to 1"):

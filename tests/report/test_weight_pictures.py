@@ -26,7 +26,7 @@ from hfcompress.report.weights import (
     level_panels,
     levels_figure,
 )
-from tests.images import image_model
+from tests.tiny_images import image_model
 
 PNG = b"\x89PNG"
 

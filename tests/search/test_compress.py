@@ -25,8 +25,8 @@ from hfcompress.sweep import timing as timing_module
 from hfcompress.sweep import trial as trial_module
 from hfcompress.sweep.outcome import perform
 from hfcompress.utils import Progress
-from tests.conftest import make_bert, make_tokenizer
-from tests.families import tiny
+from tests.tiny_models import shrinkable_model, tiny_bert
+from tests.tiny_tokenizers import tiny_tokenizer
 
 SHARED: dict[str, Any] = {"backend": "torch", "latency": {"length": 8}}
 
@@ -309,7 +309,7 @@ def test_impossible_and_missing(
     with pytest.raises(DataError, match=r"give data \(--data FOLDER\)"):
         compress(str(model_folder), None, target)
     with pytest.raises(ModelError, match="a model needs its processor"):
-        compress(make_bert(), "data", target, output=tmp_path / "none")
+        compress(tiny_bert(), "data", target, output=tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
@@ -317,13 +317,13 @@ def test_a_folder_of_another_search_is_refused(
     search: Callable[..., CompressResult], write_data: Callable[..., Path], tmp_path: Path
 ) -> None:
     search(max_size="10MB", max_drop=100)
-    other = make_bert(seed=1)
+    other = tiny_bert(seed=1)
     with pytest.raises(OutputError, match="holds results of another model, other data or a recipe"):
         compress(
             other,
             str(write_data(rows=60)),
             CompressTarget.from_dict({**SHARED, "max_size": "9MB"}),
-            processor=make_tokenizer(), output=tmp_path / "out",
+            processor=tiny_tokenizer(), output=tmp_path / "out",
         )  # fmt: skip
 
 
@@ -423,7 +423,7 @@ def test_candidates_come_in_order_of_expected_loss(
 def test_sizes_of_image_models_are_predicted_too(family: str) -> None:
     from hfcompress.search.candidates import _predicted
 
-    model = tiny(family)
+    model = shrinkable_model(family)
     target = CompressTarget.from_dict({"max_size": "1MB", "backend": "torch"})
     whole = _predicted(model, 0, 1.0, target)
     assert 0 < whole < hfcompress.calculate_model_size(model) + 1_000_000

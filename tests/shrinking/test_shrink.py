@@ -24,21 +24,21 @@ from hfcompress.shrinking.quality import divergence, predictions
 from hfcompress.shrinking.report import ShrinkReport
 from hfcompress.shrinking.shrink import shrink
 from hfcompress.shrinking.sublayers.scores import masked
-from tests.families import SHRINKABLE, logits, tiny, tiny_batches
+from tests.tiny_models import SHRINKABLE, logits, shrinkable_batches, shrinkable_model
 
 HALF: dict[str, Any] = {"macs": 0.5}
 
 
 def shrunk(model_type: str = "bert", **config: Any) -> tuple[Any, ShrinkReport]:
-    model = tiny(model_type)
-    report = shrink(model, ShrinkConfig(**config), Calibration(tiny_batches(model_type)))
+    model = shrinkable_model(model_type)
+    report = shrink(model, ShrinkConfig(**config), Calibration(shrinkable_batches(model_type)))
     return model, report
 
 
 def drift(model: Any, model_type: str = "bert") -> float:
     """KL of the predictions from the dense model's."""
-    rows = Calibration(tiny_batches(model_type))
-    return divergence(predictions(tiny(model_type), rows), predictions(model, rows))
+    rows = Calibration(shrinkable_batches(model_type))
+    return divergence(predictions(shrinkable_model(model_type), rows), predictions(model, rows))
 
 
 @pytest.mark.parametrize("model_type", SHRINKABLE)
@@ -49,7 +49,7 @@ def test_half_of_every_family(model_type: str) -> None:
     assert [part.width for part in report.parts] == [p.units(model) for p in sublayers(model)]
     magnitude, _ = shrunk(model_type, **HALF, score="magnitude")
     assert drift(model, model_type) < drift(magnitude, model_type) / 2
-    model(**tiny_batches(model_type)[0]).loss.backward()
+    model(**shrinkable_batches(model_type)[0]).loss.backward()
 
 
 @pytest.mark.parametrize("score", ["magnitude", "taylor", "fisher"])
@@ -57,14 +57,14 @@ def test_half_of_every_family(model_type: str) -> None:
 def test_what_goes_is_what_its_mask_zeroes(model_type: str, score: str) -> None:
     """Without repair the shrunk model is the dense one with masks, within 1e-5."""
     model, report = shrunk(model_type, **HALF, score=score)
-    dense, (batch, *_) = tiny(model_type), tiny_batches(model_type)
+    dense, (batch, *_) = shrinkable_model(model_type), shrinkable_batches(model_type)
     masks = {part.name: torch.zeros(part.units) for part in report.parts}
     for part in report.parts:
         masks[part.name][list(part.keep)] = 1
     with masked(dense, sublayers(dense), masks):
         wanted = logits(dense, batch)
     assert (logits(model, batch) - wanted).abs().max() < 1e-5
-    assert (logits(tiny(model_type), batch) - wanted).abs().max() > 1e-3
+    assert (logits(shrinkable_model(model_type), batch) - wanted).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("model_type", SHRINKABLE)
@@ -73,7 +73,7 @@ def test_what_goes_is_what_its_mask_zeroes(model_type: str, score: str) -> None:
 )
 def test_shrinking_nothing_changes_nothing(model_type: str, config: dict[str, Any]) -> None:
     model, report = shrunk(model_type, **config)
-    before = tiny(model_type).state_dict()
+    before = shrinkable_model(model_type).state_dict()
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -84,7 +84,7 @@ def test_a_dry_run_says_what_would_go_and_changes_nothing() -> None:
     model, report = shrunk(**HALF, score="fisher", dry_run=True)
     assert all(
         torch.equal(a, b)
-        for a, b in zip(model.parameters(), tiny("bert").parameters(), strict=True)
+        for a, b in zip(model.parameters(), shrinkable_model("bert").parameters(), strict=True)
     )
     done = shrunk(**HALF, score="fisher")[1]
     assert report.parts == done.parts
@@ -116,7 +116,7 @@ def test_a_budget_below_the_least_says_the_least(config: dict[str, Any]) -> None
         exact: dict[str, Any] = dict.fromkeys(config, least)
         model, _ = shrunk(**exact)
         assert sum(part.units(model) for part in sublayers(model)) == 0
-        model(**tiny_batches("bert")[0]).loss.backward()
+        model(**shrinkable_batches("bert")[0]).loss.backward()
 
 
 @pytest.mark.parametrize("config", [{"parameters": 10**6}, {"bytes": 10**7}, {"latency": 1e6}])
@@ -130,7 +130,7 @@ def test_whole_layers_go() -> None:
     (gone,) = report.dropped_layers
     assert model.config.num_hidden_layers == 2
     assert report.macs.share == pytest.approx(2 / 3)
-    alone = {number: tiny("bert") for number in range(3)}
+    alone = {number: shrinkable_model("bert") for number in range(3)}
     for number, other in alone.items():
         from hfcompress.models.surgery import keep_layers
 
@@ -171,7 +171,7 @@ def test_every_option_changes_the_result(change: dict[str, Any]) -> None:
     base = {"macs": change.get("macs", 0.5)}
     model, _ = shrunk(**base)
     other, _ = shrunk(**{**base, **change})
-    batch = tiny_batches("bert")[0]
+    batch = shrinkable_batches("bert")[0]
     assert not torch.equal(logits(model, batch), logits(other, batch))
 
 
@@ -194,42 +194,43 @@ def test_repair_helps() -> None:
 
 def test_measured_widths_go_where_they_matter() -> None:
     """A layer that hardly moves the predictions is cut first."""
-    model = tiny("bert")
+    model = shrinkable_model("bert")
     quiet = sublayers(model)[3]
     weight_of(quiet.out(model)).data *= 1e-3
-    report = shrink(model, ShrinkConfig(macs=0.85), Calibration(tiny_batches("bert")))
+    report = shrink(model, ShrinkConfig(macs=0.85), Calibration(shrinkable_batches("bert")))
     assert report.parts[3].width < 0.1 * report.parts[3].units
     even = shrink(
-        tiny("bert"),
+        shrinkable_model("bert"),
         ShrinkConfig(macs=0.85, allocation="uniform"),
-        Calibration(tiny_batches("bert")),
+        Calibration(shrinkable_batches("bert")),
     )
     assert even.parts[3].width == even.parts[1].width
 
 
 def test_rounds_recover_in_between() -> None:
-    model, seen = tiny("bert"), []
+    model, seen = shrinkable_model("bert"), []
 
     def recover(network: Any) -> None:
         seen.append(count_parameters(network))
         optimizer = torch.optim.SGD(network.parameters(), lr=1e-4)
-        network(**tiny_batches("bert")[0]).loss.backward()
+        network(**shrinkable_batches("bert")[0]).loss.backward()
         optimizer.step()
 
     config = ShrinkConfig(macs=0.3, rounds=3)
-    report = shrink(model, config, Calibration(tiny_batches("bert")), recover=recover)
+    report = shrink(model, config, Calibration(shrinkable_batches("bert")), recover=recover)
     assert len(seen) == 2
     assert seen[0] > seen[1] > count_parameters(model)
     assert report.macs.share <= 0.3
     untrained, _ = shrunk(macs=0.3, rounds=3)
     assert not torch.equal(
-        logits(model, tiny_batches("bert")[0]), logits(untrained, tiny_batches("bert")[0])
+        logits(model, shrinkable_batches("bert")[0]),
+        logits(untrained, shrinkable_batches("bert")[0]),
     )
 
 
 def test_the_model_keeps_its_mode_and_its_gradients_are_gone() -> None:
-    model = tiny("bert").train()
-    shrink(model, ShrinkConfig(**HALF), Calibration(tiny_batches("bert")))
+    model = shrinkable_model("bert").train()
+    shrink(model, ShrinkConfig(**HALF), Calibration(shrinkable_batches("bert")))
     assert model.training
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
@@ -239,7 +240,7 @@ def test_it_reloads_bit_for_bit(model_type: str, tmp_path: Path) -> None:
     model, _ = shrunk(model_type, macs=0.3)
     model.save_pretrained(tmp_path)
     again: Any = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    batch = tiny_batches(model_type)[0]
+    batch = shrinkable_batches(model_type)[0]
     assert torch.equal(logits(again.eval(), batch), logits(model, batch))
     assert count_parameters(again) == count_parameters(model)
 
@@ -248,25 +249,29 @@ def test_a_family_with_fixed_heads_loses_neurons_only() -> None:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 60}
     model: Any = GPT2ForSequenceClassification(GPT2Config(**sizes, pad_token_id=0))
-    report = shrink(model, ShrinkConfig(macs=0.6), Calibration(tiny_batches("gpt2")))
+    report = shrink(model, ShrinkConfig(macs=0.6), Calibration(shrinkable_batches("gpt2")))
     assert {part.kind for part in report.parts} == {"neurons"}
     assert "heads stay" in report.notes[0]
     assert report.macs.share <= 0.6
     with pytest.raises(TargetError, match="fixes the number of heads"):
-        shrink(model, ShrinkConfig(macs=0.6, neurons=False), Calibration(tiny_batches("gpt2")))
+        shrink(
+            model, ShrinkConfig(macs=0.6, neurons=False), Calibration(shrinkable_batches("gpt2"))
+        )
 
 
 def test_bad_calls() -> None:
     with pytest.raises(TargetError, match=r"known families are .*distilbert"):
         shrink(torch.nn.Linear(2, 2), ShrinkConfig(**HALF, score="magnitude"))
     with pytest.raises(CalibrationError, match="pass Calibration"):
-        shrink(tiny("bert"), ShrinkConfig(**HALF))
+        shrink(shrinkable_model("bert"), ShrinkConfig(**HALF))
     with pytest.raises(CalibrationError, match="measured on real rows"):
-        shrink(tiny("bert"), ShrinkConfig(speedup=2, score="magnitude"))
-    unlabelled = [{k: v for k, v in b.items() if k != "labels"} for b in tiny_batches("bert")]
+        shrink(shrinkable_model("bert"), ShrinkConfig(speedup=2, score="magnitude"))
+    unlabelled = [{k: v for k, v in b.items() if k != "labels"} for b in shrinkable_batches("bert")]
     with pytest.raises(CalibrationError, match="no 'labels'"):
-        shrink(tiny("bert"), ShrinkConfig(**HALF, score="taylor"), Calibration(unlabelled))
-    shrink(tiny("bert"), ShrinkConfig(**HALF), Calibration(unlabelled))
+        shrink(
+            shrinkable_model("bert"), ShrinkConfig(**HALF, score="taylor"), Calibration(unlabelled)
+        )
+    shrink(shrinkable_model("bert"), ShrinkConfig(**HALF), Calibration(unlabelled))
 
 
 @pytest.mark.parametrize(
@@ -297,11 +302,11 @@ def test_the_report_is_plain_data() -> None:
 
 
 def test_a_copy_shrinks_the_same() -> None:
-    model = tiny("bert")
+    model = shrinkable_model("bert")
     other = copy.deepcopy(model)
-    rows = Calibration(tiny_batches("bert"))
+    rows = Calibration(shrinkable_batches("bert"))
     shrink(model, ShrinkConfig(**HALF), rows)
     shrink(other, ShrinkConfig(**HALF), rows)
     assert torch.equal(
-        logits(model, tiny_batches("bert")[0]), logits(other, tiny_batches("bert")[0])
+        logits(model, shrinkable_batches("bert")[0]), logits(other, shrinkable_batches("bert")[0])
     )

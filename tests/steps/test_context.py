@@ -19,7 +19,8 @@ from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.experiment import prepare
 from hfcompress.sweep.run import run
 from hfcompress.utils import Progress
-from tests.conftest import make_bert, make_tokenizer
+from tests.tiny_models import tiny_bert
+from tests.tiny_tokenizers import tiny_tokenizer
 
 STEP = {"method": "wanda", "sparsity": 0.5, "calibration_rows": 8, "augmented_rows": 12}
 
@@ -89,10 +90,10 @@ def test_rows_of_two_texts_are_refused(recipe: dict[str, Any], tmp_path: Path) -
 
 
 def test_without_a_recipe_there_is_no_text_to_make_more_of() -> None:
-    batch = dict(make_tokenizer()(["good film"], return_tensors="pt"))
+    batch = dict(tiny_tokenizer()(["good film"], return_tensors="pt"))
     with pytest.raises(CalibrationError, match="give Calibration the batches of augment_texts"):
         prune(
-            make_bert(),
+            tiny_bert(),
             PruningConfig(method="wanda", sparsity=0.5, augmented_rows=4),
             Calibration([{name: torch.as_tensor(value) for name, value in batch.items()}]),
         )

@@ -21,7 +21,8 @@ from hfcompress.measure.size import count_parameters
 from hfcompress.recipes.schema import parse_recipe
 from hfcompress.steps.context import Context
 from hfcompress.sweep.run import run
-from tests.conftest import make_bert, make_tokenizer
+from tests.tiny_models import tiny_bert
+from tests.tiny_tokenizers import tiny_tokenizer
 
 FAST: dict[str, Any] = {"max_steps": 6, "batch_size": 8, "learning_rate": 5e-3}
 ONE_LAYER: dict[str, Any] = {**FAST, "student": {"layers": 1}}
@@ -38,7 +39,7 @@ def test_a_student_is_smaller_and_is_reloaded(one: Run, tmp_path: Path) -> None:
     (folder,) = (tmp_path / "run" / "models").iterdir()
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     assert model.config.num_hidden_layers == 1
-    assert row["parameters"] == count_parameters(model) < count_parameters(make_bert())
+    assert row["parameters"] == count_parameters(model) < count_parameters(tiny_bert())
     (done,) = row["steps"]
     assert done["step"] == "distill"
     assert done["teacher_layers"] == [1]
@@ -131,12 +132,12 @@ def test_a_text_student(encoder: str, one: Run, tmp_path: Path) -> None:
 
 def test_a_model_of_ones_own(one: Run, model_folder: Path, tmp_path: Path) -> None:
     own = tmp_path / "own"
-    make_bert(seed=5).save_pretrained(own)
-    make_tokenizer().save_pretrained(own)
+    tiny_bert(seed=5).save_pretrained(own)
+    tiny_tokenizer().save_pretrained(own)
     row = one({"distill": {**FAST, "model": str(own)}})
     assert row["steps"][0]["teacher_layers"] is None
     assert row["weights_hash"] != one({"distill": FAST})["weights_hash"]
-    assert row["parameters"] == count_parameters(make_bert())
+    assert row["parameters"] == count_parameters(tiny_bert())
 
 
 def test_bert_teaches_distilbert(one: Run, tmp_path: Path) -> None:
@@ -146,7 +147,7 @@ def test_bert_teaches_distilbert(one: Run, tmp_path: Path) -> None:
     )
     torch.manual_seed(0)
     DistilBertForSequenceClassification(config).save_pretrained(tmp_path / "own")
-    make_tokenizer().save_pretrained(tmp_path / "own")
+    tiny_tokenizer().save_pretrained(tmp_path / "own")
     step = {**FAST, "model": str(tmp_path / "own"), "distillation": {"hidden_weight": 1.0}}
     row = one({"distill": step}, output=tmp_path / "run", save_models=True)
     (folder,) = (tmp_path / "run" / "models").iterdir()
@@ -157,9 +158,9 @@ def test_bert_teaches_distilbert(one: Run, tmp_path: Path) -> None:
 def test_a_model_of_ones_own_with_other_words(
     model_folder: Path, write_data: Callable[..., Path], tmp_path: Path
 ) -> None:
-    own, tokenizer = tmp_path / "own", make_tokenizer()
+    own, tokenizer = tmp_path / "own", tiny_tokenizer()
     tokenizer.add_tokens(["another"])
-    make_bert().save_pretrained(own)
+    tiny_bert().save_pretrained(own)
     tokenizer.save_pretrained(own)
     recipe = parse_recipe(
         {

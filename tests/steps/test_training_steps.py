@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from hfcompress.errors import ConfigError, MissingExtraError, TargetError
 from hfcompress.measure.size import calculate_sparsity
 from hfcompress.steps.finetune import dropout, fast_attention, frozen_embeddings
-from tests.conftest import make_bert
+from tests.tiny_models import tiny_bert
 
 FAST = {"max_steps": 12, "batch_size": 8, "learning_rate": 5e-3}
 
@@ -139,7 +139,7 @@ def test_a_tracker_that_is_not_installed(
 
 
 def test_training_leaves_the_model_as_it_was_set_up() -> None:
-    model = make_bert()
+    model = tiny_bert()
     probabilities = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
     assert max(probabilities) > 0
     with dropout(model, 0.0), frozen_embeddings(model, True), fast_attention(model):

@@ -21,7 +21,7 @@ from hfcompress.sweep.experiment import Workbench, prepare
 from hfcompress.sweep.run import run
 from hfcompress.sweep.trial import Runner
 from hfcompress.utils import Progress
-from tests.families import tiny
+from tests.tiny_models import shrinkable_model
 
 WORDS = ("good", "fine", "bad", "dull", "film", "the")
 KEPT = len(WORDS) + 6  # five special tokens, and the word "a", which is a single character
@@ -130,4 +130,4 @@ def test_a_model_of_images_is_refused() -> None:
     from hfcompress.shrinking.vocabulary.tokenizer import VocabularyConfig
 
     with pytest.raises(ModelError, match="ViTForImageClassification reads no tokens"):
-        check_vocabulary(tiny("vit"), VocabularyConfig())
+        check_vocabulary(shrinkable_model("vit"), VocabularyConfig())

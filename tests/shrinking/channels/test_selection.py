@@ -15,13 +15,13 @@ from hfcompress.shrinking.channels.repair import ridge
 from hfcompress.shrinking.channels.scores import channel_scores
 from hfcompress.shrinking.config import Score
 from hfcompress.shrinking.obs import Reader, eliminate_shared
-from tests.convnets import convnet, images
+from tests.tiny_images import convnet, convnet_batches
 
 pytest.importorskip("torch_pruning")
 
 
 def scores(network: str, score: Score) -> tuple[Any, Any, dict[str, torch.Tensor]]:
-    model, rows = convnet(network), Calibration(images(network))
+    model, rows = convnet(network), Calibration(convnet_batches(network))
     graph = trace(model, rows.batches[0])
     return model, graph, channel_scores(model, graph, score, rows)
 
@@ -64,7 +64,7 @@ def test_gradients_of_masks(score: Score) -> None:
     reader = model.resnet.encoder.stages[1].layers[1].layer[1].convolution
     total, rows = torch.zeros(16, dtype=torch.double), 0
     model = model.double()
-    for batch in images("resnet"):
+    for batch in convnet_batches("resnet"):
         seen: list[torch.Tensor] = []
         hook = reader.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
         loss = model(batch["pixel_values"].double(), labels=batch["labels"]).loss

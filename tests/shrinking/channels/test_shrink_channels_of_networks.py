@@ -24,7 +24,7 @@ from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.quality import divergence, predictions
 from hfcompress.shrinking.report import ShrinkReport
 from hfcompress.shrinking.shrink import shrink
-from tests.convnets import FAMILIES, NETWORKS, convnet, images
+from tests.tiny_images import CONVNETS, CONVNETS_AND_GROUPED, convnet, convnet_batches
 
 pytest.importorskip("torch_pruning")
 
@@ -40,21 +40,21 @@ def _short_timings(monkeypatch: pytest.MonkeyPatch) -> None:
 def shrunk(network: str = "resnet", **config: Any) -> tuple[Any, ShrinkReport]:
     model = convnet(network)
     config = {"table_rows": 8, **config}
-    return model, shrink(model, ShrinkConfig(**config), Calibration(images(network)))
+    return model, shrink(model, ShrinkConfig(**config), Calibration(convnet_batches(network)))
 
 
 def drift(model: Any, network: str = "resnet") -> float:
     """KL of the predictions from the dense network's."""
-    rows = Calibration(images(network))
+    rows = Calibration(convnet_batches(network))
     return divergence(predictions(convnet(network), rows), predictions(model, rows))
 
 
 def logits(model: nn.Module, network: str) -> torch.Tensor:
-    return predictions(model, Calibration(images(network)))[0]
+    return predictions(model, Calibration(convnet_batches(network)))[0]
 
 
 def one_row(network: str) -> dict[str, torch.Tensor]:
-    (batch, *_) = images(network)
+    (batch, *_) = convnet_batches(network)
     return {key: value[:1] for key, value in batch.items() if key != "labels"}
 
 
@@ -75,7 +75,7 @@ def silence(model: nn.Module, group: ChannelGroup, units: torch.Tensor) -> None:
                         parameter[where] = 0
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", CONVNETS_AND_GROUPED)
 def test_channels_whose_scale_is_zero_go_without_a_trace(network: str) -> None:
     model = convnet(network)
     graph = trace(model, one_row(network))
@@ -90,7 +90,7 @@ def test_channels_whose_scale_is_zero_go_without_a_trace(network: str) -> None:
     torch.testing.assert_close(logits(model, network), before, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", CONVNETS_AND_GROUPED)
 def test_what_is_counted_is_what_runs(network: str) -> None:
     """Predicted multiply-accumulates and bytes are those of the cut network."""
     model = convnet(network)
@@ -120,16 +120,16 @@ def test_what_goes_is_what_its_mask_zeroes(network: str) -> None:
     torch.testing.assert_close(logits(model, network), expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("network", FAMILIES)
+@pytest.mark.parametrize("network", CONVNETS)
 def test_every_family_trains_saves_and_reloads(network: str, tmp_path: Path) -> None:
     model = convnet(network)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    report = shrink(model, ShrinkConfig(**PLAIN), Calibration(images(network)))
+    report = shrink(model, ShrinkConfig(**PLAIN), Calibration(convnet_batches(network)))
     assert 0.3 < report.macs.share <= 0.5
     assert report.parameters.shrunk == count_parameters(model)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     model.train()
-    model(**images(network)[0]).loss.backward()
+    model(**convnet_batches(network)[0]).loss.backward()
     optimizer.step()  # made before; it holds the parameters that were cut
     moved = [n for n, p in model.named_parameters() if not torch.equal(p, before[n])]
     assert len(moved) > len(before) / 2
@@ -138,7 +138,7 @@ def test_every_family_trains_saves_and_reloads(network: str, tmp_path: Path) -> 
     again: Any = AutoModelForImageClassification.from_pretrained(tmp_path)
     assert torch.equal(logits(again, network), logits(model, network))
     again.train()
-    again(**images(network)[0]).loss.backward()
+    again(**convnet_batches(network)[0]).loss.backward()
     depthwise = [m for m in again.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
     assert all(m.groups == m.in_channels == m.weight.shape[0] for m in depthwise)
 
@@ -168,7 +168,7 @@ def test_batch_norms_are_measured_on_the_calibration_rows() -> None:
     first = model.resnet.embedder.embedder
     first.convolution.register_forward_hook(lambda _, __, out: seen.append(out.detach().double()))
     with torch.no_grad():
-        for batch in images("resnet"):
+        for batch in convnet_batches("resnet"):
             run_on(model, batch)
     means = torch.stack([one.mean((0, 2, 3)) for one in seen]).mean(0)
     variances = torch.stack([one.var((0, 2, 3)) for one in seen]).mean(0)
@@ -233,7 +233,7 @@ def test_rounds_recover_in_between_and_end_at_the_budget() -> None:
     report = shrink(
         model,
         config,
-        Calibration(images("resnet")),
+        Calibration(convnet_batches("resnet")),
         recover=lambda network: seen.append(count_parameters(network)),
     )
     assert len(seen) == 1
@@ -247,7 +247,9 @@ def test_rounds_recover_in_between_and_end_at_the_budget() -> None:
 def test_a_dry_run_says_what_would_go() -> None:
     model = convnet("resnet")
     before = copy.deepcopy(model.state_dict())
-    report = shrink(model, ShrinkConfig(**PLAIN, dry_run=True), Calibration(images("resnet")))
+    report = shrink(
+        model, ShrinkConfig(**PLAIN, dry_run=True), Calibration(convnet_batches("resnet"))
+    )
     assert report.dry_run
     real = shrunk(**PLAIN)[1]
     assert [part.keep for part in report.parts] == [part.keep for part in real.parts]
@@ -299,6 +301,6 @@ def test_the_library_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_frozen_parameters_are_cut_and_stay_frozen() -> None:
     model = convnet("resnet").requires_grad_(False)
-    shrink(model, ShrinkConfig(**PLAIN), Calibration(images("resnet")))
+    shrink(model, ShrinkConfig(**PLAIN), Calibration(convnet_batches("resnet")))
     assert not any(parameter.requires_grad for parameter in model.parameters())
-    run_on(model, images("resnet")[0])
+    run_on(model, convnet_batches("resnet")[0])

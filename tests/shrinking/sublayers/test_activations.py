@@ -11,13 +11,13 @@ from hfcompress.calibration.moments import weight_of
 from hfcompress.models.architectures import blocks
 from hfcompress.models.sublayers import sublayers
 from hfcompress.shrinking.sublayers.activations import Stream, Streams
-from tests.families import SHRINKABLE, tiny, tiny_batches
+from tests.tiny_models import SHRINKABLE, shrinkable_batches, shrinkable_model
 
 
 @pytest.mark.parametrize("model_type", SHRINKABLE)
 def test_the_residual_is_what_the_output_is_added_to(model_type: str) -> None:
     """Behind the feed-forward part their sum is what the layer passes on (normed, in BERT)."""
-    model, batches = tiny(model_type), tiny_batches(model_type)
+    model, batches = shrinkable_model(model_type), shrinkable_batches(model_type)
     names = list(blocks(model))
     rows, parts = Calibration(batches), [p for p in sublayers(model) if p.layer == names[0]]
     stream = Stream(model, rows)
@@ -35,7 +35,7 @@ def test_the_residual_is_what_the_output_is_added_to(model_type: str) -> None:
 
 
 def test_both_ways_give_the_same_moments_and_padding_does_not_count() -> None:
-    model, batches = tiny("bert"), tiny_batches("bert")
+    model, batches = shrinkable_model("bert"), shrinkable_batches("bert")
     noisy = [dict(batch) for batch in batches]
     for batch in noisy:
         batch["input_ids"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, 7)
@@ -52,7 +52,7 @@ def test_both_ways_give_the_same_moments_and_padding_does_not_count() -> None:
 
 
 def test_the_target_makes_up_for_drift_or_does_not() -> None:
-    model, rows = tiny("bert"), Calibration(tiny_batches("bert"))
+    model, rows = shrinkable_model("bert"), Calibration(shrinkable_batches("bert"))
     drifted = copy.deepcopy(model)
     weight_of(drifted.bert.encoder.layer[0].output.dense).data *= 0.5
     layers = list(blocks(model))
@@ -70,7 +70,7 @@ def test_the_target_makes_up_for_drift_or_does_not() -> None:
 
 
 def test_tokens_count_by_their_weights() -> None:
-    model, batches = tiny("bert"), tiny_batches("bert", batches=1)
+    model, batches = shrinkable_model("bert"), shrinkable_batches("bert", batches=1)
     part = sublayers(model)[0]
     tokens = int(batches[0]["attention_mask"].sum())
     weights = torch.zeros(tokens)

@@ -14,7 +14,7 @@ from hfcompress.shrinking.latency import timed, timed_inputs
 from hfcompress.shrinking.shrink import shrink
 from hfcompress.shrinking.sublayers import latency_table as timing
 from hfcompress.shrinking.sublayers.latency_table import TimeTable, time_table, with_widths
-from tests.families import logits, tiny, tiny_batches
+from tests.tiny_models import logits, shrinkable_batches, shrinkable_model
 
 
 @pytest.fixture(autouse=True)
@@ -34,8 +34,8 @@ def test_a_table_is_timed_once_for_a_machine_a_shape_and_a_precision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HFCOMPRESS_CACHE", str(tmp_path))
-    model = tiny("bert")
-    inputs = timed_inputs(Calibration(tiny_batches("bert")), 1, 8)
+    model = shrinkable_model("bert")
+    inputs = timed_inputs(Calibration(shrinkable_batches("bert")), 1, 8)
 
     def table(model: Any = model, inputs: Any = inputs, **config: Any) -> TimeTable:
         return time_table(model, sublayers(model), inputs, ShrinkConfig(speedup=2, **config))
@@ -44,14 +44,14 @@ def test_a_table_is_timed_once_for_a_machine_a_shape_and_a_precision(
     assert table() == first
     assert len(list((tmp_path / "latency").iterdir())) == 1
     assert "host" not in next((tmp_path / "latency").iterdir()).read_text()
-    table(inputs=timed_inputs(Calibration(tiny_batches("bert")), 2, 8))
+    table(inputs=timed_inputs(Calibration(shrinkable_batches("bert")), 2, 8))
     table(precision="bfloat16")
     table(with_widths(model, sublayers(model), {sublayers(model)[1].name: 8}))
     assert len(list((tmp_path / "latency").iterdir())) == 4
 
 
 def test_narrow_copies_leave_the_model_alone() -> None:
-    model, batch = tiny("bert"), tiny_batches("bert")[0]
+    model, batch = shrinkable_model("bert"), shrinkable_batches("bert")[0]
     before = logits(model, batch)
     parts = sublayers(model)
     narrow: Any = with_widths(model, parts, {part.name: 2 for part in parts})
@@ -66,12 +66,12 @@ def test_narrow_copies_leave_the_model_alone() -> None:
 
 
 def test_timed_inputs_have_the_size_that_is_asked_for() -> None:
-    inputs = timed_inputs(Calibration(tiny_batches("bert")), 6, 12)
+    inputs = timed_inputs(Calibration(shrinkable_batches("bert")), 6, 12)
     assert {name: tuple(t.shape) for name, t in inputs.items()} == {
         "input_ids": (6, 12), "attention_mask": (6, 12)
     }  # fmt: skip
     assert bool(inputs["attention_mask"].all())
-    images = timed_inputs(Calibration(tiny_batches("vit")), 3, 5)
+    images = timed_inputs(Calibration(shrinkable_batches("vit")), 3, 5)
     assert tuple(images["pixel_values"].shape) == (3, 3, 16, 16)
 
 
@@ -92,9 +92,9 @@ def test_the_clock_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hfcompress.shrinking.latency.timed", clock)
     dense = 5.0 + 3 * (4 * 4.0 + 48 * 0.1)
     for wish in ({"speedup": 2.0}, {"latency": dense / 2}):
-        model = tiny("bert")
+        model = shrinkable_model("bert")
         config = ShrinkConfig(**wish, batch_size=3, length=7)  # type: ignore[arg-type]
-        report = shrink(model, config, Calibration(tiny_batches("bert")))
+        report = shrink(model, config, Calibration(shrinkable_batches("bert")))
         assert report.latency is not None
         assert report.latency.dense == pytest.approx(dense)
         assert report.latency.measured == pytest.approx(dense / 2, rel=0.05)
@@ -102,4 +102,4 @@ def test_the_clock_decides(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "predicted" in str(report)
     slow = ShrinkConfig(latency=4.0)
     with pytest.raises(ConfigError, match=r"4 ms is below .* the least is 5"):
-        shrink(tiny("bert"), slow, Calibration(tiny_batches("bert")))
+        shrink(shrinkable_model("bert"), slow, Calibration(shrinkable_batches("bert")))
