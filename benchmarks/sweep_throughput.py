@@ -32,7 +32,7 @@ from torch.nn.utils import prune as torch_prune
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from benchmarks._figures import Figure, parse_arguments, report, spread
-from hfcompress.data import load_examples
+from hfcompress.data.load import load_examples
 from hfcompress.models.architectures import default_targets
 from hfcompress.recipes.library import find_recipe
 from hfcompress.recipes.schema import Recipe, load_recipe, parse_recipe

@@ -6,23 +6,23 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from hfcompress.data.encode import Batch, Encoded
 from hfcompress.errors import ModelError
 from hfcompress.measure.environment import bf16_is_faster
 
-if TYPE_CHECKING:
-    pass
+if TYPE_CHECKING:  # they import transformers and datasets
+    from transformers import PreTrainedModel
+
+    from hfcompress.data.encode import Batch, Encoded
 
 Logits = NDArray[np.float32]
-Batches = Iterable[tuple[NDArray[np.int64], Batch]]
+Batches: TypeAlias = "Iterable[tuple[NDArray[np.int64], Batch]]"
 
 
 @torch.inference_mode()

@@ -5,14 +5,21 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import sys
 import uuid
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import TypeIs
 
 from hfcompress.errors import MissingExtraError, OutputError
+
+if TYPE_CHECKING:  # it takes seconds to import
+    from transformers import PreTrainedModel
+    from transformers.pytorch_utils import Conv1D
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -33,6 +40,22 @@ def require(module: str, extra: str) -> ModuleType:
         raise MissingExtraError(
             f"{module.split('.')[0]} is not installed; write: pip install 'hfcompress[{extra}]'"
         ) from None
+
+
+def is_conv1d(module: object) -> TypeIs[Conv1D]:
+    """Whether a module is a ``Conv1D`` of transformers; does not import transformers."""
+    return _is_instance(module, "transformers.pytorch_utils", "Conv1D")
+
+
+def is_pretrained(model: object) -> TypeIs[PreTrainedModel]:
+    """Whether a model is a ``PreTrainedModel``; does not import transformers."""
+    return _is_instance(model, "transformers.modeling_utils", "PreTrainedModel")
+
+
+def _is_instance(value: object, module: str, name: str) -> bool:
+    """``isinstance`` by name: before the module is loaded, no object of its classes exists."""
+    cls = getattr(sys.modules.get(module), name, None)
+    return cls is not None and isinstance(value, cls)
 
 
 def cache_folder() -> Path:

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hfcompress.data import DataConfig, load_examples
+from hfcompress.data.config import DataConfig
 from hfcompress.data.encode import Encoded, encode
+from hfcompress.data.load import load_examples
 from hfcompress.inference import SAFETY, SAMPLE, checking_pays, predict, predict_checked
 from tests.tiny_models import tiny_bert
 from tests.tiny_tokenizers import tiny_tokenizer

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from hfcompress import PruningConfig, calculate_sparsity, prune
-from hfcompress.data import load_examples
+from hfcompress.data.load import load_examples
 from hfcompress.models.loading import LoadedModel, load_model
 from hfcompress.recipes.library import find_recipe
 from hfcompress.recipes.schema import load_recipe

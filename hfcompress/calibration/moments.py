@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from hfcompress.models.architectures import weight_matrix
+from hfcompress.utils import is_conv1d
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def grouped_weight(module: nn.Module) -> Tensor:
 
 def as_matrix(module: nn.Module, tensor: Tensor) -> Tensor:
     """A tensor in the weight's own shape (a gradient) as outputs x inputs."""
-    return tensor.t() if isinstance(module, Conv1D) else tensor.flatten(1)
+    return tensor.t() if is_conv1d(module) else tensor.flatten(1)
 
 
 def input_rows(module: nn.Module, inputs: Tensor, tokens: Tensor | None) -> Tensor:

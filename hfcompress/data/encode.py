@@ -11,8 +11,8 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hfcompress.data import Examples
 from hfcompress.data.image_batches import image_rows
+from hfcompress.data.load import Examples
 
 Batch = dict[str, Tensor]
 

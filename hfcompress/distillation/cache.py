@@ -16,7 +16,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hfcompress.data import fingerprint
+from hfcompress.data.load import fingerprint
 from hfcompress.distillation.cache_files import (
     ArraySpec,
     CacheBuild,

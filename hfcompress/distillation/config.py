@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from hfcompress.config import Config
-from hfcompress.data import DataConfig
+from hfcompress.data.config import DataConfig
 from hfcompress.distillation.layer_losses import HiddenDistance
 from hfcompress.distillation.losses import Task
 from hfcompress.distillation.schedule import ScheduleKind, value_at

@@ -11,8 +11,9 @@ from datasets import Dataset, Value
 from torch import nn
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
 
-from hfcompress.data import DataConfig, Examples, load_examples
+from hfcompress.data.config import DataConfig
 from hfcompress.data.encode import Encoded, encode
+from hfcompress.data.load import Examples, load_examples
 from hfcompress.distillation.arguments import DistillationArguments
 from hfcompress.distillation.cache import TeacherCache
 from hfcompress.distillation.teacher_outputs import ROW

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.backends import mkldnn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers.pytorch_utils import Conv1D
+from typing_extensions import TypeIs
 
 from hfcompress.config import nearest
 from hfcompress.errors import ModelError, TargetError, first_line
+from hfcompress.utils import is_conv1d
+
+if TYPE_CHECKING:
+    from transformers.pytorch_utils import Conv1D
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,13 @@ def _without_onednn() -> Iterator[None]:
         mkldnn.set_flags(_enabled=enabled, _fp32_precision=None)  # type: ignore[no-untyped-call]
 
 
-LINEAR_TYPES: tuple[type[nn.Module], ...] = (nn.Linear, Conv1D)
-WEIGHT_TYPES: tuple[type[nn.Module], ...] = (*LINEAR_TYPES, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+def is_linear(module: nn.Module) -> TypeIs[nn.Linear | Conv1D]:
+    """Whether a module is an ``nn.Linear`` or a ``Conv1D``: one matrix product."""
+    return isinstance(module, nn.Linear) or is_conv1d(module)
+
+
+def _is_weighted(module: nn.Module) -> bool:
+    return is_linear(module) or isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
 
 
 def weighted_layers(
@@ -107,7 +116,7 @@ def weighted_layers(
     """
     modules = dict(model.named_modules())
     if targets is None:
-        names = [name for name, module in modules.items() if isinstance(module, WEIGHT_TYPES)]
+        names = [name for name, module in modules.items() if _is_weighted(module)]
     else:
         wanted = [targets] if isinstance(targets, str) else list(targets)
         for name in wanted:

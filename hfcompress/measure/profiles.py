@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from hfcompress.config import nearest
 from hfcompress.errors import ConfigError
+from hfcompress.measure.macs import is_linear
 from hfcompress.measure.size import calculate_model_size, count_parameters
+from hfcompress.utils import is_conv1d
 
 MEGABYTE = 1_000_000
 
@@ -81,9 +82,11 @@ def estimated_int8_bytes(model: nn.Module) -> int:
     saved = 0
     seen: set[int] = set()
     for module in model.modules():
-        if isinstance(module, (nn.Linear, Conv1D, nn.Embedding)) and id(module.weight) not in seen:
+        if not (isinstance(module, nn.Embedding) or is_linear(module)):
+            continue
+        if id(module.weight) not in seen:
             seen.add(id(module.weight))
-            channels = module.weight.shape[1 if isinstance(module, Conv1D) else 0]
+            channels = module.weight.shape[1 if is_conv1d(module) else 0]
             scales = 1 if isinstance(module, nn.Embedding) else channels
             saved += 3 * module.weight.numel() - 4 * scales
     return calculate_model_size(model) - saved

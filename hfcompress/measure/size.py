@@ -15,7 +15,7 @@ from torch import nn
 
 from hfcompress.config import nearest
 from hfcompress.errors import ConfigError
-from hfcompress.measure.macs import LINEAR_TYPES, count_macs, weighted_layers
+from hfcompress.measure.macs import count_macs, is_linear, weighted_layers
 from hfcompress.measure.weights import analyze_weight_distribution, count_nonzeros
 
 StorageType = Literal["fp32", "fp16", "int8"]
@@ -144,7 +144,7 @@ def _quantized(model: nn.Module) -> dict[int, int]:
     """``id(weight) -> output channels`` of the weights that int8 storage quantizes."""
     found: dict[int, int] = {}
     for module in model.modules():
-        if isinstance(module, LINEAR_TYPES):
+        if is_linear(module):
             weight = module.weight
             assert isinstance(weight, torch.Tensor)
             found[id(weight)] = weight.shape[0 if isinstance(module, nn.Linear) else 1]

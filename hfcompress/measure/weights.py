@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from hfcompress.errors import ConfigError, ModelError, TargetError
 from hfcompress.measure.macs import weighted_layers
+from hfcompress.utils import is_conv1d
 
 CHUNK = 2**22
 """Values binned at a time: float32 counts stay exact, and copies stay small."""
@@ -213,7 +213,7 @@ def weight_grids(
     found = []
     for place in dict.fromkeys(places):
         name, weight = layers[place]
-        piece, tile = _piece(weight.detach().float(), isinstance(modules[name], Conv1D))
+        piece, tile = _piece(weight.detach().float(), is_conv1d(modules[name]))
         codes, scale = _codes(piece)
         found.append(
             {

@@ -10,16 +10,17 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from typing_extensions import TypeIs
 
 from hfcompress.config import nearest
 from hfcompress.errors import TargetError
+from hfcompress.utils import is_conv1d, is_pretrained
 
-COMPRESSIBLE = (nn.Linear, nn.Conv2d, Conv1D)
-"""The module classes that hold a compressible weight."""
+if TYPE_CHECKING:
+    from transformers.pytorch_utils import Conv1D
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,11 @@ def family_of(model: nn.Module) -> Family | None:
     return FAMILIES.get(getattr(getattr(model, "config", None), "model_type", ""))
 
 
+def is_compressible(module: object) -> TypeIs[nn.Linear | nn.Conv2d | Conv1D]:
+    """Whether a module is of a class that holds a compressible weight."""
+    return isinstance(module, (nn.Linear, nn.Conv2d)) or is_conv1d(module)
+
+
 def compressible_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Every ``nn.Linear``, ``nn.Conv2d`` and transformers ``Conv1D``, by name, in model order.
 
@@ -188,7 +194,7 @@ def compressible_modules(model: nn.Module) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     seen: set[int] = set()
     for name, module in model.named_modules():
-        if isinstance(module, COMPRESSIBLE) and id(module.weight) not in seen:
+        if is_compressible(module) and id(module.weight) not in seen:
             seen.add(id(module.weight))
             found[name] = module
     return found
@@ -328,7 +334,7 @@ def weight_matrix(module: nn.Module) -> Tensor:
     width). ``Conv1D``: the transposed weight.
     """
     weight = _weight(module)
-    if isinstance(module, Conv1D):
+    if is_conv1d(module):
         return weight.t()
     return weight.flatten(1)
 
@@ -336,7 +342,7 @@ def weight_matrix(module: nn.Module) -> Tensor:
 def write_matrix(module: nn.Module, matrix: Tensor) -> None:
     """Write a matrix of outputs x inputs (see `weight_matrix`) into a module's weight."""
     weight = _weight(module)
-    if isinstance(module, Conv1D):
+    if is_conv1d(module):
         matrix = matrix.t()
     weight.copy_(matrix.reshape(weight.shape))
 
@@ -360,14 +366,14 @@ def _weight(module: nn.Module) -> Tensor:
 
 def base_prefix(model: nn.Module) -> str:
     """Where the base model lies inside a model: ``"bert"``, or ``""`` for the base model itself."""
-    if not isinstance(model, PreTrainedModel):
+    if not is_pretrained(model):
         return ""
     prefix = model.base_model_prefix
     return prefix if prefix and hasattr(model, prefix) else ""
 
 
 def _head_names(model: nn.Module, modules: dict[str, nn.Module]) -> set[str]:
-    if isinstance(model, PreTrainedModel):
+    if is_pretrained(model):
         prefix = base_prefix(model)
         return {name for name in modules if prefix and not name.startswith(f"{prefix}.")}
     linears = [name for name, module in modules.items() if isinstance(module, nn.Linear)]

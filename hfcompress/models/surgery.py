@@ -13,11 +13,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from hfcompress.errors import TargetError
 from hfcompress.models.architectures import blocks
 from hfcompress.models.sublayers import Sublayer, known_family
+from hfcompress.utils import is_conv1d
 
 Index = Tensor | Sequence[int]
 
@@ -33,7 +33,7 @@ def keep_outputs(module: nn.Module, keep: Index) -> None:
         TargetError: another kind of module.
     """
     linear = _linear(module)
-    keep_along(linear.weight, keep, 1 if isinstance(module, Conv1D) else 0)
+    keep_along(linear.weight, keep, 1 if is_conv1d(module) else 0)
     if linear.bias is not None:
         keep_along(linear.bias, keep, 0)
     resized(module)
@@ -41,7 +41,7 @@ def keep_outputs(module: nn.Module, keep: Index) -> None:
 
 def keep_inputs(module: nn.Module, keep: Index) -> None:
     """Keep some inputs of an ``nn.Linear`` or ``Conv1D``; as `keep_outputs`."""
-    keep_along(_linear(module).weight, keep, 0 if isinstance(module, Conv1D) else 1)
+    keep_along(_linear(module).weight, keep, 0 if is_conv1d(module) else 1)
     resized(module)
 
 
@@ -80,7 +80,7 @@ def resized(module: nn.Module) -> None:
     A depthwise convolution keeps one group for each channel; other groups stay as many.
     """
     weight: Any = getattr(module, "weight", None)
-    if isinstance(module, Conv1D):
+    if is_conv1d(module):
         module.nx, module.nf = module.weight.shape
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
@@ -168,7 +168,7 @@ def keep_layers(model: nn.Module, keep: Sequence[int]) -> None:
 
 
 def _linear(module: nn.Module) -> Any:
-    if not isinstance(module, (nn.Linear, Conv1D)):
+    if not (isinstance(module, nn.Linear) or is_conv1d(module)):
         raise TargetError(f"{type(module).__name__} is no Linear and cannot be cut")
     return module
 

@@ -12,13 +12,13 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from hfcompress.errors import CalibrationError, ConfigError, TargetError
 from hfcompress.models.architectures import select_modules, weight_matrix
 from hfcompress.pruning.prune import dense_weight
 from hfcompress.pruning.scores import movement_update_, soft_movement_mask, soft_movement_update_
 from hfcompress.pruning.training_config import PruningTrainingConfig
+from hfcompress.utils import is_conv1d
 
 Prune = Callable[[nn.Module, float], None]
 """``prune(model, sparsity)``: prune in place, by any method."""
@@ -250,11 +250,11 @@ def _choose_by_scores(
 
 def _as_matrix(module: nn.Module, scores: Tensor) -> Tensor:
     """Outputs x inputs, as `weight_matrix` has it."""
-    return scores.t().contiguous() if isinstance(module, Conv1D) else scores.flatten(1)
+    return scores.t().contiguous() if is_conv1d(module) else scores.flatten(1)
 
 
 def _from_matrix(module: nn.Module, mask: Tensor, shape: torch.Size) -> Tensor:
-    return (mask.t() if isinstance(module, Conv1D) else mask).reshape(shape).contiguous()
+    return (mask.t() if is_conv1d(module) else mask).reshape(shape).contiguous()
 
 
 def _weights(

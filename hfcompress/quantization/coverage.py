@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 
 from hfcompress.measure.macs import count_macs, evaluation_mode
-from hfcompress.models.architectures import COMPRESSIBLE, compressible_modules, matching_modules
+from hfcompress.models.architectures import compressible_modules, is_compressible, matching_modules
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.images import ImageShape
 from hfcompress.quantization.onnx_export import example_inputs
@@ -147,7 +147,7 @@ def cover(
 
 
 def _reason(module: nn.Module, why: Callable[[nn.Module], str]) -> str:
-    if isinstance(module, (*COMPRESSIBLE, nn.Embedding)):
+    if is_compressible(module) or isinstance(module, nn.Embedding):
         return why(module)
     matrices = any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
     if matrices and type(module).__module__.startswith("torch.nn."):

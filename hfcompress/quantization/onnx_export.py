@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from hfcompress.errors import ModelError, first_line
 from hfcompress.measure.macs import evaluation_mode
-from hfcompress.models.architectures import COMPRESSIBLE
+from hfcompress.models.architectures import is_compressible
 from hfcompress.quantization.images import IMAGE_INPUT as IMAGE_INPUT
 from hfcompress.quantization.images import ImageShape, checked_shape, example_images, image_shape
 from hfcompress.utils import require, unwritable
@@ -305,7 +305,8 @@ def _name(graph: Any, model: nn.Module) -> None:
             path = weight.name.removeprefix("model.").removesuffix(".weight")
         if path in taken:
             continue
-        if weight is not None and isinstance(modules.get(path), (*COMPRESSIBLE, nn.Embedding)):
+        module = modules.get(path)
+        if weight is not None and (is_compressible(module) or isinstance(module, nn.Embedding)):
             taken.add(path)
             node.name = path
             weight.name = f"{path}.weight"

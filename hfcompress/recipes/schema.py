@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from hfcompress.config import Config, Names
-from hfcompress.data import DataConfig
+from hfcompress.data.config import DataConfig
 from hfcompress.errors import ConfigError
 from hfcompress.models.loading import ModelConfig, task_modality
 from hfcompress.recipes.grid import Trial, apply_override, beginnings, locate, points, restore

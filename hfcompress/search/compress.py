@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from hfcompress.data import DataConfig
+from hfcompress.data.config import DataConfig
 from hfcompress.errors import ConfigError, DataError, ModelError, OutputError
 from hfcompress.measure.environment import environment
 from hfcompress.recipes.schema import Recipe

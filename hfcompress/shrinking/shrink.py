@@ -9,11 +9,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from hfcompress.calibration.batches import Calibration
 from hfcompress.calibration.hooks import evaluating
-from hfcompress.checkpoint.save import record_shapes
 from hfcompress.errors import CalibrationError, ConfigError, TargetError
 from hfcompress.measure.size import count_parameters
 from hfcompress.models.architectures import blocks, family_of
@@ -28,7 +26,7 @@ from hfcompress.shrinking.sublayers.costs import layer_macs
 from hfcompress.shrinking.sublayers.latency_table import with_widths
 from hfcompress.shrinking.sublayers.selection import Options, Surroundings, apply_widths, options
 from hfcompress.shrinking.widths import Costs, Widths, allowed_widths, optimal, ranked, uniform
-from hfcompress.utils import Tell
+from hfcompress.utils import Tell, is_pretrained
 
 
 def shrink(
@@ -96,7 +94,9 @@ def shrink(
                 kept = {name: kept[name][stayed[name]] for name in kept}
                 if recover is not None and number + 1 < config.rounds:
                     recover(model)
-        if isinstance(model, PreTrainedModel) and not config.dry_run:
+        if is_pretrained(model) and not config.dry_run:
+            from hfcompress.checkpoint.save import record_shapes  # imports transformers
+
             record_shapes(model)
         after = with_widths(model, parts, widths) if config.dry_run else model
         return ShrinkReport(

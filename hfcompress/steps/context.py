@@ -11,8 +11,8 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from hfcompress.calibration.batches import Calibration
-from hfcompress.data import Examples
 from hfcompress.data.encode import Encoded, encode_texts
+from hfcompress.data.load import Examples
 from hfcompress.distillation.text_augmentation import Augmentation, augment_texts
 from hfcompress.errors import CalibrationError, DataError
 from hfcompress.shrinking.vocabulary.tokenizer import CutTokenizer

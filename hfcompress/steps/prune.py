@@ -11,8 +11,8 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from hfcompress.data import load_texts
 from hfcompress.data.encode import Encoded, encode_texts
+from hfcompress.data.load import load_texts
 from hfcompress.distillation.teacher_loss import TeacherLoss
 from hfcompress.distillation.text_augmentation import mixed_texts
 from hfcompress.errors import ConfigError

@@ -16,8 +16,8 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from hfcompress.data import Examples, examples_of, fingerprint, load_examples
 from hfcompress.data.encode import Batch, Encoded, encode
+from hfcompress.data.load import Examples, examples_of, fingerprint, load_examples
 from hfcompress.errors import ModelError
 from hfcompress.measure.evaluation import compute_metric, metric_names
 from hfcompress.models.architectures import select_modules

@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from hfcompress.config import Config, nearest
-from hfcompress.data import DataConfig
+from hfcompress.data.config import DataConfig
 from hfcompress.errors import ConfigError, DataError, HfcompressError
 from hfcompress.models.loading import LoadedModel, weights_hash
 from hfcompress.quantization.model import QuantizedModel

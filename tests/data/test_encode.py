@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from hfcompress.data import DataConfig, load_examples
+from hfcompress.data.config import DataConfig
 from hfcompress.data.encode import Encoded, encode
+from hfcompress.data.load import load_examples
 from hfcompress.errors import ModelError, SourceError
 from hfcompress.inference import predict
 from hfcompress.models.loading import ModelConfig, auto_class, load_model, task_modality

@@ -24,9 +24,10 @@ from transformers.models.mobilenet_v2.image_processing_pil_mobilenet_v2 import (
 )
 
 import hfcompress.data.image_batches as encode_images
-from hfcompress.data import DataConfig, load_examples
+from hfcompress.data.config import DataConfig
 from hfcompress.data.encode import Encoded, encode
 from hfcompress.data.image_batches import array_dataset, image_rows
+from hfcompress.data.load import load_examples
 from hfcompress.errors import DataError
 from hfcompress.inference import predict
 from hfcompress.models.image_models import new_config, new_model

@@ -13,8 +13,9 @@ import pytest
 from datasets import Array2D, ClassLabel, Dataset, DatasetDict, Features, List, Value
 from PIL import Image
 
-from hfcompress.data import DataConfig, Examples, fingerprint, load_examples
+from hfcompress.data.config import DataConfig
 from hfcompress.data.image_batches import array_chunks, array_dataset
+from hfcompress.data.load import Examples, fingerprint, load_examples
 from hfcompress.errors import DataError, SourceError
 
 

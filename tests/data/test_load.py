@@ -13,7 +13,8 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from PIL import Image
 
-from hfcompress.data import DataConfig, Examples, fingerprint, load_examples, load_texts
+from hfcompress.data.config import DataConfig
+from hfcompress.data.load import Examples, fingerprint, load_examples, load_texts
 from hfcompress.errors import ConfigError, DataError, SourceError
 
 TEXT = "sentence"

@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict, load_dataset
 from transformers import AutoModelForSequenceClassification
 
 import hfcompress
-from hfcompress.data import DataConfig
+from hfcompress.data.config import DataConfig
 from hfcompress.errors import ConfigError, DataError, HfcompressError
 from hfcompress.models.loading import weights_hash
 from hfcompress.recipes.schema import parse_recipe

@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from hfcompress.calibration.batches import Batch, Calibration
 from hfcompress.calibration.hooks import evaluating
-from hfcompress.checkpoint.save import record_shapes
 from hfcompress.errors import CalibrationError, TargetError
 from hfcompress.measure.size import count_parameters
 from hfcompress.shrinking.channels.budget import ChannelBudget, allowed_channels
@@ -31,7 +29,7 @@ from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.quality import interpolated, predictions
 from hfcompress.shrinking.report import Amount, ShrinkReport, SublayerReport
 from hfcompress.shrinking.widths import Widths
-from hfcompress.utils import Tell
+from hfcompress.utils import Tell, is_pretrained
 
 
 @dataclass
@@ -98,7 +96,9 @@ def shrink_channels(
             _apply(work, now, {name: found.kept[name][width] for name, width in widths.items()})
             if recover is not None and number + 1 < config.rounds:
                 recover(model)
-        if isinstance(model, PreTrainedModel) and not config.dry_run:
+        if is_pretrained(model) and not config.dry_run:
+            from hfcompress.checkpoint.save import record_shapes  # imports transformers
+
             record_shapes(model)
         after = model
         if config.dry_run:
