@@ -1,9 +1,8 @@
-"""The picture of a bench: a panel for each batch and length, a bar for each model and engine."""
+"""The result of a bench as a table and as bars: latency by model, engine and input shape."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -13,40 +12,50 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from hfcompress.report.plotting import GREY, PALETTE, new_figure, png_bytes
+from hfcompress.report.plotting import (
+    GREY,
+    GRID_COLOUR,
+    INK,
+    PALETTE,
+    new_figure,
+    png_bytes,
+    style_bar_axes,
+)
 from hfcompress.report.rows import Row
 
-_ACROSS = 2
+_MAX_COLUMNS = 2
 _RUNTIMES = ("torch", "onnxruntime", "openvino")
+_TEXT_COLUMNS = ("model", "engine")
+
+Place = tuple[int, int, int | None]
+"""Threads, batch and length; the length of images is None."""
 
 
 def draw_bench(rows: Sequence[Row]) -> bytes:
-    """The picture of `bench_figure` as PNG."""
+    """`bench_figure` as PNG."""
     return png_bytes(bench_figure(rows))
 
 
 def bench_figure(rows: Sequence[Row]) -> Figure:
-    """Latency by model and engine, the shorter the better, a panel for each point of the grid.
+    """Latency by model and engine, one panel per point of the grid; shorter is better.
 
-    A bar is the median, its whisker the middle half of the rounds; beside it stand milliseconds
-    and how many times faster it is than the first model in torch fp32. Full colour is fp32, the
-    lighter bars compute in fewer bits.
+    A bar is the median, its whisker the interquartile range over the rounds, its text the median
+    and the speedup over the first model in torch fp32. Full colour is fp32, lighter bars compute
+    in fewer bits.
 
     Args:
         rows: of `hfcompress.bench`.
     """
-    panels: dict[tuple[int, int, int | None], list[Row]] = {}
-    for row in rows:
-        panels.setdefault((row["threads"], row["batch"], row["length"]), []).append(row)
+    panels = _by_place(rows)
     bars = max((len(members) for members in panels.values()), default=1)
-    across = min(_ACROSS, max(len(panels), 1))
-    down = -(-len(panels) // across) or 1
-    figure = new_figure(2.2 + 4.6 * across, 0.7 + down * (0.75 + 0.29 * bars))
-    grid = figure.subplots(down, across, squeeze=False, sharey=True)
+    columns = min(_MAX_COLUMNS, max(len(panels), 1))
+    lines = -(-len(panels) // columns) or 1
+    figure = new_figure(2.2 + 4.6 * columns, 0.7 + lines * (0.75 + 0.29 * bars))
+    grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     for axes, (place, members) in zip(grid.flat, panels.items(), strict=False):
-        _panel(axes, place, members)
+        _draw_panel(axes, place, members)
     handles = [
         Patch(color=_colour(f"{name}-fp32", name), label=name)
         for name in _RUNTIMES
@@ -56,13 +65,69 @@ def bench_figure(rows: Sequence[Row]) -> Figure:
         handles.append(Patch(color=_lighter(GREY), label="lighter: fewer bits than fp32"))
         handles.append(Patch(alpha=0, label=f"x: over {rows[0]['model']} in torch fp32"))
         figure.legend(
-            handles=handles, loc="outside lower center", ncols=3 if across == 1 else 5,
+            handles=handles, loc="outside lower center", ncols=3 if columns == 1 else 5,
             frameon=False, fontsize=9,
         )  # fmt: skip
     return figure
 
 
-def _panel(axes: Axes, place: tuple[int, int, int | None], rows: Sequence[Row]) -> None:
+def bench_table(rows: Sequence[Row]) -> Table:
+    """One line per model and engine, one section per point of the grid.
+
+    The fastest of each section is bold. Spreads are interquartile ranges over the rounds.
+
+    Args:
+        rows: of `hfcompress.bench`.
+    """
+    memory = any("peak_rss" in row for row in rows)
+    first = rows[0]["model"] if rows else ""
+    table = Table(
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        caption=escape(
+            f"x torch, x engine: speedup over {first} in torch fp32, and over {first} in fp32 in "
+            f"the same runtime"
+            + ("; memory: peak of a new process with this engine only" if memory else "")
+        ),
+        caption_justify="left",
+    )
+    titles = [
+        "batch",
+        "threads",
+        *_TEXT_COLUMNS,
+        "ms",
+        "spread",
+        "per s",
+        "x torch",
+        "x engine",
+        "MB",
+    ]
+    for title in [*titles, *(["memory MB"] if memory else [])]:
+        table.add_column(title, justify="left" if title in _TEXT_COLUMNS else "right", no_wrap=True)
+    for members in _by_place(rows).values():
+        fastest = min(members, key=lambda row: float(row["median"]))
+        for row in members:
+            table.add_row(
+                *map(escape, _cells(row, memory)),
+                style="bold" if row is fastest and len(members) > 1 else None,
+            )
+        table.add_section()
+    return table
+
+
+def environment_line(environment: Row) -> str:
+    """One line: the processor, its cores and its instructions for int8 and 16-bit floats."""
+    present = [name for name in environment["abilities"] if _is_low_precision(name)]
+    absent = [name for name in ("vnni", "amx", "bf16") if not any(name in item for item in present)]
+    has = f"has {', '.join(present)}" if present else "has no instructions for int8 or bf16"
+    lacks = f"; no {', no '.join(absent)}" if present and absent else ""
+    return f"{environment['cpu']}, {environment['cores']} cores: {has}{lacks}"
+
+
+# --- figure --------------------------------------------------------------------------------------
+
+
+def _draw_panel(axes: Axes, place: Place, rows: Sequence[Row]) -> None:
     threads, batch, length = place
     several = len({row["model"] for row in rows}) > 1
     names = [f"{row['model']}  {row['engine']}" if several else row["engine"] for row in rows]
@@ -76,26 +141,24 @@ def _panel(axes: Axes, place: tuple[int, int, int | None], rows: Sequence[Row]) 
             error_kw={"ecolor": GREY, "elinewidth": 1.2, "capsize": 2},
         )  # fmt: skip
         end = max(row["high"], middle) + 0.015 * longest
-        axes.text(end, index, _said(row), va="center", fontsize=8.5, color="#202124")
+        axes.text(end, index, _bar_text(row), va="center", fontsize=8.5, color=INK)
     axes.set_yticks(range(len(names)), names, fontsize=9)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(0, 1.32 * max(max(row["high"], row["median"]) for row in rows))
-    axes.set_xlabel("milliseconds a batch", fontsize=9)
-    what = f"{batch} image{'s' * (batch > 1)}" if length is None else f"{batch} x {length} tokens"
+    axes.set_xlabel("milliseconds per batch", fontsize=9)
+    images = f"{batch} image{'s' * (batch > 1)}"
+    shape = images if length is None else f"{batch} x {length} tokens"
     axes.set_title(
-        f"{what}, {threads} thread{'s' * (threads > 1)}", loc="left", fontsize=10.5, weight="bold"
+        f"{shape}, {threads} thread{'s' * (threads > 1)}", loc="left", fontsize=10.5, weight="bold"
     )
-    axes.grid(axis="x", color="#DADCE0", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(axis="y", length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    style_bar_axes(axes)
+    axes.spines["left"].set_visible(False)
     for index in range(1, len(rows)):
         if rows[index]["model"] != rows[index - 1]["model"]:
-            axes.axhline(index - 0.5, color="#DADCE0", linewidth=0.9)
+            axes.axhline(index - 0.5, color=GRID_COLOUR, linewidth=0.9)
 
 
-def _said(row: Row) -> str:
+def _bar_text(row: Row) -> str:
     ratio = row.get("speedup")
     text = f"{row['median']:.3g} ms" if row["median"] < 100 else f"{row['median']:.0f} ms"
     return text if ratio is None else f"{text}, {ratio['median']:.1f} x"
@@ -108,66 +171,12 @@ def _colour(engine: str, runtime: str) -> tuple[float, float, float]:
 
 
 def _lighter(colour: str) -> tuple[float, float, float]:
-    """Mixed with white; a transparent bar would show the grid through it."""
+    """The colour mixed with white; a transparent bar would show the grid lines."""
     red, green, blue = (1 - 0.55 * (1 - part) for part in to_rgb(colour))
     return red, green, blue
 
 
-_TEXT = ("model", "engine")
-
-
-def bench_table(rows: Sequence[Row]) -> Table:
-    """One line for each model and engine, a section for each point of the grid.
-
-    The fastest of each section is bold. Spreads are the middle half of the rounds.
-
-    Args:
-        rows: of `hfcompress.bench`.
-    """
-    memory = any("peak_rss" in row for row in rows)
-    first = rows[0]["model"] if rows else ""
-    table = Table(
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        caption=escape(
-            f"x torch, x engine: how many times faster than {first} in torch fp32, and in fp32 in "
-            f"the same runtime"
-            + ("; memory: peak of a fresh process with that engine alone" if memory else "")
-        ),
-        caption_justify="left",
-    )
-    titles = ["batch", "threads", *_TEXT, "ms", "spread", "per s", "x torch", "x engine", "MB"]
-    for title in [*titles, *(["memory MB"] if memory else [])]:
-        table.add_column(title, justify="left" if title in _TEXT else "right", no_wrap=True)
-    for members in _sections(rows):
-        fastest = min(members, key=lambda row: float(row["median"]))
-        for row in members:
-            table.add_row(
-                *map(escape, _cells(row, memory)),
-                style="bold" if row is fastest and len(members) > 1 else None,
-            )
-        table.add_section()
-    return table
-
-
-def environment_line(environment: Mapping[str, Any]) -> str:
-    """The processor and what it can do with few bits, in one line."""
-    able = [name for name in environment["abilities"] if _few_bits(name)]
-    absent = [name for name in ("vnni", "amx", "bf16") if not any(name in item for item in able)]
-    has = f"has {', '.join(able)}" if able else "has no instructions for int8 or bf16"
-    lacks = f"; no {', no '.join(absent)}" if able and absent else ""
-    return f"{environment['cpu']}, {environment['cores']} cores: {has}{lacks}"
-
-
-def _few_bits(name: str) -> bool:
-    return any(part in name for part in ("vnni", "amx", "bf16", "i8mm", "dot", "fp16"))
-
-
-def _sections(rows: Sequence[Row]) -> list[list[Row]]:
-    sections: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        sections.setdefault((row["threads"], row["batch"], row["length"]), []).append(row)
-    return list(sections.values())
+# --- table ---------------------------------------------------------------------------------------
 
 
 def _cells(row: Row, memory: bool) -> list[str]:
@@ -191,3 +200,15 @@ def _cells(row: Row, memory: bool) -> list[str]:
 
 def _ratio(ratio: Mapping[str, float] | None) -> str:
     return "" if ratio is None else f"{ratio['median']:.2f}"
+
+
+def _by_place(rows: Sequence[Row]) -> dict[Place, list[Row]]:
+    """The rows of each point of the grid, in their order."""
+    places: dict[Place, list[Row]] = {}
+    for row in rows:
+        places.setdefault((row["threads"], row["batch"], row["length"]), []).append(row)
+    return places
+
+
+def _is_low_precision(name: str) -> bool:
+    return any(part in name for part in ("vnni", "amx", "bf16", "i8mm", "dot", "fp16"))

@@ -1,15 +1,22 @@
-"""A model card for a compressed model: what it is, what was measured, how to make it again."""
+"""The model card of a compressed model: origin, measurements, recipe and environment."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import yaml
 
 from hfcompress.report.page import flat_environment
 from hfcompress.report.pipeline import speed_section
-from hfcompress.report.rows import Row, is_dense, metric_of, metric_text, number, quantize_step
+from hfcompress.report.rows import (
+    Row,
+    is_dense,
+    method_of,
+    metric_of,
+    metric_text,
+    number,
+    quantize_step,
+)
 from hfcompress.report.table import markdown_table
 
 
@@ -24,17 +31,17 @@ def model_card(
     license_name: str | None = None,
     language: str | None = None,
     recipe_text: str | None = None,
-    environment: Mapping[str, Any] | None = None,
+    environment: Mapping[str, object] | None = None,
 ) -> str:
-    """The text of a ``README.md`` that the hub understands.
+    """The text of a ``README.md`` with metadata for the hub.
 
     Args:
-        row: the row of the model that is saved.
-        name: of the model, as the heading.
-        dense: the dense model's row, shown beside it.
-        base_model: hub name of the model that was compressed.
+        row: the row of the saved model.
+        name: heading, the model's name.
+        dense: the dense model's row, shown above it.
+        base_model: hub name of the original model.
         task: pipeline task, such as ``text-classification``.
-        dataset: hub name of the data that it was measured on.
+        dataset: hub name of the evaluation data.
         license_name: licence identifier, such as ``apache-2.0``.
         language: language code.
         recipe_text: the recipe as it was run.
@@ -69,7 +76,7 @@ def _header(
     language: str | None,
 ) -> str:
     metric = metric_of([row])
-    known: dict[str, Any] = {
+    known: dict[str, object] = {
         "library_name": "transformers",
         "license": license_name,
         "language": language,
@@ -92,24 +99,24 @@ def _tags(row: Row) -> list[str]:
 
 
 def _timed(row: Row) -> list[str]:
-    """How large it is and how fast it was."""
+    """The section on size and latency, if measured."""
     section = speed_section(row)
     return ["## Size and speed\n", section] if section else []
 
 
 def _quantized(row: Row) -> list[str]:
-    """What became integers, what did not and why."""
+    """The section on what is quantized, what is not and why."""
     step = quantize_step(row)
     if not step:
         return []
     bytes_, macs = number(step, "share_of_bytes"), number(step, "share_of_macs")
-    left = step.get("left_alone") or {}
+    skipped = step.get("left_alone") or {}
     return [
         "## Quantized\n",
         f"Engine {step.get('backend')}, mode {step.get('mode')}: {100 * (bytes_ or 0):.1f} % of "
-        f"the fp32 model's bytes are integers now, and {100 * (macs or 0):.1f} % of its "
-        "multiply-accumulates have integer weights. What stays in floating point:\n",
-        "\n".join(f"- {count} modules: {reason}" for reason, count in left.items()) + "\n",
+        f"the fp32 model's bytes are integers, and {100 * (macs or 0):.1f} % of its "
+        "multiply-accumulates have integer weights. In floating point:\n",
+        "\n".join(f"- {count} modules: {reason}" for reason, count in skipped.items()) + "\n",
     ]
 
 
@@ -117,7 +124,7 @@ def _metric_names(row: Row, metric: str) -> list[str]:
     return [metric, *(other for other in row.get("other_metrics") or {} if other != metric)]
 
 
-def _model_index(row: Row, name: str, task: str, dataset: str) -> list[dict[str, Any]]:
+def _model_index(row: Row, name: str, task: str, dataset: str) -> list[dict[str, object]]:
     metric = metric_of([row])
     values = {metric: number(row, "value"), **(row.get("other_metrics") or {})}
     metrics = [{"type": key, "value": value} for key, value in values.items() if value is not None]
@@ -135,7 +142,7 @@ def _summary(row: Row, base_model: str | None) -> str:
     if is_dense(row) or not sparsity:
         text = f"Made from {origin} with hfcompress."
     else:
-        method = row.get("method") or "pruning"
+        method = method_of(row, "pruning")
         text = (
             f"Made from {origin} with hfcompress: {100 * sparsity:.1f} % of the pruned layers' "
             f"weights are zero ({method})."
@@ -146,7 +153,7 @@ def _summary(row: Row, base_model: str | None) -> str:
 
 def _explanation(metric: str) -> str:
     return (
-        f"The drop is the dense model's {metric} minus this one's; McNemar's p tells whether they "
-        "differ on the same examples by more than chance. Zeros alone make a model neither "
-        "smaller on disk nor faster in dense kernels.\n"
+        f"The drop is the dense model's {metric} minus this model's; McNemar's p tests whether "
+        "they differ on the same examples. Zeros alone make a model neither smaller on disk nor "
+        "faster in dense kernels.\n"
     )

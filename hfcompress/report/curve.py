@@ -1,123 +1,103 @@
-"""The curve of a sweep: the metric against sparsity."""
+"""The metric against sparsity, one line per method."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from matplotlib.transforms import offset_copy
 
 from hfcompress.report.findings import is_about_size, sweet_spot
-from hfcompress.report.plotting import DASHES, GREY, MARKERS, PALETTE, new_figure, png_bytes, tidy
+from hfcompress.report.plotting import (
+    GREY,
+    STAR_COLOUR,
+    add_empty_note,
+    add_title,
+    colour_of,
+    dash_of,
+    draw_dense_line,
+    draw_points,
+    draw_seeds,
+    metric_label,
+    metric_scale,
+    new_figure,
+    png_bytes,
+    style_axes,
+)
 from hfcompress.report.rows import (
     Point,
     Row,
     compressed_points,
     dense_point,
-    is_percent,
     metric_of,
     metric_text,
 )
-from hfcompress.report.scatter import sizes_figure
+from hfcompress.report.scatter import file_size_figure
 
 
 def draw_curve(rows: Sequence[Row], title: str | None = None) -> bytes:
-    """The picture of `curve_figure` as PNG."""
+    """`curve_figure` as PNG."""
     return png_bytes(curve_figure(rows, title))
 
 
 def curve_figure(rows: Sequence[Row], title: str | None = None) -> Figure:
     """The metric against actual sparsity: one line per method, averaged over seeds.
 
-    Where no row asked for a sparsity but sizes are known it is `sizes_figure`.
-
     Bars are 95 % intervals over examples, faint dots single seeds; the grey band is the dense
-    model's interval, the star the sweet spot, hollow diamonds published values.
+    model's interval, the star the sweet spot, hollow diamonds published values. If the rows
+    compare file sizes and request no sparsity, this is `file_size_figure`.
 
     Args:
-        rows: any rows; those without a value are left out, none at all draws empty axes.
+        rows: any rows; those without a value are left out.
         title: above the axes.
     """
     if is_about_size(rows):
-        return sizes_figure(rows, title)
+        return file_size_figure(rows, title)
     metric, dense, lines = metric_of(rows), dense_point(rows), compressed_points(rows)
+    scale, shifts = metric_scale(metric), _shifts(list(lines))
     figure = new_figure(8.0, 5.0)
     axes = figure.add_subplot()
-    tidy(axes)
-    scale = 100.0 if is_percent(metric) else 1.0
-    shifts = _shifts(list(lines))
+    style_axes(axes)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel("actual sparsity of the pruned weights (%)")
+    axes.set_ylabel(metric_label(metric))
     if dense is not None:
-        _draw_dense(axes, dense, scale, metric)
+        _draw_dense(axes, dense, metric)
     for index, (method, line) in enumerate(lines.items()):
-        _draw_line(axes, method, line, dense, scale, index, shifts[method])
+        _draw_line(axes, line, dense, scale, index, shifts[method])
     _draw_published(axes, [dense, *(point for line in lines.values() for point in line)], scale)
     best = sweet_spot(rows)
     if best is not None:
         _draw_sweet_spot(figure, axes, best, scale, shifts[best.method])
-    _label(axes, metric, scale, title)
-    _legend(figure, axes)
+    add_title(axes, title)
+    _add_ordered_legend(figure, axes)
     return figure
 
 
 def _shifts(methods: list[str]) -> dict[str, float]:
-    # Methods stand a little beside each other, or their bars would hide one another.
+    """Horizontal offsets per method, so that their intervals do not overlap."""
     return {name: 0.4 * (i - (len(methods) - 1) / 2) for i, name in enumerate(methods)}
 
 
-def _label(axes: Axes, metric: str, scale: float, title: str | None) -> None:
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel("actual sparsity of the pruned weights (%)")
-    axes.set_ylabel(metric.replace("_", " ") + (" (%)" if scale == 100 else ""))
-    if title:
-        axes.set_title(title, loc="left", fontsize=12)
-
-
-def _draw_dense(axes: Axes, dense: Point, scale: float, metric: str) -> None:
-    label = f"dense, {metric_text(metric, dense.value)}"
+def _draw_dense(axes: Axes, dense: Point, metric: str) -> None:
+    scale, label = metric_scale(metric), f"dense, {metric_text(metric, dense.value)}"
     if dense.low is not None and dense.high is not None:
         axes.axhspan(dense.low * scale, dense.high * scale, color=GREY, alpha=0.14, linewidth=0)
         label += " (band: 95 % interval)"
-    axes.axhline(dense.value * scale, color=GREY, linewidth=1.4, dashes=(6, 3), label=label)
+    draw_dense_line(axes, dense.value * scale, label)
 
 
 def _draw_line(
-    axes: Axes,
-    method: str,
-    line: list[Point],
-    dense: Point | None,
-    scale: float,
-    index: int,
-    shift: float,
+    axes: Axes, line: list[Point], dense: Point | None, scale: float, index: int, shift: float
 ) -> None:
     x = [100 * point.sparsity + shift for point in line]
-    y = [scale * point.value for point in line]
-    low = [scale * (point.value - point.low) if point.low is not None else 0.0 for point in line]
-    high = [scale * (point.high - point.value) if point.high is not None else 0.0 for point in line]
-    colour = PALETTE[index % len(PALETTE)]
-    axes.errorbar(
-        x,
-        y,
-        yerr=np.clip([low, high], 0, None),
-        color=colour,
-        marker=MARKERS[index % len(MARKERS)],
-        linestyle=DASHES[(index // len(PALETTE)) % len(DASHES)],
-        markersize=6,
-        linewidth=1.8,
-        elinewidth=1.1,
-        capsize=3,
-        label=method,
-        zorder=3,
-    )
-    if dense is not None:  # every line starts at the dense model
-        start = ([0.0, x[0]], [scale * dense.value, y[0]])
-        axes.plot(*start, color=colour, linestyle=DASHES[(index // 7) % 4], linewidth=1.8)
-    for place, point in zip(x, line, strict=True):
-        if len(point.values) > 1:
-            values = [scale * value for value in point.values]
-            axes.plot([place] * len(values), values, ".", color=colour, alpha=0.45, markersize=5)
+    draw_points(axes, x, line, scale, index, dash_of(index))
+    if dense is not None:  # connect the line to the dense model at 0 %
+        start = ([0.0, x[0]], [scale * dense.value, scale * line[0].value])
+        axes.plot(*start, color=colour_of(index), linestyle=dash_of(index), linewidth=1.8)
+    draw_seeds(axes, x, line, scale, index)
 
 
 def _draw_published(axes: Axes, points: list[Point | None], scale: float) -> None:
@@ -148,7 +128,7 @@ def _draw_sweet_spot(figure: Figure, axes: Axes, best: Point, scale: float, shif
         linestyle="none",
         marker="*",
         markersize=16,
-        markerfacecolor="#F0E442",
+        markerfacecolor=STAR_COLOUR,
         markeredgecolor="black",
         markeredgewidth=1.0,
         label=f"sweet spot, {100 * best.sparsity:.0f} % with {best.method}",
@@ -158,15 +138,15 @@ def _draw_sweet_spot(figure: Figure, axes: Axes, best: Point, scale: float, shif
     axes.set_ylim(bottom, max(ceiling, scale * top + 0.08 * (ceiling - bottom)))
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
+def _add_ordered_legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if not handles:
-        axes.text(0.5, 0.5, "nothing measured yet", transform=axes.transAxes, ha="center")
+        add_empty_note(axes)
         return
-    # matplotlib lists lines with bars last; the marks belong below them.
+    # matplotlib lists lines with error bars last; move the marks below them.
     order = sorted(range(len(labels)), key=lambda i: labels[i].startswith(("published", "sweet")))
     handles, labels = [handles[i] for i in order], [labels[i] for i in order]
-    # Accuracy falls to the right, so the lower left is free; many lines need a place outside.
+    # The metric falls to the right, so the lower left is free. Many entries do not fit there.
     if len(handles) <= 6:
         axes.legend(handles, labels, loc="lower left", fontsize=9.5, framealpha=0.9)
         return

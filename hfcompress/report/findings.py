@@ -1,4 +1,4 @@
-"""The sweet spot: how far a model can be pruned before the loss is more than noise."""
+"""The result of a sweep: the sweet spot, or the smallest model, within noise of the dense model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from hfcompress.report.rows import (
     dense_point,
     is_dense,
     is_percent,
+    method_of,
     metric_of,
     metric_text,
     number,
+    point_of,
     points_text,
 )
 
@@ -21,31 +23,29 @@ SIGNIFICANCE = 0.05
 
 
 def within_noise(point: Point, dense: Point) -> bool:
-    """Whether a point's loss against the dense model is within noise.
+    """Whether a point's drop against the dense model is within noise.
 
-    It is when nothing was lost, or when both hold: McNemar's p is at least 0.05, and the drop is
-    no larger than half the width of the dense model's 95 % interval (of the point's own where the
-    dense one is not known). A test that was not made does not count against the point, but with
-    neither of them a loss cannot be called noise. Seeds: the drop is their mean, p their median.
+    True without a drop, or if both hold: McNemar's p is at least 0.05, and the drop is at most
+    half the width of the dense model's 95 % interval (of the point's own if that is unknown). A
+    missing test is skipped; without either test a drop is not noise. Over seeds, the drop is the
+    mean and p the median.
     """
-    drop = point.drop if point.drop is not None else dense.value - point.value
+    drop, half = _drop(point, dense), _half_width(point, dense)
     if drop <= 0:
         return True
-    half = dense.half_width if dense.half_width is not None else point.half_width
     if point.p is None and half is None:
         return False
     return (point.p is None or point.p >= SIGNIFICANCE) and (half is None or drop <= half)
 
 
 def sweet_spot(rows: Sequence[Row]) -> Point | None:
-    """The highest sparsity whose loss is within noise, of all methods.
+    """The point of the highest sparsity within noise of the dense model, over all methods.
 
-    Within a method every lower sparsity that was measured must be within noise too, so that one
-    lucky point beyond a clear loss is not taken for a sweet spot. Equal sparsities of two methods
-    are decided by the value.
+    All lower measured sparsities of its method must be within noise too, so that one lucky point
+    beyond a clear loss does not count. Ties between methods are decided by the metric.
 
     Returns:
-        The point, or None where there is no dense value or no point within noise.
+        The point; None without a dense value or a point within noise.
     """
     dense = dense_point(rows)
     if dense is None:
@@ -56,20 +56,15 @@ def sweet_spot(rows: Sequence[Row]) -> Point | None:
             if not within_noise(point, dense):
                 break
             found.append(point)
-    return max(found, key=lambda point: (_place(point), point.value), default=None)
-
-
-def _place(point: Point) -> float:
-    # Methods reach the same request within a weight or so; that must not decide between them.
-    return round(point.requested if point.requested is not None else point.sparsity, 4)
+    return max(found, key=lambda point: (_comparable_sparsity(point), point.value), default=None)
 
 
 def sweet_spot_sentence(rows: Sequence[Row]) -> str:
-    """The result of a sweep in one sentence."""
+    """One sentence: the sweet spot and its drop, or why there is none."""
     metric, dense = metric_of(rows), dense_point(rows)
     measured = compressed_points(rows)
     if dense is None:
-        return "No dense model was measured, so no loss can be judged."
+        return "No dense model was measured, so no drop can be judged."
     level = f"{metric} {metric_text(metric, dense.value)}"
     if not measured:
         return f"Only the dense model was measured: {level}."
@@ -79,40 +74,24 @@ def sweet_spot_sentence(rows: Sequence[Row]) -> str:
     return (
         f"Sweet spot: {100 * best.sparsity:.1f} % sparsity with {best.method}: {metric} "
         f"{metric_text(metric, best.value)} against {metric_text(metric, dense.value)} dense, "
-        f"{loss_text(metric, best, dense)}."
+        f"{_loss_text(metric, best, dense)}."
     )
 
 
-def loss_text(metric: str, best: Point, dense: Point) -> str:
-    """What a point loses against the dense model, beside the noise that it is judged by."""
-    drop = best.drop if best.drop is not None else dense.value - best.value
-    unit = " points" if is_percent(metric) else ""
-    if drop <= 0:
-        return "nothing lost"
-    evidence = []
-    half = dense.half_width if dense.half_width is not None else best.half_width
-    if half is not None:
-        evidence.append(f"noise ±{points_text(metric, half)[1:]}")
-    if best.p is not None:
-        evidence.append(f"McNemar p = {best.p:.2f}")
-    return f"a loss of {points_text(metric, drop).lstrip('+')}{unit} ({', '.join(evidence)})"
-
-
 def is_about_size(rows: Sequence[Row]) -> bool:
-    """Whether rows differ by the size of their files alone: none of them asked for a sparsity."""
-    made = [row for row in rows if not is_dense(row)]
+    """Whether rows compare file sizes: none requests a sparsity, and some have a size."""
+    compressed = [row for row in rows if not is_dense(row)]
     return (
-        bool(made)
-        and all(number(row, "requested_sparsity") is None for row in made)
-        and any(number(row, "bytes") is not None for row in made)
+        bool(compressed)
+        and all(number(row, "requested_sparsity") is None for row in compressed)
+        and any(number(row, "bytes") is not None for row in compressed)
     )
 
 
 def smallest(rows: Sequence[Row]) -> int | None:
-    """The place of the row with the smallest files among those within noise of the dense model.
+    """The index of the row with the smallest files within noise of the dense model.
 
-    Of equal sizes the one with the higher value. None where no row is within noise, or the dense
-    model's value is not known.
+    Ties are decided by the metric. None if no row is within noise, or without a dense value.
     """
     dense, found = dense_point(rows), []
     for place, row in enumerate(rows):
@@ -124,24 +103,45 @@ def smallest(rows: Sequence[Row]) -> int | None:
 
 
 def smallest_sentence(rows: Sequence[Row]) -> str:
-    """What `smallest` found, in one sentence."""
+    """One sentence: the row found by `smallest` and its drop, or why there is none."""
     metric, dense, place = metric_of(rows), dense_point(rows), smallest(rows)
     if dense is None:
-        return "No dense model was measured, so no loss can be judged."
+        return "No dense model was measured, so no drop can be judged."
     level = metric_text(metric, dense.value)
     if place is None:
-        return f"No model here stays within noise of the dense model ({metric} {level})."
+        return f"No measured model stays within noise of the dense model ({metric} {level})."
     point = point_of(rows[place])
     assert point is not None
     return (
-        f"Smallest within noise: {rows[place].get('method') or 'compressed'}, "
+        f"Smallest within noise: {method_of(rows[place])}, "
         f"{(number(rows[place], 'bytes') or 0) / 1e6:,.1f} MB: {metric} "
         f"{metric_text(metric, point.value)} against {level} dense, "
-        f"{loss_text(metric, point, dense)}."
+        f"{_loss_text(metric, point, dense)}."
     )
 
 
-def point_of(row: Row) -> Point | None:
-    """A single row as a point; None for the dense model and where no value is known."""
-    points = [point for line in compressed_points([row]).values() for point in line]
-    return points[0] if points else None
+def _comparable_sparsity(point: Point) -> float:
+    # Methods miss the requested sparsity by a few weights, which must not decide between them.
+    return round(point.requested if point.requested is not None else point.sparsity, 4)
+
+
+def _loss_text(metric: str, best: Point, dense: Point) -> str:
+    """The drop against the dense model, with the evidence that it is noise."""
+    drop, half = _drop(best, dense), _half_width(best, dense)
+    unit = " points" if is_percent(metric) else ""
+    if drop <= 0:
+        return "nothing lost"
+    evidence = []
+    if half is not None:
+        evidence.append(f"noise ±{points_text(metric, half).lstrip('+')}")
+    if best.p is not None:
+        evidence.append(f"McNemar p = {best.p:.2f}")
+    return f"a loss of {points_text(metric, drop).lstrip('+')}{unit} ({', '.join(evidence)})"
+
+
+def _drop(point: Point, dense: Point) -> float:
+    return point.drop if point.drop is not None else dense.value - point.value
+
+
+def _half_width(point: Point, dense: Point) -> float | None:
+    return dense.half_width if dense.half_width is not None else point.half_width

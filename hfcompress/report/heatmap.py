@@ -1,17 +1,23 @@
-"""Sensitivity of a model's layers as a heatmap."""
+"""The sensitivity of a model's layers to pruning, as a heatmap."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from numpy.typing import NDArray
 
 from hfcompress.errors import BadInputError
-from hfcompress.report.plotting import GREY, new_figure, png_bytes
-from hfcompress.report.rows import is_percent
+from hfcompress.report.plotting import (
+    GREY,
+    metric_label,
+    metric_scale,
+    new_figure,
+    png_bytes,
+)
 
 
 def draw_heatmap(
@@ -21,7 +27,7 @@ def draw_heatmap(
     metric: str = "accuracy",
     dense: float | None = None,
 ) -> bytes:
-    """The picture of `heatmap_figure` as PNG."""
+    """`heatmap_figure` as PNG."""
     return png_bytes(heatmap_figure(layers, sparsities, values, metric, dense))
 
 
@@ -32,31 +38,32 @@ def heatmap_figure(
     metric: str = "accuracy",
     dense: float | None = None,
 ) -> Figure:
-    """Sensitivity: the metric when one layer alone is pruned, layer by sparsity.
+    """The metric with a single layer pruned, by layer and sparsity.
 
     Args:
         layers: names, from input to output.
         sparsities: fractions, one per column.
-        values: layers x sparsities; None or NaN where nothing was measured.
-        metric: what the values are.
-        dense: the dense model's value; given, colours show the drop against it.
+        values: layers x sparsities; None or NaN where not measured.
+        metric: the metric of the values.
+        dense: the dense model's value; if given, cells show the drop against it.
 
     Raises:
-        BadInputError: values of another shape.
+        BadInputError: values of a different shape.
     """
     widths = [len(line) for line in values]
     if not widths or widths != [len(sparsities)] * len(layers) or not sparsities:
         raise BadInputError(
-            f"the heatmap needs {len(layers)} rows of {len(sparsities)} values, not {widths}"
+            f"give {len(layers)} rows of {len(sparsities)} values, one row per layer and one value "
+            f"per sparsity, not rows of {widths}"
         )
     grid = np.array(values, dtype=np.float64)
-    scale = 100.0 if is_percent(metric) else 1.0
+    scale = metric_scale(metric)
     shown = scale * (grid if dense is None else dense - grid)
     names, removed = _short_names(layers)
     widest = max(len(name) for name in names)
     figure = new_figure(2.4 + 0.085 * widest + 0.75 * len(sparsities), 1.4 + 0.27 * len(layers))
     axes = figure.add_subplot()
-    # cividis is even in lightness and looks alike with every kind of colour vision; dark = worse.
+    # cividis has even lightness and looks the same with any colour vision; dark is worse.
     image = axes.imshow(shown, aspect="auto", cmap="cividis" if dense is None else "cividis_r")
     axes.set_xticks(range(len(sparsities)), [f"{100 * s:.0f}" for s in sparsities])
     axes.set_yticks(range(len(names)), names, fontsize=8.5)
@@ -64,13 +71,15 @@ def heatmap_figure(
     if removed:
         axes.set_title(f"layers of {removed}", loc="left", fontsize=10)
     _write_cells(axes, image, shown, scale)
-    unit = " (points)" if scale == 100 and dense is not None else " (%)" if scale == 100 else ""
+    label = metric_label(metric)
+    if dense is not None:
+        label = f"drop of {metric_label(metric, 'points' if scale == 100 else None)}"
     bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
-    bar.set_label(f"{'' if dense is None else 'drop of '}{metric.replace('_', ' ')}{unit}")
+    bar.set_label(label)
     return figure
 
 
-def _write_cells(axes: Axes, image: Any, shown: Any, scale: float) -> None:
+def _write_cells(axes: Axes, image: AxesImage, shown: NDArray[np.float64], scale: float) -> None:
     for (line, column), value in np.ndenumerate(shown):
         if not np.isfinite(value):
             axes.text(column, line, "–", ha="center", va="center", fontsize=8, color=GREY)
@@ -84,7 +93,7 @@ def _write_cells(axes: Axes, image: Any, shown: Any, scale: float) -> None:
 
 
 def _short_names(layers: Sequence[str]) -> tuple[list[str], str]:
-    """Layer names without the leading parts that all share, and those parts."""
+    """Layer names without their common prefix, and the prefix."""
     parts = [name.split(".")[:-1] for name in layers]
     depth = 0
     while len(layers) > 1 and len({tuple(part[: depth + 1]) for part in parts}) == 1:

@@ -1,4 +1,4 @@
-"""One HTML page that holds everything: no other file, no network."""
+"""The report as one HTML page without other files or network, and the pictures in it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from hfcompress.report.classes import class_sentence, class_table
+from hfcompress.report.classes import class_sentence, class_table, draw_classes
 from hfcompress.report.curve import draw_curve
 from hfcompress.report.findings import is_about_size, smallest_sentence, sweet_spot_sentence
 from hfcompress.report.pipeline import (
@@ -22,68 +21,155 @@ from hfcompress.report.pipeline import (
 )
 from hfcompress.report.rows import Row, metric_of, number
 from hfcompress.report.scatter import (
-    front_sentence,
-    size_sentence,
+    draw_speedups,
+    draw_students,
+    speedup_sentence,
+    student_sentence,
     teacher_parameters,
-    timed_points,
+    timed_models,
 )
 from hfcompress.report.table import result_table
+from hfcompress.report.temperature import draw_temperatures, teacher_logits
 from hfcompress.report.weights import (
     GRIDS_CAPTION,
     LEVELS_CAPTION,
     draw_grids,
+    draw_histograms,
     draw_levels,
     grid_panels,
-    level_panels,
+    histogram_panels,
+    level_layers,
 )
+
+# The first one that the rows have is shown at the top of the page.
+_TOP_PICTURES = ("size", "front", "curve")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG with the heading and caption that it has on the page."""
+
+    title: str
+    caption: str
+    png: bytes
+
+    @property
+    def source(self) -> str:
+        """The PNG as a data URI."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """The main result in one sentence.
+
+    Depending on the rows: the end of a pipeline, the smallest student, the fastest model, the
+    smallest file or the highest sparsity.
+    """
+    if is_pipeline(rows):
+        return pipeline_sentence(rows)
+    if teacher_parameters(rows) is not None:
+        return student_sentence(rows)
+    if timed_models(rows):
+        return speedup_sentence(rows)
+    if is_about_size(rows):
+        return smallest_sentence(rows)
+    return sweet_spot_sentence(rows)
+
+
+def draw_pictures(rows: Sequence[Row], weights: Mapping[str, Row]) -> dict[str, Picture]:
+    """File name without ending -> each picture that the rows have data for.
+
+    Args:
+        rows: any rows.
+        weights: row hash -> what a run keeps of its weights, as `report.weights` describes.
+
+    Raises:
+        BadInputError: a histogram whose edges do not match its counts.
+    """
+    metric = metric_of(rows).replace("_", " ")
+    pictures = {
+        "curve": Picture("", f"{metric} against sparsity, one line per method", draw_curve(rows))
+    }
+    if teacher_parameters(rows) is not None:
+        caption = f"{metric} against the number of parameters, one point per student"
+        pictures["size"] = Picture("", caption, draw_students(rows))
+    if timed_models(rows):
+        caption = f"{metric} against measured speedup, with the Pareto front"
+        pictures["front"] = Picture("", caption, draw_speedups(rows))
+    classes = draw_classes(rows)
+    if classes is not None:
+        pictures["classes"] = Picture("", "accuracy of each class, dense and compressed", classes)
+    return pictures | _weight_pictures(rows, weights) | _teacher_pictures(rows)
+
+
+def histogram_picture(png: bytes) -> Picture:
+    """The weight histograms, drawn now or by an earlier report."""
+    caption = "Histograms of the weights before and after compression; zeros are a separate bar."
+    return Picture("Weights before and after", caption, png)
+
+
+def _weight_pictures(rows: Sequence[Row], weights: Mapping[str, Row]) -> dict[str, Picture]:
+    pictures = {}
+    histograms = histogram_panels(rows, weights)
+    if histograms:
+        pictures["weights"] = histogram_picture(draw_histograms(histograms))
+    measured = [row for row in rows if number(row, "value") and number(row, "bytes")]
+    if is_pipeline(measured):
+        pictures["bars"] = Picture("Metric and size by step", BARS_CAPTION, draw_bars(measured))
+    grids = grid_panels(rows, weights)
+    if grids:
+        pictures["grids"] = Picture("Weights at each sparsity", GRIDS_CAPTION, draw_grids(grids))
+    layers = level_layers(rows, weights)
+    if layers:
+        png = draw_levels(layers)
+        pictures["levels"] = Picture("Weights in fp32 and in int8", LEVELS_CAPTION, png)
+    return pictures
+
+
+def _teacher_pictures(rows: Sequence[Row]) -> dict[str, Picture]:
+    logits = teacher_logits(rows) if teacher_parameters(rows) is not None else None
+    if logits is None:
+        return {}
+    caption = (
+        "The teacher's probabilities for some of the measured examples. Higher temperatures reveal "
+        "the relative probabilities of the other classes, which a label does not contain."
+    )
+    picture = Picture("The teacher's softmax by temperature", caption, draw_temperatures(logits))
+    return {"temperature": picture}
 
 
 def html_page(
     rows: Sequence[Row],
     *,
     title: str = "Compression report",
-    curve: bytes | None = None,
-    weights: bytes | None = None,
-    size: bytes | None = None,
-    front: bytes | None = None,
-    temperature: bytes | None = None,
-    pictures: Sequence[Picture] = (),
-    classes: bytes | None = None,
+    pictures: Mapping[str, Picture] | None = None,
     recipe_text: str | None = None,
-    environment: Mapping[str, Any] | None = None,
+    environment: Mapping[str, object] | None = None,
 ) -> str:
     """The report as one self-contained page, light or dark as the reader's system is.
 
     Args:
-        rows: any rows; partial ones and none at all are fine.
+        rows: any rows, possibly partial.
         title: heading of the page.
-        curve: the PNG of `draw_curve`; drawn anew where it is not given.
-        weights: the PNG of `draw_weights`; left out where it is not given.
-        size: the PNG of `draw_size`; given, it stands in the curve's place.
-        front: the PNG of `draw_front`; given, it stands in the curve's place.
-        temperature: the PNG of `draw_temperatures`; left out where it is not given.
-        pictures: further ones, each with a heading and a caption.
-        classes: the PNG of `draw_classes`; left out where it is not given.
+        pictures: as `draw_pictures` returns them; by default those that need the rows alone.
         recipe_text: the recipe as it was run.
-        environment: names and values; nested mappings are written with dotted names.
+        environment: names and values; nested mappings become dotted names.
     """
-    folder = FileSystemLoader(Path(__file__).parent)
+    pictures = draw_pictures(rows, {}) if pictures is None else pictures
+    loader = FileSystemLoader(Path(__file__).parent)
     template = Environment(
-        loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
     ).get_template("page.html")
+    placed = {*_TOP_PICTURES, "classes"}
     return template.render(
         title=title,
         headline=headline(rows),
         metric=metric_of(rows).replace("_", " "),
-        curve=_data_uri(draw_curve(rows) if curve is None else curve),
+        top=next((pictures[name] for name in _TOP_PICTURES if name in pictures), None),
         table=result_table(rows),
         pipeline=pipeline_table(rows) if is_pipeline(rows) else None,
-        weights=None if weights is None else _data_uri(weights),
-        size=None if size is None else _data_uri(size),
-        front=None if front is None else _data_uri(front),
-        temperature=None if temperature is None else _data_uri(temperature),
-        pictures=[(picture, _data_uri(picture.png)) for picture in pictures],
-        classes=None if classes is None else _data_uri(classes),
+        pictures=[picture for name, picture in pictures.items() if name not in placed],
+        classes=pictures.get("classes"),
         class_sentence=class_sentence(rows),
         class_lines=class_table(rows),
         recipe=recipe_text,
@@ -91,12 +177,8 @@ def html_page(
     )
 
 
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-
-
-def flat_environment(environment: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested names and values as one level with dotted names; None is left out."""
+def flat_environment(environment: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """Nested names and values as one level with dotted names, without None."""
     flat: dict[str, str] = {}
     for name, value in environment.items():
         if isinstance(value, Mapping):
@@ -104,54 +186,3 @@ def flat_environment(environment: Mapping[str, Any], prefix: str = "") -> dict[s
         elif value is not None:
             flat[f"{prefix}{name}"] = str(value)
     return flat
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A PNG, and what stands around it on the page."""
-
-    name: str
-    title: str
-    png: bytes
-    caption: str
-
-
-def further_pictures(
-    rows: Sequence[Row], weights: Mapping[str, Mapping[str, Any]]
-) -> list[Picture]:
-    """Those that the rows have something for.
-
-    Args:
-        rows: any rows.
-        weights: row hash -> what a run keeps of its weights.
-    """
-    found = []
-    measured = [row for row in rows if number(row, "value") and number(row, "bytes")]
-    if is_pipeline(measured):
-        found.append(Picture("bars", "Kept and saved", draw_bars(measured), BARS_CAPTION))
-    panels = grid_panels(rows, weights)
-    if panels:
-        png = draw_grids(panels)
-        found.append(Picture("grids", "Weights at each sparsity", png, GRIDS_CAPTION))
-    layers = level_panels(rows, weights)
-    if layers:
-        png = draw_levels(layers)
-        found.append(Picture("levels", "Weights in fp32 and in int8", png, LEVELS_CAPTION))
-    return found
-
-
-def headline(rows: Sequence[Row]) -> str:
-    """What a reader wants to know first.
-
-    A pipeline's end, the smallest student, the fastest model, the smallest file or the highest
-    sparsity: what the rows are about.
-    """
-    if is_pipeline(rows):
-        return pipeline_sentence(rows)
-    if teacher_parameters(rows) is not None:
-        return size_sentence(rows)
-    if timed_points(rows):
-        return front_sentence(rows)
-    if is_about_size(rows):
-        return smallest_sentence(rows)
-    return sweet_spot_sentence(rows)

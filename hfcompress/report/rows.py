@@ -1,6 +1,6 @@
-"""Rows of a sweep, read leniently: fields may be missing or None, rows may be partial.
+"""Rows of a sweep: field access that tolerates missing values, averages over seeds, and text.
 
-A *point* is what rows of one method at one sparsity say together, averaged over seeds.
+Rows may be partial: any field may be missing or None.
 """
 
 from __future__ import annotations
@@ -11,19 +11,69 @@ from statistics import fmean, median
 from typing import Any
 
 Row = Mapping[str, Any]
+"""A row of a sweep, or a mapping inside one: JSON data under string keys."""
 
 Z95 = 1.959963984540054
-"""Standard errors in half of a 95 % interval."""
+"""Half the width of a 95 % interval, in standard errors."""
 
 _PERCENT_METRICS = ("accuracy", "f1", "f1_macro", "precision", "recall")
 
 
+# --- fields ------------------------------------------------------------------------------------
+
+
+def number(row: Row, key: str) -> float | None:
+    """A field as a finite number; None if it is missing, infinite, NaN or not a number."""
+    value = row.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if abs(value) < float("inf") else None
+
+
+def method_of(row: Row, default: str = "compressed") -> str:
+    """The name of the row's method, or the default."""
+    return str(row.get("method") or default)
+
+
+def steps_of(row: Row) -> list[Row]:
+    """The reports of the row's steps, in order."""
+    return [step for step in row.get("steps") or () if isinstance(step, Mapping)]
+
+
+def quantize_step(row: Row) -> Row:
+    """The report of the row's last ``quantize`` step; empty without one."""
+    steps = [step for step in steps_of(row) if step.get("step") == "quantize"]
+    return steps[-1] if steps else {}
+
+
+def is_dense(row: Row) -> bool:
+    """Whether a row measures the uncompressed model: its method is dense, or it requests 0 %."""
+    name = str(row.get("method") or "").partition(",")[0]
+    return name == "dense" or number(row, "requested_sparsity") == 0
+
+
+def metric_of(rows: Sequence[Row]) -> str:
+    """The name of the metric in ``value``, from the first row that names one."""
+    return next((str(row["metric"]) for row in rows if row.get("metric")), "value")
+
+
+# --- points ------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Point:
-    """One method at one sparsity, averaged over its seeds; fractions, None where not known.
+    """Rows of one method at one sparsity, averaged over seeds. Fractions; None if unknown.
 
-    ``requested`` and ``sparsity`` (actual, of the targets) place it; ``values`` holds each seed's
-    value; ``p`` is the median of the seeds' McNemar p.
+    Attributes:
+        method: name of the method.
+        requested: requested sparsity.
+        sparsity: actual sparsity of the target weights.
+        value: the metric.
+        low, high: its 95 % interval.
+        drop: the dense model's value minus ``value``.
+        p: median of the seeds' McNemar p-values.
+        reference: published value.
+        values: the metric of each seed.
     """
 
     method: str
@@ -39,85 +89,13 @@ class Point:
 
     @property
     def half_width(self) -> float | None:
-        """Half the width of the value's 95 % interval."""
+        """Half the width of the 95 % interval."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
-def number(row: Row, key: str) -> float | None:
-    """A field as a finite number, or None where it is missing, None, NaN or no number."""
-    value = row.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value) if abs(value) < float("inf") else None
-
-
-def quantize_step(row: Row) -> Row:
-    """What the step ``quantize`` of a row says; empty where there is no such step."""
-    steps = [step for step in row.get("steps") or [] if step.get("step") == "quantize"]
-    return steps[-1] if steps else {}
-
-
-def is_dense(row: Row) -> bool:
-    """Whether a row measures the model before compression: asked for 0 sparsity, or called so."""
-    name = str(row.get("method") or "").partition(",")[0]
-    return name == "dense" or number(row, "requested_sparsity") == 0
-
-
-def metric_of(rows: Sequence[Row]) -> str:
-    """The name of the metric in ``value``: the first row's that names one."""
-    return next((str(row["metric"]) for row in rows if row.get("metric")), "value")
-
-
-def metric_text(metric: str, value: float | None) -> str:
-    """A metric's value for people: ``86.8 %`` for shares, three decimals for others."""
-    if value is None:
-        return ""
-    return f"{100 * value:.1f} %" if metric in _PERCENT_METRICS else f"{value:.3f}"
-
-
-def points_text(metric: str, value: float | None) -> str:
-    """A difference of a metric for people: ``+0.4`` (points of a hundred) or ``+0.004``."""
-    if value is None:
-        return ""
-    text = f"{100 * value:+.1f}" if metric in _PERCENT_METRICS else f"{value:+.3f}"
-    return text.replace("-", "−") if float(text) else text[1:]
-
-
-def is_percent(metric: str) -> bool:
-    """Whether a metric is shown in percent."""
-    return metric in _PERCENT_METRICS
-
-
-def dense_point(rows: Sequence[Row]) -> Point | None:
-    """The dense model's value: from its rows, else from any row that knows its drop."""
-    own = [row for row in rows if is_dense(row) and number(row, "value") is not None]
-    if own:
-        return _point("dense", own)
-    for row in rows:
-        value, drop = number(row, "value"), number(row, "drop")
-        if value is not None and drop is not None:
-            known = value + drop
-            return Point("dense", 0.0, 0.0, known, None, None, 0.0, None, None, (known,))
-    return None
-
-
-def compressed_points(rows: Sequence[Row]) -> dict[str, list[Point]]:
-    """Method -> its points in order of sparsity; dense rows and rows without a value left out."""
-    groups: dict[tuple[str, float], list[Row]] = {}
-    for row in rows:
-        if is_dense(row) or number(row, "value") is None or _sparsity(row) is None:
-            continue
-        requested = number(row, "requested_sparsity")
-        place = requested if requested is not None else round(_sparsity(row) or 0.0, 3)
-        groups.setdefault((str(row.get("method") or "compressed"), place), []).append(row)
-    lines: dict[str, list[Point]] = {}
-    for (method, _), members in groups.items():
-        lines.setdefault(method, []).append(_point(method, members))
-    return {name: sorted(line, key=lambda point: point.sparsity) for name, line in lines.items()}
-
-
-def _point(method: str, rows: Sequence[Row]) -> Point:
-    values = tuple(value for row in rows if (value := number(row, "value")) is not None)
+def average(method: str, rows: Sequence[Row]) -> Point:
+    """The mean of rows that differ by seed; at least one must have a value."""
+    values = _known(number(row, "value") for row in rows)
     p_values = _known(number(row, "mcnemar_p") for row in rows)
     return Point(
         method=method,
@@ -129,8 +107,42 @@ def _point(method: str, rows: Sequence[Row]) -> Point:
         drop=_mean(number(row, "drop") for row in rows),
         p=median(p_values) if p_values else None,
         reference=_mean(number(row, "reference") for row in rows),
-        values=values,
+        values=tuple(values),
     )
+
+
+def dense_point(rows: Sequence[Row]) -> Point | None:
+    """The dense model's value: from its own rows, else computed from any row's drop."""
+    own = [row for row in rows if is_dense(row) and number(row, "value") is not None]
+    if own:
+        return average("dense", own)
+    for row in rows:
+        value, drop = number(row, "value"), number(row, "drop")
+        if value is not None and drop is not None:
+            known = value + drop
+            return Point("dense", 0.0, 0.0, known, None, None, 0.0, None, None, (known,))
+    return None
+
+
+def compressed_points(rows: Sequence[Row]) -> dict[str, list[Point]]:
+    """Method -> its points by rising sparsity, without dense rows and rows without a value."""
+    groups: dict[tuple[str, float], list[Row]] = {}
+    for row in rows:
+        if is_dense(row) or number(row, "value") is None or _sparsity(row) is None:
+            continue
+        requested = number(row, "requested_sparsity")
+        sparsity = requested if requested is not None else round(_sparsity(row) or 0.0, 3)
+        groups.setdefault((method_of(row), sparsity), []).append(row)
+    lines: dict[str, list[Point]] = {}
+    for (method, _), members in groups.items():
+        lines.setdefault(method, []).append(average(method, members))
+    return {name: sorted(line, key=lambda point: point.sparsity) for name, line in lines.items()}
+
+
+def point_of(row: Row) -> Point | None:
+    """A single row as a point; None for a dense row and for one without value or sparsity."""
+    points = [point for line in compressed_points([row]).values() for point in line]
+    return points[0] if points else None
 
 
 def _sparsity(row: Row) -> float | None:
@@ -147,8 +159,31 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
+# --- text --------------------------------------------------------------------------------------
+
+
+def is_percent(metric: str) -> bool:
+    """Whether a metric is shown in percent."""
+    return metric in _PERCENT_METRICS
+
+
+def metric_text(metric: str, value: float | None) -> str:
+    """Format a metric: ``86.8 %`` for rates, ``0.868`` for others."""
+    if value is None:
+        return ""
+    return f"{100 * value:.1f} %" if is_percent(metric) else f"{value:.3f}"
+
+
+def points_text(metric: str, value: float | None) -> str:
+    """Format a signed difference of a metric: ``+0.4`` (percentage points) or ``+0.004``."""
+    if value is None:
+        return ""
+    text = f"{100 * value:+.1f}" if is_percent(metric) else f"{value:+.3f}"
+    return text.replace("-", "−") if float(text) else text[1:]
+
+
 def interval_text(metric: str, row: Row) -> str:
-    """The 95 % interval of a row's metric; empty where there is none."""
+    """Format the 95 % interval of a row's metric; empty without one."""
     low, high = number(row, "low"), number(row, "high")
     if low is None or high is None:
         return ""
@@ -156,6 +191,18 @@ def interval_text(metric: str, row: Row) -> str:
 
 
 def drop_text(metric: str, row: Row) -> str:
-    """What a row lost against the dense model; empty for the dense model itself."""
+    """Format a row's drop against the dense model; empty for the dense model itself."""
     drop = number(row, "drop")
     return "" if drop is None or is_dense(row) else points_text(metric, drop).lstrip("+")
+
+
+def share_text(row: Row, key: str, digits: int = 1) -> str:
+    """Format a fraction as percent; empty if unknown."""
+    value = number(row, key)
+    return "" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def count_text(row: Row, key: str) -> str:
+    """Format a count with thousands separators; empty if unknown."""
+    value = number(row, key)
+    return "" if value is None else f"{value:,.0f}"

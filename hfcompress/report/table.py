@@ -1,4 +1,4 @@
-"""Rows as a table: for the terminal, as Markdown, as HTML cells, as CSV."""
+"""Rows as a table for terminal, Markdown and HTML, and as CSV."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -20,26 +20,33 @@ from hfcompress.report.findings import is_about_size, smallest, sweet_spot
 from hfcompress.report.rows import (
     Z95,
     Row,
+    count_text,
     drop_text,
     interval_text,
     is_dense,
+    method_of,
     metric_of,
     metric_text,
     number,
     points_text,
     quantize_step,
+    share_text,
 )
 from hfcompress.utils import atomic_write
 
-_NOISE = 2.0  # standard errors up to which a difference from a published value is chance
+_NOISE_ERRORS = 2.0  # a difference from a published value of more standard errors is not noise
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its title and its cells, row by row.
+    """One column of a table.
 
-    ``text`` is set left, figures right. A constant column goes to the caption unless ``always``.
-    ``spare`` says how easily a narrow terminal does without it: 0 never, the highest first.
+    Attributes:
+        title: its heading.
+        cells: its text, row by row.
+        text: align left as text, not right as a number.
+        always: stay in the table even if all cells are equal; others move to the caption.
+        spare: order in which a narrow terminal drops columns, highest first; 0 is never dropped.
     """
 
     title: str
@@ -49,54 +56,165 @@ class Column:
     spare: int = 0
 
 
+@dataclass(frozen=True)
+class ResultTable:
+    """The columns shown of rows.
+
+    Attributes:
+        columns: those shown.
+        caption: the values that are equal in all rows.
+        marked: indices of the rows at the sweet spot.
+    """
+
+    columns: tuple[Column, ...]
+    caption: str
+    marked: frozenset[int]
+
+    @property
+    def titles(self) -> tuple[str, ...]:
+        """The titles, column by column."""
+        return tuple(column.title for column in self.columns)
+
+    @property
+    def lines(self) -> list[tuple[str, ...]]:
+        """The cells, row by row."""
+        return list(zip(*(column.cells for column in self.columns), strict=True))
+
+
+@dataclass(frozen=True)
+class TerminalTable:
+    """A table that fits the width of its terminal; see `rows_table`."""
+
+    table: ResultTable
+    title: str | None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield _rich_table(self.table, self.title, options.max_width)
+
+
+def result_table(rows: Sequence[Row]) -> ResultTable:
+    """The table of rows, without empty and redundant columns.
+
+    A column without values is left out. One with equal cells moves to the caption, unless it is
+    needed to read the table. The actual sparsity is shown only if it differs visibly from the
+    requested one. Equal dense rows (the 0 % of each method's grid) are shown once.
+    """
+    rows = _without_equal_dense_rows(rows)
+    shown: list[Column] = []
+    constant: list[str] = []
+    for column in all_columns(rows):
+        filled = set(column.cells)
+        if not filled - {""}:
+            continue
+        if len(rows) > 1 and len(filled) == 1 and not column.always:
+            constant.append(f"{column.title} {column.cells[0]}")
+            continue
+        shown.append(column)
+    return ResultTable(_without_equal_sparsity(shown), " · ".join(constant), _marked_rows(rows))
+
+
+def rows_table(rows: Sequence[Row], title: str | None = None) -> TerminalTable:
+    """The table for ``rich.console.Console.print``; rows at the sweet spot are bold.
+
+    On a narrow terminal the least important columns are left out and named in the caption.
+    """
+    return TerminalTable(result_table(rows), title)
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The table as GitHub Markdown with its caption; rows at the sweet spot are bold."""
+    table = result_table(rows)
+    if not table.columns:
+        return ""
+    lines = ["| " + " | ".join(_markdown_cell(title) for title in table.titles) + " |"]
+    lines.append("|" + "|".join("---" if c.text else "---:" for c in table.columns) + "|")
+    for index, cells in enumerate(table.lines):
+        shown = [
+            f"**{_markdown_cell(cell)}**"
+            if index in table.marked and cell
+            else _markdown_cell(cell)
+            for cell in cells
+        ]
+        lines.append("| " + " | ".join(shown) + " |")
+    if table.caption:
+        lines += ["", f"In every row: {table.caption}."]
+    return "\n".join(lines) + "\n"
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """Every field of every row as CSV: one column per nested field, without lists."""
+    flat = [_flat(row) for row in rows]
+    names = list(dict.fromkeys(name for row in flat for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
+
+
+def write_csv(rows: Sequence[Row], path: str | Path) -> Path:
+    """Write `csv_text` to a file, atomically.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    return atomic_write(path, csv_text(rows))
+
+
+def make_column(
+    rows: Sequence[Row],
+    title: str,
+    cell: Callable[[Row], str],
+    *,
+    text: bool = False,
+    always: bool = False,
+    spare: int = 0,
+) -> Column:
+    """A column with one cell per row; the options are those of `Column`."""
+    return Column(title, tuple(cell(row) for row in rows), text, always, spare)
+
+
+# --- columns -------------------------------------------------------------------------------------
+
+
 def all_columns(rows: Sequence[Row]) -> list[Column]:
-    """Every column in its order, also those without a value."""
-    metric = metric_of(rows)
-
-    def column(
-        title: str,
-        cell: Callable[[Row], str],
-        text: bool = False,
-        always: bool = False,
-        spare: int = 0,
-    ) -> Column:
-        return Column(title, tuple(cell(row) for row in rows), text, always, spare)
-
+    """Every known column in display order, including empty ones."""
+    metric, column = metric_of(rows), partial(make_column, rows)
     return [
         column("method", _method, text=True),
         *_setting_columns(rows),
-        column("seed", lambda row: _whole(row, "seed")),
-        column("sparsity", lambda row: _share(row, "requested_sparsity"), always=True),
-        column("actual", lambda row: _share(row, "actual_sparsity"), always=True),
-        column("of model", lambda row: _share(row, "model_sparsity", 2), spare=4),
-        column("parameters", lambda row: _whole(row, "parameters"), spare=9),
-        column("non-zero", lambda row: _whole(row, "nonzero_parameters"), spare=5),
+        column("seed", lambda row: count_text(row, "seed")),
+        column("sparsity", lambda row: share_text(row, "requested_sparsity"), always=True),
+        column("actual", lambda row: share_text(row, "actual_sparsity"), always=True),
+        column("of model", lambda row: share_text(row, "model_sparsity", 2), spare=4),
+        column("parameters", lambda row: count_text(row, "parameters"), spare=9),
+        column("non-zero", lambda row: count_text(row, "nonzero_parameters"), spare=5),
         column("size", _megabytes, spare=8),
-        column("MACs", _giga, spare=10),
-        column("bytes in int8", lambda row: _share(quantize_step(row), "share_of_bytes"), spare=14),
-        column("MACs in int8", lambda row: _share(quantize_step(row), "share_of_macs"), spare=13),
+        column("MACs", _macs, spare=10),
+        column(
+            "bytes in int8", lambda row: share_text(quantize_step(row), "share_of_bytes"), spare=14
+        ),
+        column(
+            "MACs in int8", lambda row: share_text(quantize_step(row), "share_of_macs"), spare=13
+        ),
         column(metric, lambda row: metric_text(metric, number(row, "value")), always=True),
         column("95 % interval", lambda row: interval_text(metric, row), always=True, spare=1),
         column("drop", lambda row: drop_text(metric, row)),
         column("worst class", worst_class, text=True, spare=6),
-        column("agreement", lambda row: _share(row, "agreement"), spare=2),
+        column("agreement", lambda row: share_text(row, "agreement"), spare=2),
         column("McNemar p", _p_value, spare=3),
         *_other_metrics(rows),
         column("published", lambda row: metric_text(metric, number(row, "reference"))),
         column("vs. published", lambda row: _against_published(metric, row), text=True),
-        column("seconds", lambda row: _decimal(row, "seconds"), spare=11),
-        column("n", lambda row: _whole(row, "n"), spare=12),
+        column("seconds", _seconds, spare=11),
+        column("n", lambda row: count_text(row, "n"), spare=12),
         column("note", lambda row: str(row.get("note") or ""), text=True, spare=7),
     ]
 
 
-def _method(row: Row) -> str:
-    return "dense" if is_dense(row) else str(row.get("method") or "")
-
-
 def _setting_columns(rows: Sequence[Row]) -> list[Column]:
-    """Grid fields that tell rows apart which method, sparsity and seed do not."""
-    groups: dict[tuple[Any, ...], list[Row]] = {}
+    """Grid fields that differ between rows of equal method, sparsity and seed."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         key = (row.get("method"), row.get("requested_sparsity"), row.get("seed"))
         groups.setdefault(key, []).append(row)
@@ -111,11 +229,6 @@ def _setting_columns(rows: Sequence[Row]) -> list[Column]:
     ]
 
 
-def _setting(row: Row, field: str) -> str:
-    value = (row.get("settings") or {}).get(field)
-    return "" if value is None else str(value)
-
-
 def _other_metrics(rows: Sequence[Row]) -> list[Column]:
     names = dict.fromkeys(name for row in rows for name in row.get("other_metrics") or {})
     return [
@@ -128,18 +241,27 @@ def _other_metrics(rows: Sequence[Row]) -> list[Column]:
     ]
 
 
-def _share(row: Row, key: str, digits: int = 1) -> str:
-    value = number(row, key)
-    return "" if value is None else f"{100 * value:.{digits}f} %"
+def _without_equal_sparsity(columns: list[Column]) -> tuple[Column, ...]:
+    by_title = {column.title: column for column in columns}
+    requested, actual = by_title.get("sparsity"), by_title.get("actual")
+    equal = requested and actual and requested.cells == actual.cells
+    return tuple(column for column in columns if not (equal and column is actual))
 
 
-def _whole(row: Row, key: str) -> str:
-    value = number(row, key)
-    return "" if value is None else f"{value:,.0f}"
+# --- cells ---------------------------------------------------------------------------------------
 
 
-def _decimal(row: Row, key: str) -> str:
-    value = number(row, key)
+def _method(row: Row) -> str:
+    return "dense" if is_dense(row) else str(row.get("method") or "")
+
+
+def _setting(row: Row, field: str) -> str:
+    value = (row.get("settings") or {}).get(field)
+    return "" if value is None else str(value)
+
+
+def _seconds(row: Row) -> str:
+    value = number(row, "seconds")
     return "" if value is None else f"{value:.1f}"
 
 
@@ -148,7 +270,7 @@ def _megabytes(row: Row) -> str:
     return "" if value is None else f"{value / 1e6:,.1f} MB"
 
 
-def _giga(row: Row) -> str:
+def _macs(row: Row) -> str:
     value = number(row, "macs")
     if value is None:
         return ""
@@ -163,7 +285,7 @@ def _p_value(row: Row) -> str:
 
 
 def _against_published(metric: str, row: Row) -> str:
-    """Our value minus the published one, and whether that is more than chance."""
+    """The value minus the published one, in standard errors too, and whether that is noise."""
     value, reference = number(row, "value"), number(row, "reference")
     if value is None or reference is None:
         return ""
@@ -171,63 +293,22 @@ def _against_published(metric: str, row: Row) -> str:
     if not error:
         return difference
     errors = abs(value - reference) / error
-    judgement = "noise" if errors <= _NOISE else "differs"
+    judgement = "noise" if errors <= _NOISE_ERRORS else "differs"
     return f"{difference} ({errors:.1f} s.e., {judgement})"
 
 
 def _standard_error(row: Row) -> float | None:
-    """The row's own, else what its 95 % interval says."""
+    """The row's standard error, else the one that its 95 % interval implies."""
     own, low, high = (number(row, key) for key in ("standard_error", "low", "high"))
     if own is not None or low is None or high is None:
         return own
     return (high - low) / (2 * Z95)
 
 
-@dataclass(frozen=True)
-class ResultTable:
-    """What is shown of rows: the columns that say something, and the constant rest as a caption.
-
-    ``marked`` are the numbers of the rows that are the sweet spot.
-    """
-
-    columns: tuple[Column, ...]
-    caption: str
-    marked: frozenset[int]
-
-    @property
-    def titles(self) -> tuple[str, ...]:
-        """The titles of the columns."""
-        return tuple(column.title for column in self.columns)
-
-    @property
-    def lines(self) -> list[tuple[str, ...]]:
-        """The cells, row by row."""
-        return list(zip(*(column.cells for column in self.columns), strict=True))
+# --- rows ----------------------------------------------------------------------------------------
 
 
-def result_table(rows: Sequence[Row]) -> ResultTable:
-    """Choose and format what is worth showing.
-
-    A column without any value is left out. One with the same value in every row goes to the
-    caption, unless the table makes no sense without it. The actual sparsity is shown only where
-    it differs visibly from the requested one. Dense rows that say the same (the 0 % of each
-    method's grid) are shown once.
-    """
-    rows = _distinct(rows)
-    shown: list[Column] = []
-    constant: list[str] = []
-    for column in all_columns(rows):
-        filled = set(column.cells)
-        if not filled - {""}:
-            continue
-        if len(rows) > 1 and len(filled) == 1 and not column.always:
-            constant.append(f"{column.title} {column.cells[0]}")
-            continue
-        shown.append(column)
-    return ResultTable(_without_repeats(shown), " · ".join(constant), _marked(rows))
-
-
-def _distinct(rows: Sequence[Row]) -> list[Row]:
+def _without_equal_dense_rows(rows: Sequence[Row]) -> list[Row]:
     seen: set[tuple[object, ...]] = set()
     kept: list[Row] = []
     for row in rows:
@@ -240,14 +321,7 @@ def _distinct(rows: Sequence[Row]) -> list[Row]:
     return kept
 
 
-def _without_repeats(columns: list[Column]) -> tuple[Column, ...]:
-    by_title = {column.title: column for column in columns}
-    requested, actual = by_title.get("sparsity"), by_title.get("actual")
-    repeats = requested and actual and requested.cells == actual.cells
-    return tuple(column for column in columns if not (repeats and column is actual))
-
-
-def _marked(rows: Sequence[Row]) -> frozenset[int]:
+def _marked_rows(rows: Sequence[Row]) -> frozenset[int]:
     if is_about_size(rows):
         place = smallest(rows)
         return frozenset() if place is None else frozenset([place])
@@ -258,33 +332,16 @@ def _marked(rows: Sequence[Row]) -> frozenset[int]:
         index
         for index, row in enumerate(rows)
         if not is_dense(row)
-        and str(row.get("method") or "compressed") == best.method
+        and method_of(row) == best.method
         and (number(row, "requested_sparsity") == best.requested)
         and (best.requested is not None or number(row, "actual_sparsity") == best.sparsity)
     )
 
 
-@dataclass(frozen=True)
-class TerminalTable:
-    """A table that fits the terminal that it is printed on; see `rows_table`."""
-
-    table: ResultTable
-    title: str | None
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield _rich(self.table, self.title, options.max_width)
+# --- output --------------------------------------------------------------------------------------
 
 
-def rows_table(rows: Sequence[Row], title: str | None = None) -> TerminalTable:
-    """The table for ``rich.console.Console.print``; the sweet spot's rows are bold.
-
-    Where the terminal is too narrow, the columns that matter least are left out until the rest
-    fits, and the caption names them.
-    """
-    return TerminalTable(result_table(rows), title)
-
-
-def _rich(table: ResultTable, title: str | None, width: int) -> RichTable:
+def _rich_table(table: ResultTable, title: str | None, width: int) -> RichTable:
     columns = _fitting(table.columns, width)
     caption = [table.caption] if table.caption else []
     if len(columns) < len(table.columns):
@@ -320,50 +377,12 @@ def _width(column: Column) -> int:
     return max(cell_len(text) for text in (column.title, *column.cells))
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
-    """The table as GitHub Markdown, with the caption below; the sweet spot's rows are bold."""
-    table = result_table(rows)
-    if not table.columns:
-        return ""
-    lines = ["| " + " | ".join(_cell(title) for title in table.titles) + " |"]
-    lines.append("|" + "|".join("---" if c.text else "---:" for c in table.columns) + "|")
-    for index, cells in enumerate(table.lines):
-        shown = [
-            f"**{_cell(cell)}**" if index in table.marked and cell else _cell(cell)
-            for cell in cells
-        ]
-        lines.append("| " + " | ".join(shown) + " |")
-    if table.caption:
-        lines += ["", f"In every row: {table.caption}."]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
+def _markdown_cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def csv_text(rows: Sequence[Row]) -> str:
-    """Every field of every row as CSV; settings and other metrics one column each, no lists."""
-    flat = [_flat(row) for row in rows]
-    names = list(dict.fromkeys(name for row in flat for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    return text.getvalue()
-
-
-def write_csv(rows: Sequence[Row], path: str | Path) -> Path:
-    """Write `csv_text` to a file, whole or not at all.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    return atomic_write(path, csv_text(rows))
-
-
-def _flat(row: Row) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(row: Row) -> dict[str, object]:
+    flat: dict[str, object] = {}
     for key, value in row.items():
         if isinstance(value, list):
             continue

@@ -1,4 +1,4 @@
-"""The table and the picture of a bench."""
+"""Table and figure of a bench."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def test_the_table_has_sections_ratios_and_spread() -> None:
     assert "1x32" not in shown([row("torch-fp32", 2.0, length=None)])
 
 
-def test_the_processor_is_named() -> None:
+def test_the_environment_line_names_present_and_absent_instructions() -> None:
     around = {"cpu": "Some CPU", "cores": 2, "abilities": ["avx2", "avx512_vnni", "avx512_bf16"]}
     line = environment_line(around)
     assert line == "Some CPU, 2 cores: has avx512_vnni, avx512_bf16; no amx"
     assert "no instructions for int8 or bf16" in environment_line({**around, "abilities": ["avx2"]})
 
 
-def test_the_picture_has_a_panel_for_each_point_and_a_bar_for_each_engine() -> None:
+def test_the_figure_has_a_panel_per_point_and_a_bar_per_engine() -> None:
     figure = bench_figure(ROWS)
     assert [axes.get_title(loc="left") for axes in figure.axes] == [
         "1 x 32 tokens, 2 threads",

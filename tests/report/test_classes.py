@@ -1,4 +1,4 @@
-"""Classes in the report: the row that is shown, the sentence, the table, the picture."""
+"""Accuracy per class in the report: shown row, sentence, table and figure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hfcompress.report.classes import (
-    SHOWN,
+    MAX_SHOWN,
     class_figure,
     class_sentence,
     class_table,
@@ -38,19 +38,19 @@ MOST = row(0.9, 0.1, entry("shirt", 0.8, 0.6), entry("bag", 0.95, 0.94),
            entry("rare", 0.7, 0.2, n=40), p=0.0)  # fmt: skip
 
 
-def test_the_sweet_spot_is_shown_or_else_what_loses_least() -> None:
+def test_the_shown_row_is_the_sweet_spot_or_the_smallest_drop() -> None:
     assert shown_row([DENSE, HALF, MOST]) is HALF
     assert shown_row([DENSE, MOST]) is MOST
     assert shown_row([DENSE]) is None
 
 
-def test_the_sentence_names_those_that_lose_most() -> None:
+def test_the_sentence_names_the_classes_that_lose_most() -> None:
     sentence = class_sentence([DENSE, MOST])
     assert sentence == (
         "The classes that lose most are rare (50.0 points, 40 examples), shirt (20.0 points, "
         "1,000 examples); magnitude, 90% sparsity loses 11.3 points on average."
     )
-    assert str(class_sentence([DENSE, HALF])).startswith("No class loses more than chance")
+    assert str(class_sentence([DENSE, HALF])).startswith("No class loses more than noise")
     assert class_sentence([DENSE]) is None
     assert class_sentence([{"value": 0.9}]) is None
 
@@ -62,7 +62,7 @@ def test_a_small_class_needs_a_larger_drop() -> None:
     assert "few (" not in sentence
 
 
-def test_the_table_and_the_column() -> None:
+def test_the_table_lists_classes_and_the_column_the_worst_one() -> None:
     assert class_table([DENSE, MOST])[0] == ("shirt", "1,000", "80.0%", "60.0%", "20.0")
     assert class_table([DENSE, HALF])[1] == ("bag", "1,000", "95.0%", "96.0%", "−1.0")
     assert [worst_class(part) for part in (DENSE, HALF, MOST)] == ["", "shirt −1.0", "rare −50.0"]
@@ -70,15 +70,15 @@ def test_the_table_and_the_column() -> None:
     assert "worst class" not in result_table([{"value": 0.9, "method": "x"}]).titles
 
 
-def test_of_many_classes_those_that_lose_most() -> None:
+def test_of_many_classes_those_with_the_largest_drop_are_shown() -> None:
     many = row(0.9, 0.1, *(entry(f"c{i}", 0.9, 0.9 - i / 100) for i in range(50)), p=0.0)
     shown = class_table([DENSE, many])
-    assert len(shown) == SHOWN
+    assert len(shown) == MAX_SHOWN
     assert shown[0][0] == "c49"
-    assert len(class_figure(many).axes[0].patches) == 2 * SHOWN
+    assert len(class_figure(many).axes[0].patches) == 2 * MAX_SHOWN
 
 
-def test_the_picture_holds_both_models() -> None:
+def test_the_figure_has_bars_of_both_models() -> None:
     axes = class_figure(MOST).axes[0]
     heights = [patch.get_height() for patch in axes.patches]  # type: ignore[attr-defined]
     assert heights == pytest.approx([80, 95, 70, 60, 94, 20])
@@ -86,12 +86,12 @@ def test_the_picture_holds_both_models() -> None:
     assert draw_classes([DENSE]) is None
 
 
-def test_partial_rows_are_left_out() -> None:
+def test_partial_classes_are_left_out() -> None:
     broken = {**MOST, "classes": [{"name": "x"}, {"n": 0, "dense": 1, "value": 1}, "text"]}
     assert class_table([DENSE, broken]) == []
 
 
-def test_the_report_writes_them(tmp_path: Path) -> None:
+def test_the_report_shows_classes(tmp_path: Path) -> None:
     written = write_report([DENSE, MOST], tmp_path)
     assert tmp_path / "classes.png" in written
     page = (tmp_path / "report.html").read_text(encoding="utf-8")

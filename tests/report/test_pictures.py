@@ -16,7 +16,12 @@ from PIL import Image
 from hfcompress.errors import BadInputError
 from hfcompress.report.curve import curve_figure, draw_curve
 from hfcompress.report.heatmap import draw_heatmap, heatmap_figure
-from hfcompress.report.weights import draw_weights, weight_panels, weights_figure
+from hfcompress.report.weights import (
+    HistogramPanel,
+    draw_histograms,
+    histogram_figure,
+    histogram_panels,
+)
 
 
 def row(method: str, sparsity: float, value: float, **fields: Any) -> dict[str, Any]:
@@ -78,7 +83,7 @@ def test_the_curve_shows_methods_dense_published_and_sweet_spot() -> None:
     assert axes.get_ylabel() == "accuracy (%)"
 
 
-def test_each_line_holds_its_points_and_bars() -> None:
+def test_each_line_has_its_points_and_intervals() -> None:
     axes = curve_figure(ROWS).axes[0]
     layer = axes.containers[0]
     assert isinstance(layer, ErrorbarContainer)
@@ -91,7 +96,7 @@ def test_each_line_holds_its_points_and_bars() -> None:
     assert (bottom, top) == pytest.approx((86, 91))
 
 
-def test_the_star_stands_inside_the_axes_however_high_its_point() -> None:
+def test_the_star_of_the_highest_point_is_inside_the_axes() -> None:
     rows = [row("layer", 0.0, 0.5), row("layer", 0.3, 0.9, high=0.99)]
     figure = curve_figure(rows)
     figure.canvas.draw()
@@ -100,7 +105,7 @@ def test_the_star_stands_inside_the_axes_however_high_its_point() -> None:
     assert star.get_window_extent().y1 < axes.get_window_extent().y1
 
 
-def test_seeds_are_one_line_with_their_dots() -> None:
+def test_seeds_are_averaged_and_drawn_as_dots() -> None:
     rows = [ROWS[0], *(row("layer", 0.3, value, seed=i) for i, value in enumerate((0.86, 0.88)))]
     axes = curve_figure(rows).axes[0]
     [bars] = axes.containers
@@ -120,7 +125,7 @@ def test_a_correlation_is_not_shown_in_percent() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 9])
-def test_no_label_is_clipped_however_many_lines(count: int) -> None:
+def test_no_label_is_clipped_for_one_and_for_nine_lines(count: int) -> None:
     rows = [ROWS[0], *(row(f"method number {i}", 0.3, 0.8 + i / 100) for i in range(count))]
     figure = curve_figure(rows, "title")
     assert len(legend(figure.axes[0])) >= count + 1
@@ -131,11 +136,11 @@ def test_no_label_is_clipped_however_many_lines(count: int) -> None:
     "rows",
     [[], ROWS[:1], ROWS[1:2], [{"method": "x"}], [row("x", 0.3, 0.8, low=None, high=None)]],
 )
-def test_partial_rows_are_drawn(rows: list[dict[str, Any]]) -> None:
+def test_the_curve_of_partial_rows_is_drawn(rows: list[dict[str, Any]]) -> None:
     assert Image.open(io.BytesIO(draw_curve(rows))).size == (1280, 800)
 
 
-def test_the_same_rows_give_the_same_picture_and_no_setting_changes() -> None:
+def test_equal_rows_give_equal_bytes_and_rc_params_stay() -> None:
     before = dict(mpl.rcParams)
     assert draw_curve(ROWS) == draw_curve(ROWS)
     assert draw_curve(ROWS) != draw_curve(ROWS[:3])
@@ -146,9 +151,9 @@ def histogram(zeros: int) -> dict[str, Any]:
     return {"edges": [-1.0, 0.0, 1.0], "counts": [30, 10], "zeros": zeros, "count": 40 + zeros}
 
 
-def test_histograms_show_shares_and_the_spike() -> None:
-    panel = {"title": "30 %", "before": histogram(0), "after": histogram(60)}
-    figure = weights_figure([panel])
+def test_histograms_show_shares_and_a_bar_of_zeros() -> None:
+    panel = HistogramPanel("30 %", histogram(60), histogram(0))
+    figure = histogram_figure([panel])
     [axes] = figure.axes
     before, after = (patch.get_data().values for patch in axes.patches)  # type: ignore[attr-defined]
     assert before == pytest.approx([75, 25])
@@ -158,7 +163,7 @@ def test_histograms_show_shares_and_the_spike() -> None:
     assert_nothing_is_clipped(figure)
 
 
-def test_panels_come_from_rows_and_kept_histograms() -> None:
+def test_histogram_panels_match_rows_with_kept_histograms() -> None:
     rows = [
         row("layer", 0.0, 0.9, hash="a"),
         row("layer", 0.5, 0.9, hash="b", seed=0),
@@ -169,35 +174,35 @@ def test_panels_come_from_rows_and_kept_histograms() -> None:
     ]
     kept: dict[str, dict[str, Any]] = {key: {**histogram(1), "dense": "x"} for key in "abcd"}
     kept |= {"x": histogram(0), "e": histogram(2)}
-    panels = weight_panels(rows, kept)
-    assert [panel["title"] for panel in panels] == ["layer, 30 %", "layer, 50 %", "global, 30 %"]
-    assert panels[0] == {"title": "layer, 30 %", "before": kept["x"], "after": kept["d"]}
-    assert panels[1]["after"] is kept["b"]
-    assert panels[2]["before"] is None
+    panels = histogram_panels(rows, kept)
+    assert [panel.title for panel in panels] == ["layer, 30 %", "layer, 50 %", "global, 30 %"]
+    assert panels[0] == HistogramPanel("layer, 30 %", kept["d"], kept["x"])
+    assert panels[1].after is kept["b"]
+    assert panels[2].before is None
     many = [row("m", i / 20, 0.9, hash="b") for i in range(1, 19)]
-    assert len(weight_panels(many, kept)) == 12
+    assert len(histogram_panels(many, kept)) == 12
 
 
-def test_eight_panels_stand_four_in_a_row() -> None:
-    panels = [{"title": f"method number one, {i} %", "after": histogram(3)} for i in range(8)]
-    figure = weights_figure(panels)
+def test_eight_panels_are_drawn_four_in_a_row() -> None:
+    panels = [HistogramPanel(f"method number one, {i} %", histogram(3)) for i in range(8)]
+    figure = histogram_figure(panels)
     assert figure.axes[0].get_subplotspec().get_gridspec().get_geometry() == (2, 4)  # type: ignore[union-attr]
     assert_nothing_is_clipped(figure)
 
 
-def test_panels_stand_three_in_a_row_and_before_may_be_missing() -> None:
-    figure = weights_figure([{"title": str(i), "after": histogram(0)} for i in range(5)])
+def test_five_panels_are_drawn_three_in_a_row_without_before() -> None:
+    figure = histogram_figure([HistogramPanel(str(i), histogram(0)) for i in range(5)])
     assert len(figure.axes) == 5
     assert legend(figure.axes[0]) == ["after"]
     assert not figure.axes[0].texts
     assert figure.axes[0].get_subplotspec().get_gridspec().get_geometry() == (2, 3)  # type: ignore[union-attr]
 
 
-def test_histograms_that_do_not_fit_are_refused() -> None:
+def test_refuses_no_histograms_and_edges_that_do_not_match_counts() -> None:
     with pytest.raises(BadInputError, match="at least one"):
-        draw_weights([])
-    with pytest.raises(BadInputError, match="needs one more"):
-        draw_weights([{"after": {"edges": [0, 1], "counts": [1, 2], "zeros": 0}}])
+        draw_histograms([])
+    with pytest.raises(BadInputError, match="one edge more"):
+        draw_histograms([HistogramPanel("", {"edges": [0, 1], "counts": [1, 2], "zeros": 0})])
 
 
 LAYERS = [f"bert.encoder.layer.{i}.output.dense" for i in range(3)]
@@ -225,12 +230,12 @@ def test_without_a_dense_value_the_heatmap_shows_the_metric() -> None:
     assert draw_heatmap(LAYERS, [0.5], values) != draw_heatmap(LAYERS, [0.6], values)
 
 
-def test_one_layer_keeps_its_whole_name() -> None:
+def test_a_single_layer_keeps_its_whole_name() -> None:
     axes = heatmap_figure(LAYERS[:1], [0.5, 0.9], VALUES[:1]).axes[0]
     assert axes.get_yticklabels()[0].get_text() == LAYERS[0]
 
 
-def test_a_heatmap_of_another_shape_is_refused() -> None:
+def test_refuses_heatmap_values_of_a_different_shape() -> None:
     for values in (VALUES, [[0.5]] * 2, [[0.5], [], [0.5]], []):
         with pytest.raises(BadInputError, match="3 rows of 1 values"):
             draw_heatmap(LAYERS, [0.5], values)

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from hfcompress.report.scatter import (
-    draw_front,
-    front_figure,
-    front_sentence,
+    draw_speedups,
     pareto_front,
-    timed_points,
+    speedup_figure,
+    speedup_sentence,
+    timed_models,
 )
 from hfcompress.report.write import write_report
 
@@ -32,42 +32,46 @@ ROWS = [
 ]
 
 
-def test_the_front_is_what_no_other_beats() -> None:
-    points = timed_points(ROWS)
-    assert len(points) == 5
-    assert [(p.speedup, p.value) for p in pareto_front(points)] == [(6, 0.6), (4, 0.85), (2, 0.89)]
+def test_the_pareto_front_has_the_models_that_no_faster_one_beats() -> None:
+    models = timed_models(ROWS)
+    assert len(models) == 5
+    assert [(m.speedup, m.point.value) for m in pareto_front(models)] == [
+        (6, 0.6),
+        (4, 0.85),
+        (2, 0.89),
+    ]
 
 
-def test_speedups_are_taken_beside_the_row_s_own_dense_model() -> None:
-    (point,) = timed_points([row("shrink", 0.8, 6.0, dense=24.0)])
-    assert point.speedup == 4.0
+def test_speedups_use_the_latency_of_the_row_s_own_dense_model() -> None:
+    (model,) = timed_models([row("shrink", 0.8, 6.0, dense=24.0)])
+    assert model.speedup == 4.0
 
 
-def test_speedups_are_those_of_the_tables_where_times_were_taken_by_rounds() -> None:
+def test_speedups_of_paired_rounds_are_those_of_the_tables() -> None:
     one = row("quantize", 0.8, 2.0, dense=18.0)
     one["timings"] = [{"measured": {"median": 2.0}, "speedup": {"median": 8.7}}]
-    (point,) = timed_points([one])
-    assert point.speedup == 8.7
-    (point,) = timed_points([{**one, "latency": {"measured": 3.0, "dense": 18.0}}])
-    assert point.speedup == 6.0  # a step's own time
+    (model,) = timed_models([one])
+    assert model.speedup == 8.7
+    (model,) = timed_models([{**one, "latency": {"measured": 3.0, "dense": 18.0}}])
+    assert model.speedup == 6.0  # a step's own time
 
 
-def test_the_picture_shows_lines_dense_and_front() -> None:
-    labels = front_figure(ROWS).axes[0].get_legend_handles_labels()[1]
+def test_the_figure_shows_methods_dense_and_pareto_front() -> None:
+    labels = speedup_figure(ROWS).axes[0].get_legend_handles_labels()[1]
     assert set(labels) == {"shrink", "shrink, magnitude", "Pareto front", "dense, 90.0 %"}
-    assert draw_front([]).startswith(b"\x89PNG")
+    assert draw_speedups([]).startswith(b"\x89PNG")
 
 
-def test_the_sentence_names_the_fastest_within_the_interval() -> None:
+def test_the_sentence_names_the_fastest_model_within_the_interval() -> None:
     dense = {**row("dense", 0.9, None), "low": 0.88, "high": 0.92}
-    assert front_sentence([dense, *ROWS]).startswith(
-        "Fastest within the dense model's interval: shrink, 2.0 times faster (6 ms)"
+    assert speedup_sentence([dense, *ROWS]).startswith(
+        "Fastest within the dense model's 95 % interval: shrink, 2.0 times faster (6 ms)"
     )
-    assert "(−1.0)" in front_sentence([dense, *ROWS])
-    assert front_sentence([]) == "No latency was measured beside the dense model."
+    assert "(−1.0 against the dense model)" in speedup_sentence([dense, *ROWS])
+    assert speedup_sentence([]) == "No model was timed together with the dense model."
 
 
-def test_a_report_with_latencies_shows_the_front(tmp_path: Path) -> None:
+def test_a_report_with_latencies_shows_the_pareto_front(tmp_path: Path) -> None:
     write_report(ROWS, tmp_path)
     assert (tmp_path / "front.png").is_file()
     assert "with the Pareto front" in (tmp_path / "report.html").read_text()

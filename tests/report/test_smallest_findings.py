@@ -1,4 +1,4 @@
-"""What is said of models that differ by size."""
+"""Findings and figure of models that differ by file size."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def row(method: str, megabytes: float | None, value: float, **fields: Any) -> di
 DENSE = row("dense", 90.0, 0.80, requested_sparsity=0, actual_sparsity=0)
 
 
-def test_the_smallest_within_noise_is_said_and_marked() -> None:
+def test_the_smallest_within_noise_is_headline_and_marked_row() -> None:
     rows = [
         DENSE,
         row("quantize", 23.0, 0.80),
@@ -39,24 +39,26 @@ def test_the_smallest_within_noise_is_said_and_marked() -> None:
         row("quantize", 9.0, 0.70),  # a clear loss
     ]
     assert smallest(rows) == 2
-    said = "Smallest within noise: quantize, max_kl 0.01, 20.0 MB: accuracy 79.5 % against 80.0 %"
-    assert headline(rows) == f"{said} dense, a loss of 0.5 points (noise ±2.0)."
+    expected = (
+        "Smallest within noise: quantize, max_kl 0.01, 20.0 MB: accuracy 79.5 % against 80.0 %"
+    )
+    assert headline(rows) == f"{expected} dense, a loss of 0.5 points (noise ±2.0)."
     assert result_table(rows).marked == {2}
 
 
-def test_of_equal_sizes_the_better_is_taken() -> None:
+def test_equal_sizes_are_decided_by_the_metric() -> None:
     rows = [DENSE, row("a", 20.0, 0.79), row("b", 20.0, 0.80), row("c", None, 0.80)]
     assert smallest(rows) == 2
     assert smallest_sentence(rows).endswith("against 80.0 % dense, nothing lost.")
 
 
-def test_nothing_within_noise_is_said() -> None:
+def test_the_headline_says_that_no_model_is_within_noise() -> None:
     assert headline([DENSE, row("quantize", 20.0, 0.70)]) == (
-        "No model here stays within noise of the dense model (accuracy 80.0 %)."
+        "No measured model stays within noise of the dense model (accuracy 80.0 %)."
     )
     alone = row("quantize", 20.0, 0.70, drop=None)
     assert smallest([alone]) is None
-    assert headline([alone]) == "No dense model was measured, so no loss can be judged."
+    assert headline([alone]) == "No dense model was measured, so no drop can be judged."
 
 
 @pytest.mark.parametrize(
@@ -68,11 +70,11 @@ def test_nothing_within_noise_is_said() -> None:
         [DENSE, row("quantize", 20.0, 0.80), row("magnitude", 90.0, 0.80, requested_sparsity=0.5)],
     ],
 )
-def test_rows_that_asked_for_a_sparsity_are_a_sweep(rows: list[dict[str, Any]]) -> None:
+def test_rows_that_request_a_sparsity_are_not_about_size(rows: list[dict[str, Any]]) -> None:
     assert not is_about_size(rows)
 
 
-def test_the_picture_is_value_against_megabytes() -> None:
+def test_the_figure_is_the_metric_against_megabytes() -> None:
     rows = [
         row("quantize", 23.0, 0.80, compression_ratio=4.0),
         row("quantize, openvino", 9.0, 0.70),
@@ -92,6 +94,6 @@ def test_the_picture_is_value_against_megabytes() -> None:
     assert list(drawn["smallest within noise"].get_ydata()) == [80.0]
 
 
-def test_a_sweep_keeps_its_curve() -> None:
+def test_a_sparsity_sweep_is_drawn_against_sparsity() -> None:
     [axes] = curve_figure([DENSE, row("magnitude", 90.0, 0.80, requested_sparsity=0.5)]).axes
     assert "sparsity" in axes.get_xlabel()

@@ -1,4 +1,4 @@
-"""Pictures of students: accuracy against size, and what a temperature does."""
+"""Figures of students: accuracy against parameters, and the teacher's softmax."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 
 from hfcompress.errors import BadInputError
-from hfcompress.report.scatter import size_figure, size_sentence, sized_points, teacher_parameters
+from hfcompress.report.scatter import (
+    find_students,
+    student_figure,
+    student_sentence,
+    teacher_parameters,
+)
 from hfcompress.report.temperature import softmax, teacher_logits, temperature_figure
 from hfcompress.report.write import write_report
 
@@ -33,17 +38,17 @@ ROWS = [
 ]
 
 
-def test_students_are_averaged_over_seeds_and_ordered_by_size() -> None:
-    points = sized_points([*ROWS, {"method": "broken", "parameters": 3}])
-    assert [point.parameters for point in points] == [4e6, 8e6, 12e6]
-    assert points[-1].value == pytest.approx(0.89)
-    assert points[-1].values == (0.90, 0.88)
+def test_students_are_averaged_over_seeds_and_sorted_by_size() -> None:
+    students = find_students([*ROWS, {"method": "broken", "parameters": 3}])
+    assert [student.parameters for student in students] == [4e6, 8e6, 12e6]
+    assert students[-1].point.value == pytest.approx(0.89)
+    assert students[-1].point.values == (0.90, 0.88)
     assert teacher_parameters(ROWS) == 2e7
     assert teacher_parameters([{"method": "prune", "steps": [{"step": "prune"}]}]) is None
 
 
 def test_the_figure_shows_each_student_and_the_teacher() -> None:
-    (axes,) = size_figure(ROWS).axes
+    (axes,) = student_figure(ROWS).axes
     legend = axes.get_legend()
     assert legend is not None
     labels = [text.get_text() for text in legend.get_texts()]
@@ -56,17 +61,17 @@ def test_the_figure_shows_each_student_and_the_teacher() -> None:
         if len(line.get_xdata()) == 1  # type: ignore[arg-type]
     }
     assert places["teacher, 90.0 %"] == (20.0, pytest.approx(90.0))
-    empty = size_figure([]).axes[0]
+    empty = student_figure([]).axes[0]
     assert empty.texts[0].get_text() == "nothing measured yet"
 
 
 def test_the_sentence_names_the_smallest_student_within_noise() -> None:
-    assert size_sentence(ROWS) == (
-        "Smallest student within noise of its teacher: distill, layers 2 with 8.0 M parameters, "
-        "40 % of the teacher's, accuracy 89.0 % against 90.0 %."
+    assert student_sentence(ROWS) == (
+        "Smallest student within noise of its teacher: distill, layers 2 with 8.0 M parameters "
+        "(40 % of the teacher's), accuracy 89.0 % against 90.0 %."
     )
-    assert size_sentence(ROWS[-1:]).startswith("Best student: distill, layers 1 with 4.0 M")
-    assert size_sentence([]) == "No student was measured beside its teacher."
+    assert student_sentence(ROWS[-1:]).startswith("Best student: distill, layers 1 with 4.0 M")
+    assert student_sentence([]) == "No student and teacher were measured together."
 
 
 def test_softmax_is_softer_at_higher_temperatures() -> None:
@@ -79,7 +84,7 @@ def test_softmax_is_softer_at_higher_temperatures() -> None:
             softmax([1.0], temperature)
 
 
-def test_the_figure_has_a_panel_for_each_example_and_a_bar_for_each_temperature() -> None:
+def test_the_softmax_has_a_panel_per_example_and_a_bar_per_temperature() -> None:
     figure = temperature_figure(LOGITS, (1.0, 10.0), ("bad", "good"))
     assert len(figure.axes) == 2
     bars = [patch.get_height() for patch in figure.axes[0].patches]  # type: ignore[attr-defined]
@@ -88,21 +93,21 @@ def test_the_figure_has_a_panel_for_each_example_and_a_bar_for_each_temperature(
     assert [tick.get_text() for tick in temperature_figure(LOGITS).axes[0].get_xticklabels()] == [
         "0", "1",
     ]  # fmt: skip
-    with pytest.raises(BadInputError, match="no example"):
+    with pytest.raises(BadInputError, match="no examples"):
         temperature_figure([])
 
 
-def test_the_report_of_students_shows_them(tmp_path: Path) -> None:
+def test_a_report_of_students_shows_size_and_temperature(tmp_path: Path) -> None:
     assert teacher_logits(ROWS) == LOGITS
     written = {path.name for path in write_report(ROWS, tmp_path)}
     assert {"size.png", "temperature.png", "curve.png", "report.html"} <= written
     page = (tmp_path / "report.html").read_text()
     assert "Smallest student within noise" in page
     assert "against the number of parameters" in page
-    assert "What a temperature does" in page
+    assert "softmax by temperature" in page
     plain = [{**item, "steps": []} for item in ROWS]
     written = {path.name for path in write_report(plain, tmp_path / "plain")}
     assert not {"size.png", "temperature.png"} & written
     page = (tmp_path / "plain" / "report.html").read_text()
     assert "against the number of parameters" not in page
-    assert "What a temperature does" not in page
+    assert "softmax by temperature" not in page

@@ -39,7 +39,7 @@ DENSE = row(0.0, 0.80, 1.0)
         ({"value": 0.775, "p": None}, False),
     ],
 )
-def test_the_rule_of_noise(fields: dict[str, Any], expected: bool) -> None:
+def test_within_noise_needs_mcnemar_and_interval(fields: dict[str, Any], expected: bool) -> None:
     rows = [DENSE, row(0.5, **fields)]
     dense = dense_point(rows)
     assert dense is not None
@@ -47,13 +47,13 @@ def test_the_rule_of_noise(fields: dict[str, Any], expected: bool) -> None:
     assert within_noise(point, dense) is expected
 
 
-def test_without_any_test_a_loss_is_no_noise() -> None:
+def test_a_drop_without_any_test_is_not_noise() -> None:
     rows = [row(0.5, 0.799, low=None, high=None)]
     assert sweet_spot(rows) is None
     assert sweet_spot([row(0.5, 0.801, low=None, high=None)]) is not None
 
 
-def test_without_a_dense_row_its_value_comes_from_the_drop() -> None:
+def test_the_dense_value_is_computed_from_the_drop_without_a_dense_row() -> None:
     best = sweet_spot([row(0.5, 0.79, 0.5)])
     assert best is not None
     assert best.sparsity == 0.5
@@ -66,7 +66,7 @@ def test_the_highest_sparsity_before_the_first_loss_is_taken() -> None:
     assert best.sparsity == 0.3
 
 
-def test_of_two_methods_the_one_with_the_better_value_wins() -> None:
+def test_equal_sparsities_are_decided_by_the_metric() -> None:
     rows = [
         DENSE,
         row(0.5, 0.79, 0.5),
@@ -107,14 +107,14 @@ def test_a_run_that_only_trains_is_dense() -> None:
     assert sweet_spot_sentence(rows) == "Only the dense model was measured: accuracy 80.0 %."
 
 
-def test_rows_without_a_request_are_placed_by_what_they_reached() -> None:
+def test_rows_without_a_request_are_placed_by_their_actual_sparsity() -> None:
     rows = [DENSE, row(0.0, 0.79, 0.5, requested_sparsity=None, actual_sparsity=0.4321)]
     best = sweet_spot(rows)
     assert best is not None
     assert (best.requested, best.sparsity) == (None, 0.4321)
 
 
-def test_figures_for_people() -> None:
+def test_metrics_and_differences_are_formatted() -> None:
     assert metric_text("accuracy", 0.8681) == "86.8 %"
     assert metric_text("matthews_correlation", 0.8681) == "0.868"
     assert metric_text("accuracy", None) == ""

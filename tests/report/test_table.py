@@ -49,7 +49,7 @@ def cells(rows: list[dict[str, Any]], title: str) -> tuple[str, ...]:
     return column.cells
 
 
-def test_constant_columns_go_to_the_caption_and_empty_ones_away() -> None:
+def test_constant_columns_move_to_the_caption_and_empty_ones_are_dropped() -> None:
     table = result_table(ROWS)
     assert "MACs" not in (*table.titles, table.caption)
     assert "parameters" not in table.titles
@@ -57,7 +57,7 @@ def test_constant_columns_go_to_the_caption_and_empty_ones_away() -> None:
     assert table.caption == " · ".join(constant)
 
 
-def test_figures_are_written_for_people() -> None:
+def test_cells_are_formatted_with_units() -> None:
     assert cells(ROWS, "method") == ("dense", "magnitude / layer", "magnitude / layer")
     assert cells(ROWS, "of model") == ("0.00 %", "19.29 %", "32.16 %")
     assert cells(ROWS, "accuracy") == ("90.0 %", "89.5 %", "80.0 %")
@@ -75,13 +75,13 @@ def test_actual_sparsity_is_shown_where_it_differs_visibly() -> None:
     assert cells(off, "actual")[-1] == "75.0 %"
 
 
-def test_one_row_keeps_every_column_it_fills() -> None:
+def test_a_single_row_keeps_every_column_with_a_value() -> None:
     table = result_table(ROWS[1:2])
     assert {"parameters", "n", "seed", "drop"} <= set(table.titles)
     assert table.caption == ""
 
 
-def test_a_setting_that_tells_rows_apart_gets_a_column() -> None:
+def test_a_setting_that_differs_between_rows_gets_a_column() -> None:
     assert "prune.scope" not in result_table(ROWS).titles
     rows = [
         row(0.3, 0.9, settings={"prune.steps": steps, "prune.sparsity": 0.3}) for steps in (1, 8)
@@ -89,7 +89,7 @@ def test_a_setting_that_tells_rows_apart_gets_a_column() -> None:
     assert cells(rows, "prune.steps") == ("1", "8")
 
 
-def test_dense_rows_that_say_the_same_are_shown_once() -> None:
+def test_equal_dense_rows_are_shown_once() -> None:
     twin = row(0.0, 0.9, method="magnitude / global")
     assert len(result_table([*ROWS, twin]).lines) == 3
     other = row(0.0, 0.91, method="magnitude / global", seed=1)
@@ -111,7 +111,7 @@ def test_published_values_are_judged_by_the_standard_error(reference: float, exp
     assert cells(rows, "published")[-1] == f"{100 * reference:.1f} %"
 
 
-def test_a_row_may_bring_its_own_standard_error() -> None:
+def test_the_standard_error_of_a_row_takes_precedence() -> None:
     rows = [row(0.3, 0.895, reference=0.85, standard_error=0.045)]
     assert cells(rows, "vs. published") == ("+4.5 (1.0 s.e., noise)",)
 
@@ -134,14 +134,14 @@ def rendered(rows: list[dict[str, Any]], width: int = 200) -> str:
     return capture.get()
 
 
-def test_the_terminal_shows_what_the_table_holds() -> None:
+def test_the_terminal_shows_cells_and_caption() -> None:
     text = rendered(ROWS)
     assert "54,037" in text
     assert "parameters 66,955,010" in text
     assert "not shown" not in text
 
 
-def test_a_narrow_terminal_leaves_out_what_matters_least_and_says_so() -> None:
+def test_a_narrow_terminal_drops_the_least_important_columns_and_names_them() -> None:
     lines = rendered(ROWS, 80).splitlines()
     text = " ".join(lines)
     assert max(len(line) for line in lines) <= 80
@@ -151,7 +151,7 @@ def test_a_narrow_terminal_leaves_out_what_matters_least_and_says_so() -> None:
     assert "…" not in text
 
 
-def test_cells_are_not_read_as_markup() -> None:
+def test_cells_are_not_interpreted_as_markup() -> None:
     assert "[bold]x[/bold]" in rendered([row(0.3, 0.9, method="[bold]x[/bold]")])
 
 

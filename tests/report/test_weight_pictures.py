@@ -1,4 +1,4 @@
-"""Pictures of weights and of a pipeline: what is kept for them, and what they show."""
+"""Grids, int8 levels and pipeline bars: the data kept for them and the figures."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from hfcompress.errors import BadInputError
 from hfcompress.layers.affine import quantize_layer_weights
 from hfcompress.measure.weights import SIDE, weight_grids
 from hfcompress.quantization.weight_levels import weight_levels
-from hfcompress.report.page import further_pictures
+from hfcompress.report.page import draw_pictures
 from hfcompress.report.pipeline import bars_figure, draw_bars
 from hfcompress.report.weights import (
-    ZERO,
+    ZERO_COLOUR,
     draw_grids,
     draw_levels,
+    grid_figure,
     grid_panels,
-    grids_figure,
-    level_panels,
-    levels_figure,
+    level_figure,
+    level_layers,
 )
 from tests.tiny_images import image_model
 
 PNG = b"\x89PNG"
 
 
-def test_a_piece_holds_the_weights_that_it_names() -> None:
+def test_grids_hold_the_weights_of_their_layers() -> None:
     torch.manual_seed(0)
     model: Any = nn.Sequential(
         nn.Conv2d(3, 40, 5),
@@ -57,14 +57,14 @@ def test_a_piece_holds_the_weights_that_it_names() -> None:
     near(turned, value(turned), model[3].weight.t())
 
 
-def test_only_exact_zeros_are_zero() -> None:
+def test_only_exact_zeros_have_code_zero() -> None:
     layer = nn.Linear(3, 1, bias=False)
     layer.weight.data = torch.tensor([[1.0, 1e-6, 0.0]])
     (grid,) = weight_grids(nn.Sequential(layer))
     assert grid["codes"] == [[127, 1, 0]]
 
 
-def test_grids_are_taken_of_some_layers_and_of_named_ones() -> None:
+def test_grids_are_of_three_layers_or_of_the_named_ones() -> None:
     model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(7)))
     assert [grid["name"] for grid in weight_grids(model)] == ["0", "3", "6"]
     assert [grid["name"] for grid in weight_grids(model, ["1", "5"])] == ["1", "5"]
@@ -85,19 +85,19 @@ def kept(sparsities: tuple[float, ...] = (0.0, 0.5, 0.9)) -> tuple[list[Any], di
     return rows, weights
 
 
-def test_zeros_have_a_colour_of_their_own() -> None:
+def test_exact_zeros_have_their_own_colour() -> None:
     panels = grid_panels(*kept())
-    assert [panel["title"] for panel in panels] == [
+    assert [panel.title for panel in panels] == [
         "dense", "magnitude, 50 % zeros", "magnitude, 90 % zeros",
     ]  # fmt: skip
-    figure = grids_figure(panels)
+    figure = grid_figure(panels)
     shares = []
     for axes in figure.axes:
         values, zeros = (image.get_array() for image in axes.get_images())
         assert zeros is not None
         assert values is not None
         assert axes.get_images()[1].get_cmap()(0.5)[:3] == pytest.approx(
-            [int(ZERO[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+            [int(ZERO_COLOUR[place : place + 2], 16) / 255 for place in (1, 3, 5)]
         )
         shares.append(float(1 - np.ma.getmaskarray(zeros).mean()))
         assert (np.ma.getmaskarray(zeros) != np.ma.getmaskarray(values)).all()
@@ -106,18 +106,18 @@ def test_zeros_have_a_colour_of_their_own() -> None:
     assert draw_grids(panels).startswith(PNG)
 
 
-def test_no_zeros_no_grids_and_many_are_thinned_out() -> None:
+def test_no_grids_without_zeros_and_at_most_six() -> None:
     assert grid_panels(*kept((0.0,))) == []
     assert grid_panels([{"hash": "x", "actual_sparsity": 0.5}], {}) == []
     rows, weights = kept((0.0, 0.9))
     many = [{**rows[1], "actual_sparsity": place / 20} for place in range(20)]
     panels = grid_panels(many, weights)
-    assert [panel["title"] for panel in panels][:1] == ["magnitude"]
-    assert panels[-1]["title"] == "magnitude, 95 % zeros"
+    assert [panel.title for panel in panels][:1] == ["magnitude"]
+    assert panels[-1].title == "magnitude, 95 % zeros"
     assert len(panels) == 6
 
 
-def test_levels_count_what_is_there() -> None:
+def test_levels_count_the_quantized_values() -> None:
     model = image_model("resnet")
     name = "resnet.encoder.stages.1.layers.0.layer.1.convolution"
     (layer,) = weight_levels(model, [name])
@@ -137,7 +137,7 @@ def test_levels_count_what_is_there() -> None:
     ]
 
 
-def test_zeros_of_pruning_do_not_hide_the_levels() -> None:
+def test_levels_leave_out_pruned_zeros() -> None:
     model = image_model("resnet")
     prune(model, PruningConfig(sparsity=0.8))
     layers = weight_levels(model, [name for name, _ in model.named_modules()])
@@ -145,7 +145,7 @@ def test_zeros_of_pruning_do_not_hide_the_levels() -> None:
         weight = model.get_submodule(layer["name"]).get_parameter("weight")
         assert layer["zeros"] == int((weight == 0).sum())
         assert sum(layer["before"]) == sum(layer["after"]) == int((weight != 0).sum())
-    figure = levels_figure(layers)
+    figure = level_figure(layers)
     said = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert any("80 % are zero, before and after" in text for text in said)
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]  # type: ignore[union-attr]
@@ -153,7 +153,7 @@ def test_zeros_of_pruning_do_not_hide_the_levels() -> None:
     low, high = figure.axes[1].get_xlim()
     assert any(layers[0]["after"][round(low) + 127 : round(high) + 127])
     assert draw_levels(layers).startswith(PNG)
-    assert level_panels([{"hash": "a"}, {"hash": "b"}], {"b": {"levels": layers}}) == layers
+    assert level_layers([{"hash": "a"}, {"hash": "b"}], {"b": {"levels": layers}}) == layers
 
 
 def pipeline() -> list[dict[str, Any]]:
@@ -168,7 +168,7 @@ def pipeline() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def test_bars_say_what_is_kept_and_what_is_saved() -> None:
+def test_bars_show_metric_and_size_of_each_step() -> None:
     figure = bars_figure(pipeline())
     quality, size = figure.axes
     assert [bar.get_width() for bar in quality.patches] == pytest.approx([93, 92, 91.9])  # type: ignore[attr-defined]
@@ -184,18 +184,18 @@ def test_bars_say_what_is_kept_and_what_is_saved() -> None:
     assert draw_bars(pipeline()).startswith(PNG)
 
 
-def test_pictures_appear_where_rows_have_something_for_them() -> None:
+def test_each_picture_is_drawn_if_rows_have_its_data() -> None:
     rows, weights = kept()
-    assert further_pictures([], {}) == []
-    assert [picture.name for picture in further_pictures(rows, weights)] == ["grids"]
-    assert [picture.name for picture in further_pictures(pipeline(), {})] == ["bars"]
+    assert list(draw_pictures([], {})) == ["curve"]
+    assert list(draw_pictures(rows, weights)) == ["curve", "grids"]
+    assert list(draw_pictures(pipeline(), {})) == ["curve", "bars"]
 
 
-def test_nothing_to_draw() -> None:
-    for draw in (grids_figure, levels_figure, bars_figure):
+def test_refuses_to_draw_nothing_and_edges_that_do_not_match() -> None:
+    for draw in (grid_figure, level_figure, bars_figure):
         with pytest.raises(BadInputError, match=r"give at least one|no row has"):
             draw([])
     layer = {"name": "x", "count": 1, "edges": [0, 1], "before": [1, 2], "after": [0] * 255,
              "zeros": 0, "distinct_before": 1, "distinct_after": 1}  # fmt: skip
     with pytest.raises(BadInputError, match="2 edges for 2 counts"):
-        levels_figure([layer])
+        level_figure([layer])

@@ -14,7 +14,7 @@ import yaml
 
 from hfcompress.errors import OutputError
 from hfcompress.report.card import model_card
-from hfcompress.report.page import html_page
+from hfcompress.report.page import Picture, html_page
 from hfcompress.report.write import write_report
 
 
@@ -82,7 +82,7 @@ def test_partial_rows_make_a_report(rows: list[dict[str, Any]], tmp_path: Path) 
     Page((tmp_path / "report.html").read_text())
 
 
-def test_a_histogram_from_before_is_kept_and_shown(tmp_path: Path) -> None:
+def test_an_existing_histogram_is_kept_and_shown(tmp_path: Path) -> None:
     write_report(ROWS, tmp_path, weights=WEIGHTS)
     picture = (tmp_path / "weights.png").read_bytes()
     write_report(ROWS, tmp_path)
@@ -90,14 +90,15 @@ def test_a_histogram_from_before_is_kept_and_shown(tmp_path: Path) -> None:
     assert base64.b64encode(picture).decode() in (tmp_path / "report.html").read_text()
 
 
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+def test_refuses_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="writable"):
         write_report(ROWS, tmp_path / "file")
 
 
-def test_the_page_needs_nothing_but_itself() -> None:
-    page = html_page(ROWS, curve=PNG + b"curve", weights=PNG + b"weights")
+def test_the_page_is_self_contained() -> None:
+    pictures = {name: Picture(name, name, PNG + name.encode()) for name in ("curve", "weights")}
+    page = html_page(ROWS, pictures=pictures)
     parsed = Page(page)
     images = [attributes["src"] or "" for tag, attributes in parsed.tags if tag == "img"]
     decoded = [base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in images]
@@ -108,7 +109,7 @@ def test_the_page_needs_nothing_but_itself() -> None:
     assert "prefers-color-scheme: dark" in page
 
 
-def test_the_page_holds_headline_table_recipe_and_environment() -> None:
+def test_the_page_shows_headline_table_recipe_and_environment() -> None:
     text = " ".join(
         Page(
             html_page(
@@ -189,7 +190,7 @@ def test_the_header_validates_as_card_data() -> None:
     assert data["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.895
 
 
-def test_the_card_tells_what_was_measured() -> None:
+def test_the_card_shows_measurements_recipe_and_environment() -> None:
     _, body = parts(
         model_card(
             ROWS[1],
@@ -207,7 +208,7 @@ def test_the_card_tells_what_was_measured() -> None:
     assert "- torch: 2.13" in body
 
 
-def test_the_card_of_a_timed_model_says_how_large_and_fast_it_is() -> None:
+def test_the_card_of_a_timed_model_shows_size_and_speed() -> None:
     timing = {
         "batch_size": 1, "length": 32, "repeats": 120, "threads": 2, "engine": "openvino",
         "fixed": True, "measured": {"median": 2.0}, "speedup": {"median": 8.25},
@@ -221,7 +222,7 @@ def test_the_card_of_a_timed_model_says_how_large_and_fast_it_is() -> None:
     assert "## Size and speed" not in model_card(ROWS[1], name="n")
 
 
-def test_a_bare_card_leaves_out_what_it_does_not_know() -> None:
+def test_a_card_leaves_out_unknown_fields() -> None:
     header, body = parts(model_card(ROWS[0], name="n"))
     assert header["tags"] == ["hfcompress"]
     assert not {"base_model", "model-index", "license", "datasets"} & set(header)
@@ -238,7 +239,7 @@ def test_report_imports_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_card_of_a_quantized_model_says_what_became_integers() -> None:
+def test_the_card_of_a_quantized_model_shows_the_share_of_integers() -> None:
     step = {
         "step": "quantize", "backend": "openvino", "mode": "static", "share_of_bytes": 0.9986,
         "share_of_macs": 0.974, "left_alone": {"norms stay in floating point": 13},
