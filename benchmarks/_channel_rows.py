@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from benchmarks._clock import CpuClock
+from benchmarks._rows import after_step
 from benchmarks._vision import Row, RowMaker, Setting, model_row
 from hfcompress.calibration.batches import Calibration, task_loss
 from hfcompress.measure.latency import LatencyReport, measure_latency
@@ -29,7 +29,6 @@ from hfcompress.shrinking.channels.repair import estimate_batch_norms
 from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.shrink import shrink
 from hfcompress.steps.context import Context
-from hfcompress.steps.prune import recover
 
 RESNET = "fashion-mnist-resnet"
 HALF, THIRD, FIFTH = 0.5, 0.33, 0.22
@@ -84,8 +83,7 @@ def _row(remove: Remove, share: float, recovers: bool, setting: Setting) -> Row:
 
 def _recovered(model: PreTrainedModel, context: Context, longer: int) -> PreTrainedModel:
     config = RecoverConfig(**{**RECOVER, "epochs": longer * RECOVER["epochs"]})
-    found, _ = recover(model, config, replace(context, shrunk=True))
-    return found
+    return after_step(model, config, context, is_shrunk=True)
 
 
 def _ours(model: nn.Module, calibration: Calibration, share: float) -> None:

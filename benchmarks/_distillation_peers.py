@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup, set_seed
 
 from hfcompress.data.encode import Batch, Encoded
-from hfcompress.steps.finetune import fast_attention
+from hfcompress.steps.training import fast_attention
 
 EPOCHS, BATCH_SIZE = 3, 32
 RATE = 2e-4

@@ -1,4 +1,4 @@
-"""What the benchmarks share that train many models: one workbench, and rows that are kept."""
+"""What the benchmarks share that train many models: one experiment, and rows that are kept."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 
+from hfcompress.config import StepConfig
 from hfcompress.inference import predict
-from hfcompress.steps.context import Context
-from hfcompress.sweep.experiment import Workbench
+from hfcompress.steps.context import Context, ModelState
+from hfcompress.steps.registry import run_step
+from hfcompress.sweep.experiment import Experiment
 from hfcompress.utils import atomic_write
 
 RowType = TypeVar("RowType", bound=Any)
@@ -24,24 +26,33 @@ RowType = TypeVar("RowType", bound=Any)
 class Surroundings:
     """The fine-tuned dense model and its data, for rows that call steps by hand."""
 
-    bench: Workbench
+    bench: Experiment
 
     @property
     def model(self) -> PreTrainedModel:
         """The dense model, yours to change."""
-        return self.bench.start(self.bench.trials[0])
+        return self.bench.start(self.bench.trials[0]).network
 
     def context(self, seed: int) -> Context:
-        """The surroundings of a step, without checkpoints."""
+        """What a step needs besides its model, without checkpoints."""
         (trial,) = self.bench.trials
-        common = self.bench.context(trial, "", lambda: self.model, None)
-        return replace(common, seed=seed, workdir=None)
+        state = ModelState(self.bench.loaded.model, self.bench.loaded.processor)
+        common = self.bench.context(trial, len(trial.steps), state, lambda: self.model)
+        return replace(common, seed=seed)
 
     def accuracy(self, model: nn.Module) -> float:
         """On the measured rows, in [0, 1]."""
         rows = self.bench.eval
         logits = predict(model, rows, self.bench.recipe.measure.batch_size)
         return float(np.mean(logits.argmax(1) == rows.labels))
+
+
+def after_step(
+    model: PreTrainedModel, config: StepConfig, context: Context, is_shrunk: bool = False
+) -> PreTrainedModel:
+    """What a step makes of a model, which may be changed in place."""
+    state = ModelState(model, context.processor, is_shrunk=is_shrunk)
+    return run_step(state, config, context)[0].network
 
 
 def kept_row(path: Path, kind: type[RowType], make: Callable[[], RowType]) -> RowType:

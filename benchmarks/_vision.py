@@ -25,7 +25,7 @@ from hfcompress.recipes.library import find_recipe
 from hfcompress.recipes.schema import Recipe, load_recipe
 from hfcompress.steps.context import Context
 from hfcompress.sweep.cache import StepCache
-from hfcompress.sweep.experiment import Workbench, prepare
+from hfcompress.sweep.experiment import Experiment, prepare
 from hfcompress.sweep.run import run
 from hfcompress.sweep.trial import Runner
 from hfcompress.utils import Progress
@@ -75,7 +75,7 @@ class Setting:
             return shipped
         return shipped.replace(steps=(shipped.steps[0], *steps), grid=(), save_models=False)
 
-    def bench(self, name: str) -> Workbench:
+    def bench(self, name: str) -> Experiment:
         """Model and data of a recipe whose dense model is trained (kept by content hash)."""
         return prepare(self.recipe(name, ()), Told(), StepCache())
 

@@ -36,7 +36,7 @@ from benchmarks._distillation_peers import (
     textbrewer_missing,
 )
 from benchmarks._figures import Figure, parse_arguments, report
-from benchmarks._rows import Surroundings, kept_row
+from benchmarks._rows import Surroundings, after_step, kept_row
 from benchmarks.oneshot_quality import teacher_folder
 from hfcompress.distillation.student import choose_layers, make_student
 from hfcompress.distillation.text_student import TextStudentConfig, make_text_student
@@ -46,8 +46,6 @@ from hfcompress.models.architectures import blocks
 from hfcompress.recipes.library import find_recipe
 from hfcompress.recipes.schema import Recipe, load_recipe
 from hfcompress.recipes.step_configs import DistillConfig, FinetuneConfig, parse_steps
-from hfcompress.steps.distill import distill
-from hfcompress.steps.finetune import finetune
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.experiment import prepare
 from hfcompress.utils import Progress, quiet_libraries
@@ -195,7 +193,7 @@ def ours_cnn(setting: Setting) -> PreTrainedModel:
 
 
 def distilled(step: DistillConfig, seed: int, setting: Setting) -> PreTrainedModel:
-    return distill(setting.model, step, setting.context(seed))[0]
+    return after_step(setting.model, step, setting.context(seed))
 
 
 def labels_only(sizes: dict[str, Any], seed: int, setting: Setting) -> PreTrainedModel:
@@ -214,7 +212,7 @@ def fine_tuned(
     student: PreTrainedModel, seed: int, setting: Setting, rate: float = 8e-5
 ) -> PreTrainedModel:
     config = FinetuneConfig(epochs=EPOCHS, batch_size=32, learning_rate=rate, bf16=True)
-    return finetune(student, config, setting.context(seed))[0]
+    return after_step(student, config, setting.context(seed))
 
 
 def by_peer(train: Callable[..., None], setting: Setting) -> PreTrainedModel:

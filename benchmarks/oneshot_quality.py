@@ -33,7 +33,7 @@ from hfcompress.models.architectures import default_targets
 from hfcompress.recipes.library import find_recipe
 from hfcompress.recipes.schema import Recipe, load_recipe
 from hfcompress.sweep.cache import StepCache
-from hfcompress.sweep.experiment import Workbench, prepare
+from hfcompress.sweep.experiment import Experiment, prepare
 from hfcompress.sweep.run import run
 from hfcompress.utils import Progress, quiet_libraries
 
@@ -196,7 +196,7 @@ def recovered(name: str, chosen: Recipe, work: Path) -> list[Figure]:
 # --- peers -------------------------------------------------------------------------------------
 
 
-def peers(bench: Workbench, dense: float) -> Iterator[tuple[str, float]]:
+def peers(bench: Experiment, dense: float) -> Iterator[tuple[str, float]]:
     """The same layers of the same model, pruned by others: names, and points against dense."""
     contestants: dict[str, Callable[[PreTrainedModel, float], nn.Module]] = {
         "torch.nn.utils.prune, per layer": torch_per_layer,

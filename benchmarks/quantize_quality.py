@@ -33,7 +33,7 @@ from hfcompress.quantization.model import QuantizedModel
 from hfcompress.quantization.onnx_export import example_inputs
 from hfcompress.quantization.quantize import quantize
 from hfcompress.sweep.cache import StepCache
-from hfcompress.sweep.experiment import Workbench, prepare
+from hfcompress.sweep.experiment import Experiment, prepare
 from hfcompress.utils import Progress, quiet_libraries
 
 # fmt: off
@@ -80,7 +80,7 @@ def main() -> None:
     report(figures, "quantize_quality", arguments.json)
 
 
-def quantized_models(bench: Workbench) -> dict[str, QuantizedModel]:
+def quantized_models(bench: Experiment) -> dict[str, QuantizedModel]:
     """The model in every engine that is installed."""
     assert bench.train is not None
     chosen = np.random.default_rng(0).choice(len(bench.train), CALIBRATION_ROWS, replace=False)
@@ -95,7 +95,7 @@ def quantized_models(bench: Workbench) -> dict[str, QuantizedModel]:
     return made
 
 
-def quality(bench: Workbench, made: dict[str, QuantizedModel]) -> Iterator[Figure]:
+def quality(bench: Experiment, made: dict[str, QuantizedModel]) -> Iterator[Figure]:
     """Points against fp32, agreement with it, and megabytes; then the best of them."""
     expected = predict(bench.loaded.model, bench.eval, 32).argmax(1)
     labels = bench.eval.labels
@@ -120,7 +120,7 @@ def quality(bench: Workbench, made: dict[str, QuantizedModel]) -> Iterator[Figur
     yield Figure("best backend, size", megabytes, "MB", target=f"<= {MEGABYTES}", note=best)
 
 
-def latency(bench: Workbench, made: dict[str, QuantizedModel]) -> Iterator[Figure]:
+def latency(bench: Experiment, made: dict[str, QuantizedModel]) -> Iterator[Figure]:
     """Times of everything in turns, and the ratios to torch fp32 and to the same engine's fp32."""
     dense = bench.loaded.model
     for rows, tokens in SHAPES:

@@ -30,15 +30,13 @@ from transformers import PreTrainedModel
 
 from benchmarks._clock import CpuClock
 from benchmarks._figures import Figure, parse_arguments, report
-from benchmarks._rows import Surroundings, kept_row
+from benchmarks._rows import Surroundings, after_step, kept_row
 from benchmarks._structured_peers import ROWS, torch_pruning_missing, torch_pruning_taylor
 from benchmarks.oneshot_quality import recipe as shipped
 from benchmarks.oneshot_quality import teacher_folder
 from hfcompress.models.sublayers import sublayers
 from hfcompress.recipes.step_configs import DistillConfig, ShrinkStepConfig, parse_steps
 from hfcompress.shrinking.sublayers.costs import layer_macs
-from hfcompress.steps.distill import distill
-from hfcompress.steps.shrink import shrink_step
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.experiment import prepare
 from hfcompress.utils import Progress, quiet_libraries
@@ -90,12 +88,12 @@ SettingOf = Callable[[int], Setting]
 
 def ours(setting: Setting, share: float, seed: int) -> PreTrainedModel:
     config = setting.shrink.replace(macs=share, seed=seed)
-    return shrink_step(setting.model, config, setting.context(seed))[0]
+    return after_step(setting.model, config, setting.context(seed))
 
 
 def even_magnitude(setting: Setting, share: float, seed: int) -> PreTrainedModel:
     config = setting.shrink.replace(macs=share, score="magnitude")
-    return shrink_step(setting.model, config, setting.context(seed))[0]
+    return after_step(setting.model, config, setting.context(seed))
 
 
 def torch_pruning(setting: Setting, share: float, seed: int) -> PreTrainedModel:
@@ -192,7 +190,7 @@ def distilled(method: Shrink, share: float, seed: int, setting_of: SettingOf) ->
     clock = CpuClock()
     model = method(setting, share, seed)
     step = setting.distill.replace(epochs=LONGER.get(share, setting.distill.epochs))
-    model, _ = distill(model, step, setting.context(seed))
+    model = after_step(model, step, setting.context(seed))
     return finished(model, clock, setting)
 
 

@@ -24,14 +24,13 @@ from benchmarks._channel_rows import BATCH, ROWS, SPEEDUP, channel_rows, inputs_
 from benchmarks._channel_rows import POINTS as CHANNEL_POINTS
 from benchmarks._clock import CpuClock
 from benchmarks._figures import Figure, parse_arguments, report
-from benchmarks._rows import kept_row
+from benchmarks._rows import after_step, kept_row
 from benchmarks._vision import Row, RowMaker, Setting, model_row, trained_minutes
 from benchmarks._vision_int8_rows import INT8_POINTS, int8_figures, int8_rows
 from hfcompress.measure.size import count_parameters
 from hfcompress.recipes.step_configs import DistillConfig
 from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.shrink import shrink
-from hfcompress.steps.distill import distill
 from hfcompress.utils import quiet_libraries
 
 RESNET, VIT = "fashion-mnist-resnet", "fashion-mnist-vit"
@@ -127,7 +126,7 @@ def student(taught: bool, seed: int, setting: Setting) -> Row:
         **TRAINING,
         distillation={"alpha": 0.9 if taught else 0.0, "temperature": 4.0},  # type: ignore[arg-type]
     )
-    model, _ = distill(model, step, context)
+    model = after_step(model, step, context)
     return model_row(model, context, clock.minutes, inputs_of(calibration))
 
 

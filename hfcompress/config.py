@@ -120,6 +120,30 @@ class Config(BaseModel):
         return self.replace(**changes)
 
 
+class StepConfig(Config):
+    """Base of the configs that a recipe's steps take.
+
+    What a step does is stated on its config class; ``steps/registry.py`` maps the class to the
+    function that carries it out.
+    """
+
+    step_name: ClassVar[str]
+    """What the step is called in a recipe."""
+    compresses: ClassVar[bool] = False
+    """The model before the first such step is the dense one, which others are compared with."""
+    trains: ClassVar[bool] = False
+    """It runs long: its result is kept by content hash."""
+    calibrates: ClassVar[bool] = False
+    """It may take minutes: its result is kept where it did and a later step trains."""
+    shrinks: ClassVar[bool] = False
+    """It makes matrices smaller."""
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether the step reads training rows."""
+        return self.trains
+
+
 def _hashed_fields(config: Config, changed_only: bool = False) -> dict[str, Any]:
     """Fields that differ from the defaults that hashes know.
 

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
-from hfcompress.config import Config
+from hfcompress.config import StepConfig
 from hfcompress.pruning.patterns import Pattern
 
 Method = Literal[
@@ -21,13 +21,17 @@ RECONSTRUCTING = frozenset({"sparsegpt", "alps"})
 """Methods that change the kept weights to reproduce a layer's outputs."""
 
 
-class PruningConfig(Config):
+class PruningConfig(StepConfig):
     """One-shot unstructured pruning; the argument of `prune` and a recipe's ``prune`` step.
 
     Raises:
         ConfigError: an unknown field, a wrong type, a value out of range, or fields that
             contradict each other.
     """
+
+    step_name = "prune"
+    compresses = True
+    calibrates = True
 
     method: Method = Field(
         default="magnitude",
@@ -208,6 +212,11 @@ class PruningConfig(Config):
         if self.scope == "row" and not pattern.unstructured:
             raise ValueError(f"scope row does not go with pattern {self.pattern}; leave it out")
         return self
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether the step reads training rows."""
+        return self.needs_calibration
 
     @property
     def parsed_pattern(self) -> Pattern:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from hfcompress.config import Config
+from hfcompress.config import Config, StepConfig
 
 Backend = Literal["torch", "torchao", "onnxruntime", "openvino"]
 Mode = Literal["auto", "dynamic", "static", "weight-only", "none"]
@@ -60,13 +60,16 @@ class MixedPrecisionConfig(Config):
         return self
 
 
-class QuantizationConfig(Config):
+class QuantizationConfig(StepConfig):
     """Post-training quantization; the argument of `quantize` and a recipe's ``quantize`` step.
 
     Raises:
         ConfigError: an unknown field, a wrong type, a value out of range, or a field that the
             backend cannot honour.
     """
+
+    step_name = "quantize"
+    compresses = True
 
     backend: Backend = Field(
         default="onnxruntime",
@@ -156,6 +159,11 @@ class QuantizationConfig(Config):
     def resolved_mode(self) -> str:
         """The mode with ``auto`` decided as for a network of matrix products."""
         return MODES[self.backend][0] if self.mode == "auto" else self.mode
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether the step reads training rows."""
+        return self.needs_calibration
 
     @property
     def needs_calibration(self) -> bool:

@@ -30,14 +30,34 @@ class Trial:
     Attributes:
         index: its place among the recipe's trials, from 0.
         settings: the grid's fields and what each is here.
-        seed: of everything random.
+        seed: for sampling, initialisation and training.
         steps: checked steps with the settings in place.
+        prefixes: content hashes of the model before the first step, after the first, ...; empty
+            until model and data are known.
+        row_hash: content hash that names the trial's row; empty likewise.
     """
 
     index: int
     settings: dict[str, Any]
     seed: int
     steps: tuple[Step, ...]
+    prefixes: tuple[str, ...] = ()
+    row_hash: str = ""
+
+    @property
+    def dense_place(self) -> int:
+        """How many steps precede the first that compresses; all, where none does."""
+        places = (place for place, step in enumerate(self.steps) if step.config.compresses)
+        return next(places, len(self.steps))
+
+    @property
+    def dense_prefix(self) -> str:
+        """Content hash of the model that the trial is compared with."""
+        return self.prefixes[self.dense_place]
+
+    def trains_after(self, place: int) -> bool:
+        """Whether a step after the first ``place`` trains."""
+        return any(step.config.trains for step in self.steps[place:])
 
 
 def points(steps: Steps, grid: Grid, seed: int) -> list[Trial]:

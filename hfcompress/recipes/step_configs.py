@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from hfcompress.config import Config, nearest
+from hfcompress.config import StepConfig, nearest
 from hfcompress.data.images import ImageAugmentation
 from hfcompress.distillation.config import (
     AugmentationConfig,
@@ -31,12 +31,15 @@ from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.vocabulary.tokenizer import VocabularyConfig
 
 
-class FinetuneConfig(Config):
+class FinetuneConfig(StepConfig):
     """Fine-tuning with `transformers.Trainer`; a recipe's ``finetune`` step.
 
     Raises:
         ConfigError: an unknown field, a wrong type or a value out of range.
     """
+
+    step_name = "finetune"
+    trains = True
 
     epochs: float = Field(3.0, gt=0, description="passes over the training rows")
     max_steps: int | None = Field(None, ge=1, description="stop after so many updates instead")
@@ -71,6 +74,9 @@ class DistillConfig(FinetuneConfig):
     Raises:
         ConfigError: an unknown field, a value out of range, or fields that do not go together.
     """
+
+    step_name = "distill"
+    compresses = True
 
     student: StudentConfig | None = Field(
         None, description="made from the teacher's weights, with these sizes"
@@ -120,6 +126,8 @@ class RecoverConfig(FinetuneConfig):
         ConfigError: an unknown field, a value out of range, or a combination without a loss.
     """
 
+    step_name = "recover"
+
     task_loss_weight: float = Field(
         1.0, ge=0, strict=False, description="weight of the loss on the labels"
     )
@@ -159,6 +167,9 @@ class GradualConfig(RecoverConfig):
         ConfigError: as `RecoverConfig`, or a custom method without ``oneshot``.
     """
 
+    step_name = "gradual"
+    compresses = True
+
     pruning: PruningTrainingConfig = Field(description="which masks, by which schedule")
     oneshot: PruningConfig | None = Field(
         None, description="the one-shot method of pruning.method custom; its sparsity is replaced"
@@ -171,19 +182,27 @@ class GradualConfig(RecoverConfig):
         return self
 
 
-class LotteryStepConfig(LotteryConfig):
+class LotteryStepConfig(LotteryConfig, StepConfig):
     """Search a lottery ticket (1912.05671); a recipe's ``lottery`` step."""
+
+    step_name = "lottery"
+    compresses = True
+    trains = True
 
     training: FinetuneConfig = Field(
         default_factory=FinetuneConfig, description="the training that is repeated"
     )
 
 
-class ProgressiveStepConfig(ProgressiveConfig):
+class ProgressiveStepConfig(ProgressiveConfig, StepConfig):
     """Prune, recover, prune again; a recipe's ``progressive`` step.
 
     ``max_loss`` is judged on training rows held out from recovery, never on the measured rows.
     """
+
+    step_name = "progressive"
+    compresses = True
+    trains = True
 
     prune: PruningConfig = Field(
         description="the one-shot method of each round; its sparsity is replaced"
@@ -207,6 +226,9 @@ class QuantizationAwareConfig(RecoverConfig):
         ConfigError: as `RecoverConfig`; or a mode that quantizes nothing.
     """
 
+    step_name = "qat"
+    compresses = True
+
     quantization: QuantizationConfig = Field(
         default_factory=QuantizationConfig,
         description="what the quantize step after it will say: backend, mode, exclude ...",
@@ -228,12 +250,17 @@ class QuantizationAwareConfig(RecoverConfig):
         return self
 
 
-class ShrinkStepConfig(ShrinkConfig):
+class ShrinkStepConfig(ShrinkConfig, StepConfig):
     """Remove heads, neurons and layers, or channels, for a budget; a recipe's ``shrink`` step.
 
     Raises:
         ConfigError: as `ShrinkConfig`, or ``recover`` without rounds to recover between.
     """
+
+    step_name = "shrink"
+    compresses = True
+    calibrates = True
+    shrinks = True
 
     augmented_rows: int = Field(
         0,
@@ -254,26 +281,27 @@ class ShrinkStepConfig(ShrinkConfig):
         return self
 
     @property
+    def needs_rows(self) -> bool:
+        """Whether the step reads training rows."""
+        return self.needs_calibration or self.recover is not None
+
+    @property
     def choice(self) -> ShrinkConfig:
         """The part that `shrink` takes; rows are drawn by the step."""
         names = ShrinkConfig.model_fields.keys() - {"calibration_rows"}
         return ShrinkConfig(**{name: getattr(self, name) for name in names})
 
 
-# The function that carries a config out is in steps.py; a test holds the two together.
-STEP_CONFIGS: dict[str, type[Config]] = {
-    "finetune": FinetuneConfig,
-    "prune": PruningConfig,
-    "qat": QuantizationAwareConfig,
-    "quantize": QuantizationConfig,
-    "shrink": ShrinkStepConfig,
-    "recover": RecoverConfig,
-    "gradual": GradualConfig,
-    "lottery": LotteryStepConfig,
-    "progressive": ProgressiveStepConfig,
-    "distill": DistillConfig,
-    "vocabulary": VocabularyConfig,
-}
+# steps/registry.py maps each class to the function that carries it out.
+STEP_CONFIGS: dict[str, type[StepConfig]] = {
+    config.step_name: config
+    for config in (
+        FinetuneConfig, PruningConfig, QuantizationAwareConfig, QuantizationConfig,
+        ShrinkStepConfig, RecoverConfig, GradualConfig, LotteryStepConfig,
+        ProgressiveStepConfig, DistillConfig, VocabularyConfig,
+    )
+}  # fmt: skip
+"""What each step is called in a recipe -> the config class that checks its fields."""
 
 
 @dataclass(frozen=True)
@@ -281,7 +309,7 @@ class Step:
     """One step: its name in YAML and its checked config."""
 
     name: str
-    config: Config
+    config: StepConfig
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in a recipe, every field spelt out."""

@@ -20,7 +20,7 @@ from hfcompress.models.sublayers import known_family, sublayers
 from hfcompress.search.target import CompressTarget
 from hfcompress.shrinking.vocabulary.shrink import required_tokens
 from hfcompress.shrinking.vocabulary.tokenizer import count_kept
-from hfcompress.sweep.experiment import Workbench
+from hfcompress.sweep.experiment import Experiment
 
 Steps = tuple[dict[str, Any], ...]
 # What is tried, and about how many points each costs after distillation (MiniLM on SST-2). The
@@ -77,12 +77,12 @@ class Candidate:
         return found
 
 
-def candidates(bench: Workbench, target: CompressTarget) -> list[Candidate]:
+def candidates(experiment: Experiment, target: CompressTarget) -> list[Candidate]:
     """All ways that fit the model, those first that should lose least."""
-    model = bench.loaded.model
-    kept = _vocabularies(bench)
+    model = experiment.loaded.model
+    kept = _vocabularies(experiment)
     quantize = {"quantize": target.quantization}
-    finer = target.finer if bench.examples.modality == "text" else {}
+    finer = target.finer if experiment.examples.modality == "text" else {}
     found = []
     for least, tokens in kept.items():
         cut, lost = _cut(least)
@@ -90,8 +90,8 @@ def candidates(bench: Workbench, target: CompressTarget) -> list[Candidate]:
         size = _predicted(model, tokens, 1.0, target)
         found.append(Candidate(f"int8{said}", (*cut, quantize), None, 1.0, size, lost, finer))
         for share, points in SHARES.items() if _shrinks(model) else ():
-            shrink = {"shrink": {"macs": share, **_shrink_fields(bench)}}
-            distill = {"distill": _distilled(bench, hidden=True)}
+            shrink = {"shrink": {"macs": share, **_shrink_fields(experiment)}}
+            distill = {"distill": _distilled(experiment, hidden=True)}
             found.append(
                 Candidate(
                     f"{share:.0%} of the encoder{said}",
@@ -103,7 +103,7 @@ def candidates(bench: Workbench, target: CompressTarget) -> list[Candidate]:
                     finer,
                 )
             )
-    found += _students(bench, kept, target)
+    found += _students(experiment, kept, target)
     return sorted(found, key=lambda candidate: (candidate.loss, -candidate.bytes))
 
 
@@ -120,16 +120,18 @@ def _in_order(least: int | None, cut: Steps, distill: dict[str, Any]) -> Steps:
     return (distill, *cut) if (least or 0) <= _RARE else (*cut, distill)
 
 
-def _vocabularies(bench: Workbench) -> dict[int | None, int]:
+def _vocabularies(experiment: Experiment) -> dict[int | None, int]:
     """``min_count`` -> tokens that would be left; None: all of them."""
-    model = bench.loaded.model
+    model = experiment.loaded.model
     everything: dict[int | None, int] = {None: int(getattr(model.config, "vocab_size", 0) or 0)}
-    texts = bench.examples.train
-    if bench.examples.modality != "text" or texts is None:
+    texts = experiment.examples.train
+    if experiment.examples.modality != "text" or texts is None:
         return everything
-    rows = [text for column in bench.examples.columns for text in texts[column]]
+    rows = [text for column in experiment.examples.columns for text in texts[column]]
     try:
-        counted = count_kept(bench.loaded.processor, rows, list(MIN_COUNTS), required_tokens(model))
+        counted = count_kept(
+            experiment.loaded.processor, rows, list(MIN_COUNTS), required_tokens(model)
+        )
     except ModelError:  # a tokenizer that cannot be cut; the rest still can
         return everything
     smaller: Mapping[int | None, int] = {
@@ -146,23 +148,23 @@ def _shrinks(model: PreTrainedModel) -> bool:
         return False
 
 
-def _shrink_fields(bench: Workbench) -> dict[str, Any]:
+def _shrink_fields(experiment: Experiment) -> dict[str, Any]:
     """The recipes' settings: widths that engines like, and rows, half of them of new text."""
-    rows = 0 if bench.train is None else len(bench.train)
-    if _augments(bench):
+    rows = 0 if experiment.train is None else len(experiment.train)
+    if _augments(experiment):
         given = min(_ROWS, rows)
         return {"multiple_of": 16, "calibration_rows": given, "augmented_rows": given}
     return {"multiple_of": 16, "calibration_rows": min(2 * _ROWS, rows)}
 
 
-def _augments(bench: Workbench) -> bool:
+def _augments(experiment: Experiment) -> bool:
     """Whether new texts can be made from the training texts."""
-    return bench.examples.modality == "text" and len(bench.examples.columns) == 1
+    return experiment.examples.modality == "text" and len(experiment.examples.columns) == 1
 
 
-def _distilled(bench: Workbench, hidden: bool) -> dict[str, Any]:
+def _distilled(experiment: Experiment, hidden: bool) -> dict[str, Any]:
     """What ties a student to the dense model; the recipes' settings."""
-    fast = bf16_is_faster(bench.loaded.model)
+    fast = bf16_is_faster(experiment.loaded.model)
     options: dict[str, Any] = {"alpha": 1, "temperature": 1 if hidden else 2}
     if hidden:
         options["hidden_weight"] = 3
@@ -176,23 +178,23 @@ def _distilled(bench: Workbench, hidden: bool) -> dict[str, Any]:
         "bf16": fast,
         "distillation": options,
     }
-    if _augments(bench):
+    if _augments(experiment):
         fields["augmentation"] = {"share": 0.5 if hidden else 0.7}
     return fields
 
 
 def _students(
-    bench: Workbench, kept: Mapping[int | None, int], target: CompressTarget
+    experiment: Experiment, kept: Mapping[int | None, int], target: CompressTarget
 ) -> list[Candidate]:
     """A CNN for each vocabulary that is cut."""
-    model = bench.loaded.model
+    model = experiment.loaded.model
     table = model.get_input_embeddings() if model.main_input_name == "input_ids" else None
-    if not isinstance(table, nn.Embedding) or len(bench.examples.columns) != 1:
+    if not isinstance(table, nn.Embedding) or len(experiment.examples.columns) != 1:
         return []
     width = min(_CNN_EMBEDDING, table.embedding_dim)
     sizes = {"width": _CNN_WIDTH, "kernels": list(_CNN_KERNELS), "embedding_size": width}
     training = {
-        **_distilled(bench, hidden=False),
+        **_distilled(experiment, hidden=False),
         "text_student": {**sizes, "dropout": 0.3},
         "dropout": None,
         "freeze_embeddings": False,

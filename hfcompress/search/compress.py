@@ -27,7 +27,7 @@ from hfcompress.search.search import (
 )
 from hfcompress.search.target import CompressTarget, size_text
 from hfcompress.sweep.cache import StepCache
-from hfcompress.sweep.experiment import Workbench, prepare
+from hfcompress.sweep.experiment import Experiment, prepare
 from hfcompress.sweep.outcome import Row
 from hfcompress.sweep.pipeline import GIVEN, as_data, given
 from hfcompress.sweep.results import RunDirectory
@@ -109,13 +109,15 @@ def compress(
         )
     progress, store = progress or Progress(), RunDirectory(Path(output))
     started = time.monotonic()
-    bench = _workbench(model, data, target, processor, task, seed, progress, cache or StepCache())
-    every = candidates(bench, target)
+    experiment = _experiment(
+        model, data, target, processor, task, seed, progress, cache or StepCache()
+    )
+    every = candidates(experiment, target)
     wanted = _small_enough(every, target)
-    rows = _claim(store, bench)
+    rows = _claim(store, experiment)
     deadline = None if target.minutes is None else started + 60 * target.minutes
-    runner = Runner(bench, [], keep_long=True)
-    search = Search(bench, target, store, runner, rows, deadline)
+    runner = Runner(experiment, [], keep_long=True)
+    search = Search(experiment, target, store, runner, rows, deadline)
     for number, candidate in enumerate(wanted):
         progress.sweep(number, len(wanted))
         if not worth_it(search, candidate):
@@ -152,7 +154,7 @@ def data_config(path: str | None, settings: Sequence[str]) -> DataConfig | None:
 # --- preparing ---------------------------------------------------------------------------------
 
 
-def _workbench(
+def _experiment(
     model: str | Path | PreTrainedModel,
     data: Any,
     target: CompressTarget,
@@ -161,7 +163,7 @@ def _workbench(
     seed: int,
     progress: Progress,
     cache: StepCache,
-) -> Workbench:
+) -> Experiment:
     config, splits = as_data(data)
     own = None
     if not isinstance(model, (str, Path)):
@@ -185,13 +187,13 @@ def _workbench(
         },
         "compress",
     )
-    bench = prepare(recipe, progress, cache, own, splits)
-    if bench.loaded.new_head:
+    experiment = prepare(recipe, progress, cache, own, splits)
+    if experiment.loaded.new_head:
         raise ModelError(
             f"model {recipe.model.path!r} has no trained classification head for these labels; "
             f"fine-tune it first (a recipe's finetune step)"
         )
-    return bench
+    return experiment
 
 
 def _small_enough(every: list[Candidate], target: CompressTarget) -> list[Candidate]:
@@ -212,13 +214,17 @@ def _small_enough(every: list[Candidate], target: CompressTarget) -> list[Candid
     return wanted
 
 
-def _claim(store: RunDirectory, bench: Workbench) -> dict[str, Row]:
+def _claim(store: RunDirectory, experiment: Experiment) -> dict[str, Row]:
     """Rows of earlier searches with the same model and data, by hash.
 
     Raises:
         OutputError: the folder is another model's.
     """
-    mine = {"model": bench.loaded.fingerprint, "train": bench.train_hash, "eval": bench.eval_hash}
+    mine = {
+        "model": experiment.loaded.fingerprint,
+        "train": experiment.train_hash,
+        "eval": experiment.eval_hash,
+    }
     known = store.read_json(SEARCH)
     if (known is None and store.rows_file.exists()) or known not in (None, mine):
         raise OutputError(

@@ -17,7 +17,7 @@ from hfcompress.recipes.yaml import dump_yaml
 from hfcompress.report.card import model_card
 from hfcompress.search.candidates import Candidate
 from hfcompress.search.target import CompressTarget
-from hfcompress.sweep.experiment import Workbench
+from hfcompress.sweep.experiment import Experiment
 from hfcompress.sweep.outcome import Row, keep, perform
 from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.timing import first_times, time_model
@@ -39,7 +39,7 @@ class Search:
     """One search at work.
 
     Attributes:
-        bench: the model and the data.
+        experiment: the model and the data.
         target: what is wanted.
         store: the search's folder.
         runner: carries trials out.
@@ -52,7 +52,7 @@ class Search:
             faster, whatever its vocabulary.
     """
 
-    bench: Workbench
+    experiment: Experiment
     target: CompressTarget
     store: RunDirectory
     runner: Runner
@@ -68,7 +68,7 @@ def worth_it(search: Search, candidate: Candidate) -> bool:
     """Whether a candidate could be better than what holds already."""
     best, target = search.best, search.target
     if candidate.share >= search.slow:
-        search.bench.progress.note(
+        search.experiment.progress.note(
             f"{candidate.name} is left out: {search.slow:.0%} of the encoder is too slow"
         )
         return False
@@ -82,9 +82,9 @@ def worth_it(search: Search, candidate: Candidate) -> bool:
 def try_candidate(search: Search, candidate: Candidate) -> None:
     """The candidate without training and, where that is too weak but small and fast, with it;
     in finer int8 where that could make the difference."""
-    seed, target = search.bench.recipe.seed, search.target
+    seed, target = search.experiment.recipe.seed, search.target
     trials = [
-        (Trial(0, {"candidate": name}, seed, parse_steps(steps)), finer)
+        (search.experiment.hashed(Trial(0, {"candidate": name}, seed, parse_steps(steps))), finer)
         for name, steps, finer in candidate.plans
     ]
     search.runner.expect(trial for trial, _ in trials)
@@ -112,7 +112,7 @@ def try_candidate(search: Search, candidate: Candidate) -> None:
 
 def _row(search: Search, trial: Trial) -> Row | None:
     """A trial's row: one that is kept, or carried out and kept; None where that cannot be."""
-    key, progress = search.bench.row_hash(trial), search.bench.progress
+    key, progress = trial.row_hash, search.experiment.progress
     if key in search.rows:
         return search.rows[key]
     if not _time_for(search, trial):
@@ -136,8 +136,8 @@ def _time_again(search: Search, trial: Trial, row: Row) -> None:
     speedup = row["timings"][0]["speedup"]
     if not speedup["low"] < target.speedup <= speedup["high"]:
         return
-    search.bench.progress.stage("timing again")
-    timing = time_model(runner.latest, runner.dense_model(trial), target.latency, _AGAIN)
+    search.experiment.progress.stage("timing again")
+    timing = time_model(runner.latest.model, runner.dense_model(trial), target.latency, _AGAIN)
     row["timings"] = [timing]
     row["latency"] = first_times(row["timings"])
 
@@ -145,37 +145,36 @@ def _time_again(search: Search, trial: Trial, row: Row) -> None:
 def _hold(search: Search, trial: Trial, row: Row) -> None:
     """Keep a model that holds, where it is the best so far: its folder, and its recipe."""
     search.best = _better(search.best, row, search.target)
-    store, bench = search.store, search.bench
+    store, experiment = search.store, search.experiment
     folder = store.path / MODEL
     if search.best is not row or (folder.exists() and store.read_json(FOUND) == row["hash"]):
         return
-    model: Any = search.runner.model_after(trial, len(trial.steps))[0]
-    assert isinstance(model, QuantizedModel)
-    processor = bench.encoding(trial, len(trial.steps)).processor
-    model.save(folder, processor, model_card(row, name=store.path.name))
+    state, _ = search.runner.state_after(trial)
+    assert isinstance(state.model, QuantizedModel)
+    state.model.save(folder, state.processor, model_card(row, name=store.path.name))
     steps = [step.to_dict() for step in trial.steps]
-    store.write_text("recipe.yaml", dump_yaml(bench.recipe.replace(steps=steps).to_dict()))
+    store.write_text("recipe.yaml", dump_yaml(experiment.recipe.replace(steps=steps).to_dict()))
     store.write_json(FOUND, row["hash"])
 
 
 def _time_for(search: Search, trial: Trial) -> bool:
     """Whether training would end before the deadline, by the dense model's speed on the data."""
-    bench = search.bench
+    experiment = search.experiment
     place = next((i for i, step in enumerate(trial.steps, 1) if step.name == "distill"), None)
     if search.deadline is None or place is None:
         return True
-    if bench.cache.folder(bench.prefixes(trial)[place]).is_dir():
+    if experiment.cache.folder(trial.prefixes[place]).is_dir():
         return True  # another candidate's training
     config: Any = trial.steps[place - 1].config
     if search.seconds_per_row is None:
         search.seconds_per_row = _seconds_per_row(search)
-    train = bench.train
+    train = experiment.train
     rows = 0 if train is None else len(train)
     needed = _PASSES * config.epochs * rows * search.seconds_per_row
     left = search.deadline - time.monotonic()
     if needed <= left:
         return True
-    bench.progress.note(
+    experiment.progress.note(
         f"{trial.settings['candidate']}: training would take about {needed / 60:.0f} minutes, and "
         f"{max(left, 0) / 60:.0f} are left"
     )
@@ -183,11 +182,11 @@ def _time_for(search: Search, trial: Trial) -> bool:
 
 
 def _seconds_per_row(search: Search) -> float:
-    bench = search.bench
-    count = min(64, len(bench.eval))
-    some = bench.eval.select(np.arange(count))
+    experiment = search.experiment
+    count = min(64, len(experiment.eval))
+    some = experiment.eval.select(np.arange(count))
     started = time.monotonic()
-    predict(bench.loaded.model, some, bench.recipe.measure.batch_size)
+    predict(experiment.loaded.model, some, experiment.recipe.measure.batch_size)
     return (time.monotonic() - started) / count
 
 

@@ -1,9 +1,10 @@
-"""What a step may need besides the model."""
+"""What a step takes and gives: `ModelState`, `Context` and `StepReport`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,10 +12,12 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from hfcompress.calibration.batches import Calibration
+from hfcompress.config import StepConfig
 from hfcompress.data.encode import Encoded, encode_texts
 from hfcompress.data.load import Examples
 from hfcompress.distillation.text_augmentation import Augmentation, augment_texts
 from hfcompress.errors import CalibrationError, DataError
+from hfcompress.quantization.model import QuantizedModel
 from hfcompress.shrinking.vocabulary.tokenizer import CutTokenizer
 from hfcompress.utils import Progress
 
@@ -22,26 +25,124 @@ from hfcompress.utils import Progress
 CALIBRATION_ROWS = 1024
 _CALIBRATION_BATCH = 32
 
+Model = PreTrainedModel | QuantizedModel
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a step did.
+
+    Attributes:
+        requested_sparsity: share of zeros asked for; None where the step prunes nothing.
+        layers: one record for each layer that was pruned: ``name``, ``weights``, ``zeros``,
+            ``requested``; None where the step prunes nothing.
+        latency: milliseconds of the dense model and of the step's own, where it timed them.
+        details: everything else, as plain data.
+    """
+
+    requested_sparsity: float | None = None
+    layers: tuple[dict[str, Any], ...] | None = None
+    latency: dict[str, float] | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> StepReport:
+        """Read what `to_dict` gave, or the ``to_dict()`` of a verb's own report."""
+        details = dict(data)
+        layers = details.pop("layers", None)
+        requested = None if layers is None else details.pop("requested", None)
+        latency = details.pop("latency") if details.get("latency") else None
+        return cls(requested, None if layers is None else tuple(layers), latency, details)
+
+    def to_dict(self, layers: bool = True) -> dict[str, Any]:
+        """As plain data.
+
+        Args:
+            layers: with the records of the layers, which a row holds beside its steps.
+        """
+        data = dict(self.details)
+        if self.layers is not None:
+            data["requested"] = self.requested_sparsity
+            if layers:
+                data["layers"] = list(self.layers)
+        if self.latency is not None:
+            data["latency"] = self.latency
+        return data
+
+    def with_details(self, **details: Any) -> StepReport:
+        """A copy with further details."""
+        return replace(self, details={**self.details, **details})
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """A model between two steps of a trial.
+
+    Attributes:
+        model: a torch model; after a ``quantize`` step, which is the last one, a quantized one.
+        processor: its tokenizer or image processor.
+        pruned_layers: names of the layers that steps have pruned.
+        is_shrunk: a step has made matrices of the model smaller.
+        vocabulary_cuts: what steps removed from the vocabulary that the trial started with.
+    """
+
+    model: Model
+    processor: Any
+    pruned_layers: tuple[str, ...] = ()
+    is_shrunk: bool = False
+    vocabulary_cuts: tuple[CutTokenizer, ...] = ()
+
+    @property
+    def network(self) -> PreTrainedModel:
+        """The torch model; of a quantized one, the model that it was made from."""
+        return self.model.source if isinstance(self.model, QuantizedModel) else self.model
+
+    def copy(self) -> ModelState:
+        """The same state with a copy of the model."""
+        return replace(self, model=copy.deepcopy(self.model))
+
+    def after(
+        self, config: StepConfig, report: StepReport, model: Model | None = None
+    ) -> ModelState:
+        """The state that a step leaves.
+
+        Args:
+            config: of the step.
+            report: what it did.
+            model: what it made; None where it changed the model in place.
+        """
+        layers = self.pruned_layers
+        if report.layers is not None:
+            layers = tuple(str(layer["name"]) for layer in report.layers)
+        return replace(
+            self,
+            model=self.model if model is None else model,
+            pruned_layers=layers,
+            is_shrunk=self.is_shrunk or config.shrinks,
+        )
+
+    def with_vocabulary(self, cut: CutTokenizer) -> ModelState:
+        """The state after a step has cut the vocabulary."""
+        cuts = (*self.vocabulary_cuts, cut)
+        return replace(self, processor=cut.tokenizer, vocabulary_cuts=cuts)
+
 
 @dataclass(frozen=True)
 class Context:
-    """The surroundings of a step, the same for all trials but for ``seed`` and ``workdir``.
+    """What a step needs besides the model, the same for all trials but for seed and folder.
 
     Attributes:
         examples: raw rows, columns and labels.
-        train: encoded training rows; None where the data have a measuring side only.
-        eval: encoded rows that are measured, never trained on.
-        processor: the model's tokenizer or image processor.
-        seed: of everything random in the step.
-        progress: is told how far the step is.
-        dense_model: gives a copy of the model before the trial's first compressing step.
+        train: training rows, encoded for the state's processor; None where the data have none.
+        eval: measured rows, encoded likewise; never trained on.
+        processor: what encoded them.
+        seed: for sampling, initialisation and training.
+        progress: receives stages, counts and notes.
+        dense_model: gives a copy of the model before the trial's first compressing step, which
+            reads the rows as they are encoded here.
         max_length: longest token sequence.
-        pruned: names of the layers that earlier steps pruned; None where none did.
-        shrunk: an earlier step has made matrices of the model smaller.
         workdir: where a long step keeps checkpoints until it is done; None to keep none.
         shared: what steps of several trials share (calibration), by key.
-        replace_tokenizer: told by a step that gives the model another tokenizer, so that rows
-            are encoded anew for what follows.
     """
 
     examples: Examples
@@ -52,11 +153,8 @@ class Context:
     progress: Progress
     dense_model: Callable[[], PreTrainedModel]
     max_length: int | None = None
-    pruned: tuple[str, ...] | None = None
-    shrunk: bool = False
     workdir: Path | None = None
-    shared: dict[str, Any] = field(default_factory=dict)
-    replace_tokenizer: Callable[[CutTokenizer], None] = lambda cut: None
+    shared: dict[str, Calibration] = field(default_factory=dict)
 
     def training_rows(self, step: str) -> Encoded:
         """The training side.
@@ -113,8 +211,7 @@ class Context:
             if augmented:
                 parts.append(self._augmented(augmented, seed).batches(_CALIBRATION_BATCH))
             self.shared[key] = Calibration([batch for part in parts for _, batch in part])
-        kept: Calibration = self.shared[key]
-        return kept
+        return self.shared[key]
 
     def _augmented(self, count: int, seed: int) -> Encoded:
         """New texts, made from the training texts."""
@@ -126,6 +223,3 @@ class Context:
 
 def _folded(text: str) -> str:
     return "".join(text.split()).lower()
-
-
-Done = dict[str, Any]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -22,28 +21,29 @@ from hfcompress.measure.size import count_parameters
 from hfcompress.models.architectures import blocks
 from hfcompress.models.loading import TASK_MODALITY, load_model
 from hfcompress.recipes.step_configs import DistillConfig
-from hfcompress.steps.context import Context, Done
-from hfcompress.steps.finetune import (
-    dropout,
+from hfcompress.steps.context import Context, ModelState, StepReport
+from hfcompress.steps.training import (
+    check_training,
     fast_attention,
-    frozen_embeddings,
-    memory_format,
+    set_up,
     train_with,
     trainer_arguments,
+    training_rows,
 )
-from hfcompress.steps.prune import check_training, training_rows
 
 Model = PreTrainedModel
 # Rows whose teacher logits a report shows at several temperatures.
 _SHOWN = 4
 
 
-def distill(model: Model, config: DistillConfig, context: Context) -> tuple[Model, Done]:
+def distill_step(
+    state: ModelState, config: DistillConfig, context: Context
+) -> tuple[ModelState, StepReport]:
     """Make a student and train it on what the dense model says of the training rows.
 
     Returns:
-        The student, and what was done: updates, loss, the teacher's layers that it started from,
-        the teacher's size, and its logits of some measured rows.
+        The state with the student, and a report of the updates, the loss, the teacher's layers
+        that the student started from, the teacher's size, and its logits of some measured rows.
 
     Raises:
         ConfigError: sizes that the teacher cannot give.
@@ -53,11 +53,11 @@ def distill(model: Model, config: DistillConfig, context: Context) -> tuple[Mode
     teacher = context.dense_model()
     rows = training_rows(config, context)
     context.progress.stage(f"distilling on {len(rows):,} rows")
-    student, layers = _student(model, teacher, config, context)
+    student, layers = _student(state.network, teacher, config, context)
     options = config.distillation.to_dict()
     if layers is not None and options["layer_map"] is None and config.distillation.compares_layers:
         options["layer_map"] = dict(enumerate(layers))
-    follows: Any = teacher
+    follows: PreTrainedModel | TeacherCache = teacher
     if config.cache:
         follows, rows = _cached(student, teacher, rows, options, config, context)
 
@@ -68,19 +68,14 @@ def distill(model: Model, config: DistillConfig, context: Context) -> tuple[Mode
         )
         return DistillationTrainer(args=arguments, teacher=follows, **common)
 
-    with ExitStack() as stack:
-        stack.enter_context(dropout(student, config.dropout))
-        stack.enter_context(frozen_embeddings(student, config.freeze_embeddings))
-        stack.enter_context(fast_attention(student))
-        stack.enter_context(fast_attention(teacher))
-        stack.enter_context(memory_format(student, config.channels_last))
+    with set_up(student, config), fast_attention(teacher):
         done, _ = train_with(build, student, context, rows)
-    shown = {
-        "teacher_layers": layers,
-        "teacher_parameters": count_parameters(teacher),
-        "teacher_logits": teacher_logits(teacher, context.eval),
-    }
-    return student, {**done, **shown}
+    report = StepReport(details=done).with_details(
+        teacher_layers=layers,
+        teacher_parameters=count_parameters(teacher),
+        teacher_logits=teacher_logits(teacher, context.eval),
+    )
+    return state.after(config, report, student), report
 
 
 def _student(

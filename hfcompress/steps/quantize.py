@@ -1,41 +1,66 @@
-"""The ``qat`` step: train a model with the arithmetic that it will be quantized to."""
+"""The ``quantize`` step, and the ``qat`` step that trains a model for it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from transformers import PreTrainedModel
 
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.coverage import is_convolutional
-from hfcompress.quantization.model import QuantizedModel
 from hfcompress.quantization.qat import quantizable, quantization_aware
 from hfcompress.quantization.quantize import check_quantizable, quantize
-from hfcompress.recipes.step_configs import (
-    QuantizationAwareConfig,
-)
-from hfcompress.steps.context import Context, Done
-from hfcompress.steps.prune import check_training, recover
+from hfcompress.recipes.step_configs import QuantizationAwareConfig
+from hfcompress.steps.context import Context, ModelState, StepReport
+from hfcompress.steps.prune import recover
+from hfcompress.steps.training import check_training
 
 
-def aware(
-    model: PreTrainedModel, config: QuantizationAwareConfig, context: Context
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Train in place.
+def quantize_step(
+    state: ModelState, config: QuantizationConfig, context: Context
+) -> tuple[ModelState, StepReport]:
+    """Quantize for an engine, with training rows where the mode calibrates.
+
+    Raises:
+        ConfigError, ModelError, CalibrationError: as `quantize`.
+    """
+    context.progress.stage(f"quantizing: {config.backend}, {config.mode}")
+    model = state.network
+    # Networks of convolutions are quantized statically by default.
+    calibrates = config.needs_calibration or (
+        config.mode == "auto" and is_convolutional(model) and context.train is not None
+    )
+    calibration = context.calibration(config.calibration_rows, config.seed) if calibrates else None
+    quantized = quantize(model, config, calibration)
+    context.progress.note(quantized.coverage.sentence)
+    if quantized.mixed is not None:
+        context.progress.note(quantized.mixed.sentence)
+    for note in quantized.notes:
+        context.progress.note(note)
+    details = quantized.to_dict()
+    details.pop("modules")
+    report = StepReport(details=details)
+    return state.after(config, report, quantized), report
+
+
+def qat_step(
+    state: ModelState, config: QuantizationAwareConfig, context: Context
+) -> tuple[ModelState, StepReport]:
+    """Train the model in place with the arithmetic that it will be quantized to.
 
     Raises:
         ConfigError, TargetError: as `hfcompress.quantization.qat.FakeQuantization`.
         DataError: no training rows.
     """
     # A dense model has no zeros to keep, and may be trained all the same.
-    context = replace(context, shrunk=True)
-    with quantization_aware(model, config.quantization) as fake:
-        model, done = recover(model, config, context)
-    return model, {**done, "aware_modules": len(fake.modules)}
+    trainable = replace(state, is_shrunk=True)
+    with quantization_aware(state.network, config.quantization) as fake:
+        report = recover(trainable, config, context)
+    report = report.with_details(aware_modules=len(fake.modules))
+    return state.after(config, report), report
 
 
-def check_aware(model: PreTrainedModel, config: QuantizationAwareConfig) -> None:
+def check_qat(model: PreTrainedModel, config: QuantizationAwareConfig) -> None:
     """Refuse what does not fit the model, before anything runs.
 
     Raises:
@@ -44,24 +69,3 @@ def check_aware(model: PreTrainedModel, config: QuantizationAwareConfig) -> None
     check_training(model, config)
     check_quantizable(model, config.quantization)
     quantizable(model, config.quantization)
-
-
-def quantize_step(
-    model: PreTrainedModel, config: QuantizationConfig, context: Context
-) -> tuple[QuantizedModel, Done]:
-    """Quantize for an engine, with training rows where the mode calibrates."""
-    context.progress.stage(f"quantizing: {config.backend}, {config.mode}")
-    # Networks of convolutions are quantized statically by default.
-    wanted = config.needs_calibration or (
-        config.mode == "auto" and is_convolutional(model) and context.train is not None
-    )
-    calibration = context.calibration(config.calibration_rows, config.seed) if wanted else None
-    quantized = quantize(model, config, calibration)
-    context.progress.note(quantized.coverage.sentence)
-    if quantized.mixed is not None:
-        context.progress.note(quantized.mixed.sentence)
-    for note in quantized.notes:
-        context.progress.note(note)
-    done = quantized.to_dict()
-    done.pop("modules")
-    return quantized, done

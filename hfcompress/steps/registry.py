@@ -1,4 +1,4 @@
-"""Each step's config type -> exactly one function that carries it out."""
+"""Each step's config class -> the function that carries it out, and the check before it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
-from hfcompress.config import Config
+from hfcompress.config import StepConfig
+from hfcompress.models.architectures import select_modules
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.quantize import check_quantizable
@@ -23,98 +25,68 @@ from hfcompress.recipes.step_configs import (
     ShrinkStepConfig,
 )
 from hfcompress.shrinking.vocabulary.tokenizer import VocabularyConfig
-from hfcompress.steps.context import Context, Done
-from hfcompress.steps.distill import check_distill, distill
-from hfcompress.steps.finetune import finetune
+from hfcompress.steps.context import Context, ModelState, StepReport
+from hfcompress.steps.distill import check_distill, distill_step
+from hfcompress.steps.finetune import finetune_step
 from hfcompress.steps.prune import (
-    _check_targets,
-    check_training,
-    gradual,
-    lottery,
+    gradual_step,
+    lottery_step,
     progressive_step,
     prune_step,
-    recover,
+    recover_step,
 )
-from hfcompress.steps.quantize import aware, check_aware, quantize_step
+from hfcompress.steps.quantize import check_qat, qat_step, quantize_step
 from hfcompress.steps.shrink import check_shrink, check_vocabulary, shrink_step, vocabulary_step
-
-# Quantizing ends in an engine, every other step in a torch model.
-StepFunction = Callable[[PreTrainedModel, Any, Context], tuple[Any, Done]]
+from hfcompress.steps.training import check_training
 
 
 @dataclass(frozen=True)
-class StepKind:
-    """How a step's config is carried out.
+class Carrier:
+    """How a step is carried out.
 
     Attributes:
-        function: (model, config, context) -> the model and what was done to it; a ``requested``
-            sparsity and the ``layers`` touched are known to the rows.
-        compresses: the model before the first such step is the dense one that others are
-            compared with.
-        trains: it runs long; its result is kept by content hash.
-        calibrates: it may take minutes; its result is kept where it did and a later step trains.
-        needs_rows: it reads training rows.
+        run: (state, config, context) -> the state that the step leaves, and what it did.
         check: refuses a config that does not fit the model, before anything runs.
     """
 
-    function: StepFunction
-    compresses: bool = False
-    trains: bool = False
-    calibrates: bool = False
-    needs_rows: Callable[[Any], bool] = lambda config: False
-    check: Callable[[PreTrainedModel, Any], None] = lambda model, config: None
+    run: Callable[[ModelState, Any, Context], tuple[ModelState, StepReport]]
+    check: Callable[[PreTrainedModel, Any], None]
 
 
-def _always(config: Config) -> bool:
-    return True
+def _check_targets(model: nn.Module, config: PruningConfig) -> None:
+    select_modules(model, config.targets, config.exclude)
 
 
-TRAINING_STEPS: dict[type[Config], StepFunction] = {
-    GradualConfig: gradual,
-    LotteryStepConfig: lottery,
-    ProgressiveStepConfig: progressive_step,
-}
-STEPS: dict[type[Config], StepKind] = {
-    FinetuneConfig: StepKind(finetune, trains=True, needs_rows=_always, check=check_training),
-    PruningConfig: StepKind(
-        prune_step,
-        compresses=True,
-        calibrates=True,
-        needs_rows=lambda config: config.needs_calibration,
-        check=_check_targets,
-    ),
-    ShrinkStepConfig: StepKind(
-        shrink_step,
-        compresses=True,
-        calibrates=True,
-        needs_rows=lambda config: config.needs_calibration or config.recover is not None,
-        check=check_shrink,
-    ),
-    DistillConfig: StepKind(
-        distill, compresses=True, trains=True, needs_rows=_always, check=check_distill
-    ),
-    VocabularyConfig: StepKind(
-        vocabulary_step, compresses=True, needs_rows=_always, check=check_vocabulary
-    ),
-    QuantizationAwareConfig: StepKind(
-        aware, compresses=True, trains=True, needs_rows=_always, check=check_aware
-    ),
-    QuantizationConfig: StepKind(
-        quantize_step,
-        compresses=True,
-        needs_rows=lambda config: config.needs_calibration,
-        check=check_quantizable,
-    ),
-    RecoverConfig: StepKind(recover, trains=True, needs_rows=_always, check=check_training),
-    **{
-        config: StepKind(
-            function, compresses=True, trains=True, needs_rows=_always, check=check_training
-        )
-        for config, function in TRAINING_STEPS.items()
-    },
+STEPS: dict[type[StepConfig], Carrier] = {
+    FinetuneConfig: Carrier(finetune_step, check_training),
+    PruningConfig: Carrier(prune_step, _check_targets),
+    ShrinkStepConfig: Carrier(shrink_step, check_shrink),
+    DistillConfig: Carrier(distill_step, check_distill),
+    VocabularyConfig: Carrier(vocabulary_step, check_vocabulary),
+    QuantizationAwareConfig: Carrier(qat_step, check_qat),
+    QuantizationConfig: Carrier(quantize_step, check_quantizable),
+    RecoverConfig: Carrier(recover_step, check_training),
+    GradualConfig: Carrier(gradual_step, check_training),
+    LotteryStepConfig: Carrier(lottery_step, check_training),
+    ProgressiveStepConfig: Carrier(progressive_step, check_training),
 }
 
 
-def kind_of(config: Config) -> StepKind:
-    """The way to carry out a step's config."""
-    return STEPS[type(config)]
+def run_step(
+    state: ModelState, config: StepConfig, context: Context
+) -> tuple[ModelState, StepReport]:
+    """Carry a step out on a model, which may be changed in place.
+
+    Raises:
+        HfcompressError: as the step.
+    """
+    return STEPS[type(config)].run(state, config, context)
+
+
+def check_step(model: PreTrainedModel, config: StepConfig) -> None:
+    """Refuse a step that does not fit the model, before anything runs.
+
+    Raises:
+        BadInputError: as the step's check.
+    """
+    STEPS[type(config)].check(model, config)

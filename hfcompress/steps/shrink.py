@@ -1,9 +1,9 @@
-"""The ``shrink`` step: a thin layer over `hfcompress.pruning.structured`."""
+"""The ``shrink`` and ``vocabulary`` steps: matrices and the embedding get smaller."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import cast
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -13,17 +13,18 @@ from hfcompress.recipes.step_configs import ShrinkStepConfig
 from hfcompress.shrinking.shrink import check_shrinkable, shrink
 from hfcompress.shrinking.vocabulary.shrink import apply_cut, required_tokens
 from hfcompress.shrinking.vocabulary.tokenizer import VocabularyConfig, cut_tokenizer
-from hfcompress.steps.context import Context
-from hfcompress.steps.prune import check_training, recover
+from hfcompress.steps.context import Context, ModelState, StepReport
+from hfcompress.steps.prune import recover
+from hfcompress.steps.training import check_training
 
 
 def shrink_step(
-    model: PreTrainedModel, config: ShrinkStepConfig, context: Context
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Shrink in place.
+    state: ModelState, config: ShrinkStepConfig, context: Context
+) -> tuple[ModelState, StepReport]:
+    """Shrink the model in place.
 
     Raises:
-        TargetError: a family that is not known.
+        TargetError: an unknown family.
         ConfigError: a budget that cannot be met.
         DataError: no training rows, where the config calibrates or recovers.
     """
@@ -34,23 +35,25 @@ def shrink_step(
 
     def retrain(network: nn.Module) -> None:
         if training is not None:
-            inner = replace(context, workdir=None, shrunk=True)
-            recover(network, training, inner)  # type: ignore[arg-type]
+            shrunk = replace(state, model=cast(PreTrainedModel, network), is_shrunk=True)
+            recover(shrunk, training, replace(context, workdir=None))
 
     stages: set[str] = set()
 
-    def tell(doing: str, done: int, whole: int) -> None:
+    def show(doing: str, done: int, whole: int) -> None:
         if doing not in stages:
             stages.add(doing)
             context.progress.stage(f"shrinking: {doing}")
         context.progress.work(done, whole)
 
-    report = shrink(model, config.choice, rows, recover=retrain if training else None, tell=tell)
-    return model, report.to_dict()
+    model = state.network
+    found = shrink(model, config.choice, rows, recover=retrain if training else None, tell=show)
+    report = StepReport.from_dict(found.to_dict())
+    return state.after(config, report), report
 
 
 def check_shrink(model: PreTrainedModel, config: ShrinkStepConfig) -> None:
-    """Refuse a model in which nothing is known that could go, before anything runs.
+    """Refuse a model without anything known that could be removed, before anything runs.
 
     Raises:
         TargetError: such a family.
@@ -61,9 +64,11 @@ def check_shrink(model: PreTrainedModel, config: ShrinkStepConfig) -> None:
 
 
 def vocabulary_step(
-    model: PreTrainedModel, config: VocabularyConfig, context: Context
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Cut the vocabulary in place; later steps and the measurement read rows encoded anew.
+    state: ModelState, config: VocabularyConfig, context: Context
+) -> tuple[ModelState, StepReport]:
+    """Remove tokens from the model in place, and from its tokenizer.
+
+    Later steps and the measurement read rows that are encoded anew.
 
     Raises:
         DataError: no training rows.
@@ -73,10 +78,10 @@ def vocabulary_step(
     assert context.examples.train is not None
     context.progress.stage("vocabulary: looking for the tokens that the training rows use")
     texts = [text for column in context.examples.columns for text in context.examples.train[column]]
-    cut = cut_tokenizer(context.processor, texts, config, required_tokens(model))
-    report = apply_cut(model, cut)
-    context.replace_tokenizer(cut)
-    return model, report.to_dict()
+    model = state.network
+    cut = cut_tokenizer(state.processor, texts, config, required_tokens(model))
+    report = StepReport.from_dict(apply_cut(model, cut).to_dict())
+    return state.with_vocabulary(cut).after(config, report), report
 
 
 def check_vocabulary(model: PreTrainedModel, config: VocabularyConfig) -> None:

@@ -21,9 +21,8 @@ import torch
 from hfcompress.errors import ConfigError
 from hfcompress.recipes.grid import Trial
 from hfcompress.recipes.schema import parse_recipe
-from hfcompress.steps.registry import kind_of
 from hfcompress.sweep.cache import StepCache
-from hfcompress.sweep.experiment import Workbench, prepare
+from hfcompress.sweep.experiment import Experiment, prepare
 from hfcompress.sweep.outcome import Outcome, perform
 from hfcompress.sweep.trial import Runner
 from hfcompress.utils import Progress, quiet_libraries, require
@@ -41,14 +40,18 @@ def in_process(runner: Runner, folder: Path | None) -> Iterator[Outcome]:
 
 
 def in_workers(
-    bench: Workbench, pending: list[Trial], folder: Path | None, workers: int, engine: EngineName
+    experiment: Experiment,
+    pending: list[Trial],
+    folder: Path | None,
+    workers: int,
+    engine: EngineName,
 ) -> Iterator[Outcome]:
     """Trials side by side; each worker loads model and data once.
 
     Training steps that several trials share run here first, so that no worker repeats them.
 
     Args:
-        bench: what the trials share.
+        experiment: what the trials share.
         pending: which trials.
         folder: the run's folder; None for none.
         workers: how many at a time; the cores are divided among them.
@@ -67,32 +70,32 @@ def in_workers(
     run_tasks = _on_ray if engine == "ray" else _in_processes
     if engine == "ray":
         require("ray", "ray")
-    _train_shared(bench, pending)
-    recipe = json.dumps(bench.recipe.to_dict())
+    _train_shared(experiment, pending)
+    recipe = json.dumps(experiment.recipe.to_dict())
     threads = max(1, (os.cpu_count() or 1) // workers)
     place = None if folder is None else str(folder)
-    tasks = [(recipe, place, str(bench.cache.root), threads, trial.index) for trial in pending]
+    tasks = [(recipe, place, str(experiment.cache.root), threads, trial.index) for trial in pending]
     settings = {trial.index: trial.settings for trial in pending}
     yield from run_tasks(tasks, settings, min(workers, len(tasks)), threads)
 
 
-def _train_shared(bench: Workbench, pending: list[Trial]) -> None:
-    runner = Runner(bench, pending)
+def _train_shared(experiment: Experiment, pending: list[Trial]) -> None:
+    runner = Runner(experiment, pending)
     done: set[str] = set()
     for trial in pending:
-        prefixes = bench.prefixes(trial)
+        prefixes = trial.prefixes
         for place, step in enumerate(trial.steps, 1):
-            shared = sum(prefixes[place] in bench.prefixes(other) for other in pending) > 1
-            if kind_of(step.config).trains and shared and prefixes[place] not in done:
+            shared = sum(prefixes[place] in other.prefixes for other in pending) > 1
+            if step.config.trains and shared and prefixes[place] not in done:
                 done.add(prefixes[place])
-                runner.model_after(trial, place)
+                runner.state_after(trial, place)
 
 
 def perform_task(task: Task) -> Outcome:
     """Carry out one trial of a recipe in a worker."""
     recipe, folder, cache, threads, index = task
     runner = _runner(recipe, cache, threads)
-    (trial,) = [trial for trial in runner.bench.trials if trial.index == index]
+    (trial,) = [trial for trial in runner.experiment.trials if trial.index == index]
     return perform(runner, trial, None if folder is None else Path(folder))
 
 
@@ -101,8 +104,8 @@ def _runner(recipe: str, cache: str, threads: int) -> Runner:
     """A worker's own, prepared at its first trial and kept for the next ones."""
     quiet_libraries()
     torch.set_num_threads(threads)
-    bench = prepare(parse_recipe(json.loads(recipe)), Progress(), StepCache(Path(cache)))
-    return Runner(bench, bench.trials)
+    experiment = prepare(parse_recipe(json.loads(recipe)), Progress(), StepCache(Path(cache)))
+    return Runner(experiment, experiment.trials)
 
 
 def _in_processes(

@@ -1,4 +1,4 @@
-"""Everything that the trials of a recipe share: data encoded once, the model loaded once."""
+"""What the trials of a recipe share: the model loaded once, the data encoded once, the hashes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from hfcompress.calibration.batches import Calibration
 from hfcompress.data.encode import Batch, Encoded, encode
 from hfcompress.data.load import Examples, examples_of, fingerprint, load_examples
 from hfcompress.errors import ModelError
@@ -25,14 +26,15 @@ from hfcompress.models.loading import LoadedModel, check_source, load_model, tas
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.recipes.grid import Trial
 from hfcompress.recipes.schema import Recipe, expand
-from hfcompress.recipes.step_configs import Step
-from hfcompress.shrinking.vocabulary.shrink import keep_tokens
-from hfcompress.shrinking.vocabulary.tokenizer import CutTokenizer
-from hfcompress.steps.context import Context
-from hfcompress.steps.registry import kind_of
+from hfcompress.steps.context import Context, ModelState
+from hfcompress.steps.registry import check_step
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.timing import check_length
 from hfcompress.utils import Progress
+
+# Raised when the meaning of a result changes (a default, too), so that older rows and models are
+# not reused.
+FORMAT = 1
 
 
 @dataclass
@@ -74,52 +76,18 @@ class Encoding:
 
 
 @dataclass
-class Encodings:
-    """The encoding after each prefix of steps.
-
-    Attributes:
-        first: what all trials start from.
-    """
-
-    first: Encoding
-    _cuts: dict[str, CutTokenizer] = field(default_factory=dict)
-    _made: dict[str, Encoding] = field(default_factory=dict)
-
-    def cut(self, prefix: str, tokenizer: CutTokenizer) -> None:
-        """Note that the step which makes ``prefix`` has given its model another tokenizer."""
-        self._cuts[prefix] = tokenizer
-
-    def after(self, prefixes: list[str]) -> Encoding:
-        """The encoding for the model after the last of some prefixes, all from the start on."""
-        last = next((prefix for prefix in reversed(prefixes) if prefix in self._cuts), None)
-        if last is None:
-            return self.first
-        if last not in self._made:
-            processor = self._cuts[last].tokenizer
-            self._made[last] = replace(self.first, processor=processor, _batches=None)
-        return self._made[last]
-
-    def adapt(self, model: PreTrainedModel, prefixes: list[str]) -> PreTrainedModel:
-        """Make a model of before read rows of after: cut its tokens as these steps did."""
-        for prefix in prefixes:
-            if prefix in self._cuts:
-                keep_tokens(model, self._cuts[prefix].kept)
-        return model
-
-
-@dataclass
-class Workbench:
-    """The shared things, built by `prepare`.
+class Experiment:
+    """What all trials of a recipe share, built by `prepare`.
 
     Attributes:
         recipe: the checked recipe.
-        trials: its grid.
+        trials: its grid, with content hashes.
         examples: raw rows, labels, what was dropped.
         loaded: the model as the checkpoint has it.
-        encodings: the rows as the tokenizer of each model encodes them.
-        train_hash: what the training rows say.
-        eval_hash: what the measured rows say.
-        progress: is told what happens.
+        first: the rows as the loaded model's processor encodes them.
+        train_hash: content hash of the training rows.
+        eval_hash: content hash of the measured rows.
+        progress: receives stages, counts and notes.
         cache: results of training steps.
         shared: what steps of several trials share.
     """
@@ -128,67 +96,78 @@ class Workbench:
     trials: list[Trial]
     examples: Examples
     loaded: LoadedModel
-    encodings: Encodings
+    first: Encoding
     train_hash: str
     eval_hash: str
     progress: Progress
     cache: StepCache
-    shared: dict[str, Any] = field(default_factory=dict)
+    shared: dict[str, Calibration] = field(default_factory=dict)
+    _encodings: dict[tuple[tuple[int, ...], ...], Encoding] = field(default_factory=dict)
 
     @property
     def train(self) -> Encoded | None:
-        """Encoded training rows as the first step reads them, where a step does."""
-        return self.encodings.first.train
+        """Training rows as the first step reads them, where a step does."""
+        return self.first.train
 
     @property
     def eval(self) -> Encoded:
-        """Encoded measured rows as the first model reads them."""
-        return self.encodings.first.eval
+        """Measured rows as the first model reads them."""
+        return self.first.eval
 
-    def encoding(self, trial: Trial, place: int) -> Encoding:
-        """The rows as the model after the first ``place`` steps reads them."""
-        return self.encodings.after(self.prefixes(trial)[: place + 1])
+    def hashed(self, trial: Trial) -> Trial:
+        """The trial with its content hashes."""
+        recipe = self.recipe
+        root = [
+            FORMAT, self.loaded.fingerprint, self.train_hash, recipe.task,
+            recipe.data.max_length, trial.seed,
+        ]  # fmt: skip
+        prefixes = [content_hash(root)]
+        for step in trial.steps:
+            fields = step.config.non_default_fields()
+            prefixes.append(content_hash([prefixes[-1], step.name, fields]))
+        measured = recipe.measure.non_default_fields()
+        row_hash = content_hash([prefixes[-1], self.eval_hash, measured])
+        return replace(trial, prefixes=tuple(prefixes), row_hash=row_hash)
 
-    def prefixes(self, trial: Trial) -> list[str]:
-        """Hashes of the trial's model before and after each of its steps."""
-        root = root_hash(self.recipe, self.loaded.fingerprint, self.train_hash, trial.seed)
-        return prefix_hashes(root, trial.steps)
-
-    def row_hash(self, trial: Trial) -> str:
-        """The content hash that names the trial's row."""
-        return row_hash(self.recipe, self.prefixes(trial)[-1], self.eval_hash)
-
-    def start(self, trial: Trial) -> PreTrainedModel:
-        """A fresh copy of the model that the trial starts from."""
+    def start(self, trial: Trial) -> ModelState:
+        """What the trial starts from, with a copy of the model."""
         if self.loaded.new_head and trial.seed != self.recipe.seed:
             recipe = self.recipe  # a new head is drawn by the trial's own seed
-            return load_model(recipe.model, recipe.task, self.examples.labels, trial.seed).model
-        return copy.deepcopy(self.loaded.model)
+            model = load_model(recipe.model, recipe.task, self.examples.labels, trial.seed).model
+        else:
+            model = copy.deepcopy(self.loaded.model)
+        return ModelState(model, self.loaded.processor)
+
+    def encoding(self, state: ModelState) -> Encoding:
+        """The rows as a state's processor encodes them; encoded once for equal vocabularies."""
+        if not state.vocabulary_cuts:
+            return self.first
+        key = tuple(cut.kept for cut in state.vocabulary_cuts)
+        if key not in self._encodings:
+            self._encodings[key] = replace(self.first, processor=state.processor, _batches=None)
+        return self._encodings[key]
 
     def context(
         self,
         trial: Trial,
-        prefix: str,
+        place: int,
+        state: ModelState,
         dense_model: Callable[[], PreTrainedModel],
-        pruned: tuple[str, ...] | None,
     ) -> Context:
-        """The surroundings of the step that makes ``prefix``."""
-        prefixes = self.prefixes(trial)
-        before = prefixes[: prefixes.index(prefix)] if prefix in prefixes else prefixes[:1]
-        encoding = self.encodings.after(before)
+        """What the step after the first ``place`` needs besides the state that it begins with."""
+        encoding = self.encoding(state)
+        last = place >= len(trial.steps)
         return Context(
             examples=self.examples,
             dense_model=dense_model,
             max_length=self.recipe.data.max_length,
-            pruned=pruned,
             train=encoding.train,
             eval=encoding.eval,
             processor=encoding.processor,
             seed=trial.seed,
             progress=self.progress,
-            workdir=self.cache.partial(prefix),
+            workdir=None if last else self.cache.partial(trial.prefixes[place + 1]),
             shared=self.shared,
-            replace_tokenizer=lambda cut: self.encodings.cut(prefix, cut),
         )
 
 
@@ -198,12 +177,12 @@ def prepare(
     cache: StepCache,
     loaded: LoadedModel | None = None,
     splits: Mapping[str, Dataset] | None = None,
-) -> Workbench:
+) -> Experiment:
     """Load and check everything that a recipe names; nothing is written.
 
     Args:
         recipe: what is to be done.
-        progress: is told what happens.
+        progress: receives stages, counts and notes.
         cache: results of training steps.
         loaded: a model in the place of the one that the recipe names.
         splits: rows by split in the place of those that the recipe names.
@@ -215,7 +194,7 @@ def prepare(
     _check_metrics(recipe)
     if loaded is None:
         check_source(recipe.model)  # the cheap check first: a wrong path shows at once
-    need_rows = any(kind_of(s.config).needs_rows(s.config) for t in trials for s in t.steps)
+    need_rows = any(step.config.needs_rows for trial in trials for step in trial.steps)
     progress.stage("reading the data")
     modality = task_modality(recipe.task)
     if splits is None:
@@ -236,17 +215,19 @@ def prepare(
     train = examples.train if need_rows else None
     first = Encoding(loaded.processor, examples, recipe.data.max_length, need_rows)
     _ = first.train, first.eval  # now, so that what cannot be encoded shows at once
-    return Workbench(
+    experiment = Experiment(
         recipe=recipe,
-        trials=trials,
+        trials=[],
         examples=examples,
         loaded=loaded,
-        encodings=Encodings(first),
+        first=first,
         train_hash=fingerprint(train, examples.columns),
         eval_hash=fingerprint(examples.eval, examples.columns),
         progress=progress,
         cache=cache,
     )
+    experiment.trials = [experiment.hashed(trial) for trial in trials]
+    return experiment
 
 
 def touched_layers(model: PreTrainedModel, trials: list[Trial]) -> list[str]:
@@ -277,40 +258,16 @@ def _check_model(recipe: Recipe, loaded: LoadedModel, trials: list[Trial]) -> No
     """Refuse steps that do not fit the model before any of them runs."""
     check_length(loaded.model, recipe.measure.latency)
     for trial in trials:
-        trained = any(kind_of(step.config).trains for step in trial.steps)
-        if loaded.new_head and not trained:
+        if loaded.new_head and not trial.trains_after(0):
             raise ModelError(
                 f"model {recipe.model.name!r} has no trained classification head for these "
                 f"labels; add a finetune step, or give a model fine-tuned for this task"
             )
         for step in trial.steps:
-            kind_of(step.config).check(loaded.model, step.config)
-
-
-# Raised when the meaning of a result changes (a default, too), so that older rows and models are
-# not reused.
-FORMAT = 1
+            check_step(loaded.model, step.config)
 
 
 def content_hash(data: Any) -> str:
     """Hash of plain data; the order of keys does not matter."""
     text = json.dumps(data, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def root_hash(recipe: Recipe, model: str, train: str, seed: int) -> str:
-    """Hash of where a trial starts: model, training rows, task, how text is cut, seed."""
-    return content_hash([FORMAT, model, train, recipe.task, recipe.data.max_length, seed])
-
-
-def prefix_hashes(root: str, steps: Sequence[Step]) -> list[str]:
-    """Hash of the model before the first step, after the first, after the second ..."""
-    hashes = [root]
-    for step in steps:
-        hashes.append(content_hash([hashes[-1], step.name, step.config.non_default_fields()]))
-    return hashes
-
-
-def row_hash(recipe: Recipe, last_prefix: str, measured: str) -> str:
-    """Hash of a row: the final model, the rows it is measured on, and what is measured."""
-    return content_hash([last_prefix, measured, recipe.measure.non_default_fields()])

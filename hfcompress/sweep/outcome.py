@@ -16,10 +16,11 @@ from hfcompress.models.architectures import default_targets
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.quantization.weight_levels import weight_levels
 from hfcompress.recipes.grid import Trial
+from hfcompress.recipes.schema import Recipe
 from hfcompress.report.card import model_card
 from hfcompress.sweep.experiment import content_hash
 from hfcompress.sweep.results import RunDirectory
-from hfcompress.sweep.trial import Logits, Runner, plain_model
+from hfcompress.sweep.trial import Finished, Logits, Runner
 
 Row = dict[str, Any]
 
@@ -53,27 +54,19 @@ def perform(runner: Runner, trial: Trial, folder: Path | None) -> Outcome:
         folder: the run's folder, where the recipe keeps models; None measures the row only.
     """
     try:
-        row, model, logits, dense = runner.run(trial)
+        finished = runner.run(trial)
         if folder is None:
-            return Outcome(trial.settings, row)
-        weights = _histograms(runner, trial, row, plain_model(model))
-        if isinstance(model, QuantizedModel):
-            weights[row["hash"]]["levels"] = _levels(model)
-        else:
-            names = [layer["name"] for layer in row["layers"]] or list(default_targets(model))
-            weights[row["hash"]]["grids"] = weight_grids(model, names)
-        if runner.bench.recipe.save_models:
-            name = f"{trial.index:03d}-{row['hash'][:8]}"
-            processor = runner.bench.encoding(trial, len(trial.steps)).processor
-            if isinstance(model, QuantizedModel):
-                model.save(folder / "models" / name, processor, model_card(row, name=name))
-            else:
-                packed = runner.bench.recipe.save_sparse
-                save_model(model, processor, folder / "models" / name, packed)
+            return Outcome(trial.settings, finished.row)
+        weights = _weights(runner, trial, finished)
+        if runner.experiment.recipe.save_models:
+            _save(runner.experiment.recipe, trial, finished, folder / "models")
     except (HfcompressError, RuntimeError, MemoryError) as error:
         return Outcome(trial.settings, reason=first_line(error))
-    predictions = {row["hash"]: logits, f"dense-{runner.dense_prefix(trial)}": dense}
-    return Outcome(trial.settings, row, predictions=predictions, weights=weights)
+    predictions = {
+        finished.row["hash"]: finished.logits,
+        f"dense-{trial.dense_prefix}": finished.dense_logits,
+    }
+    return Outcome(trial.settings, finished.row, predictions=predictions, weights=weights)
 
 
 def keep(outcome: Outcome, store: RunDirectory) -> None:
@@ -86,18 +79,33 @@ def keep(outcome: Outcome, store: RunDirectory) -> None:
     store.append(outcome.row)
 
 
-def _histograms(
-    runner: Runner, trial: Trial, row: Row, model: PreTrainedModel
-) -> dict[str, dict[str, Any]]:
-    """The touched layers' weight histogram beside the dense one's, in the same bins."""
+def _save(recipe: Recipe, trial: Trial, finished: Finished, folder: Path) -> None:
+    """Write the trial's model, in the form that the recipe asks for."""
+    row, state = finished.row, finished.state
+    name = f"{trial.index:03d}-{row['hash'][:8]}"
+    if isinstance(state.model, QuantizedModel):
+        state.model.save(folder / name, state.processor, model_card(row, name=name))
+    else:
+        save_model(state.model, state.processor, folder / name, recipe.save_sparse)
+
+
+def _weights(runner: Runner, trial: Trial, finished: Finished) -> dict[str, dict[str, Any]]:
+    """Histograms of the pruned layers' weights beside the dense ones', in the same bins; and
+    pieces of the weights or, of a quantized model, their levels."""
+    row, state = finished.row, finished.state
     names = [layer["name"] for layer in row["layers"]] or None
-    key = f"dense-{content_hash([runner.dense_prefix(trial), names])}"
+    key = f"dense-{content_hash([trial.dense_prefix, names])}"
     if key not in runner.histograms:
         dense = runner.dense_model(trial)
         runner.histograms[key] = analyze_weight_distribution(dense, names).to_dict()
-    edges = runner.histograms[key]["edges"]
-    after = analyze_weight_distribution(model, names, edges=edges).to_dict()
-    return {key: runner.histograms[key], row["hash"]: {**after, "dense": key}}
+    before = runner.histograms[key]
+    after = analyze_weight_distribution(state.network, names, edges=before["edges"]).to_dict()
+    if isinstance(state.model, QuantizedModel):
+        pictures = {"levels": _levels(state.model)}
+    else:
+        shown = names or list(default_targets(state.model))
+        pictures = {"grids": weight_grids(state.model, shown)}
+    return {key: before, row["hash"]: {**after, "dense": key, **pictures}}
 
 
 def _levels(model: QuantizedModel) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from hfcompress.recipes.step_configs import STEP_CONFIGS
 from hfcompress.report.card import model_card
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.executors import in_process
-from hfcompress.sweep.experiment import Workbench, content_hash, prepare
+from hfcompress.sweep.experiment import Experiment, content_hash, prepare
 from hfcompress.sweep.outcome import Outcome, Row, save_model
 from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.run import finish
@@ -137,37 +137,36 @@ class CompressionPipeline:
         """
         config, splits = as_data(data)
         recipe = Recipe.from_dict({**self._plan, "data": config.to_dict()}, "CompressionPipeline")
-        bench = prepare(
+        experiment = prepare(
             recipe, progress or Progress(), cache or StepCache(), given(model, processor), splits
         )
-        return run_steps(bench, None if output is None else RunDirectory(Path(output)))
+        return run_steps(experiment, None if output is None else RunDirectory(Path(output)))
 
 
-def run_steps(bench: Workbench, store: RunDirectory | None) -> PipelineResult:
-    """Carry out the one pipeline of a workbench; what is missing of it.
+def run_steps(experiment: Experiment, store: RunDirectory | None) -> PipelineResult:
+    """Carry out the one pipeline of an experiment: the steps that have no row yet.
 
     Raises:
         HfcompressError: a step failed.
     """
-    last = bench.trials[-1]
-    runner = Runner(bench, [])
+    last = experiment.trials[-1]
+    runner = Runner(experiment, [])
 
     def outcomes(pending: list[Trial]) -> Iterator[Outcome]:
         nonlocal runner
-        runner = Runner(bench, pending)
+        runner = Runner(experiment, pending)
         for outcome in in_process(runner, None if store is None else store.path):
             yield outcome
             if outcome.row is None:
                 return  # the steps after it would fail the same way, and take as long
 
-    result = finish(bench, store, outcomes)
+    result = finish(experiment, store, outcomes)
     if result.failures:
         raise HfcompressError(result.failures[0][1])
-    model = runner.latest
-    if not runner.pending or runner.pending[-1] is not last or model is None:
-        model, _ = runner.model_after(last, len(last.steps))
-    processor = bench.encoding(last, len(last.steps)).processor
-    return PipelineResult(result.rows, model, processor)
+    state = runner.latest
+    if state is None or not runner.pending or runner.pending[-1] is not last:
+        state, _ = runner.state_after(last)
+    return PipelineResult(result.rows, state.model, state.processor)
 
 
 def given(model: PreTrainedModel, processor: Any) -> LoadedModel:

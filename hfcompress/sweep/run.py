@@ -16,7 +16,7 @@ from hfcompress.recipes.yaml import dump_yaml
 from hfcompress.report.write import write_report
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.executors import EngineName, in_process, in_workers
-from hfcompress.sweep.experiment import Workbench, prepare
+from hfcompress.sweep.experiment import Experiment, prepare
 from hfcompress.sweep.outcome import Outcome, Row, keep
 from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.trial import Runner
@@ -75,19 +75,19 @@ def run(
     """
     progress = progress or Progress()
     store = None if output is None else RunDirectory(Path(output))
-    bench = prepare(recipe, progress, cache or StepCache())
+    experiment = prepare(recipe, progress, cache or StepCache())
 
     def outcomes(pending: list[Trial]) -> Iterator[Outcome]:
         folder = None if store is None else store.path
         if workers == 1 and engine == "process":
-            return in_process(Runner(bench, pending), folder)
-        return in_workers(bench, pending, folder, workers, engine)
+            return in_process(Runner(experiment, pending), folder)
+        return in_workers(experiment, pending, folder, workers, engine)
 
-    return finish(bench, store, outcomes, draw)
+    return finish(experiment, store, outcomes, draw)
 
 
 def finish(
-    bench: Workbench,
+    experiment: Experiment,
     store: RunDirectory | None,
     outcomes: Callable[[list[Trial]], Iterator[Outcome]],
     draw: bool = True,
@@ -95,7 +95,7 @@ def finish(
     """Run the trials that have no row yet, and keep each row as it comes.
 
     Args:
-        bench: the recipe with all that it names loaded.
+        experiment: the recipe with all that it names loaded.
         store: the run's folder; nothing is written where None.
         outcomes: carries trials out.
         draw: write table, curves and page at the end.
@@ -103,8 +103,8 @@ def finish(
     Raises:
         OutputError: the folder holds rows of something else.
     """
-    recipe, progress = bench.recipe, bench.progress
-    hashes = {bench.row_hash(trial): trial for trial in bench.trials}
+    recipe, progress = experiment.recipe, experiment.progress
+    hashes = {trial.row_hash: trial for trial in experiment.trials}
     rows = {row["hash"]: row for row in (store.claim(hashes) if store else [])}
     for note in store.notes if store else []:
         progress.note(note)

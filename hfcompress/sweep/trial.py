@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,15 +20,33 @@ from hfcompress.models.architectures import default_targets
 from hfcompress.models.loading import weights_hash
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.recipes.grid import Trial
-from hfcompress.steps.registry import kind_of
-from hfcompress.sweep.experiment import Encoding, Workbench
+from hfcompress.shrinking.vocabulary.shrink import keep_tokens
+from hfcompress.steps.context import Model, ModelState, StepReport
+from hfcompress.steps.registry import run_step
+from hfcompress.sweep.experiment import Experiment
 from hfcompress.sweep.timing import first_times, time_model
 
 Logits = NDArray[np.float32]
-Model = PreTrainedModel | QuantizedModel
 # Seconds after which a calibrated step is worth the disk that its model takes: training after it
 # may be cut, or already be kept, and the step need not be done again.
 KEEP_AFTER = 20.0
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A trial that was carried out.
+
+    Attributes:
+        row: what was measured, as plain data.
+        state: its model.
+        logits: of its model, [rows, classes].
+        dense_logits: of the model that it is compared with.
+    """
+
+    row: dict[str, Any]
+    state: ModelState
+    logits: Logits
+    dense_logits: Logits
 
 
 @dataclass
@@ -40,25 +57,26 @@ class Runner:
     others are worked on in place.
 
     Attributes:
-        bench: what all trials share.
+        experiment: what all trials share.
         pending: trials still to run; decides which prefixes are worth keeping.
         predictions: logits by the hash of the weights that gave them.
         histograms: of dense models' weights, by a key of the model and its layers.
-        latest: the model of the trial that ran last.
+        latest: the state that the trial which ran last ended in.
         keep_long: keep every calibrated step that took long: trials that are not known yet may
             share it.
     """
 
-    bench: Workbench
+    experiment: Experiment
     pending: list[Trial]
     predictions: dict[str, Logits] = field(default_factory=dict)
     histograms: dict[str, dict[str, Any]] = field(default_factory=dict)
-    latest: Model | None = None
+    latest: ModelState | None = None
     keep_long: bool = False
-    _kept: dict[str, tuple[PreTrainedModel, list[dict[str, Any]]]] = field(default_factory=dict)
+    _kept: dict[str, tuple[ModelState, list[StepReport]]] = field(default_factory=dict)
     _uses: Counter[str] = field(default_factory=Counter)
     _dense: dict[str, tuple[str, int]] = field(default_factory=dict)
     _exact_rows: dict[str, int] = field(default_factory=dict)
+    _trained_here: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.expect(self.pending)
@@ -66,136 +84,134 @@ class Runner:
     def expect(self, trials: Iterable[Trial]) -> None:
         """Keep the models that some trials still to run share."""
         for trial in trials:
-            self._uses.update(set(self.bench.prefixes(trial)))
+            self._uses.update(set(trial.prefixes))
 
     def release(self, trial: Trial) -> None:
-        """Forget the models that no pending trial needs any more."""
-        for prefix in set(self.bench.prefixes(trial)):
+        """Drop the models that no pending trial needs any more."""
+        for prefix in set(trial.prefixes):
             self._uses[prefix] -= 1
             if self._uses[prefix] <= 0:
                 self._kept.pop(prefix, None)
 
-    def dense_prefix(self, trial: Trial) -> str:
-        """Hash of the model before the first compressing step."""
-        return self.bench.prefixes(trial)[self._dense_place(trial)]
+    def state_after(
+        self, trial: Trial, place: int | None = None
+    ) -> tuple[ModelState, list[StepReport]]:
+        """The state after the first ``place`` steps (default: all), and what each step did.
 
-    def _dense_place(self, trial: Trial) -> int:
-        for place, step in enumerate(trial.steps):
-            if kind_of(step.config).compresses:
-                return place
-        return len(trial.steps)
-
-    def model_after(self, trial: Trial, place: int) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
-        """The model after the first ``place`` steps, and what each did; yours to change."""
-        prefix = self.bench.prefixes(trial)[place]
+        The model is the caller's to change.
+        """
+        place = len(trial.steps) if place is None else place
+        prefix = trial.prefixes[place]
         if prefix in self._kept:
-            model, done = self._kept[prefix]
-            return copy.deepcopy(model), list(done)
+            state, reports = self._kept[prefix]
+            return state.copy(), list(reports)
         if place == 0:
-            model, done = self.bench.start(trial), []
+            state, reports = self.experiment.start(trial), []
         else:
-            model, done = self._carry_out(trial, place, prefix)
+            state, reports = self._carry_out(trial, place)
         if self._uses[prefix] > 1:
-            self._kept[prefix] = (copy.deepcopy(model), list(done))
-        return model, done
+            self._kept[prefix] = (state.copy(), list(reports))
+        return state, reports
 
-    def _carry_out(
-        self, trial: Trial, place: int, prefix: str
-    ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
-        step = trial.steps[place - 1]
-        kind, cache = kind_of(step.config), self.bench.cache
-        before, done = self.model_after(trial, place - 1)
-        kept = cache.get(prefix, before) if kind.trains or kind.calibrates else None
+    def _carry_out(self, trial: Trial, place: int) -> tuple[ModelState, list[StepReport]]:
+        """Carry out step number ``place``, counted from 1, or take its kept result."""
+        step, prefix = trial.steps[place - 1], trial.prefixes[place]
+        config, experiment = step.config, self.experiment
+        before, reports = self.state_after(trial, place - 1)
+        may_be_kept = config.trains or config.calibrates
+        kept = experiment.cache.get(prefix, before.network) if may_be_kept else None
         if kept is not None:
-            self.bench.progress.note(f"{step.name}: kept from an earlier run")
-            return kept, [*done, cache.done(prefix)]
-        layers = [layer["name"] for layer in _compression(done)[1]]
-        context = self.bench.context(
-            trial, prefix, lambda: self._teacher(trial, place), tuple(layers) or None
-        )
-        context = replace(context, shrunk=any("parts" in did for did in done))
+            if prefix not in self._trained_here:
+                experiment.progress.note(f"{step.name}: kept from an earlier run")
+            report = StepReport.from_dict(experiment.cache.done(prefix))
+            return before.after(config, report, kept), [*reports, report]
+        context = experiment.context(trial, place - 1, before, lambda: self._teacher(trial, before))
         started = time.perf_counter()
-        model, did = kind.function(before, step.config, context)
-        long = kind.calibrates and time.perf_counter() - started >= KEEP_AFTER
-        if kind.trains or (long and (self.keep_long or _trains_later(trial, place))):
-            cache.put(prefix, model, did)
-        return model, [*done, did]
+        state, report = run_step(before, config, context)
+        took_long = config.calibrates and time.perf_counter() - started >= KEEP_AFTER
+        if config.trains or (took_long and (self.keep_long or trial.trains_after(place))):
+            experiment.cache.put(prefix, state.network, report.to_dict())
+            self._trained_here.add(prefix)
+        return state, [*reports, report]
 
-    def _teacher(self, trial: Trial, place: int) -> PreTrainedModel:
-        """The dense model, reading the rows that the step before ``place`` ends reads."""
-        prefixes = self.bench.prefixes(trial)[self._dense_place(trial) + 1 : place]
-        return self.bench.encodings.adapt(self.dense_model(trial), prefixes)
+    def _teacher(self, trial: Trial, state: ModelState) -> PreTrainedModel:
+        """The dense model, reading the rows that a state's model reads."""
+        model = self.dense_model(trial)
+        for cut in state.vocabulary_cuts:
+            keep_tokens(model, cut.kept)
+        return model
 
-    def predict(self, model: Model, encoding: Encoding) -> tuple[str, Logits]:
+    def predict(self, state: ModelState) -> tuple[str, Logits]:
         """The model's weights hash, and its logits; computed once for equal weights."""
+        model, experiment = state.model, self.experiment
         key = model.engine.digest if isinstance(model, QuantizedModel) else weights_hash(model)
         if key not in self.predictions:
-            bench = self.bench
-            bench.progress.stage(f"predicting {len(bench.eval):,} rows")
-            size = bench.recipe.measure.batch_size
-            rows = (encoding.eval, size, bench.progress.work, encoding.batches(size))
+            encoding, measure = experiment.encoding(state), experiment.recipe.measure
+            experiment.progress.stage(f"predicting {len(experiment.eval):,} rows")
+            size = measure.batch_size
+            rows = (encoding.eval, size, experiment.progress.work, encoding.batches(size))
             if isinstance(model, QuantizedModel):
                 self.predictions[key] = model.predict(*rows)
-            elif bench.recipe.measure.precision == "auto" and checking_pays(model, encoding.eval):
+            elif measure.precision == "auto" and checking_pays(model, encoding.eval):
                 found = predict_checked(model, *rows)
                 self.predictions[key], self._exact_rows[key] = found.logits, found.exact_rows
             else:
                 self.predictions[key] = predict(model, *rows)
         return key, self.predictions[key]
 
-    def dense_logits(self, trial: Trial) -> Logits:
-        """Logits of the model that the trial is compared with; computed once."""
-        prefix = self.dense_prefix(trial)
-        if prefix not in self._dense:
-            encoding = self.bench.encoding(trial, self._dense_place(trial))
-            model = self.dense_model(trial)
-            self._dense[prefix] = self.predict(model, encoding)[0], model_bytes(model)
-        return self.predictions[self._dense[prefix][0]]
+    def dense_state(self, trial: Trial) -> ModelState:
+        """The state that the trial is compared with; the model is the caller's to change."""
+        return self.state_after(trial, trial.dense_place)[0]
 
     def dense_model(self, trial: Trial) -> PreTrainedModel:
-        """The model that the trial is compared with."""
-        return self.model_after(trial, self._dense_place(trial))[0]
+        """The model that the trial is compared with; the caller's to change."""
+        return self.dense_state(trial).network
 
-    def run(self, trial: Trial) -> tuple[dict[str, Any], Model, Logits, Logits]:
-        """Carry a trial out.
+    def dense_logits(self, trial: Trial) -> Logits:
+        """Logits of the model that the trial is compared with; computed once."""
+        prefix = trial.dense_prefix
+        if prefix not in self._dense:
+            state = self.dense_state(trial)
+            self._dense[prefix] = self.predict(state)[0], model_bytes(state.model)
+        return self.predictions[self._dense[prefix][0]]
 
-        Returns:
-            Its row, its model, its logits and the dense model's logits.
-        """
+    def run(self, trial: Trial) -> Finished:
+        """Carry a trial out and measure its model."""
         dense_logits = self.dense_logits(trial)
         started = time.perf_counter()
-        model, done = self.model_after(trial, len(trial.steps))
-        self.latest = model
-        encoding = self.bench.encoding(trial, len(trial.steps))
-        key, logits = self.predict(model, encoding)
-        row = self._row(trial, model, done, key, dense_logits)
-        row["timings"] = self._timings(trial, model)
-        row["latency"] = _latency(done) or first_times(row["timings"])
+        state, reports = self.state_after(trial)
+        self.latest = state
+        key, logits = self.predict(state)
+        row = self._row(trial, state, reports, key, dense_logits)
+        row["timings"] = self._timings(trial, state.model)
+        row["latency"] = _step_latency(reports) or first_times(row["timings"])
         row["seconds"] = round(time.perf_counter() - started, 3)
-        return row, model, logits, dense_logits
+        return Finished(row, state, logits, dense_logits)
 
     def _row(
         self,
         trial: Trial,
-        result: Model,
-        done: list[dict[str, Any]],
+        state: ModelState,
+        reports: list[StepReport],
         key: str,
         dense: Logits,
     ) -> dict[str, Any]:
-        model = plain_model(result)
-        bench, measure = self.bench, self.bench.recipe.measure
-        labels, logits = bench.eval.labels, self.predictions[key]
+        model, experiment = state.network, self.experiment
+        measure = experiment.recipe.measure
+        labels, logits = experiment.eval.labels, self.predictions[key]
         quality = compare(measure.metric, logits, labels, dense)
-        requested, layers = _compression(done)
+        pruning = next((report for report in reversed(reports) if report.layers is not None), None)
+        requested = None if pruning is None else pruning.requested_sparsity
+        layers = [] if pruning is None else list(pruning.layers or ())
         names = [layer["name"] for layer in layers] or list(default_targets(model))
         sparsity = calculate_sparsity(model, names)
-        reference = bench.recipe.reference
-        size = model_bytes(result)
+        reference = experiment.recipe.reference
+        size = model_bytes(state.model)
         return {
-            "hash": bench.row_hash(trial),
+            "hash": trial.row_hash,
             "index": trial.index,
             "settings": trial.settings,
-            "method": line_label(trial, bench.trials, measure.every_step),
+            "method": line_label(trial, experiment.trials, measure.every_step),
             "seed": trial.seed,
             "requested_sparsity": requested,
             "actual_sparsity": sparsity.targets,
@@ -203,8 +219,8 @@ class Runner:
             "parameters": count_parameters(model),
             "nonzero_parameters": count_parameters(model, nonzero=True),
             "bytes": size,
-            "compression_ratio": self._dense[self.dense_prefix(trial)][1] / size,
-            "macs": self._macs(model, trial) if measure.macs else None,
+            "compression_ratio": self._dense[trial.dense_prefix][1] / size,
+            "macs": self._macs(state) if measure.macs else None,
             **quality.to_dict(),
             "classes": self._classes(logits, labels, dense),
             "other_metrics": {name: compute_metric(name, logits, labels) for name in measure.also},
@@ -214,17 +230,17 @@ class Runner:
             "fp32_rows": self._exact_rows.get(key, len(logits)),
             "layers": layers,
             "steps": [
-                {"step": step.name, **{k: v for k, v in did.items() if k != "layers"}}
-                for step, did in zip(trial.steps, done, strict=True)
+                {"step": step.name, **report.to_dict(layers=False)}
+                for step, report in zip(trial.steps, reports, strict=True)
             ],
         }
 
     def _timings(self, trial: Trial, model: Model) -> list[dict[str, Any]]:
-        batches = self.bench.recipe.measure.latency
+        batches = self.experiment.recipe.measure.latency
         if not batches:
             return []
-        self.bench.progress.stage("timing")
-        same = self._dense_place(trial) == len(trial.steps)
+        self.experiment.progress.stage("timing")
+        same = trial.dense_place == len(trial.steps)
         dense = None if same else self.dense_model(trial)
         return [time_model(model, dense, batch) for batch in batches]
 
@@ -232,24 +248,19 @@ class Runner:
         self, logits: Logits, labels: NDArray[np.int64], dense: Logits
     ) -> list[ClassAccuracy]:
         """Accuracy by class; of two classes the metrics say enough."""
-        names = self.bench.examples.labels
+        names = self.experiment.examples.labels
         return class_accuracy(logits, labels, dense, names) if len(names) > 2 else []
 
-    def _macs(self, model: PreTrainedModel, trial: Trial) -> int:
+    def _macs(self, state: ModelState) -> int:
         """Multiply-accumulates of one example of median length."""
-        rows = self.bench.encoding(trial, len(trial.steps)).eval
+        rows = self.experiment.encoding(state).eval
         lengths = rows.lengths
         middle = (
             0 if lengths is None else int(np.argsort(lengths, kind="stable")[len(lengths) // 2])
         )
         ((_, batch),) = rows.batches(1, np.array([middle]))
         batch.pop("labels", None)
-        return count_macs(model, batch).total
-
-
-def _trains_later(trial: Trial, place: int) -> bool:
-    """Whether a step after the first ``place`` trains."""
-    return any(kind_of(step.config).trains for step in trial.steps[place:])
+        return count_macs(state.network, batch).total
 
 
 def model_bytes(model: Model) -> int:
@@ -257,22 +268,9 @@ def model_bytes(model: Model) -> int:
     return model.bytes if isinstance(model, QuantizedModel) else calculate_model_size(model)
 
 
-def plain_model(model: Model) -> PreTrainedModel:
-    """The torch model that a trial leads to: of a quantized one, the model it was made from."""
-    return model.source if isinstance(model, QuantizedModel) else model
-
-
-def _compression(done: list[dict[str, Any]]) -> tuple[float | None, list[dict[str, Any]]]:
-    """Requested sparsity and touched layers of the last step that prunes."""
-    for did in reversed(done):
-        if "layers" in did:
-            return did.get("requested"), did["layers"]
-    return None, []
-
-
-def _latency(done: list[dict[str, Any]]) -> dict[str, float] | None:
+def _step_latency(reports: list[StepReport]) -> dict[str, float] | None:
     """Milliseconds that a step measured of the dense and of its own model; None where none did."""
-    return next((did["latency"] for did in reversed(done) if did.get("latency")), None)
+    return next((report.latency for report in reversed(reports) if report.latency), None)
 
 
 def _near(values: dict[float, Any], requested: float | None) -> Any:
@@ -306,7 +304,7 @@ def line_label(trial: Trial, trials: Sequence[Trial] = (), every_step: bool = Fa
 
 
 def _method(trial: Trial) -> str:
-    compressing = [s for s in trial.steps if kind_of(s.config).compresses]
+    compressing = [s for s in trial.steps if s.config.compresses]
     if not compressing:
         return "dense"
     return str(getattr(compressing[-1].config, "method", compressing[-1].name))
@@ -314,7 +312,7 @@ def _method(trial: Trial) -> str:
 
 def _last_step(trial: Trial) -> str:
     """The last step's name, numbered where the trial has several; before compression: dense."""
-    if not any(kind_of(step.config).compresses for step in trial.steps):
+    if not any(step.config.compresses for step in trial.steps):
         return "dense"
     last = trial.steps[-1].name
     count = sum(step.name == last for step in trial.steps)

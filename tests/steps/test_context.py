@@ -33,7 +33,9 @@ def recipe(model_folder: Path, write_data: Callable[..., Path]) -> dict[str, Any
 
 def context_of(recipe: dict[str, Any]) -> Context:
     bench = prepare(parse_recipe(recipe), Progress(), StepCache())
-    return bench.context(bench.trials[0], "", lambda: bench.loaded.model, None)
+    return bench.context(
+        bench.trials[0], 1, bench.start(bench.trials[0]), lambda: bench.loaded.model
+    )
 
 
 @pytest.fixture

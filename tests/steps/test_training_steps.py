@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 from hfcompress.errors import ConfigError, MissingExtraError, TargetError
 from hfcompress.measure.size import calculate_sparsity
-from hfcompress.steps.finetune import dropout, fast_attention, frozen_embeddings
+from hfcompress.steps.training import dropout, fast_attention, frozen_embeddings
 from tests.tiny_models import tiny_bert
 
 FAST = {"max_steps": 12, "batch_size": 8, "learning_rate": 5e-3}

@@ -14,7 +14,7 @@ from transformers import AutoModelForImageClassification
 
 from hfcompress.errors import ConfigError, ModelError
 from hfcompress.recipes.schema import parse_recipe
-from hfcompress.steps.finetune import memory_format
+from hfcompress.steps.training import memory_format
 from hfcompress.sweep.run import run
 from hfcompress.utils import Progress
 

@@ -17,7 +17,7 @@ from hfcompress.inference import predict
 from hfcompress.recipes.schema import Recipe, parse_recipe
 from hfcompress.steps.shrink import check_vocabulary
 from hfcompress.sweep.cache import StepCache
-from hfcompress.sweep.experiment import Workbench, prepare
+from hfcompress.sweep.experiment import Experiment, prepare
 from hfcompress.sweep.run import run
 from hfcompress.sweep.trial import Runner
 from hfcompress.utils import Progress
@@ -46,7 +46,7 @@ def make(model_folder: Path, tmp_path: Path) -> Callable[..., Recipe]:
     return made
 
 
-def bench_of(recipe: Recipe, tmp_path: Path) -> Workbench:
+def bench_of(recipe: Recipe, tmp_path: Path) -> Experiment:
     return prepare(recipe, Progress(), StepCache(tmp_path / "steps"))
 
 
@@ -73,16 +73,16 @@ def test_what_follows_reads_rows_encoded_anew(make: Any, tmp_path: Path) -> None
     recipe = make({"vocabulary": {}}, {"finetune": FAST})
     bench = bench_of(recipe, tmp_path)
     runner, (trial,) = Runner(bench, bench.trials), bench.trials
-    model, _ = runner.model_after(trial, 1)
-    before, after = bench.encoding(trial, 0), bench.encoding(trial, 1)
+    (start, _), (cut, _), (last, _) = (runner.state_after(trial, place) for place in range(3))
+    before, after = bench.encoding(start), bench.encoding(cut)
     assert before.processor is not after.processor
-    assert bench.encoding(trial, 2) is after
+    assert bench.encoding(last) is after
     dense = predict(runner.dense_model(trial), before.eval, 8)
-    assert np.allclose(predict(model, after.eval, 8), dense, atol=1e-6)
+    assert np.allclose(predict(cut.network, after.eval, 8), dense, atol=1e-6)
     # A teacher in a later step reads the rows that its student reads.
-    teacher = runner._teacher(trial, 2)
+    teacher = runner._teacher(trial, last)
     assert np.allclose(predict(teacher, after.eval, 8), dense, atol=1e-6)
-    uncut = runner._teacher(trial, 1)
+    uncut = runner._teacher(trial, start)
     assert np.allclose(predict(uncut, before.eval, 8), dense, atol=1e-6)
 
 

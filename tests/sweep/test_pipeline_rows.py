@@ -18,9 +18,7 @@ from hfcompress.measure.latency import Latency, LatencyReport
 from hfcompress.models.loading import weights_hash
 from hfcompress.recipes.schema import expand, parse_recipe
 from hfcompress.report.pipeline import is_pipeline, pipeline_sentence, pipeline_table
-from hfcompress.steps.distill import distill
-from hfcompress.steps.finetune import finetune
-from hfcompress.steps.shrink import shrink_step, vocabulary_step
+from hfcompress.steps.registry import run_step
 from hfcompress.sweep import timing as timing_module
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.experiment import prepare
@@ -56,32 +54,19 @@ def test_the_rows_are_what_the_steps_give_by_hand(plan: dict[str, Any], tmp_path
     bench = prepare(recipe, Progress(), StepCache(tmp_path / "another cache"))
     trial = bench.trials[-1]
     configs: list[Any] = [step.config for step in trial.steps]
-    prefixes = bench.prefixes(trial)
-
-    def surroundings(place: int, teacher: Any = None) -> Any:
-        return bench.context(trial, prefixes[place], lambda: teacher, None)
-
-    def rows_after(place: int) -> Any:
-        return bench.encoding(trial, place).eval
-
     made: list[tuple[str, Any, int]] = []
-
-    def note(model: Any, place: int) -> None:
+    state, teachers = bench.start(trial), [bench.loaded.model]
+    for place, config in enumerate(configs):
+        context = bench.context(trial, place, state, teachers.copy().pop)
+        state, _ = run_step(state, config, context)
+        encoded, model = bench.encoding(state).eval, state.model
+        if isinstance(model, hfcompress.QuantizedModel):
+            made.append((model.engine.digest, model.predict(encoded, 32), model.bytes))
+            continue
         size = hfcompress.calculate_model_size(model)
-        made.append((weights_hash(model), predict(model, rows_after(place), 32), size))
-
-    model: Any
-    model, _ = finetune(bench.start(trial), configs[0], surroundings(1))
-    note(model, 1)
-    model, _ = vocabulary_step(model, configs[1], surroundings(2))
-    note(model, 2)
-    teacher = copy.deepcopy(model)  # the dense model, cut as the rows are
-    model, _ = shrink_step(model, configs[2], surroundings(3))
-    note(model, 3)
-    model, _ = distill(model, configs[3], surroundings(4, teacher))
-    note(model, 4)
-    small = hfcompress.quantize(model, configs[4])
-    made.append((small.engine.digest, small.predict(rows_after(5), 32), small.bytes))
+        made.append((weights_hash(model), predict(model, encoded, 32), size))
+        if place == 1:
+            teachers.append(copy.deepcopy(model))  # the dense model, cut as the rows are
 
     labels, dense = bench.eval.labels, made[0]
     for row, (digest, logits, size) in zip(rows, made, strict=True):

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 from tokenizers import Tokenizer
 
-from hfcompress.config import Config
+from hfcompress.config import StepConfig
 from hfcompress.errors import CalibrationError, ModelError
 from hfcompress.shrinking.vocabulary.tokenizer_json import (
     Json,
@@ -158,11 +158,19 @@ def _renumber_options(path: Path, numbers: dict[str, int]) -> None:
         path.write_text(json.dumps(options), encoding="utf-8")
 
 
-class VocabularyConfig(Config):
+class VocabularyConfig(StepConfig):
     """Which tokens stay: those that the texts use, single characters and special tokens."""
+
+    step_name = "vocabulary"
+    compresses = True
 
     min_count: int = Field(
         1,
         ge=1,
         description="how often the texts must use a token; words of rarer ones are split further",
     )
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether the step reads training rows: always, they are the corpus."""
+        return True
