@@ -371,14 +371,14 @@ def test_a_student_learns_without_the_tokens_that_are_not_rare(
     write_data: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from hfcompress.search.compress import _workbench
+    from hfcompress.search.compress import _experiment
     from hfcompress.sweep.cache import StepCache
 
     monkeypatch.setattr(candidates_module, "MIN_COUNTS", {least: 0.1})
     monkeypatch.setattr(candidates_module, "count_kept", lambda *given: {least: 20})
     target = CompressTarget.from_dict({**SHARED, "max_size": "1MB"})
     data, task = str(write_data(rows=60)), "text-classification"
-    bench = _workbench(str(model_folder), data, target, None, task, 0, Progress(), StepCache())
+    bench = _experiment(str(model_folder), data, target, None, task, 0, Progress(), StepCache())
     trained = [one.trained for one in candidates(bench, target) if one.trained and "20" in one.name]
     assert trained
     assert all([next(iter(step)) for step in steps] == names for steps in trained)
@@ -405,13 +405,13 @@ def test_predicted_sizes_are_those_of_the_files(tmp_path: Path) -> None:
 def test_candidates_come_in_order_of_expected_loss(
     model_folder: Path, write_data: Callable[..., Path]
 ) -> None:
-    from hfcompress.search.compress import _workbench
+    from hfcompress.search.compress import _experiment
     from hfcompress.sweep.cache import StepCache
 
     target = CompressTarget.from_dict({**SHARED, "max_size": "1MB"})
     data = str(write_data(rows=60))
     task = "text-classification"
-    bench = _workbench(str(model_folder), data, target, None, task, 0, Progress(), StepCache())
+    bench = _experiment(str(model_folder), data, target, None, task, 0, Progress(), StepCache())
     found = candidates(bench, target)
     assert found[0].name == "int8"
     assert [one.loss for one in found] == sorted(one.loss for one in found)
