@@ -27,7 +27,7 @@ from hfcompress.quantization.backends.torch import TorchEngine
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.engine import Arrays, Engine
 from hfcompress.quantization.load import load
-from hfcompress.quantization.model import MANIFEST, read_manifest
+from hfcompress.quantization.manifest import MANIFEST, read_manifest
 from hfcompress.quantization.quantize import quantize
 from hfcompress.utils import cache_folder
 

@@ -15,7 +15,7 @@ from hfcompress.benchmarking.config import REFERENCE, BenchConfig, runtime_of
 from hfcompress.benchmarking.inputs import make_inputs
 from hfcompress.benchmarking.subjects import Subject
 from hfcompress.measure.latency import LatencyReport, measure_latency
-from hfcompress.quantization.engine import Engine, fixed
+from hfcompress.quantization.engine import Engine, with_static_shape
 from hfcompress.utils import Progress
 
 Row = dict[str, Any]
@@ -68,7 +68,7 @@ def _measure(
         engine = engines[subject.label]
         inputs = make_inputs(subject.spec, point.batch, point.length)
         if config.fixed:
-            engine = fixed(engine, inputs)
+            engine = with_static_shape(engine, inputs)
         calls[subject.label] = partial(engine.logits, inputs)
     once = measure_latency(calls, warmup=config.warmup, repeats=1)
     round_seconds = sum(time.median for time in once.times.values()) / 1000

@@ -13,7 +13,7 @@ from hfcompress.measure.size import CompressionMetrics
 from hfcompress.measure.weights import analyze_weight_distribution
 from hfcompress.models.architectures import compressible_modules, default_targets, family_of
 from hfcompress.models.loading import ModelConfig, load_model
-from hfcompress.quantization.model import MANIFEST, read_manifest
+from hfcompress.quantization.manifest import MANIFEST, read_manifest
 
 
 def inspect_model(path: str, task: str, profiles: bool = False) -> tuple[list[Table], str]:

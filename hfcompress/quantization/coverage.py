@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 
@@ -15,6 +15,7 @@ from hfcompress.measure.macs import count_macs, evaluation_mode
 from hfcompress.models.architectures import compressible_modules, is_compressible, matching_modules
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.images import ImageShape
+from hfcompress.quantization.manifest import CoverageReport, ModuleReport
 from hfcompress.quantization.onnx_export import example_inputs
 
 # Multiply-accumulates are counted for one example of so many tokens.
@@ -89,14 +90,14 @@ class Coverage:
             f"the multiply-accumulates; in floating point: {left or 'nothing'}"
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """As data that JSON can hold: the shares, the reasons and every module."""
+    def to_dict(self) -> CoverageReport:
+        """Return the shares, the reasons and every module as JSON data."""
         return {
             "share_of_bytes": self.share_of_bytes,
             "share_of_macs": self.share_of_macs,
             "quantized_modules": sum(module.quantized for module in self.modules),
             "left_alone": self.reasons,
-            "modules": [asdict(module) for module in self.modules],
+            "modules": [cast(ModuleReport, asdict(module)) for module in self.modules],
         }
 
 
@@ -131,13 +132,13 @@ def cover(
         reason = (excluded or {}).get(name) or _reason(module, why)
         if name in folded:
             reason = "folded into the convolution before it"
-        weight: Any = module._parameters.get("weight")
+        weight = module._parameters.get("weight")
         rows.append(
             ModuleCoverage(
                 name=name,
                 kind=type(module).__name__,
                 bytes=sum(parameter.numel() * 4 for parameter in own),
-                integer_bytes=weight.numel() * 4 if name in quantized else 0,
+                integer_bytes=weight.numel() * 4 if weight is not None and name in quantized else 0,
                 macs=macs.modules.get(name, 0),
                 quantized=name in quantized,
                 why="" if name in quantized else reason,
@@ -189,7 +190,7 @@ def is_convolutional(model: nn.Module) -> bool:
     return share_of_convolutions(model) > 0.5
 
 
-def folded_norms(model: nn.Module, inputs: Mapping[str, Any]) -> set[str]:
+def folded_norms(model: nn.Module, inputs: Mapping[str, Tensor]) -> set[str]:
     """Names of the batch norms that read what one convolution puts out, and nothing else does.
 
     Evaluation makes such a norm a scale and a shift for each channel: the convolution's weight
@@ -200,10 +201,10 @@ def folded_norms(model: nn.Module, inputs: Mapping[str, Any]) -> set[str]:
         inputs: keyword arguments of its forward.
     """
     names = {module: name for name, module in model.named_modules()}
-    made: dict[int, torch.Tensor] = {}
+    made: dict[int, Tensor] = {}
     found: set[str] = set()
 
-    def note(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+    def note(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(module, nn.Conv2d):
             made[id(output)] = output  # kept, so that no other tensor gets its number
         elif isinstance(module, _BatchNorm) and given and id(given[0]) in made:

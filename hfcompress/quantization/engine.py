@@ -1,4 +1,4 @@
-"""What every backend gives: something that turns arrays into logits and can be written down."""
+"""``Engine``: what every backend makes of a model, and what all engines share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from hfcompress.errors import ConfigError, DataError, ModelError
 from hfcompress.quantization.onnx_export import IMAGE_INPUT, TEXT_INPUTS
 
-Arrays = Mapping[str, NDArray[Any]]
+Array = NDArray[np.generic]
+Arrays = Mapping[str, Array]
+"""One batch as a model reads it, by input name."""
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -32,16 +34,16 @@ class Engine(Protocol):
 
     @property
     def bytes(self) -> int:
-        """Bytes of the model's own files."""
+        """Return the bytes of the model's own files."""
         ...
 
     @property
     def digest(self) -> str:
-        """Hash of the model's content: equal models, equal digits."""
+        """Hash of the model's content; equal for equal models."""
         ...
 
     def logits(self, arrays: Arrays) -> NDArray[np.float32]:
-        """Logits of one batch.
+        """Return the logits of one batch.
 
         Args:
             arrays: ``input_ids`` and the like, int64 [batch, length], or ``pixel_values``.
@@ -49,15 +51,15 @@ class Engine(Protocol):
         ...
 
     def write(self, folder: Path) -> None:
-        """Write the model's own files into a folder that is there and is nobody else's."""
+        """Write the model's own files into an existing folder."""
         ...
 
 
 class FileEngine:
-    """What engines share that run files as they are.
+    """Base of engines that run files without changing them.
 
     Attributes:
-        files: the graph, and what lies beside it.
+        files: the graph, and its weights where they are in a file of their own.
     """
 
     files: tuple[Path, ...]
@@ -82,14 +84,14 @@ class FileEngine:
 
 
 @runtime_checkable
-class Fixable(Protocol):
-    """An engine that is faster for batches of one shape alone."""
+class StaticShapeEngine(Protocol):
+    """An engine that runs batches of one shape faster if it is compiled for that shape alone."""
 
-    def fixed(self, shapes: Shapes) -> Engine:
-        """The same model for that shape; this one stays as it is.
+    def with_shapes(self, shapes: Shapes) -> Engine:
+        """Return an engine with the same model for that shape; this one does not change.
 
         Args:
-            shapes: of every array that a batch holds.
+            shapes: of every array of a batch.
 
         Raises:
             ModelError: the model cannot have that shape.
@@ -97,29 +99,30 @@ class Fixable(Protocol):
         ...
 
 
-def fixed(engine: Engine, arrays: Arrays) -> Engine:
-    """The same model for batches of these arrays' shape alone, where its engine is faster so
-    (OpenVINO); else the engine itself.
+def with_static_shape(engine: Engine, arrays: Arrays) -> Engine:
+    """Return an engine for batches of these arrays' shape alone where that is faster (OpenVINO);
+    else the engine itself.
 
     Raises:
         ModelError: the model cannot have that shape.
     """
-    if not isinstance(engine, Fixable):
+    if not isinstance(engine, StaticShapeEngine):
         return engine
-    return engine.fixed({name: value.shape for name, value in arrays.items()})
+    return engine.with_shapes({name: value.shape for name, value in arrays.items()})
 
 
 def thread_count(threads: int | None) -> int:
-    """How many threads an engine takes: torch's number unless told another.
+    """Return the number of threads for an engine: the given one, or torch's.
 
-    Left to themselves engines take all cores whatever torch was told, which makes them faster than
-    torch in any comparison, and ONNX Runtime ties its threads to cores, where they can meet others.
+    By default engines use all cores whatever torch's number is, which makes them faster than
+    torch in any comparison, and ONNX Runtime pins its threads to cores that other sessions may
+    use.
     """
     return threads or torch.get_num_threads()
 
 
 def check_inputs(inputs: tuple[str, ...], where: str) -> None:
-    """Refuse a graph that reads what we cannot give.
+    """Refuse a graph with other inputs than a classifier's.
 
     Args:
         inputs: names in the graph.
@@ -137,11 +140,11 @@ def check_inputs(inputs: tuple[str, ...], where: str) -> None:
         )
 
 
-def arranged(arrays: Arrays, inputs: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-    """What the graph reads, of what a batch holds; token types that are not given are 0.
+def select_inputs(arrays: Arrays, inputs: tuple[str, ...]) -> dict[str, Array]:
+    """Return the arrays that a graph reads; a missing mask is all ones, missing token types 0.
 
     Raises:
-        DataError: something else is missing.
+        DataError: another input is missing.
     """
     given = dict(arrays)
     if "input_ids" in given:
@@ -150,18 +153,18 @@ def arranged(arrays: Arrays, inputs: tuple[str, ...]) -> dict[str, NDArray[Any]]
     missing = [name for name in inputs if name not in given]
     if missing:
         raise DataError(
-            f"the model reads {', '.join(inputs)} and the batch holds {', '.join(arrays)}; "
+            f"the model reads {', '.join(inputs)} and the batch has {', '.join(arrays)}; "
             f"{missing[0]} is missing"
         )
     return {name: given[name] for name in inputs}
 
 
-class UsualShape:
-    """Batches of up to one shape, computed in that shape; compiled when the first one comes.
+class StaticShape:
+    """Pads batches to one shape and runs them in an engine compiled for it at the first batch.
 
     Args:
         engine: for any shape.
-        shape: examples and tokens; images have their own size.
+        shape: examples and tokens; images keep their own size.
         pad_id: the tokenizer's; decoders find the last token of a text by it.
 
     Raises:
@@ -172,30 +175,30 @@ class UsualShape:
         if len(shape) != 2 or min(shape) < 1:
             raise ConfigError(f"shape is examples and tokens, such as (1, 32), not {shape}")
         self._engine, self._shape, self._pad_id = engine, shape, pad_id
-        self._made: Engine | None = None
+        self._compiled: Engine | None = None
 
-    def takes(self, arrays: Arrays) -> bool:
-        """Whether the engine has a form of its own for the shape, and a batch fits."""
-        return isinstance(self._engine, Fixable) and all(
+    def fits(self, arrays: Arrays) -> bool:
+        """Return whether the engine has static shapes and a batch is no larger than this one."""
+        return isinstance(self._engine, StaticShapeEngine) and all(
             size <= limit
             for value in arrays.values()
             for size, limit in zip(value.shape, self._limits(value), strict=True)
         )
 
     def logits(self, arrays: Arrays) -> NDArray[np.float32]:
-        """Logits of a batch that fits.
+        """Return the logits of a batch that fits.
 
         Raises:
             ModelError: the engine refuses the shape.
         """
         rows = len(next(iter(arrays.values())))
         padded = self._padded(arrays)
-        if self._made is None:
-            self._made = fixed(self._engine, padded)
-        return self._made.logits(padded)[:rows]
+        if self._compiled is None:
+            self._compiled = with_static_shape(self._engine, padded)
+        return self._compiled.logits(padded)[:rows]
 
-    def _padded(self, arrays: Arrays) -> Mapping[str, NDArray[np.generic]]:
-        """Padding behind: no attention, and examples that nobody asks for."""
+    def _padded(self, arrays: Arrays) -> Arrays:
+        """Append padding tokens without attention, and padding examples."""
         return {
             name: np.pad(
                 value,
@@ -208,5 +211,5 @@ class UsualShape:
             for name, value in arrays.items()
         }
 
-    def _limits(self, value: NDArray[np.generic]) -> tuple[int, ...]:
+    def _limits(self, value: Array) -> tuple[int, ...]:
         return self._shape if value.ndim == 2 else (self._shape[0], *value.shape[1:])

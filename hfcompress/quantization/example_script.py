@@ -1,12 +1,13 @@
-"""``example.py`` of a deployable folder: needs the engine, and `tokenizers` or `pillow`, alone."""
+"""``example.py`` of a deployable folder: imports only the engine, and `tokenizers` or `pillow`."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 
 from hfcompress.quantization.pixels import make_pixels, open_upright
 
-_IMAGES = '''\
+_IMAGE_SCRIPT = '''\
 """Classify images with this folder: python example.py photo.jpg another.png
 
 Needs: pip install {packages}
@@ -34,16 +35,16 @@ def main(paths):
     manifest, labels = read("hfcompress.json"), read("config.json")["id2label"]
     pixels = make_pixels([open_upright(path) for path in paths], manifest["image"])
     logits = np.asarray(run({{"pixel_values": pixels}}))
-    chances = np.exp(logits - logits.max(axis=1, keepdims=True))
-    chances /= chances.sum(axis=1, keepdims=True)
-    for path, row in zip(paths, chances):
+    scores = np.exp(logits - logits.max(axis=1, keepdims=True))
+    scores /= scores.sum(axis=1, keepdims=True)
+    for path, row in zip(paths, scores):
         print(f"{{labels[str(row.argmax())]}} {{row.max():.4f}} {{path}}")
 
 
 if __name__ == "__main__":
     main(sys.argv[1:] or sys.exit("give image files: python example.py photo.jpg"))
 '''
-_HEAD = '''\
+_TEXT_SCRIPT = '''\
 """Classify sentences with this folder: python example.py "a gripping film" "a dull one"
 
 Needs: pip install {packages}
@@ -90,9 +91,9 @@ def main(sentences):
     manifest, labels = read("hfcompress.json"), read("config.json")["id2label"]
     arrays = encode(make_tokenizer(manifest["text"]), sentences)
     logits = np.asarray(run({{name: arrays[name] for name in manifest["inputs"]}}))
-    chances = np.exp(logits - logits.max(axis=1, keepdims=True))
-    chances /= chances.sum(axis=1, keepdims=True)
-    for sentence, row in zip(sentences, chances):
+    scores = np.exp(logits - logits.max(axis=1, keepdims=True))
+    scores /= scores.sum(axis=1, keepdims=True)
+    for sentence, row in zip(sentences, scores):
         print(f"{{labels[str(row.argmax())]}} {{row.max():.4f}} {{sentence}}")
 
 
@@ -105,7 +106,7 @@ _ENGINES = {
         "import onnxruntime",
         """\
 def run(arrays):
-    # This fusion is slower than what it replaces.
+    # This fusion makes the model slower.
     session = onnxruntime.InferenceSession(
         str(FOLDER / "model.onnx"), disabled_optimizers=["SkipLayerNormFusion"]
     )
@@ -124,7 +125,7 @@ def run(arrays):
     ),
     "torch": (
         "hfcompress",
-        "import hfcompress  # it tells transformers how to load the int8 weights\n"
+        "import hfcompress  # registers the loading of int8 weights with transformers\n"
         "import torch\n"
         "from transformers import AutoModelForSequenceClassification",
         """\
@@ -148,24 +149,25 @@ def run(arrays):
 
 
 def example_script(backend: str, images: bool = False) -> str:
-    """The text of ``example.py``.
+    """Return the text of ``example.py``.
 
     Args:
-        backend: which engine it uses.
-        images: it reads image files, not sentences.
+        backend: the engine that it uses.
+        images: whether it reads image files instead of sentences.
     """
     packages, imports, run = _ENGINES[backend]
     if not images:
         tokenizers = " tokenizers" if backend in ("onnxruntime", "openvino") else ""
-        return _HEAD.format(packages=packages + tokenizers, imports=imports, run=run)
+        return _TEXT_SCRIPT.format(packages=packages + tokenizers, imports=imports, run=run)
     imports, run = (text.replace("ForSequence", "ForImage") for text in (imports, run))
     reading = "\n\n".join(_source(function) for function in (open_upright, make_pixels))
-    return _IMAGES.format(
+    return _IMAGE_SCRIPT.format(
         packages=f"{packages} numpy pillow", imports=imports, reading=reading, run=run
     )
 
 
-def _source(function: object) -> str:
-    """A function as it stands in its file, without notes for our type checker."""
-    lines = inspect.getsource(function).splitlines()  # type: ignore[arg-type]
-    return "\n".join(line.split("  # type: ignore")[0] for line in lines) + "\n"
+def _source(function: Callable[..., object]) -> str:
+    """Return the source of a function that has a docstring, without type annotations."""
+    _, body = inspect.getsource(function).split('"""', 1)
+    parameters = ", ".join(inspect.signature(function).parameters)
+    return f'def {function.__name__}({parameters}):\n    """{body}'

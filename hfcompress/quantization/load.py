@@ -1,26 +1,36 @@
-"""``load``: one way to use a quantized folder, whichever engine it was made for."""
+"""``load``: use a folder of a quantized model, whichever engine it was made for."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hfcompress.config import nearest
 from hfcompress.errors import DataError, ModelError
+from hfcompress.quantization.backends import import_backend
 from hfcompress.quantization.config import MODES
-from hfcompress.quantization.engine import Arrays, Engine, UsualShape
-from hfcompress.quantization.model import read_labels, read_manifest
+from hfcompress.quantization.engine import Arrays, Engine, StaticShape
+from hfcompress.quantization.manifest import Manifest, TextSettings, read_labels, read_manifest
 from hfcompress.quantization.onnx_export import IMAGE_INPUT
-from hfcompress.quantization.pixels import make_pixels
+from hfcompress.quantization.pixels import Pixels, make_pixels
 
-Prediction = dict[str, Any]
-Prepare = Callable[[Sequence[Any]], Arrays]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Prepare = Callable[[Sequence[object]], Arrays]
+"""Raw examples -> one batch of the arrays that an engine reads."""
+
+
+class LabelScore(TypedDict):
+    """A label and its score, as ``transformers.pipeline`` gives them."""
+
+    label: str
+    score: float
 
 
 def load(
@@ -34,26 +44,26 @@ def load(
 
     Args:
         directory: the folder.
-        threads: of one operation; None takes torch's number. torch has one number of threads
-            for the whole process (``torch.set_num_threads``).
-        shape: examples and tokens of the usual batch. OpenVINO has a form for that shape alone,
-            which is faster (for one short text by a third) and takes as much memory again; what
-            is smaller is padded to it, what is larger is computed as ever. The other engines
-            do without.
+        threads: threads of one operation; None takes torch's number. torch has one number of
+            threads for the whole process (``torch.set_num_threads``).
+        shape: examples and tokens of the usual batch. OpenVINO compiles the model a second time
+            for that static shape, which is faster (a third for one short text) and doubles the
+            memory; smaller batches are padded to it, larger ones run in the dynamic shape. The
+            other engines ignore it.
 
     Raises:
-        ModelError: no folder of ours, labels missing, or a model that the engine refuses.
-        ConfigError: a shape that is none.
+        ModelError: not a folder of a quantized model, labels missing, or a model that the engine
+            refuses.
+        ConfigError: a size of the shape is below 1.
         MissingExtraError: the engine is not installed; the message holds the pip command.
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
     backend, labels = manifest["backend"], read_labels(directory)
     if backend not in MODES:
-        raise ModelError(f"{directory}: there is no backend {backend!r}{nearest(backend, MODES)}")
-    module: Any = importlib.import_module(f"hfcompress.quantization.backends.{backend}")
-    engine = module.load_engine(directory, threads)
-    return Predictor(engine, labels, _prepare(directory, manifest), manifest, shape)
+        raise ModelError(f"{directory}: unknown backend {backend!r}{nearest(backend, MODES)}")
+    engine = import_backend(backend).load_engine(directory, threads)
+    return Predictor(engine, labels, _preparation(directory, manifest), manifest, shape)
 
 
 class Predictor:
@@ -62,12 +72,12 @@ class Predictor:
     Args:
         engine: computes logits.
         labels: names in order.
-        prepare: raw examples -> what the engine reads; None where the folder has no processor.
-        manifest: what the folder says of itself.
+        prepare: raw examples -> the engine's inputs; None if the folder has no processor.
+        manifest: the folder's `Manifest`.
         shape: examples and tokens of the usual batch, as in `load`.
 
     Raises:
-        ConfigError: a shape that is none.
+        ConfigError: a size of the shape is below 1.
     """
 
     def __init__(
@@ -75,17 +85,17 @@ class Predictor:
         engine: Engine,
         labels: Sequence[str],
         prepare: Prepare | None,
-        manifest: Mapping[str, Any],
+        manifest: Manifest,
         shape: tuple[int, int] | None = None,
     ) -> None:
-        self.engine, self.labels, self.manifest = engine, tuple(labels), dict(manifest)
+        self.engine, self.labels, self.manifest = engine, tuple(labels), manifest
         self._prepare = prepare
-        pad_id = int(self.manifest.get("text", {}).get("pad_id", 0))
-        self._usual = None if shape is None else UsualShape(engine, shape, pad_id)
+        pad_id = manifest["text"]["pad_id"] if "text" in manifest else 0
+        self._static = None if shape is None else StaticShape(engine, shape, pad_id)
 
     def __call__(
-        self, examples: Any, top_k: int | None = 1, batch_size: int = 32
-    ) -> Prediction | list[Prediction] | list[list[Prediction]]:
+        self, examples: object, top_k: int | None = 1, batch_size: int = 32
+    ) -> LabelScore | list[LabelScore] | list[LabelScore | list[LabelScore]]:
         """Classify.
 
         Args:
@@ -102,24 +112,23 @@ class Predictor:
         Raises:
             DataError: no examples, or a folder without tokenizer or image processor.
         """
-        one = not isinstance(examples, list)
-        rows: list[Any] = [examples] if one else examples
-        found: list[Any] = [self._ranked(row, top_k) for row in self.scores(rows, batch_size)]
-        return found[0] if one else found
+        if isinstance(examples, list):
+            return [self._ranked(row, top_k) for row in self.scores(examples, batch_size)]
+        return self._ranked(self.scores([examples], batch_size)[0], top_k)
 
-    def scores(self, examples: Sequence[Any], batch_size: int = 32) -> NDArray[np.float32]:
-        """Scores of every label, [examples, labels].
+    def scores(self, examples: Sequence[object], batch_size: int = 32) -> NDArray[np.float32]:
+        """Return the scores of every label, [examples, labels].
 
         Raises:
             DataError: as when called.
         """
         if self._prepare is None:
             raise DataError(
-                "the folder holds no tokenizer or image processor; save the model with one, or "
+                "the folder has no tokenizer or image processor; save the model with one, or "
                 "call logits with input_ids and attention_mask"
             )
         if not len(examples):
-            raise DataError("there is nothing to classify; give at least one text")
+            raise DataError("nothing to classify; give at least one text")
         parts = [
             self.logits(self._prepare(examples[start : start + batch_size]))
             for start in range(0, len(examples), batch_size)
@@ -127,34 +136,37 @@ class Predictor:
         logits = np.concatenate(parts)
         if logits.shape[1] == 1:
             return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
-        chances = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return np.asarray(chances / chances.sum(axis=1, keepdims=True), np.float32)
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float32)
 
     def logits(self, arrays: Arrays) -> NDArray[np.float32]:
-        """Logits of one batch of ``input_ids`` and the like, int64 [batch, length]."""
-        if self._usual is not None and self._usual.takes(arrays):
-            return self._usual.logits(arrays)
+        """Return the logits of one batch of ``input_ids`` and the like, int64 [batch, length]."""
+        if self._static is not None and self._static.fits(arrays):
+            return self._static.logits(arrays)
         return self.engine.logits(arrays)
 
-    def _ranked(self, scores: NDArray[np.float32], top_k: int | None) -> Any:
+    def _ranked(
+        self, scores: NDArray[np.float32], top_k: int | None
+    ) -> LabelScore | list[LabelScore]:
         order = np.argsort(-scores, kind="stable")[:top_k]
-        ranked = [{"label": self.labels[i], "score": float(scores[i])} for i in order]
+        ranked = [LabelScore(label=self.labels[i], score=float(scores[i])) for i in order]
         return ranked[0] if top_k == 1 else ranked
 
 
-def _prepare(directory: Path, manifest: Mapping[str, Any]) -> Prepare | None:
+def _preparation(directory: Path, manifest: Manifest) -> Prepare | None:
+    """What turns raw examples into the engine's inputs; None if the folder has no processor."""
     if "text" in manifest:
-        return _text_reader(directory / "tokenizer.json", manifest["text"])
+        return _text_preparation(directory / "tokenizer.json", manifest["text"])
     if IMAGE_INPUT not in manifest["inputs"]:
         return None
     if "image" in manifest:
-        return _image_reader(partial(make_pixels, settings=manifest["image"]))
+        return _image_preparation(partial(make_pixels, settings=manifest["image"]))
     if (directory / "preprocessor_config.json").is_file():
-        return _image_reader(_processor(directory))
+        return _image_preparation(_saved_processor(directory))
     return None
 
 
-def _text_reader(file: Path, settings: Mapping[str, Any]) -> Prepare:
+def _text_preparation(file: Path, settings: TextSettings) -> Prepare:
     from tokenizers import Tokenizer
 
     try:
@@ -168,7 +180,7 @@ def _text_reader(file: Path, settings: Mapping[str, Any]) -> Prepare:
         pad_token=settings["pad_token"],
     )
 
-    def read(texts: Sequence[Any]) -> Arrays:
+    def prepare(texts: Sequence[object]) -> Arrays:
         rows = tokenizer.encode_batch(list(texts))
         return {
             "input_ids": np.array([row.ids for row in rows], np.int64),
@@ -176,32 +188,31 @@ def _text_reader(file: Path, settings: Mapping[str, Any]) -> Prepare:
             "token_type_ids": np.array([row.type_ids for row in rows], np.int64),
         }
 
-    return read
+    return prepare
 
 
-def _processor(directory: Path) -> Callable[[Sequence[Any]], NDArray[Any]]:
-    """The saved image processor, for folders whose images are made in a way of their own."""
+def _saved_processor(directory: Path) -> Callable[[Sequence[Image]], Pixels]:
+    """The image processor of a folder, for those that `make_pixels` cannot reproduce."""
     from transformers import AutoImageProcessor
 
-    loader: Any = AutoImageProcessor
-    processor = loader.from_pretrained(directory, backend="pil")
+    processor = AutoImageProcessor.from_pretrained(directory, backend="pil")  # type: ignore[no-untyped-call]
 
-    def make(images: Sequence[Any]) -> NDArray[Any]:
+    def make(images: Sequence[Image]) -> Pixels:
         coloured = [image.convert("RGB") for image in images]
         return np.asarray(processor(coloured, return_tensors="np")[IMAGE_INPUT])
 
     return make
 
 
-def _image_reader(make: Callable[[Sequence[Any]], NDArray[Any]]) -> Prepare:
-    def read(images: Sequence[Any]) -> Arrays:
-        return {IMAGE_INPUT: make([_opened(item) for item in images])}
+def _image_preparation(make: Callable[[Sequence[Image]], Pixels]) -> Prepare:
+    def prepare(images: Sequence[object]) -> Arrays:
+        return {IMAGE_INPUT: make([_open(item) for item in images])}
 
-    return read
+    return prepare
 
 
-def _opened(item: Any) -> Any:
-    """An image file, or an image in memory, upright and of 8 bits.
+def _open(item: object) -> Image:
+    """Open an image file, or take an image in memory, upright and with 8 bits a value.
 
     Raises:
         DataError: no such file, or not an image; the sentence names it.

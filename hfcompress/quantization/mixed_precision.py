@@ -1,15 +1,15 @@
-"""Mixed precision: what loses most stays in fp32, until a given loss holds.
+"""Mixed precision: the most sensitive modules stay in fp32, as many as a given limit requires.
 
-One pass measures what each module loses alone (HAWQ, 1905.03696, asks the Hessian instead), in
-torch with the engine's arithmetic, so nothing is exported for it. No labels are needed: the loss
-is how far the logits move.
+Each module is quantized alone to measure its loss (HAWQ, 1905.03696, uses the Hessian instead), in
+torch with the engine's arithmetic, so that nothing is exported for it. The loss is the distance of
+the logits from the fp32 model's, which needs no labels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import cast
 
 import numpy as np
 import torch
@@ -21,17 +21,23 @@ from hfcompress.errors import ConfigError
 from hfcompress.inference import dense_logits
 from hfcompress.quantization.config import MixedPrecisionConfig, QuantizationConfig
 from hfcompress.quantization.engine import Arrays, Engine
+from hfcompress.quantization.manifest import (
+    LossReport,
+    MixedPrecisionReport,
+    SensitivityReport,
+)
 from hfcompress.quantization.qat import FakeQuantization
 
 Logits = NDArray[np.float32]
-Made = TypeVar("Made", bound=tuple[Engine, Any])
-# An engine that loses more than torch foretold has this much more kept, at most so many times.
-_MORE, _ROUNDS = 1.5, 6
+Made = tuple[Engine, set[str]]
+"""An engine, and the names of the modules that are quantized in it."""
+# If the engine exceeds the limit, keep 1.5x as many modules in fp32; at most 6 tries.
+_GROWTH, _TRIES = 1.5, 6
 
 
 @dataclass(frozen=True)
 class Loss:
-    """How far logits are from the fp32 model's.
+    """The distance of logits from the fp32 model's.
 
     Attributes:
         kl: mean KL divergence of the rows' class probabilities from the fp32 model's, in nats.
@@ -42,20 +48,24 @@ class Loss:
     changed: float
 
     def within(self, limits: MixedPrecisionConfig) -> bool:
-        """Whether it is no more than a config allows."""
+        """Return whether both numbers are within a config's limits."""
         return (limits.max_kl is None or self.kl <= limits.max_kl) and (
             limits.max_changed is None or self.changed <= limits.max_changed
         )
 
+    def to_dict(self) -> LossReport:
+        """Return both numbers as JSON data."""
+        return {"kl": self.kl, "changed": self.changed}
+
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What quantizing one module alone loses.
+    """The loss of quantizing one module alone.
 
     Attributes:
-        name: of the module.
+        name: the module's.
         kl, changed: as in `Loss`.
-        bytes: what its weight takes more in fp32.
+        bytes: additional bytes of its weight in fp32.
     """
 
     name: str
@@ -66,37 +76,37 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class MixedReport:
-    """What stays in fp32, and why.
+    """The modules that stay in fp32, and why.
 
     Attributes:
-        modules: of all, what they lose alone; what is kept first stands first.
+        modules: sensitivity of each module, the first to keep in fp32 first.
         kept: how many of them stay in fp32.
-        uniform: the loss with all of them quantized, foretold in torch.
-        foretold: the loss with what is kept, foretold in torch.
-        measured: the same, measured in the engine on the calibration rows.
+        uniform: the loss with all of them quantized, predicted in torch.
+        predicted: the loss with the first ``kept`` in fp32, predicted in torch.
+        measured: the same loss, measured in the engine on the calibration rows.
         holds: whether ``measured`` is within the limits.
     """
 
     modules: tuple[Sensitivity, ...]
     kept: int
     uniform: Loss
-    foretold: Loss
+    predicted: Loss
     measured: Loss
     holds: bool
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What stays in fp32."""
+        """Names of the modules in fp32."""
         return tuple(module.name for module in self.modules[: self.kept])
 
     @property
     def bytes(self) -> int:
-        """What keeping them costs."""
+        """Additional bytes of the modules in fp32."""
         return sum(module.bytes for module in self.modules[: self.kept])
 
     @property
     def sentence(self) -> str:
-        """What is kept, what that costs and what it saves, for people."""
+        """One sentence for the user: the modules in fp32, their bytes and the loss they avoid."""
         kept = ", ".join(f"{m.name} (alone {m.kl:.2g})" for m in self.modules[: self.kept])
         return (
             f"mixed precision keeps {self.kept} of {len(self.modules)} modules in fp32, "
@@ -104,20 +114,20 @@ class MixedReport:
             f"{self.uniform.kl:.2g}" + (f"; {kept}" if kept else "")
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """As data that JSON can hold: losses, bytes, and what is kept with its own loss."""
+    def to_dict(self) -> MixedPrecisionReport:
+        """Return the losses, the bytes and the kept modules, each with its own loss, as JSON."""
         return {
-            "kept": [asdict(module) for module in self.modules[: self.kept]],
+            "kept": [cast(SensitivityReport, asdict(row)) for row in self.modules[: self.kept]],
             "kept_bytes": self.bytes,
-            "uniform": asdict(self.uniform),
-            "foretold": asdict(self.foretold),
-            "measured": asdict(self.measured),
+            "uniform": self.uniform.to_dict(),
+            "foretold": self.predicted.to_dict(),
+            "measured": self.measured.to_dict(),
             "holds": self.holds,
         }
 
 
 def loss_of(logits: Logits, dense: Logits) -> Loss:
-    """The loss of logits [rows, classes] against the fp32 model's."""
+    """Return the loss of logits [rows, classes] against the fp32 model's."""
     ours, theirs = (torch.from_numpy(x).double().log_softmax(-1) for x in (logits, dense))
     kl = float((theirs.exp() * (theirs - ours)).sum(-1).mean())
     return Loss(max(kl, 0.0), float(np.mean(logits.argmax(1) != dense.argmax(1))))
@@ -129,76 +139,86 @@ def keep_most_sensitive(
     batches: Sequence[Arrays],
     make: Callable[[Collection[str]], Made],
 ) -> tuple[Made, MixedReport]:
-    """Quantize as much as the config's limits allow.
+    """Quantize as many modules as the config's limits allow.
 
-    Modules are kept by what they lose for each byte that keeping them costs. How many is found by
-    halving, in torch; where the engine then loses more than the limits, more are kept.
+    Modules are kept in fp32 in the order of their loss by additional byte. The number is found by
+    bisection, in torch; if the engine then exceeds the limits, more are kept.
 
     Args:
         model: fp32, in eval mode.
         config: with ``mixed``.
         batches: calibration inputs; the losses are measured on them.
-        make: names of modules to keep in fp32 -> the engine, and what else belongs to it.
+        make: names of modules to keep in fp32 -> the engine and its quantized modules.
 
     Returns:
-        What ``make`` gave, and the report.
+        The last result of ``make``, and the report.
 
     Raises:
-        ConfigError: a model without classes.
+        ConfigError: a model with a single output.
     """
     limits = config.mixed
     assert limits is not None
-    classes: Any = model.config.num_labels
-    if classes < 2:
+    if (model.config.num_labels or 0) < 2:
         raise ConfigError(
             "mixed precision compares class probabilities, and this model has one output; "
-            "name what stays in fp32 in exclude"
+            "name the modules that stay in fp32 in exclude"
         )
     dense = np.concatenate([dense_logits(model, batch) for batch in batches])
+    modules, kept, uniform, predicted = _predict(model, config, limits, batches, dense)
+    names = [module.name for module in modules]
+    for _ in range(_TRIES):
+        made = make(names[:kept])
+        measured = loss_of(np.concatenate([made[0].logits(batch) for batch in batches]), dense)
+        if measured.within(limits) or kept == len(names):
+            break
+        kept = min(len(names), max(kept + 1, round(kept * _GROWTH)))
+    holds = measured.within(limits)
+    return made, MixedReport(modules, kept, uniform, predicted, measured, holds)
+
+
+def _predict(
+    model: PreTrainedModel,
+    config: QuantizationConfig,
+    limits: MixedPrecisionConfig,
+    batches: Sequence[Arrays],
+    dense: Logits,
+) -> tuple[tuple[Sensitivity, ...], int, Loss, Loss]:
+    """Simulate the engine in torch.
+
+    Returns:
+        The modules in the order of keeping, how many the limits require in fp32, the loss with
+        none of them in fp32, and the loss with that many.
+    """
     fake = FakeQuantization(model, config)
     fake.start()
     try:
 
-        def foretell(active: Collection[str]) -> Loss:
+        def predict(active: Collection[str]) -> Loss:
             fake.active = active
             return loss_of(np.concatenate([dense_logits(model, b) for b in batches]), dense)
 
         if fake.arithmetic.activations == "static":
             fake.observe(lambda: [dense_logits(model, batch) for batch in batches])
-        modules = _ranked([(n, m, foretell({n})) for n, m in fake.modules.items()])
+        modules = _ranked([(n, m, predict({n})) for n, m in fake.modules.items()])
         names = [module.name for module in modules]
-        uniform = foretell(names)
-        kept = 0 if uniform.within(limits) else _fewest(
-            len(names), lambda count: foretell(names[count:]).within(limits)
-        )  # fmt: skip
-        foretold = foretell(names[kept:])
+        uniform, kept = predict(names), 0
+        if not uniform.within(limits):
+            kept = _fewest(len(names), lambda count: predict(names[count:]).within(limits))
+        return modules, kept, uniform, predict(names[kept:])
     finally:
         fake.stop()
-    for _ in range(_ROUNDS):
-        made = make(names[:kept])
-        measured = loss_of(np.concatenate([made[0].logits(batch) for batch in batches]), dense)
-        if measured.within(limits) or kept == len(names):
-            break
-        kept = min(len(names), max(kept + 1, round(kept * _MORE)))
-    holds = measured.within(limits)
-    return made, MixedReport(modules, kept, uniform, foretold, measured, holds)
 
 
 def _ranked(found: list[tuple[str, nn.Module, Loss]]) -> tuple[Sensitivity, ...]:
     rows = [
-        Sensitivity(name, loss.kl, loss.changed, 3 * _weights(module))
+        Sensitivity(name, loss.kl, loss.changed, 3 * module.get_parameter("weight").numel())
         for name, module, loss in found
     ]
     return tuple(sorted(rows, key=lambda row: row.kl / row.bytes, reverse=True))
 
 
-def _weights(module: nn.Module) -> int:
-    weight: Any = module.weight
-    return int(weight.numel())
-
-
 def _fewest(count: int, holds: Callable[[int], bool]) -> int:
-    """The smallest number from 1 on that holds, where more always hold better; else ``count``."""
+    """Bisect for the smallest number from 1 to ``count`` that holds; ``count`` if none does."""
     low, high = 1, count
     while low < high:
         middle = (low + high) // 2

@@ -1,37 +1,50 @@
-"""``QuantizedModel``: what `quantize` gives, whichever the engine."""
+"""``QuantizedModel``: what `quantize` returns, whichever the engine, and the folder it saves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput
-
-from hfcompress.data.encode import Encoded
-from hfcompress.inference import Batches, Logits, predict_with
-from hfcompress.quantization.config import QuantizationConfig
-from hfcompress.quantization.coverage import Coverage
-from hfcompress.quantization.engine import Engine
-
-if TYPE_CHECKING:
-    from hfcompress.quantization.mixed_precision import MixedReport
 import json
 import os
 import shutil
 import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
 
+import torch
 import yaml
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import SequenceClassifierOutput
 
+from hfcompress.data.encode import Encoded
 from hfcompress.errors import ModelError, OutputError
+from hfcompress.inference import Batches, Logits, predict_with
+from hfcompress.quantization.config import QuantizationConfig
+from hfcompress.quantization.coverage import Coverage
+from hfcompress.quantization.engine import Engine
 from hfcompress.quantization.example_script import example_script
+from hfcompress.quantization.manifest import (
+    FORMAT,
+    MANIFEST,
+    Manifest,
+    QuantizationFields,
+    QuantizationReport,
+    TextSettings,
+)
 from hfcompress.quantization.onnx_export import IMAGE_INPUT
 from hfcompress.quantization.pixels import image_settings
 from hfcompress.utils import unwritable
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor
+
+    from hfcompress.quantization.mixed_precision import MixedReport
+
+    Processor = PreTrainedTokenizerBase | BaseImageProcessor
+
+# Tokens of a text where neither the tokenizer nor the model has a limit.
+_DEFAULT_MAX_LENGTH = 512
 
 
 @dataclass(frozen=True)
@@ -41,10 +54,10 @@ class QuantizedModel:
     Attributes:
         engine: computes its logits.
         config: how it was quantized.
-        coverage: what became of each module.
-        source: the fp32 model that it was made from.
-        notes: what the user should know, one sentence each.
-        mixed: what mixed precision keeps in fp32, where it was asked for.
+        coverage: which modules are quantized, and why others are not.
+        source: the fp32 model that was quantized.
+        notes: warnings for the user, one sentence each.
+        mixed: what mixed precision keeps in fp32; None without mixed precision.
     """
 
     engine: Engine
@@ -55,7 +68,7 @@ class QuantizedModel:
     mixed: MixedReport | None = None
 
     def __call__(self, **inputs: Tensor) -> SequenceClassifierOutput:
-        """As a transformers classifier; ``labels`` are left aside.
+        """Return the output of a transformers classifier; ``labels`` are ignored.
 
         Args:
             inputs: ``input_ids``, ``attention_mask`` and the like, [batch, length].
@@ -63,7 +76,7 @@ class QuantizedModel:
         return SequenceClassifierOutput(logits=torch.from_numpy(self.logits(inputs)))
 
     def logits(self, batch: Mapping[str, Tensor]) -> Logits:
-        """Logits of one batch, float32 [batch, classes]."""
+        """Return the logits of one batch, float32 [batch, classes]."""
         return self.engine.logits(
             {key: value.cpu().numpy() for key, value in batch.items() if key != "labels"}
         )
@@ -75,25 +88,26 @@ class QuantizedModel:
         progress: Callable[[int, int], None] | None = None,
         batches: Batches | None = None,
     ) -> Logits:
-        """Logits of every row, in the data's order; as `hfcompress.inference.predict`."""
+        """Return the logits of every row, in the data's order; see `inference.predict`."""
         return predict_with(self.logits, data, batch_size, progress, batches)
 
     @property
     def bytes(self) -> int:
-        """Bytes of the model's own files; the tokenizer's are not among them."""
+        """Return the bytes of the model's own files, without the tokenizer's."""
         return self.engine.bytes
 
-    def save(self, directory: str | Path, processor: Any = None, card: str | None = None) -> Path:
+    def save(
+        self, directory: str | Path, processor: Processor | None = None, card: str | None = None
+    ) -> Path:
         """Write a folder that `load` reads; see `hfcompress.quantization.model.save_folder`."""
-
         return save_folder(self, directory, processor, card)
 
     def __deepcopy__(self, memo: object) -> QuantizedModel:
         return self  # an engine cannot be copied, and nothing changes it
 
-    def to_dict(self) -> dict[str, Any]:
-        """What was done, as data that JSON can hold."""
-        return {
+    def to_dict(self) -> QuantizationReport:
+        """Return the report of what was done as JSON data."""
+        report = {
             "backend": self.config.backend,
             "mode": self.config.resolved_mode,
             "bytes": self.bytes,
@@ -101,16 +115,14 @@ class QuantizedModel:
             "notes": list(self.notes),
             **({"mixed": self.mixed.to_dict()} if self.mixed else {}),
         }
-
-
-MANIFEST = "hfcompress.json"
-FORMAT = 1
-# Where neither the tokenizer nor the model says how long a text may be.
-_LONGEST = 512
+        return cast(QuantizationReport, report)
 
 
 def save_folder(
-    quantized: QuantizedModel, directory: str | Path, processor: Any = None, card: str | None = None
+    quantized: QuantizedModel,
+    directory: str | Path,
+    processor: Processor | None = None,
+    card: str | None = None,
 ) -> Path:
     """Write a quantized model with everything that a program needs to use it.
 
@@ -122,7 +134,7 @@ def save_folder(
         card: text of its README.md; by default one that says what was quantized.
 
     Raises:
-        OutputError: the folder holds something else, or cannot be written.
+        OutputError: the folder contains something else, or cannot be written.
         ModelError: a tokenizer that has no ``tokenizer.json``.
     """
     directory = Path(directory)
@@ -151,44 +163,8 @@ def save_folder(
     return directory
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """What a folder says of itself.
-
-    Raises:
-        ModelError: no folder of ours, or one of a later version.
-    """
-    try:
-        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-        known = manifest["format"], manifest["backend"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ModelError(
-            f"{str(directory)!r} is no folder of a quantized model: it holds no {MANIFEST}; "
-            f"give a folder that hfcompress's quantize(...).save wrote"
-        ) from None
-    if known[0] != FORMAT:
-        raise ModelError(f"{directory / MANIFEST} has the format {known[0]}; upgrade hfcompress")
-    return dict(manifest)
-
-
-def read_labels(directory: Path) -> list[str]:
-    """The label names in order.
-
-    Raises:
-        ModelError: ``config.json`` has none.
-    """
-    try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        names = {int(number): str(name) for number, name in config["id2label"].items()}
-        return [names[number] for number in range(len(names))]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        raise ModelError(
-            f"{directory / 'config.json'} names no labels; write id2label into it: "
-            f'{{"0": "negative", "1": "positive"}}'
-        ) from None
-
-
 def default_card(quantized: QuantizedModel) -> str:
-    """A README.md that says what was quantized, what not and why."""
+    """Return a README.md that says what was quantized, what was not, and why."""
     config, coverage = quantized.config, quantized.coverage
     what = "photo.jpg" if IMAGE_INPUT in quantized.engine.inputs else "a sentence"
     head = yaml.safe_dump({"tags": ["hfcompress", config.backend], "license": "other"})
@@ -196,7 +172,7 @@ def default_card(quantized: QuantizedModel) -> str:
         f"---\n{head}---\n",
         f"# {type(quantized.source).__name__}, quantized\n",
         f"Engine {config.backend}, mode {config.resolved_mode}; {quantized.bytes:,} bytes.",
-        f"{coverage.share_of_bytes:.1%} of the fp32 model's bytes are integers now, and "
+        f"{coverage.share_of_bytes:.1%} of the fp32 model's bytes are stored as integers, and "
         f"{coverage.share_of_macs:.1%} of its multiply-accumulates have integer weights.",
         "What stays in floating point:\n",
         *(f"- {count} modules: {reason}" for reason, count in coverage.reasons.items()),
@@ -207,48 +183,53 @@ def default_card(quantized: QuantizedModel) -> str:
 
 
 def _write_config(model: PreTrainedModel, path: Path) -> None:
-    """The engine's ``config.json``, or the model's; transformers leaves default labels out."""
-    config: Any = model.config
+    """Write ``config.json`` with its labels, which transformers leaves out where they are default.
+
+    An engine that has written the file before keeps its fields.
+    """
+    config = model.config
     text = path.read_text(encoding="utf-8") if path.exists() else config.to_json_string()
-    labels = {str(number): str(name) for number, name in config.id2label.items()}
+    labels = {str(number): str(name) for number, name in (config.id2label or {}).items()}
     numbers = {name: int(number) for number, name in labels.items()}
     data = {**json.loads(text), "id2label": labels, "label2id": numbers}
     path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
-def _manifest(quantized: QuantizedModel, processor: Any) -> dict[str, Any]:
-    did = quantized.to_dict()
-    did.pop("modules")
-    manifest: dict[str, Any] = {
+def _manifest(quantized: QuantizedModel, processor: Processor | None) -> Manifest:
+    done = quantized.to_dict()
+    done.pop("modules")
+    manifest: Manifest = {
         "format": FORMAT,
         "backend": quantized.config.backend,
         "inputs": list(quantized.engine.inputs),
         "model": type(quantized.source).__name__,
-        "quantization": quantized.config.to_dict(),
-        "done": did,
+        "quantization": cast(QuantizationFields, quantized.config.to_dict()),
+        "done": done,
     }
-    if processor is not None and IMAGE_INPUT not in quantized.engine.inputs:
-        manifest["text"] = _text_settings(processor, quantized.source)
-    elif processor is not None and (settings := image_settings(processor)) is not None:
+    if processor is None:
+        return manifest
+    if IMAGE_INPUT not in quantized.engine.inputs:
+        manifest["text"] = _text_settings(cast(PreTrainedTokenizerBase, processor), quantized)
+    elif (settings := image_settings(cast("BaseImageProcessor", processor))) is not None:
         manifest["image"] = settings
     return manifest
 
 
-def _text_settings(tokenizer: Any, model: PreTrainedModel) -> dict[str, Any]:
-    """What `tokenizers` must be told besides tokenizer.json."""
+def _text_settings(tokenizer: PreTrainedTokenizerBase, quantized: QuantizedModel) -> TextSettings:
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
             f"{type(tokenizer).__name__} has no tokenizer.json; load it with AutoTokenizer, "
-            f"which gives a fast one where there is one"
+            f"which gives a fast one where one exists"
         )
-    config: Any = model.config
-    own = int(tokenizer.model_max_length)
-    limit = getattr(config, "max_position_embeddings", None) or _LONGEST
+    length = int(tokenizer.model_max_length)
+    if length >= 10**6:  # transformers' value for a tokenizer without a limit
+        positions = getattr(quantized.source.config, "max_position_embeddings", None)
+        length = int(positions or _DEFAULT_MAX_LENGTH)
     return {
-        "max_length": own if own < 10**6 else int(limit),
+        "max_length": length,
         "pad_id": int(tokenizer.pad_token_id or 0),
         "pad_token": str(tokenizer.pad_token or "[PAD]"),
-        "padding_side": str(tokenizer.padding_side),
+        "padding_side": cast(Literal["left", "right"], str(tokenizer.padding_side)),
     }
 
 
@@ -256,13 +237,13 @@ def _check_target(directory: Path) -> None:
     ours = (directory / MANIFEST).is_file()
     if directory.exists() and not ours and (directory.is_file() or any(directory.iterdir())):
         raise OutputError(
-            f"{str(directory)!r} holds something else; give a new folder, or one that a "
+            f"{str(directory)!r} contains something else; give a new folder, or one that a "
             f"quantized model was saved to"
         )
 
 
 def _swap(temporary: Path, directory: Path) -> None:
-    """Put the new folder where the old one is; a crash between leaves the old one beside it."""
+    """Replace the old folder; a crash between the renames leaves the old one as ``.old``."""
     old = temporary.with_suffix(".old")
     if directory.exists():
         os.replace(directory, old)

@@ -37,7 +37,7 @@ def quantize_step(
         context.progress.note(quantized.mixed.sentence)
     for note in quantized.notes:
         context.progress.note(note)
-    details = quantized.to_dict()
+    details = {**quantized.to_dict()}
     details.pop("modules")
     report = StepReport(details=details)
     return state.after(config, report, quantized), report

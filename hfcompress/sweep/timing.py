@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from hfcompress.errors import ConfigError
 from hfcompress.measure.latency import Latency, measure_latency
-from hfcompress.quantization.engine import fixed
+from hfcompress.quantization.engine import with_static_shape
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.quantization.onnx_export import example_inputs
 from hfcompress.recipes.schema import LatencyConfig
@@ -99,7 +99,7 @@ def _call(model: Model, batch: LatencyConfig) -> Callable[[], object]:
         engine = model.engine
         arrays: Mapping[str, Any] = {name: tensor.numpy() for name, tensor in inputs.items()}
         if batch.fixed:
-            engine = fixed(engine, arrays)
+            engine = with_static_shape(engine, arrays)
         return lambda: engine.logits(arrays)
     return lambda: plain(**inputs)
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -134,10 +134,10 @@ def test_the_settings_in_the_folder_do_what_the_processor_does(name: str) -> Non
     for size in ((500, 333), (224, 224), (240, 600)):
         image = picture(1, *size).convert("L" if name == "grey" else "RGB")
         expected = np.asarray(theirs([image], return_tensors="np")["pixel_values"])
-        np.testing.assert_allclose(make_pixels([image], settings), expected, atol=1e-3)  # type: ignore[no-untyped-call]
+        np.testing.assert_allclose(make_pixels([image], settings), expected, atol=1e-3)
 
 
-def test_a_processor_of_another_kind_is_kept_and_used(tmp_path: Path) -> None:
+def test_a_processor_that_settings_cannot_express_is_saved_and_used(tmp_path: Path) -> None:
     odd = processor(do_resize=True, resample=3)
     odd.do_normalize = False
 
@@ -151,13 +151,15 @@ def test_a_processor_of_another_kind_is_kept_and_used(tmp_path: Path) -> None:
             return {"pixel_values": np.asarray(odd(images)["pixel_values"]) ** 2}
 
     made = quantize(image_model("resnet"), QuantizationConfig(), image_batches())
-    folder = made.save(tmp_path / "folder", Odd())
+    folder = made.save(tmp_path / "folder", cast(Any, Odd()))
     assert not (folder / "example.py").exists()
     found: Any = hfcompress.load(folder)(picture())
     assert 0 < found["score"] <= 1
 
 
-def test_what_people_have_as_images(folder: Path, tmp_path: Path) -> None:
+def test_grey_deep_and_transparent_files_are_read_as_a_viewer_shows_them(
+    folder: Path, tmp_path: Path
+) -> None:
     classify = hfcompress.load(folder)
     grey = picture().convert("L")
     deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
@@ -170,7 +172,7 @@ def test_what_people_have_as_images(folder: Path, tmp_path: Path) -> None:
     assert classify(tmp_path / "clear.png") == classify(Image.new("RGB", clear.size, "white"))
 
 
-def test_what_is_no_image(folder: Path, tmp_path: Path) -> None:
+def test_refuses_damaged_and_missing_image_files_by_name(folder: Path, tmp_path: Path) -> None:
     classify = hfcompress.load(folder)
     picture().save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:200])

@@ -62,7 +62,7 @@ def test_a_killed_save_leaves_no_half_folder(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not target.exists()
-    with pytest.raises(ModelError, match="is no folder of a quantized model"):
+    with pytest.raises(ModelError, match="is not a folder of a quantized model"):
         hfcompress.load(target)
     torch_model().save(target)
     assert (

@@ -117,7 +117,7 @@ def test_predict_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert lines[0].endswith("a good film")
 
 
-def test_the_folder_is_whole_and_says_what_was_done(tmp_path: Path) -> None:
+def test_the_folder_has_every_file_and_the_report(tmp_path: Path) -> None:
     made = make("torch")
     folder = made.save(tmp_path / "folder", tiny_tokenizer())
     names = {path.name for path in folder.iterdir()}
@@ -155,13 +155,13 @@ def test_a_save_that_fails_half_way_leaves_the_old_folder(
 # --- bad input ---------------------------------------------------------------------------------
 
 
-def test_folders_that_are_not_ours(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"is no folder of a quantized model: it holds no hfcomp"):
+def test_refuses_to_load_or_overwrite_other_folders(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"a quantized model: it has no readable hfcomp"):
         hfcompress.load(tmp_path)
-    with pytest.raises(ModelError, match="is no folder of a quantized model"):
+    with pytest.raises(ModelError, match="is not a folder of a quantized model"):
         hfcompress.load(tmp_path / "nowhere")
     (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(OutputError, match="holds something else"):
+    with pytest.raises(OutputError, match="contains something else"):
         make("torch").save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -172,7 +172,9 @@ def damaged(folder: Path, name: str, change: Callable[[dict[str, Any]], object])
     (folder / name).write_text(json.dumps(data))
 
 
-def test_damaged_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refuses_a_folder_of_another_format_backend_or_without_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = make("torch").save(tmp_path / "folder", tiny_tokenizer())
     damaged(folder, "hfcompress.json", lambda data: data.update(format=2))
     with pytest.raises(ModelError, match="has the format 2; upgrade hfcompress"):
@@ -197,19 +199,19 @@ def test_a_folder_without_a_tokenizer_gives_logits_alone(tmp_path: Path) -> None
         classify.logits({"input_ids": IDS, "attention_mask": MASK}),
         made.engine.logits({"input_ids": IDS, "attention_mask": MASK}),
     )
-    with pytest.raises(DataError, match="holds no tokenizer or image processor"):
+    with pytest.raises(DataError, match="has no tokenizer or image processor"):
         classify("a good film")
     with pytest.raises(DataError, match="attention_mask; input_ids is missing"):
         classify.logits({"attention_mask": MASK})
 
 
-def test_nothing_to_classify(tmp_path: Path) -> None:
+def test_refuses_an_empty_list_of_texts(tmp_path: Path) -> None:
     folder = make("torch").save(tmp_path / "folder", tiny_tokenizer())
-    with pytest.raises(DataError, match="there is nothing to classify"):
+    with pytest.raises(DataError, match="nothing to classify"):
         hfcompress.load(folder)([])
 
 
-def test_an_onnx_file_with_other_inputs(tmp_path: Path) -> None:
+def test_refuses_an_onnx_file_with_other_inputs(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     helper = onnx.helper
     given = helper.make_tensor_value_info("speech", onnx.TensorProto.FLOAT, ["batch", 3])

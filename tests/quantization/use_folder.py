@@ -1,4 +1,4 @@
-"""Run by test_folder: prints, as JSON, what folders say in a process that never saw the model."""
+"""Run by test_model_folder: prints, as JSON, what folders give in a process without the model."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ IDS = np.arange(5, 23, dtype=np.int64).reshape(2, 9)
 MASK = np.array([[1] * 9, [1] * 5 + [0] * 4], np.int64)
 
 
-def say(folder: str) -> dict[str, object]:
-    """Logits of fixed ids, and what two sentences are classified as."""
+def answer(folder: str) -> dict[str, object]:
+    """Return the logits of fixed ids, and the labels of two sentences."""
     classify = hfcompress.load(folder)
     found = classify.logits({"input_ids": IDS, "attention_mask": MASK})
     return {
@@ -24,4 +24,4 @@ def say(folder: str) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({folder: say(folder) for folder in sys.argv[1:]}))
+    print(json.dumps({folder: answer(folder) for folder in sys.argv[1:]}))

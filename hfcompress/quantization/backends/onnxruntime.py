@@ -29,7 +29,13 @@ from hfcompress.quantization.backends.onnx_graph import (
 )
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.coverage import DYNAMIC_LEAVES_CONVOLUTIONS
-from hfcompress.quantization.engine import Arrays, FileEngine, arranged, check_inputs, thread_count
+from hfcompress.quantization.engine import (
+    Arrays,
+    FileEngine,
+    check_inputs,
+    select_inputs,
+    thread_count,
+)
 from hfcompress.quantization.images import image_shape
 from hfcompress.quantization.onnx_export import check_against_torch, export_onnx
 from hfcompress.quantization.smoothquant import largest_inputs, smooth_products
@@ -83,7 +89,7 @@ class OnnxEngine(FileEngine):
 
     def logits(self, arrays: Arrays) -> NDArray[np.float32]:
         """Logits of one batch."""
-        (found,) = self._session.run(None, arranged(arrays, self.inputs))
+        (found,) = self._session.run(None, select_inputs(arrays, self.inputs))
         return np.asarray(found, np.float32)
 
 
@@ -254,7 +260,7 @@ class _Reader:
     def get_next(self) -> dict[str, NDArray[Any]] | None:
         """The next batch, None at the end."""
         batch = next(self._iterator, None)
-        return None if batch is None else arranged(batch, self._inputs)
+        return None if batch is None else select_inputs(batch, self._inputs)
 
     def set_range(self, start_index: int, end_index: int) -> None:
         """Go on with some of the batches."""

@@ -31,12 +31,12 @@ from hfcompress.quantization.engine import (
     Arrays,
     FileEngine,
     Shapes,
-    arranged,
     check_inputs,
+    select_inputs,
     thread_count,
 )
 from hfcompress.quantization.images import image_shape
-from hfcompress.quantization.model import read_manifest
+from hfcompress.quantization.manifest import read_manifest
 from hfcompress.quantization.onnx_export import check_against_torch, export_onnx
 from hfcompress.utils import require
 
@@ -62,7 +62,7 @@ class OpenVinoEngine(FileEngine):
     """
 
     name = "openvino"
-    _whole: OpenVinoEngine | None = None
+    _dynamic: OpenVinoEngine | None = None
 
     def __init__(
         self,
@@ -96,16 +96,16 @@ class OpenVinoEngine(FileEngine):
         Raises:
             DataError: of another shape than the engine is for.
         """
-        given = arranged(arrays, self.inputs)
+        given = select_inputs(arrays, self.inputs)
         if self._shapes is not None:
             self._check(given)
         return np.array(self._compiled(given)[0], np.float32)
 
-    def fixed(self, shapes: Shapes) -> OpenVinoEngine:
-        """The same for batches of this shape alone, as `engine.Fixable` says."""
-        made = OpenVinoEngine(self.path, self._threads, self._floats, shapes=shapes)
-        made._whole = self  # its files go with it
-        return made
+    def with_shapes(self, shapes: Shapes) -> OpenVinoEngine:
+        """Return an engine for batches of this shape alone; see `StaticShapeEngine`."""
+        static = OpenVinoEngine(self.path, self._threads, self._floats, shapes=shapes)
+        static._dynamic = self  # keeps the files, which are deleted with that engine
+        return static
 
     def _check(self, given: Arrays) -> None:
         for item in self._compiled.inputs:
@@ -132,7 +132,7 @@ def load_engine(folder: Path, threads: int | None = None) -> OpenVinoEngine:
     Raises:
         MissingExtraError, ModelError: as `OpenVinoEngine`.
     """
-    floats = read_manifest(folder)["quantization"]["floats"]
+    floats = str(read_manifest(folder)["quantization"]["floats"])
     return OpenVinoEngine(folder / FILE, threads, floats)
 
 
@@ -213,7 +213,7 @@ def _quantize(
 ) -> Any:
     nncf = require("nncf", "openvino")
     inputs = tuple(item.any_name for item in graph.inputs)
-    rows = [arranged(batch, inputs) for batch in batches]
+    rows = [select_inputs(batch, inputs) for batch in batches]
     tables = _tables(graph, model)
     ignored = {op.get_friendly_name() for op in graph.get_ops() if _module_of(op) in set(excluded)}
     ignored |= tables

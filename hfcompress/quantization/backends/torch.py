@@ -21,7 +21,7 @@ from hfcompress.models.architectures import compressible_modules
 from hfcompress.models.loading import weights_hash
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.coverage import DYNAMIC_LEAVES_CONVOLUTIONS
-from hfcompress.quantization.engine import Arrays, arranged
+from hfcompress.quantization.engine import Arrays, select_inputs
 from hfcompress.quantization.onnx_export import input_names
 
 
@@ -50,7 +50,7 @@ class TorchEngine:
 
     def logits(self, arrays: Arrays) -> NDArray[np.float32]:
         """Logits of one batch."""
-        return dense_logits(self.model, arranged(arrays, self.inputs))
+        return dense_logits(self.model, select_inputs(arrays, self.inputs))
 
     def write(self, folder: Path) -> None:
         """A checkpoint that ``from_pretrained`` loads with hfcompress imported."""

@@ -20,7 +20,7 @@ from hfcompress.errors import ModelError, first_line
 from hfcompress.inference import dense_logits
 from hfcompress.quantization.backends.torch import load_checkpoint
 from hfcompress.quantization.config import QuantizationConfig
-from hfcompress.quantization.engine import Arrays, arranged
+from hfcompress.quantization.engine import Arrays, select_inputs
 from hfcompress.quantization.onnx_export import input_names
 from hfcompress.utils import require
 
@@ -64,7 +64,7 @@ class TorchAoEngine:
 
     def logits(self, arrays: Arrays) -> NDArray[np.float32]:
         """Logits of one batch."""
-        return dense_logits(self.model, arranged(arrays, self.inputs))
+        return dense_logits(self.model, select_inputs(arrays, self.inputs))
 
     def write(self, folder: Path) -> None:
         """Copy the checkpoint."""

@@ -1,0 +1,151 @@
+"""``hfcompress.json``: what a folder of a quantized model says of itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal, TypedDict
+
+from typing_extensions import NotRequired
+
+from hfcompress.errors import ModelError
+
+MANIFEST = "hfcompress.json"
+FORMAT = 1
+
+
+class TextSettings(TypedDict):
+    """What `tokenizers` needs besides ``tokenizer.json``."""
+
+    max_length: int
+    pad_id: int
+    pad_token: str
+    padding_side: Literal["left", "right"]
+
+
+class ImageSettings(TypedDict):
+    """Arguments of `make_pixels`: the steps of an image processor as numbers.
+
+    ``resize`` is [width, height], the length of the shorter side, or None; ``crop`` is [width,
+    height] around the centre, or None. A value of 0 to 255 becomes value * scale + shift.
+    """
+
+    channels: int
+    resample: int
+    scale: list[float]
+    shift: list[float]
+    resize: int | list[int] | None
+    crop: list[int] | None
+
+
+class ModuleReport(TypedDict):
+    """A `ModuleCoverage` as plain data."""
+
+    name: str
+    kind: str
+    bytes: int
+    integer_bytes: int
+    macs: int
+    quantized: bool
+    why: str
+
+
+class CoverageReport(TypedDict):
+    """A `Coverage` as plain data; ``left_alone`` counts the modules in fp32 by reason."""
+
+    share_of_bytes: float
+    share_of_macs: float
+    quantized_modules: int
+    left_alone: dict[str, int]
+    modules: NotRequired[list[ModuleReport]]
+
+
+class LossReport(TypedDict):
+    """A `Loss` as plain data."""
+
+    kl: float
+    changed: float
+
+
+class SensitivityReport(LossReport):
+    """A `Sensitivity` as plain data."""
+
+    name: str
+    bytes: int
+
+
+class MixedPrecisionReport(TypedDict):
+    """A `MixedReport` as plain data; ``foretold`` is the predicted loss."""
+
+    kept: list[SensitivityReport]
+    kept_bytes: int
+    uniform: LossReport
+    foretold: LossReport
+    measured: LossReport
+    holds: bool
+
+
+class QuantizationReport(CoverageReport):
+    """A `QuantizedModel` as plain data; a manifest and a row leave ``modules`` out."""
+
+    backend: str
+    mode: str
+    bytes: int
+    notes: list[str]
+    mixed: NotRequired[MixedPrecisionReport]
+
+
+class QuantizationFields(TypedDict):
+    """The fields of a `QuantizationConfig` that a folder's readers use; the file has all."""
+
+    floats: NotRequired[str]
+    bits: NotRequired[int]
+
+
+class Manifest(TypedDict):
+    """The whole file."""
+
+    format: int
+    backend: str
+    inputs: list[str]
+    model: str
+    quantization: QuantizationFields
+    done: QuantizationReport
+    text: NotRequired[TextSettings]
+    image: NotRequired[ImageSettings]
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read the manifest of a folder.
+
+    Raises:
+        ModelError: not a folder of a quantized model, or one that a later version wrote.
+    """
+    try:
+        manifest: Manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        version, _ = manifest["format"], manifest["backend"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ModelError(
+            f"{str(directory)!r} is not a folder of a quantized model: it has no readable "
+            f"{MANIFEST}; give a folder that hfcompress's quantize(...).save wrote"
+        ) from None
+    if version != FORMAT:
+        raise ModelError(f"{directory / MANIFEST} has the format {version}; upgrade hfcompress")
+    return manifest
+
+
+def read_labels(directory: Path) -> list[str]:
+    """Read the label names of a folder, in order.
+
+    Raises:
+        ModelError: ``config.json`` has none.
+    """
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        names = {int(number): str(name) for number, name in config["id2label"].items()}
+        return [names[number] for number in range(len(names))]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        raise ModelError(
+            f"{directory / 'config.json'} names no labels; write id2label into it: "
+            f'{{"0": "negative", "1": "positive"}}'
+        ) from None
