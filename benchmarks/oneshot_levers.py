@@ -35,9 +35,9 @@ ADDED: dict[str, dict[str, Any]] = {
     "+ bias repair": {"bias_repair": True},
     "+ the dense model's outputs as target": {"reference": "outputs"},
     "+ ADMM mask and least squares (ALPS)": {"method": "alps"},
-    "+ importance of outputs": {"output_importance": 0.5},
-    "+ importance of tokens": {"token_importance": 0.8},
-    "+ more damping": {"damping": 0.03, "iterations": 45},
+    "+ importance of outputs": {"alps.output_importance": 0.5},
+    "+ importance of tokens": {"alps.token_importance": 0.8},
+    "+ more damping": {"alps.damping": 0.03, "alps.iterations": 45},
     "+ layers' sparsities by dynamic programming": {"allocation": "optimal"},
     "+ 2,048 calibration rows": {"calibration_rows": 2048},
 }

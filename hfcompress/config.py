@@ -45,6 +45,11 @@ class Config(BaseModel):
     former_defaults: ClassVar[Mapping[str, object]] = {}
     """Former defaults of fields whose default has changed: hashes of old results stay valid."""
 
+    former_fields: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Former names of fields -> where they are now (dotted; several where another field decides).
+
+    The class itself reads them; grid fields and ``--set`` may name them."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
 
     if not TYPE_CHECKING:  # type checkers see the fields, not this catch-all
@@ -227,7 +232,7 @@ def _describe(
     kind, value = details["type"], details.get("input")
     field = _path(where, location)
     if kind == "extra_forbidden":
-        owner = _owner(cls, location[:-1])
+        owner = owner_of(cls, location[:-1])
         hint = nearest(str(location[-1]), list(owner.model_fields))
         return f"{_path(where, location[:-1])} has no field {str(location[-1])!r}{hint}"
     if kind == "missing":
@@ -249,7 +254,7 @@ def _path(where: str, location: tuple[int | str, ...]) -> str:
     return path
 
 
-def _owner(cls: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
+def owner_of(cls: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
     """The config class that a path inside ``cls`` ends in."""
     for part in location:
         field = cls.model_fields.get(str(part))

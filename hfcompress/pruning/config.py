@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import warnings
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
@@ -19,6 +21,91 @@ MOMENT_METHODS = frozenset({"wanda", "sparsegpt", "alps"})
 """Methods that need the moments of each layer's inputs."""
 RECONSTRUCTING = frozenset({"sparsegpt", "alps"})
 """Methods that change the kept weights to reproduce a layer's outputs."""
+
+
+class AlpsConfig(Config):
+    """Settings of method alps."""
+
+    iterations: int = Field(60, ge=1, description="ADMM steps, at most")
+    damping: float = Field(
+        0.01,
+        ge=0,
+        strict=False,
+        description="added to each Gram matrix's diagonal, as a share of its mean",
+    )
+    output_importance: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        strict=False,
+        description="preference for outputs that move the model's logits: exponent of the mean "
+        "squared gradient; 0 treats all outputs alike",
+    )
+    token_importance: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        strict=False,
+        description="preference for tokens that move the model's logits: weight of each token's "
+        "share of the squared gradient; 0 treats all tokens alike",
+    )
+
+
+class SparseGPTConfig(Config):
+    """Settings of method sparsegpt.
+
+    Other methods than alps read ``damping`` and ``token_importance`` from here, too, where they
+    use moments: for ``allocation: optimal`` and bias repair.
+    """
+
+    block_size: int = Field(128, ge=1, description="columns that are chosen together")
+    damping: float = Field(
+        0.01,
+        ge=0,
+        strict=False,
+        description="added to each Gram matrix's diagonal, as a share of its mean",
+    )
+    output_importance: float = Field(
+        0.0, ge=0, le=1, strict=False, description="as alps.output_importance"
+    )
+    token_importance: float = Field(
+        0.0, ge=0, le=1, strict=False, description="as alps.token_importance"
+    )
+
+
+class ObertConfig(Config):
+    """Settings of method obert."""
+
+    block: int = Field(50, ge=1, description="weights in a block of the Fisher matrix")
+    damping: float = Field(1e-7, gt=0, strict=False, description="lambda of the Fisher matrix")
+
+
+class OwlConfig(Config):
+    """Settings of allocation owl."""
+
+    multiple: float = Field(
+        5.0, gt=0, strict=False, description="scores above so many means are outliers"
+    )
+    spread: float = Field(
+        0.08,
+        gt=0,
+        lt=1,
+        strict=False,
+        description="largest distance of a layer's sparsity from the mean",
+    )
+
+
+class OptimalConfig(Config):
+    """Settings of allocation optimal."""
+
+    max_sparsity: float = Field(
+        0.98, gt=0, lt=1, strict=False, description="largest sparsity of a layer"
+    )
+
+
+_GROUPS = ("alps", "sparsegpt", "obert", "owl", "optimal")
+_OF_THE_SOLVER = ("damping", "output_importance", "token_importance")
+"""Fields that alps and sparsegpt each have, with defaults of their own."""
 
 
 class PruningConfig(StepConfig):
@@ -89,31 +176,6 @@ class PruningConfig(StepConfig):
         "inputs (weights), or what the layer puts out in the dense model (outputs), which also "
         "repairs the layers before; auto: outputs for alps, weights for sparsegpt",
     )
-    output_importance: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        strict=False,
-        description="how much sparsegpt and alps prefer outputs that move the model's logits: "
-        "exponent of the mean squared gradient, 0 treats all outputs alike",
-    )
-    output_coupling: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        strict=False,
-        description="how far alps lets errors of a layer's outputs cancel each other in the "
-        "model's logits (K-FAC): weight of the outputs' mean product of gradients against the "
-        "identity, 0 reproduces each output for itself; needs some thousand calibration rows",
-    )
-    token_importance: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        strict=False,
-        description="how much sparsegpt and alps prefer tokens that move the model's logits: "
-        "weight of each token's share of the squared gradient, 0 treats all tokens alike",
-    )
     calibration_rows: int | None = Field(
         default=None, ge=1, description="rows of the calibration data to use; default: all"
     )
@@ -124,44 +186,20 @@ class PruningConfig(StepConfig):
         "training texts corrupted and recombined. A model is surer of its training texts than "
         "of new ones, and those are where its prediction changes first",
     )
-    damping: float = Field(
-        default=0.01,
-        ge=0,
-        strict=False,
-        description="added to each Gram matrix's diagonal, as a share of its mean",
-    )
-    block_size: int = Field(
-        default=128, ge=1, description="columns that sparsegpt chooses together"
-    )
-    iterations: int = Field(default=60, ge=1, description="ADMM steps of alps, at most")
     recomputations: int = Field(
         default=1,
         ge=1,
         description="for taylor, fisher and obert: prune in so many steps and collect the "
         "gradients anew before each (oBERT: 8 to 32)",
     )
-    fisher_block: int = Field(
-        default=50, ge=1, description="weights in a block of obert's Fisher matrix"
+    alps: AlpsConfig = Field(default_factory=AlpsConfig, description="settings of method alps")
+    sparsegpt: SparseGPTConfig = Field(
+        default_factory=SparseGPTConfig, description="settings of method sparsegpt"
     )
-    fisher_damping: float = Field(
-        default=1e-7, gt=0, strict=False, description="lambda of obert's Fisher matrix"
-    )
-    owl_multiple: float = Field(
-        default=5.0, gt=0, strict=False, description="OWL: scores above so many means are outliers"
-    )
-    owl_spread: float = Field(
-        default=0.08,
-        gt=0,
-        lt=1,
-        strict=False,
-        description="OWL: largest distance of a layer's sparsity from the mean",
-    )
-    max_sparsity: float = Field(
-        default=0.98,
-        gt=0,
-        lt=1,
-        strict=False,
-        description="largest sparsity that allocation 'optimal' gives a layer",
+    obert: ObertConfig = Field(default_factory=ObertConfig, description="settings of method obert")
+    owl: OwlConfig = Field(default_factory=OwlConfig, description="settings of allocation owl")
+    optimal: OptimalConfig = Field(
+        default_factory=OptimalConfig, description="settings of allocation optimal"
     )
     activation_memory: int = Field(
         default=1024,
@@ -169,6 +207,45 @@ class PruningConfig(StepConfig):
         description="megabytes of activations to keep in memory; more go to a temporary file",
     )
     seed: int = Field(default=0, ge=0, description="of method random and of output importance")
+
+    former_fields: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "iterations": ("alps.iterations",),
+        "block_size": ("sparsegpt.block_size",),
+        **{name: (f"alps.{name}", f"sparsegpt.{name}") for name in _OF_THE_SOLVER},
+        "fisher_block": ("obert.block",),
+        "fisher_damping": ("obert.damping",),
+        "owl_multiple": ("owl.multiple",),
+        "owl_spread": ("owl.spread",),
+        "max_sparsity": ("optimal.max_sparsity",),
+        "output_coupling": (),
+    }
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_former_fields(cls, data: object) -> object:
+        """Move the flat spelling of earlier versions into the groups."""
+        former = [name for name in cls.former_fields if isinstance(data, Mapping) and name in data]
+        if not isinstance(data, Mapping) or not former:
+            return data
+        data, written = dict(data), []
+        for name in former:
+            value = data.pop(name)
+            if name == "output_coupling":
+                if value != 0:
+                    raise ValueError("output_coupling was removed; leave it out")
+                written.append("nothing instead of output_coupling")
+                continue
+            path = _current_path(cls.former_fields[name], data.get("method"))
+            group, _, field = path.partition(".")
+            data[group] = _with_field(data.get(group), group, field, value, name)
+            written.append(f"{path} instead of {name}")
+        warnings.warn(
+            f"PruningConfig: write {', '.join(written)}; "
+            "the former names will be removed in the next release",
+            FutureWarning,
+            stacklevel=4,
+        )
+        return data
 
     @field_validator("pattern")
     @classmethod
@@ -196,11 +273,7 @@ class PruningConfig(StepConfig):
             raise ValueError(
                 f"pattern {self.pattern} cannot be reached in steps; leave recomputations out"
             )
-        if self.output_coupling and self.method != "alps":
-            raise ValueError(
-                f"output_coupling is for method alps, not {self.method}; leave output_coupling out"
-            )
-        if self.token_importance and not self.is_sequential:
+        if self.solver.token_importance and not self.is_sequential:
             raise ValueError("token_importance needs statistics: sequential")
         if self.augmented_rows and self.method in GRADIENT_METHODS:
             raise ValueError(
@@ -222,6 +295,11 @@ class PruningConfig(StepConfig):
     def parsed_pattern(self) -> Pattern:
         """The pattern as numbers."""
         return Pattern.parse(self.pattern)
+
+    @property
+    def solver(self) -> AlpsConfig | SparseGPTConfig:
+        """The group whose damping and importances apply."""
+        return self.alps if self.method == "alps" else self.sparsegpt
 
     @property
     def wanted(self) -> float:
@@ -267,3 +345,43 @@ class PruningConfig(StepConfig):
             or self.repairs_bias
             or self.allocation != "uniform"
         )
+
+    def non_default_fields(self) -> dict[str, object]:
+        """As `Config.non_default_fields`, in the flat names that hashes were made of."""
+        fields = super().non_default_fields()
+        for group in _GROUPS:
+            fields.pop(group, None)
+        hashed = {
+            "output_importance": (self.solver.output_importance, 0.0),
+            "token_importance": (self.solver.token_importance, 0.0),
+            "damping": (self.solver.damping, 0.01),
+            "block_size": (self.sparsegpt.block_size, 128),
+            "iterations": (self.alps.iterations, 60),
+            "fisher_block": (self.obert.block, 50),
+            "fisher_damping": (self.obert.damping, 1e-7),
+            "owl_multiple": (self.owl.multiple, 5.0),
+            "owl_spread": (self.owl.spread, 0.08),
+            "max_sparsity": (self.optimal.max_sparsity, 0.98),
+        }
+        return fields | {name: value for name, (value, former) in hashed.items() if value != former}
+
+
+def _current_path(paths: tuple[str, ...], method: object) -> str:
+    """Where a former field is now: alps has its own, all other methods share sparsegpt's."""
+    return paths[0] if method == "alps" else paths[-1]
+
+
+def _with_field(group: object, name: str, field: str, value: object, former: str) -> object:
+    """The data of a group with one more field."""
+    if group is None:
+        return {field: value}
+    if isinstance(group, Config):  # `Config.replace`: the change comes last
+        return {**{key: getattr(group, key) for key in type(group).model_fields}, field: value}
+    if not isinstance(group, Mapping):
+        return group  # refused as what it is
+    if field in group:
+        raise ValueError(
+            f"{former} is the former name of {name}.{field}, which is given, too; "
+            f"leave {former} out"
+        )
+    return {**group, field: value}

@@ -16,12 +16,7 @@ from hfcompress.models.architectures import write_matrix
 from hfcompress.pruning import scores
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.patterns import Chooser
-from hfcompress.pruning.reconstruction import (
-    alps_mask,
-    joint_least_squares,
-    least_squares,
-    sparsegpt,
-)
+from hfcompress.pruning.reconstruction import alps_mask, least_squares, sparsegpt
 
 Upper = tuple[Tensor, float]
 """`inverse_upper` of a damped Gram matrix, and the damping."""
@@ -38,15 +33,12 @@ class Task:
         drop: weights to drop.
         settled: the new weight where it is known already (outputs x inputs), else None.
         importance: groups x outputs, how much each output counts; None for all alike.
-        products: outputs x outputs, what errors of two outputs count together; None where each
-            output is reproduced for itself.
     """
 
     name: str
     drop: int
     settled: Tensor | None = None
     importance: Tensor | None = None
-    products: Tensor | None = None
 
 
 def solve_layer(
@@ -84,7 +76,6 @@ def solve_layer(
                 _part(moments, group, module),
                 task.drop * (group + 1) // groups - task.drop * group // groups,
                 None if task.importance is None else task.importance[group],
-                task.products,
                 config,
                 lambda text: note(f"{task.name}: {text}"),
                 partial(_upper, moments, group, config, remember),
@@ -92,7 +83,7 @@ def solve_layer(
     if not bool(torch.isfinite(new).all()):
         raise CalibrationError(
             f"pruning {task.name} gave NaN or infinite weights; "
-            f"raise damping above {config.damping:g}"
+            f"raise damping above {config.solver.damping:g}"
         )
     if config.repairs_bias and _has_bias(module):
         _repair_bias(module, moments, weight, new)
@@ -137,7 +128,6 @@ def _solve_group(
     part: _Part,
     drop: int,
     importance: Tensor | None,
-    products: Tensor | None,
     config: PruningConfig,
     note: Callable[[str], None],
     factored: Callable[[_Part], Upper],
@@ -153,8 +143,8 @@ def _solve_group(
         upper, share = factored(part)
         new = _sparsegpt(weight, upper, drop, choose, relative, config)
     else:
-        new, share = _by_target(weight, part, drop, choose, relative, products, config)
-    if share > config.damping:
+        new, share = _by_target(weight, part, drop, choose, relative, config)
+    if share > config.solver.damping:
         note(f"the Gram matrix is singular and was damped by {share:g} of its mean diagonal")
     return new
 
@@ -165,11 +155,10 @@ def _by_target(
     drop: int,
     choose: Chooser,
     importance: Tensor | None,
-    products: Tensor | None,
     config: PruningConfig,
 ) -> tuple[Tensor, float]:
     """The dense weight that fits the wanted outputs best, pruned; and the damping."""
-    matrix, factor, share = damped(part.gram, config.damping)
+    matrix, factor, share = damped(part.gram, config.solver.damping)
     target = weight
     if part.cross is not None:
         target = ridge_target(weight, part.cross, part.gram, matrix, factor)
@@ -178,21 +167,9 @@ def _by_target(
         return _sparsegpt(target, upper, drop, choose, importance, config), share
     hessian = matrix.to(target.dtype)
     keep = alps_mask(
-        target, hessian, drop, choose, iterations=config.iterations, output_weight=importance
+        target, hessian, drop, choose, iterations=config.alps.iterations, output_weight=importance
     )
-    new = least_squares(target, hessian, keep)
-    if products is not None and config.output_coupling:
-        metric = _metric(products, config.output_coupling).to(target.dtype)
-        new = joint_least_squares(target, hessian, keep, metric, new)
-    return new, share
-
-
-def _metric(products: Tensor, coupling: float) -> Tensor:
-    """Products of gradients, scaled to a mean diagonal of 1 and mixed with the identity."""
-    mean = products.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
-    metric = products * (coupling / mean)
-    metric.diagonal().add_(1 - coupling)
-    return metric
+    return least_squares(target, hessian, keep), share
 
 
 def _sparsegpt(
@@ -204,7 +181,7 @@ def _sparsegpt(
     config: PruningConfig,
 ) -> Tensor:
     pattern = config.parsed_pattern
-    block = -(-config.block_size // pattern.step) * pattern.step
+    block = -(-config.sparsegpt.block_size // pattern.step) * pattern.step
     return sparsegpt(
         target, upper, drop, choose, block=block, group=pattern.group, output_weight=importance
     )
@@ -214,17 +191,17 @@ def _upper(
     moments: Moments, group: int, config: PruningConfig, remember: Remember, part: _Part
 ) -> Upper:
     def make() -> Upper:
-        return damped_inverse_upper(part.gram, config.damping)
+        return damped_inverse_upper(part.gram, config.solver.damping)
 
-    key = ("upper", id(moments.gram), group, config.damping, config.repairs_bias)
+    key = ("upper", id(moments.gram), group, config.solver.damping, config.repairs_bias)
     return remember(key, make)
 
 
 def _relative(importance: Tensor | None, config: PruningConfig) -> Tensor | None:
-    if importance is None or not config.output_importance:
+    if importance is None or not config.solver.output_importance:
         return None
     mean = importance.mean().clamp_min(torch.finfo(torch.float32).tiny)
-    return (importance / mean).pow(config.output_importance)
+    return (importance / mean).pow(config.solver.output_importance)
 
 
 def _repair_bias(module: nn.Module, moments: Moments, dense: Tensor, new: Tensor) -> None:
@@ -296,7 +273,7 @@ def layer_errors(
     totals = [0.0] * len(LEVELS)
     by_group = None if masking is None else masking.view(weight.shape)
     for group in range(len(weight)):
-        gram, factor, _ = damped(moments.gram[group], config.damping)
+        gram, factor, _ = damped(moments.gram[group], config.solver.damping)
         upper = None if by_group is not None else inverse_upper(factor)
         for index, level in enumerate(LEVELS):
             score = None if by_group is None else by_group[group]
@@ -321,5 +298,5 @@ def _pruned(
     if score is not None:
         return weight * choose(score, drop)
     assert upper is not None
-    block = -(-config.block_size // pattern.step) * pattern.step
+    block = -(-config.sparsegpt.block_size // pattern.step) * pattern.step
     return sparsegpt(weight, upper, drop, choose, block=block)

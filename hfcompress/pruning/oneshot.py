@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hfcompress.calibration.batches import Calibration, fingerprint
 from hfcompress.calibration.importance import Importance, importance
-from hfcompress.calibration.moments import as_matrix, grouped_weight, groups_of
+from hfcompress.calibration.moments import as_matrix, grouped_weight
 from hfcompress.models.architectures import weight_matrix, write_matrix
 from hfcompress.pruning import allocation, scores
 from hfcompress.pruning.config import MOMENT_METHODS, RECONSTRUCTING, PruningConfig
@@ -74,18 +74,11 @@ class OneShot:
 
     def _tasks(self, counts: Mapping[str, int]) -> dict[str, Task]:
         """What is to happen to each layer, and which of its outputs count how much."""
-        if not self.config.output_importance and not self.config.output_coupling:
+        if not self.config.solver.output_importance:
             return {name: Task(name, drop) for name, drop in counts.items()}
         found = self._importance()
         return {
-            # A convolution's groups would each need a matrix of their own.
-            name: Task(
-                name,
-                drop,
-                importance=found[name].outputs,
-                products=found[name].matrix if groups_of(self.modules[name]) == 1 else None,
-            )
-            for name, drop in counts.items()
+            name: Task(name, drop, importance=found[name].outputs) for name, drop in counts.items()
         }
 
     def _by_rounds(self) -> dict[str, int]:
@@ -180,12 +173,14 @@ class OneShot:
             return self._global_counts(total)
         if config.allocation == "owl":
             outliers = {
-                name: allocation.outlier_share(score, config.owl_multiple)
+                name: allocation.outlier_share(score, config.owl.multiple)
                 for name, score in self._wanda_scores().items()
             }
-            return allocation.owl(outliers, self._sizes, total, config.owl_spread)
+            return allocation.owl(outliers, self._sizes, total, config.owl.spread)
         if config.allocation == "optimal":
-            levels, errors = allocation.finer(LEVELS, self._error_table(), config.max_sparsity)
+            levels, errors = allocation.finer(
+                LEVELS, self._error_table(), config.optimal.max_sparsity
+            )
             return allocation.optimal(errors, levels, self._sizes, total)
         return {
             name: self._pattern.dropped(*_shape(module), sparsity)
@@ -193,17 +188,10 @@ class OneShot:
         }
 
     def _importance(self) -> dict[str, Importance]:
-        config = self.config
-        return importance(
-            self.model,
-            self.modules,
-            self.calibration,
-            config.seed,
-            matrices=config.output_coupling > 0,
-        )
+        return importance(self.model, self.modules, self.calibration, self.config.seed)
 
     def _token_weights(self) -> dict[str, list[Tensor]]:
-        share = self.config.token_importance
+        share = self.config.solver.token_importance
         found = self._importance() if share else {}
         return {
             name: [1 - share + share * tokens for tokens in part.tokens]
@@ -219,13 +207,20 @@ class OneShot:
     def _surgeon_scores(self) -> dict[str, Tensor]:
         moments = self.calibration.moments(self.model, self.modules)
         return {
-            name: surgeon_scores(module, moments[name], self.config.damping)
+            name: surgeon_scores(module, moments[name], self.config.solver.damping)
             for name, module in self.modules.items()
         }
 
     def _error_table(self) -> dict[str, list[float]]:
         config, modules = self.config, self.modules
-        key = (config.method, config.pattern, config.competition, config.damping, config.seed)
+        key = (
+            config.method,
+            config.pattern,
+            config.competition,
+            config.solver.damping,
+            config.sparsegpt.block_size,
+            config.seed,
+        )
 
         def collect() -> dict[str, list[float]]:
             moments = self.calibration.moments(self.model, modules)
@@ -242,7 +237,7 @@ class OneShot:
 
     def _by_block_fisher(self, sparsity: float) -> dict[str, int]:
         counts = None if self.config.competition == "global" else self._counts(sparsity)
-        portions = fisher_portions(self._sizes, self.config.fisher_block)
+        portions = fisher_portions(self._sizes, self.config.obert.block)
         if counts is None:
             counts = self._global_fisher_counts(portions, sparsity)
         choose = self._pattern.chooser(self.config.competition == "row")
@@ -272,8 +267,8 @@ class OneShot:
         fishers = {
             name: BlockFisher(
                 self._sizes[name],
-                config.fisher_block,
-                config.fisher_damping,
+                config.obert.block,
+                config.obert.damping,
                 self.calibration.rows,
             )
             for name in names

@@ -132,51 +132,6 @@ def least_squares(
     return solution
 
 
-def joint_least_squares(
-    target: Tensor,
-    hessian: Tensor,
-    keep: Tensor,
-    metric: Tensor,
-    start: Tensor,
-    *,
-    iterations: int = 40,
-) -> Tensor:
-    """The best weights on a given support where errors of two outputs can cancel each other.
-
-    Minimises tr(M (V - W) H (V - W)') with M the metric of the outputs; with the moments of the
-    inputs and of the outputs' gradients this is K-FAC's model of the loss (Martens and Grosse
-    2015, arXiv 1503.05671). Conjugate gradients on the whole matrix, diagonally preconditioned.
-
-    Args:
-        target: W, outputs x inputs.
-        hessian: H, inputs x inputs, positive definite.
-        keep: mask, outputs x inputs.
-        metric: M, outputs x outputs, positive definite.
-        start: where to start, outputs x inputs: the result of `least_squares`.
-        iterations: at most so many.
-
-    Returns:
-        V, zero where ``keep`` is False.
-    """
-    diagonal = metric.diagonal()[:, None] * hessian.diagonal()
-    solution = start * keep
-    residual = (metric @ ((target - solution) @ hessian)) * keep
-    scaled = residual / diagonal
-    direction = scaled.clone()
-    product = (residual * scaled).sum()
-    tiny = torch.finfo(product.dtype).tiny
-    for _ in range(iterations):
-        image = (metric @ (direction @ hessian)) * keep
-        step = product / (direction * image).sum().clamp_min(tiny)
-        solution = solution + step * direction
-        residual = residual - step * image
-        scaled = residual / diagonal
-        following = (residual * scaled).sum()
-        direction = scaled + following / product.clamp_min(tiny) * direction
-        product = following
-    return solution
-
-
 def alps_mask(
     target: Tensor,
     hessian: Tensor,

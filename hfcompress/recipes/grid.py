@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hfcompress.config import nearest
+from hfcompress.config import Config, nearest, owner_of
 from hfcompress.errors import ConfigError
 from hfcompress.recipes.step_configs import (
     STEP_CONFIGS,
@@ -154,28 +154,69 @@ def locate(field: str, steps: Sequence[Any], where: str) -> tuple[int, str, str]
                 f"{where}{field} could mean several steps; write steps[{places[0]}].{field}"
             )
         place = places[0]
-    fields = STEP_CONFIGS[names[place]].model_fields if names[place] in STEP_CONFIGS else {}
+    config = STEP_CONFIGS.get(names[place])
     first = inner.split(".")[0]
-    if fields and first not in fields:
-        hint = nearest(first, list(fields))
+    if config and first not in config.model_fields and first not in config.former_fields:
+        hint = nearest(first, list(config.model_fields))
         raise ConfigError(f"{where}{field}: {names[place]} has no field {first!r}{hint}")
     return place, names[place], inner
 
 
 def with_value(data: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
     """A copy of nested plain data with one value changed."""
-    inner = value if len(path) == 1 else with_value(data.get(path[0]) or {}, path[1:], value)
+    inner = value
+    if len(path) > 1:
+        inner = with_value(_fields_given(data.get(path[0])), path[1:], value)
     return {**data, path[0]: inner}
 
 
-def restore(data: dict[str, Any], written: Mapping[str, Any], path: Sequence[str]) -> None:
-    """Put one value of nested plain data back to what was written, or take it out."""
+def restore(
+    data: dict[str, Any], written: Mapping[str, Any], path: Sequence[str], config: type[Config]
+) -> None:
+    """Put one field of a step's plain data back to what was written, or take it out.
+
+    Args:
+        data: every field of the step, by current names; changed in place.
+        written: the step as a recipe gives it.
+        path: the field's, of which the last name may be a former one.
+        config: the step's class.
+    """
+    owner = owner_of(config, tuple(path[:-1]))
+    assert issubclass(owner, Config)
+    for current in owner.former_fields.get(path[-1], ()):
+        _restore(data, written, [*path[:-1], *current.split(".")])
+    _restore(data, written, path)
+
+
+def ambiguous_fields(written: Mapping[str, Any], config: type[Config]) -> Iterator[list[str]]:
+    """Paths of former names in a step's plain data whose meaning another field decides.
+
+    Args:
+        written: the step as a recipe gives it.
+        config: the step's class.
+    """
+    for name, value in written.items():
+        if len(config.former_fields.get(name, ())) > 1:
+            yield [name]
+        owner = owner_of(config, (name,))
+        if isinstance(value, Mapping) and owner is not config and issubclass(owner, Config):
+            yield from ([name, *rest] for rest in ambiguous_fields(value, owner))
+
+
+def _restore(data: dict[str, Any], written: Mapping[str, Any], path: Sequence[str]) -> None:
     if len(path) > 1 and isinstance(data.get(path[0]), dict):
-        restore(data[path[0]], written.get(path[0]) or {}, path[1:])
+        _restore(data[path[0]], _fields_given(written.get(path[0])), path[1:])
     elif path[0] in written:
         data[path[0]] = written[path[0]]
     else:
         data.pop(path[0], None)
+
+
+def _fields_given(data: Any) -> Mapping[str, Any]:
+    """Nested data as a mapping; of a config the fields that were given."""
+    if isinstance(data, Config):
+        return {name: getattr(data, name) for name in data.model_fields_set}
+    return data or {}
 
 
 def apply_override(data: dict[str, Any], override: str, known: Collection[str]) -> dict[str, Any]:

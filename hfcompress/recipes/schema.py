@@ -15,7 +15,16 @@ from hfcompress.config import Config, Names
 from hfcompress.data.config import DataConfig
 from hfcompress.errors import ConfigError
 from hfcompress.models.loading import ModelConfig, task_modality
-from hfcompress.recipes.grid import Trial, apply_override, beginnings, locate, points, restore
+from hfcompress.recipes.grid import (
+    Trial,
+    ambiguous_fields,
+    apply_override,
+    beginnings,
+    locate,
+    points,
+    restore,
+)
+from hfcompress.recipes.step_configs import STEP_CONFIGS
 from hfcompress.recipes.yaml import parse_yaml
 
 
@@ -133,14 +142,24 @@ class Recipe(Config):
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data, every default spelt out.
 
-        Fields that the grid varies stand in the steps as they were written.
+        Fields that the grid varies keep their value of the steps as written; so do former names
+        whose meaning depends on a field that the grid may vary.
         """
         data = super().to_dict()
         steps = [step.to_dict() for step in points(self.steps, self.grid, self.seed)[0].steps]
+        kept = [
+            (place, path)
+            for place, step in enumerate(self.steps)
+            for name, fields in step.items()
+            for path in ambiguous_fields(fields or {}, STEP_CONFIGS[name])
+        ]
         for field in dict.fromkeys(field for part in self.grid for field in part):
             if field != "seed":
-                place, name, inner = locate(field, self.steps, "grid.")
-                restore(steps[place][name], self.steps[place][name] or {}, inner.split("."))
+                place, _, inner = locate(field, self.steps, "grid.")
+                kept.append((place, inner.split(".")))
+        for place, path in kept:
+            ((name, written),) = self.steps[place].items()
+            restore(steps[place][name], written or {}, path, STEP_CONFIGS[name])
         data["steps"] = steps
         return data
 

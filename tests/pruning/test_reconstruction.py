@@ -101,26 +101,6 @@ def test_least_squares_solves_the_normal_equations() -> None:
     torch.testing.assert_close(new, best_on_support(weight, matrix, keep), rtol=1e-5, atol=1e-6)
 
 
-def test_joint_least_squares_solves_the_coupled_normal_equations() -> None:
-    weight, gram = problem()
-    matrix, _, _ = damped(gram, 0.01)
-    keep = layer_mask(weight.abs(), 40)
-    gradients = torch.randn(
-        9, len(weight), generator=torch.Generator().manual_seed(3), dtype=torch.float64
-    )
-    metric = gradients.T @ gradients + torch.eye(len(weight))
-    apart = reconstruct.least_squares(weight, matrix, keep)
-    new = reconstruct.joint_least_squares(weight, matrix, keep, metric, apart, iterations=200)
-    # Row-major vec: tr(M D H D') has the matrix M (x) H; solved on the support alone.
-    system = torch.kron(metric, matrix)
-    support = keep.flatten()
-    exact = torch.zeros_like(weight).flatten()
-    right = (system @ weight.flatten())[support]
-    exact[support] = torch.linalg.solve(system[support][:, support], right)
-    torch.testing.assert_close(new, exact.view_as(weight), rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(new, apart, rtol=1e-3)
-
-
 def test_ridge_target_minimises_its_objective() -> None:
     weight, gram = problem()
     cross = weight @ gram + torch.randn(

@@ -298,7 +298,11 @@ def test_lines_are_named_by_what_varies(make_recipe: Callable[..., Recipe]) -> N
         steps=[{"prune": {}}],
         grid=[
             {"prune.scope": ["layer", "global"], "prune.sparsity": [0.5], "seed": [0, 1]},
-            {"prune.method": ["random"], "prune.damping": [0.5], "prune.sparsity": [0.5, 0.6]},
+            {
+                "prune.method": ["random"],
+                "prune.sparsegpt.damping": [0.5],
+                "prune.sparsity": [0.5, 0.6],
+            },
         ],
     )
     trials = expand(recipe)
