@@ -13,6 +13,9 @@ from hfcompress.models.architectures import select_modules
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.prune import prune
 
+SPARSITIES = (0.5, 0.7, 0.8, 0.9)
+"""What is tried on each layer by default."""
+
 
 @dataclass(frozen=True)
 class SensitivityRow:
@@ -41,7 +44,7 @@ def sensitivity(
     model: nn.Module,
     config: PruningConfig,
     evaluate: Callable[[nn.Module], float],
-    sparsities: Sequence[float] = (0.5, 0.7, 0.8, 0.9),
+    sparsities: Sequence[float] = SPARSITIES,
     calibration: Calibration | None = None,
 ) -> list[SensitivityRow]:
     """Prune each target alone to each sparsity, measure, and put its weights back.

@@ -9,14 +9,13 @@ from hfcompress.errors import ConfigError
 from hfcompress.models.architectures import select_modules
 from hfcompress.models.loading import load_model
 from hfcompress.pruning.config import PruningConfig
+from hfcompress.pruning.sensitivity import SPARSITIES
 from hfcompress.recipes.schema import Recipe, expand
 from hfcompress.report.heatmap import draw_heatmap
 from hfcompress.report.table import write_csv
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.run import SweepResult, run
 from hfcompress.utils import Progress, atomic_write
-
-SPARSITIES = (0.5, 0.7, 0.8, 0.9)
 
 
 def sensitivity(
