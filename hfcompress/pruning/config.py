@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
-from hfcompress.config import StepConfig
+from hfcompress.config import Config, StepConfig
 from hfcompress.pruning.patterns import Pattern
 
 Method = Literal[
