@@ -1,9 +1,9 @@
-"""The tables of README.md and docs/results.md, made from benchmarks/results/ and nothing else.
+"""The tables of docs/results.md, made from benchmarks/results/ and nothing else.
 
     python -m benchmarks.tables
 
-Each table stands between ``<!-- results: NAME -->`` and ``<!-- end -->``. Figures that are named
-"what, 50%, unit" make a table of their own, with a column for each percentage or pattern.
+Each table is between ``<!-- results: NAME -->`` and ``<!-- end -->``. Figures named
+"what, 50%, unit" form a separate table with a column for each percentage or pattern.
 """
 
 from __future__ import annotations
@@ -15,19 +15,18 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-README = ROOT / "README.md"
-PAGES = (README, ROOT / "docs" / "results.md")
+PAGES = (ROOT / "docs" / "results.md",)
 _CELL = re.compile(r"(?P<row>.+), (?P<column>\d+%|\d+:\d+), (?P<unit>\w+)")
 _BLOCK = re.compile(r"<!-- results: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def render(text: str) -> str:
-    """A text with every results block filled from its file."""
+    """Return a text with every results block filled from its file."""
     return _BLOCK.sub(lambda match: _block(match[1]), text)
 
 
 def update_pages() -> None:
-    """Fill the blocks of every page."""
+    """Rewrite the results blocks of every page."""
     for page in PAGES:
         page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")
 
@@ -48,7 +47,7 @@ def _block(name: str) -> str:
 
 
 def _matrix(figures: list[dict[str, Any]]) -> str:
-    """One row for each thing, one column for each sparsity or pattern."""
+    """Return a table with a row per name and a column per sparsity or pattern."""
     names = [match for figure in figures if (match := _CELL.fullmatch(figure["name"]))]
     rows = list(dict.fromkeys(match["row"] for match in names))
     columns = list(dict.fromkeys(match["column"] for match in names))
