@@ -8,12 +8,11 @@ import inspect
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import BertConfig, BertForSequenceClassification, set_seed
 
 import hfcompress
 from benchmarks.tables import PAGES, RESULTS, ROOT, render
@@ -22,7 +21,6 @@ from hfcompress.config import Config
 from hfcompress.recipes.library import find_recipe, headline, shipped_recipes
 from hfcompress.recipes.schema import expand, load_recipe, parse_recipe
 from hfcompress.recipes.yaml import parse_yaml
-from tests.conftest import FILLER, GOOD, make_tokenizer
 
 README = ROOT / "README.md"
 DOCS = (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -214,40 +212,3 @@ def check_call(call: ast.Call) -> None:
         known = inspect.signature(thing).parameters
         if not any(item.kind is item.VAR_KEYWORD for item in known.values()):
             assert set(given) <= set(known), ast.unparse(call)
-
-
-@pytest.fixture
-def readme_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_data: Callable[..., Path]
-) -> None:
-    """The files that the README's examples name: a model, texts, a data set and a recipe."""
-    monkeypatch.chdir(tmp_path)
-    set_seed(0)
-    tokenizer = make_tokenizer()
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=6, num_attention_heads=4,
-        intermediate_size=64, max_position_embeddings=64,
-    )  # fmt: skip
-    BertForSequenceClassification(config).save_pretrained("FOLDER")
-    tokenizer.save_pretrained("FOLDER")
-    words = [*GOOD, *FILLER]
-    lines = [f"{words[i % 15]} {words[i % 7]} {words[i % 4]}" for i in range(512)]
-    Path("texts.txt").write_text("\n".join(lines))
-    write_data("sst2/train.tsv", rows=96)
-    write_data("sst2/dev.tsv", rows=24, seed=1)
-    Path("recipe.yaml").write_text(blocks_of(README, "yaml")[0])
-
-
-@pytest.mark.usefixtures("readme_files")
-@pytest.mark.filterwarnings("ignore")
-def test_the_readme_runs_from_top_to_bottom() -> None:
-    pytest.importorskip("onnxruntime")
-    names: dict[str, Any] = {}
-    for text in blocks_of(README, "python"):
-        if "CompressTarget" in text:  # a search takes long; tests/search runs it
-            continue
-        exec(compile(text, "README.md", "exec"), names)
-    assert 0.7 < names["report"].actual < 0.9
-    assert len(names["result"].rows) > 0
-    assert (Path("sentiment") / "example.py").is_file()
-    assert (Path("runs") / "mine" / "report.html").is_file()
