@@ -16,6 +16,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "docs" / "results.md",)
+FigureRow = dict[str, Any]
+"""One figure as benchmarks/results/*.json holds it: name, value, unit, low, high, target, met."""
 _CELL = re.compile(r"(?P<row>.+), (?P<column>\d+%|\d+:\d+), (?P<unit>\w+)")
 _BLOCK = re.compile(r"<!-- results: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
@@ -46,7 +48,7 @@ def _block(name: str) -> str:
     return f"<!-- results: {name} -->\n{table}\n\n*{place}; `benchmarks/{name}.py`*\n<!-- end -->"
 
 
-def _matrix(figures: list[dict[str, Any]]) -> str:
+def _matrix(figures: list[FigureRow]) -> str:
     """Return a table with a row per name and a column per sparsity or pattern."""
     names = [match for figure in figures if (match := _CELL.fullmatch(figure["name"]))]
     rows = list(dict.fromkeys(match["row"] for match in names))
@@ -59,7 +61,7 @@ def _matrix(figures: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _cell(figure: dict[str, Any] | None) -> str:
+def _cell(figure: FigureRow | None) -> str:
     if figure is None:
         return ""
     text = f"{figure['value']:.4g}"
@@ -74,7 +76,7 @@ def _torch(where: dict[str, Any]) -> str:
     return str(where["packages"]["torch"])
 
 
-def _line(figure: dict[str, Any]) -> str:
+def _line(figure: FigureRow) -> str:
     spread = ""
     if figure["low"] is not None:
         spread = f"{figure['low']:.3g} to {figure['high']:.3g}"

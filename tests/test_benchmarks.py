@@ -1,4 +1,4 @@
-"""The frame that all benchmarks share, and what of them can be tested without measuring."""
+"""What all benchmarks share, and the parts of them that need no measuring."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from hfcompress.recipes.schema import expand, load_recipe
     [(20.0, ">= 20", True), (19.9, ">= 20", False), (1.2, "<= 1.2", True), (1.3, "<= 1.2", False),
      (-0.1, ">= -0.7", True), (5.0, None, None)],
 )  # fmt: skip
-def test_a_figure_knows_whether_it_is_met(value: float, target: str | None, met: bool) -> None:
+def test_a_figure_is_met_when_its_value_satisfies_its_target(
+    value: float, target: str | None, met: bool
+) -> None:
     assert Figure("x", value, "s", target=target).met is met
 
 
-def test_spread_is_the_median_with_its_ends() -> None:
+def test_spread_gives_the_median_the_lowest_and_the_highest() -> None:
     figure = spread("x", [3.0, 1.0, 2.0, 10.0], "s", "<= 3")
     assert (figure.value, figure.low, figure.high, figure.met) == (2.5, 1.0, 10.0, True)
 
@@ -48,7 +50,7 @@ def test_report_writes_what_the_tables_read(
     assert render(text) == text
 
 
-def test_kept_figures_are_made_once_and_nothing_is_not_kept(tmp_path: Path) -> None:
+def test_kept_figures_are_computed_once_and_an_empty_list_is_not_kept(tmp_path: Path) -> None:
     path = tmp_path / "rows" / "part.json"
     assert kept_figures(path, list) == []
     made = [Figure("speed", 2.0, "x", 1.5, 2.5, ">= 3", "a note")]
@@ -56,7 +58,7 @@ def test_kept_figures_are_made_once_and_nothing_is_not_kept(tmp_path: Path) -> N
     assert kept_figures(path, lambda: pytest.fail("made twice")) == made
 
 
-def test_the_cpu_clock_counts_work_and_no_waiting() -> None:
+def test_the_cpu_clock_counts_work_but_not_waiting() -> None:
     clock = CpuClock()
     time.sleep(0.3)
     waited = clock.minutes
@@ -68,7 +70,7 @@ def test_the_cpu_clock_counts_work_and_no_waiting() -> None:
     assert clock.minutes - waited >= 0.2 / 60
 
 
-def test_the_one_shot_grid_has_all_seeds_where_nothing_may_be_lost() -> None:
+def test_the_one_shot_grid_has_three_seeds_where_the_target_allows_no_loss() -> None:
     chosen = without_the_easy(load_recipe(find_recipe("oneshot-methods")), seed=1)
     seeds: dict[tuple[str, float], set[int]] = {}
     for trial in expand(chosen):

@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
+import torch
+import transformers
 
 import hfcompress
 from benchmarks.tables import PAGES, RESULTS, ROOT, render
@@ -126,6 +129,16 @@ def load_script(path: Path) -> Any:
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+@each_page
+def test_every_class_that_it_names_exists(page: Path) -> None:
+    if page.name in ("CONTRIBUTING.md", "config.md"):  # they name internal classes, too
+        return
+    prose = re.sub(r"^```.*?^```$", "", read(page), flags=re.MULTILINE | re.DOTALL)
+    named = set(re.findall(r"`([A-Z][a-z]\w+)(?:\([^`]*\))?`", prose))
+    rooms = (hfcompress, transformers, torch.nn, datasets)
+    assert [name for name in sorted(named) if not any(hasattr(room, name) for room in rooms)] == []
 
 
 # --- recipes -----------------------------------------------------------------------------------
