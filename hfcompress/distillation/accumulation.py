@@ -1,27 +1,27 @@
-"""What a batch's losses count when an update has several batches, and how they are logged."""
+"""Weights of batches in an accumulated update, and the logged parts of the loss."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from hfcompress.distillation.layer_losses import HiddenDistance
 from hfcompress.distillation.losses import Task
+from hfcompress.distillation.teacher_outputs import Inputs
 
 Unit = Literal["rows", "labels", "positions", "tokens"]
-"""What a loss is a mean over: rows, rows or tokens with a label, positions of the logits that
-count, tokens that are no padding."""
-
+"""What a loss is averaged over: rows, labels that are not -100, unmasked positions of the logits,
+tokens without padding."""
 
 _BY_ROW = ("patience", "attention_transfer")
-"""Hidden distances that give one number for each row."""
+"""Hidden distances that are averaged over rows."""
 
 
 def units_of(task: Task, hidden_distance: HiddenDistance) -> dict[str, Unit]:
-    """What each loss is a mean over, by its name in the logs."""
+    """Return what each loss is averaged over, by its name in the logs."""
     return {
         "hard_loss": "labels",
         "soft_loss": "positions",
@@ -33,14 +33,14 @@ def units_of(task: Task, hidden_distance: HiddenDistance) -> dict[str, Unit]:
 
 
 def count_units(
-    inputs: Mapping[str, Any], labels: Tensor | None, positions: Tensor | None
+    inputs: Inputs, labels: Tensor | None, positions: Tensor | None
 ) -> dict[Unit, Tensor]:
-    """How many of each unit a batch has.
+    """Return how many of each unit a batch has.
 
     Args:
         inputs: the batch.
-        labels: its labels; -100 marks none.
-        positions: non-zero where the logits count; None counts rows.
+        labels: its labels; -100 means "no label".
+        positions: non-zero where logits count; None counts rows.
     """
     first = next(value for value in inputs.values() if isinstance(value, Tensor))
     rows = torch.tensor(first.shape[0], device=first.device)
@@ -57,12 +57,12 @@ def count_units(
 
 
 class UpdateShares:
-    """The share of a batch's means in the means over a whole update.
+    """The share of each batch in the units of a whole update.
 
-    A mean of means is not the mean where batches differ in what they count. Each loss of a batch
-    is scaled by its share, so that the sum over the batches of an update is what one large batch
-    would give. Only hidden states by ``normalized_mse`` are near it and not equal: that divides by
-    the size of the teacher's states in the batch.
+    A mean of batch means differs from the mean over the update if batches have different counts.
+    Each loss of a batch is scaled by its share, so that the sum over the batches equals the loss of
+    one large batch. ``normalized_mse`` is only close to it, because it divides by the mean square
+    of the teacher's states in each batch.
     """
 
     def __init__(self) -> None:
@@ -77,8 +77,8 @@ class UpdateShares:
         """Begin an update.
 
         Args:
-            counts: of each of its batches; none where the update is one batch.
-            everywhere: the sum of a number over the processes.
+            counts: units of each batch; empty if the update is one batch.
+            everywhere: sums a number over the processes.
         """
         self._totals = {
             unit: everywhere(torch.stack([part[unit] for part in counts]).sum())
@@ -86,12 +86,12 @@ class UpdateShares:
         }
 
     def of(self, counts: Mapping[Unit, Tensor]) -> dict[Unit, Tensor]:
-        """The share of a batch, by what is counted."""
+        """Return the share of a batch by unit."""
         return {unit: counts[unit] / total.clamp_min(1) for unit, total in self._totals.items()}
 
 
 class LoggedParts:
-    """The parts of a loss between two logs, averaged over the updates as ``Trainer`` does."""
+    """The parts of the loss since the last log, averaged over updates as ``Trainer`` does."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -101,8 +101,8 @@ class LoggedParts:
         """Add a batch.
 
         Args:
-            parts: each the batch's share in its update.
-            step: updates that are done.
+            parts: losses, scaled by the batch's share in its update.
+            step: finished updates.
         """
         if not self._sums:
             self._since = step
@@ -110,11 +110,11 @@ class LoggedParts:
             self._sums[name] = self._sums.get(name, 0.0) + part.detach()
 
     def take(self, step: int, average: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """The mean of each part since the last log.
+        """Return the mean of each part since the last log, and reset.
 
         Args:
-            step: updates that are done.
-            average: the mean of a number over the processes.
+            step: finished updates.
+            average: averages a number over the processes.
         """
         updates = max(1, step - self._since)
         taken = {name: float(average(total)) / updates for name, total in self._sums.items()}

@@ -1,4 +1,4 @@
-"""``DistillationArguments``: distillation as training arguments."""
+"""``DistillationArguments``: training arguments with the options of distillation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class DistillationArguments(TrainingArguments):
     """Training arguments with the fields of `DistillationTrainingConfig`.
 
     Raises:
-        ConfigError: a value out of range, or a combination that would have no effect.
+        ConfigError: a value out of range, or an option without effect.
     """
 
     alpha: float = _option("alpha")
@@ -41,14 +41,14 @@ class DistillationArguments(TrainingArguments):
     task: str | None = _option("task")
 
     def __post_init__(self) -> None:
-        """Check the fields, at once and not when training starts."""
+        """Check the fields when the arguments are made, not when training starts."""
         if isinstance(self.layer_map, str):  # from a command line
             self.layer_map = _numbers(self.layer_map)
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.distillation_config()
 
     def distillation_config(self) -> DistillationTrainingConfig:
-        """The distillation fields as a config."""
+        """Return the distillation fields as a config."""
         names = [item.name for item in fields(self)]
         known = [name for name in names if name in DistillationTrainingConfig.model_fields]
         values = {name: getattr(self, name) for name in known}
@@ -60,5 +60,5 @@ def _numbers(text: str) -> dict[int, int]:
         return {int(student): int(teacher) for student, teacher in json.loads(text).items()}
     except (ValueError, AttributeError, TypeError):
         raise ConfigError(
-            f'layer_map must be JSON such as {{"0": 1, "1": 3}}, not {text!r}'
+            f'cannot parse layer_map {text!r}; write JSON such as {{"0": 1, "1": 3}}'
         ) from None

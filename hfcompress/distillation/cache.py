@@ -1,12 +1,12 @@
-"""``TeacherCache``: what a teacher says of each row, computed once and looked up afterwards."""
+"""``TeacherCache``: a teacher's outputs for each row of a data set, on disk."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import datasets
 import numpy as np
@@ -20,8 +20,10 @@ from hfcompress.data.load import fingerprint
 from hfcompress.distillation.cache_files import (
     ArraySpec,
     CacheBuild,
+    Collate,
     Meta,
     Progress,
+    Row,
     open_arrays,
     read_meta,
 )
@@ -30,8 +32,6 @@ from hfcompress.distillation.teachers import TeacherFunction, as_teacher, infer_
 from hfcompress.errors import ConfigError, DataError
 from hfcompress.models.loading import weights_hash
 
-Collate = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
-
 
 class TeacherCache:
     """A teacher's outputs for the rows of one data set, memory-mapped from a folder.
@@ -39,14 +39,14 @@ class TeacherCache:
     ::
 
         cache = TeacherCache.build(teacher, rows, collate, hidden_layers=(1, 3, 5))
-        rows = cache.attach(rows)            # a column "row" that shuffling takes along
+        rows = cache.attach(rows)            # adds a column "row" that survives shuffling
         outputs = cache.lookup(batch["row"])  # a TeacherOutputs
 
     Args:
-        folder: as `build` left it.
+        folder: of a finished build.
 
     Raises:
-        DataError: the folder is no cache, or one of its files is cut short.
+        DataError: the folder does not hold a cache, or one of its files is truncated.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -77,87 +77,87 @@ class TeacherCache:
         identity: str | None = None,
         progress: Progress | None = None,
     ) -> TeacherCache:
-        """Find the cache of a teacher's outputs, or compute it.
+        """Return the cache of a teacher's outputs; compute it if there is none.
 
-        It lies under a hash of the teacher's weights and config and of the rows as the teacher
-        reads them, so another teacher or another text never meets an old cache. A build that
-        was cut goes on where it was; processes that want the same cache wait for the first one.
+        Its folder is named by a hash of the teacher's weights and config and of the rows that the
+        teacher reads, so a cache is never used for another teacher or other rows. An interrupted
+        build is resumed; processes that need the same cache wait for the first one.
 
         Args:
-            teacher: a model, run in evaluation mode without gradients and left as it was; or a
-                function of the batch's tensors that gives logits.
-            rows: model inputs as the teacher's tokenizer or processor made them.
+            teacher: a model, run in evaluation mode without gradients; or a function of the
+                batch's tensors that returns logits.
+            rows: model inputs, encoded by the teacher's tokenizer or processor.
             collate: rows -> one padded batch of tensors.
-            hidden_layers: layers whose hidden states are kept too, in half precision.
-            precision: bf16 runs the teacher under autocast, faster where the processor can.
-            batch_size: rows the teacher reads at once.
-            folder: where caches lie; in the cache directory of ``datasets`` by default.
-            preprocessing: what else decides what the teacher reads, where the rows do not show
-                it (an image processor's config).
-            identity: names a teacher that is a function; another function, another name.
-            progress: called with (rows done, rows in all).
+            hidden_layers: layers whose hidden states are kept too, in float16.
+            precision: bf16 runs the teacher under autocast, faster on hardware with bf16.
+            batch_size: rows in a forward pass.
+            folder: parent folder of caches; by default in the cache directory of ``datasets``.
+            preprocessing: text that is hashed too, for preprocessing that the rows do not show
+                (an image processor's config).
+            identity: unique name of a teacher that is a function.
+            progress: called with (rows done, total rows).
 
         Raises:
             ConfigError: a function without an identity, or hidden layers of a function.
-            DataError: no rows, or a cache that is there and damaged.
+            DataError: no rows, or a damaged cache.
         """
         if len(rows) == 0:
-            raise DataError("there are no rows for the teacher to label; give at least one")
+            raise DataError("rows is empty; give at least one row for the teacher to label")
         who = _identity(teacher, identity, hidden_layers)
-        said = f"{preprocessing} {precision} {sorted(hidden_layers)}"
+        options = f"{preprocessing} {precision} {sorted(hidden_layers)}"
         data = _content(rows)
-        place = _folder(folder) / _digest(who, data, said)
+        place = _folder(folder) / _digest(who, data, options)
         place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{place}.lock"):
             if not place.exists():
                 task = infer_task(teacher) if isinstance(teacher, nn.Module) else "classification"
-                meta = Meta(who, data, said, len(rows), task, ())
-                asked = as_teacher(teacher, precision, sorted(hidden_layers))
+                meta = Meta(who, data, options, len(rows), task, ())
+                adapter = as_teacher(teacher, precision, sorted(hidden_layers))
                 try:
-                    CacheBuild(asked, task, rows, collate, batch_size, place).run(meta, progress)
+                    CacheBuild(adapter, task, rows, collate, batch_size, place).run(meta, progress)
                 finally:
-                    asked.close()
+                    adapter.close()
         return cls.open(place)
 
     @classmethod
     def open(
         cls, folder: str | Path, teacher: nn.Module | None = None, rows: Dataset | None = None
     ) -> TeacherCache:
-        """Open a cache that is there, and check what it is of.
+        """Return the cache in a folder after checking its teacher and rows.
 
         Args:
             folder: of the cache.
-            teacher: must be the one that the cache was made by.
-            rows: must be the rows that it was made for.
+            teacher: the expected teacher; None skips the check.
+            rows: the expected rows; None skips the check.
 
         Raises:
-            DataError: another teacher or other rows, no cache, or a file cut short.
+            DataError: another teacher or other rows, no cache, or a truncated file.
         """
         cache = cls(folder)
         if teacher is not None and cache.meta.teacher != _identity(teacher, None, ()):
             raise DataError(
-                f"the teacher cache {cache.folder} belongs to another teacher; build one for "
+                f"the teacher cache {cache.folder} was built from another teacher; build one for "
                 f"this teacher with TeacherCache.build"
             )
         if rows is not None and cache.meta.data != _content(rows):
             raise DataError(
-                f"the teacher cache {cache.folder} was made for other rows; build one for these "
+                f"the teacher cache {cache.folder} was built for other rows; build one for these "
                 f"with TeacherCache.build"
             )
         return cache
 
     def attach(self, rows: Dataset) -> Dataset:
-        """The rows with an integer column ``row`` that says where their outputs are.
+        """Return the rows with a column ``row``, the number of each row's outputs in the cache.
 
-        The rows may be the student's, tokenised in its own way: they are matched by position.
+        The rows may be encoded by the student's tokenizer; they are matched by position.
 
         Raises:
-            DataError: another number of rows than the cache has.
+            DataError: the number of rows differs from the cache's.
         """
         if len(rows) != len(self):
             raise DataError(
-                f"the teacher cache {self.folder} holds {len(self)} rows and the data "
-                f"{len(rows)}; give the rows it was built for, in the same order"
+                f"the teacher cache {self.folder} has {len(self)} rows and the data {len(rows)}; "
+                f"give the rows that it was built for, in the same order"
             )
         if ROW in rows.column_names:
             rows = rows.remove_columns(ROW)
@@ -166,16 +166,16 @@ class TeacherCache:
         if transform is None:
             return with_row
 
-        def keep_row(batch: dict[str, Any]) -> dict[str, Any]:
+        def keep_row(batch: Row) -> Row:
             return {**transform(batch), ROW: batch[ROW]}
 
         return with_row.with_transform(keep_row)
 
     @staticmethod
     def collator(collate: Collate) -> Collate:
-        """A collator that takes the column ``row`` along, whatever ``collate`` knows of it."""
+        """Return a collator that adds the column ``row`` to the batches of ``collate``."""
 
-        def with_row(items: list[dict[str, Any]]) -> dict[str, Tensor]:
+        def with_row(items: list[Row]) -> dict[str, Tensor]:
             numbers = torch.tensor([int(item[ROW]) for item in items])
             rest = [{key: item[key] for key in item if key != ROW} for item in items]
             return {**collate(rest), ROW: numbers}
@@ -183,23 +183,23 @@ class TeacherCache:
         return with_row
 
     def lookup(self, rows: Tensor | Sequence[int]) -> TeacherOutputs:
-        """What the teacher said of some rows.
+        """Return the teacher's outputs for some rows.
 
         Args:
-            rows: their numbers, in any order.
+            rows: row numbers, in any order.
 
         Returns:
             Outputs on the CPU in float32; tokens are padded with zeros to the longest of these
             rows.
 
         Raises:
-            DataError: a number that is no row.
+            DataError: a row number out of range.
         """
         numbers = np.asarray(rows.cpu() if isinstance(rows, Tensor) else rows, dtype=np.int64)
         if numbers.size and not (numbers.min() >= 0 and numbers.max() < len(self)):
             raise DataError(
-                f"row {int(numbers.max())} is not among the {len(self)} rows of the teacher "
-                f"cache {self.folder}; attach the cache to the data it was built for"
+                f"row {int(numbers.max())} is out of range: the teacher cache {self.folder} has "
+                f"{len(self)} rows; attach it to the data that it was built for"
             )
         found = {spec.name: self._take(spec, numbers) for spec in self.meta.arrays}
         if self.meta.task == "spans":
@@ -220,7 +220,7 @@ class TeacherCache:
 
 
 def _content(rows: Dataset) -> str:
-    """Hash of the rows as the teacher reads them; images count by their bytes."""
+    """Return a hash of the rows that the teacher reads; images are hashed by their bytes."""
     columns = tuple(name for name in rows.column_names if name not in (*LABELS, ROW))
     return fingerprint(rows.with_format(None), columns)
 
@@ -231,8 +231,8 @@ def _identity(
     if not isinstance(teacher, nn.Module):
         if identity is None or layers:
             raise ConfigError(
-                "a teacher that is a function needs identity='A NAME OF ITS OWN' and has no "
-                "hidden_layers to keep"
+                "a teacher that is a function needs identity='UNIQUE NAME' and cannot keep "
+                "hidden_layers"
             )
         return identity
     config = getattr(teacher, "config", None)

@@ -3,22 +3,22 @@
 ::
 
     KEY/
-        meta.json       what the arrays are and whose outputs they hold
-        offsets.npy     int64 (rows + 1,): where each row's tokens begin in the arrays by token
+        meta.json       the arrays, the teacher and the rows
+        offsets.npy     int64 (rows + 1,): index of each row's first token in the arrays by token
         logits.npy      float32 (rows, ...) or (tokens of all rows, ...)
         hidden_3.npy    float16 (tokens of all rows, width): hidden states after layer 3
 
-The arrays are memory-mapped: what is not looked up is not read.
+The arrays are memory-mapped, so that only the rows that are looked up are read.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,18 +34,23 @@ from hfcompress.errors import DataError
 from hfcompress.utils import atomic_write
 
 Array = NDArray[Any]
+Row = dict[str, Any]
+Collate = Callable[[list[Row]], dict[str, Tensor]]
+Progress = Callable[[int, int], None]
 FORMAT = 1
+# Batches between two writes of the progress of an unfinished build.
+_SAVE_EVERY = 50
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array: its file's name without the suffix, and what it holds.
+    """One array of the cache.
 
     Attributes:
-        name: ``"logits"`` or ``"hidden_N"``.
-        dtype: of numpy.
+        name: ``"logits"`` or ``"hidden_N"``, the file's name without the suffix.
+        dtype: numpy's name.
         shape: of one row, or of one token.
-        by_token: whether there is one entry for each token, or for each row.
+        by_token: one entry per token instead of one per row.
     """
 
     name: str
@@ -56,16 +61,16 @@ class ArraySpec:
 
 @dataclass(frozen=True)
 class Meta:
-    """What a cache is of.
+    """The contents of ``meta.json``.
 
     Attributes:
         teacher: hash of the teacher's weights and config.
-        data: hash of the rows as the teacher read them.
-        preprocessing: what else decides what the teacher said, as text.
-        rows: how many.
+        data: hash of the rows that the teacher read.
+        preprocessing: further options that change the teacher's outputs, as text.
+        rows: number of rows.
         task: what the logits mean.
-        arrays: what is kept of each.
-        format: of these files.
+        arrays: the arrays.
+        format: version of these files.
     """
 
     teacher: str
@@ -77,15 +82,15 @@ class Meta:
     format: int = FORMAT
 
     def text(self) -> str:
-        """As JSON."""
+        """Return it as JSON."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
 
 def read_meta(folder: Path) -> Meta:
-    """Read ``meta.json``.
+    """Return the contents of ``meta.json``.
 
     Raises:
-        DataError: it is not there, or not of this format.
+        DataError: it is missing, or of another format.
     """
     try:
         data = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
@@ -97,8 +102,8 @@ def read_meta(folder: Path) -> Meta:
         meta = None
     if meta is None or meta.format != FORMAT:
         raise DataError(
-            f"{folder} is no teacher cache of this version (its meta.json cannot be read); "
-            f"delete the folder and build the cache again"
+            f"cannot read {folder}/meta.json as a teacher cache of format {FORMAT}; delete the "
+            f"folder and build the cache again"
         )
     return meta
 
@@ -106,12 +111,12 @@ def read_meta(folder: Path) -> Meta:
 def create_arrays(
     folder: Path, arrays: Sequence[ArraySpec], offsets: NDArray[np.int64]
 ) -> dict[str, Array]:
-    """Make the array files, or open those of a build that was cut."""
+    """Return new array files, or those of an interrupted build, mapped for writing."""
     opened: dict[str, Array] = {}
     for spec in arrays:
         path = folder / f"{spec.name}.npy"
         shape = _shape(spec, offsets)
-        mode: Any = "r+" if path.is_file() else "w+"
+        mode: Literal["r+", "w+"] = "r+" if path.is_file() else "w+"
         opened[spec.name] = np.lib.format.open_memmap(path, mode, np.dtype(spec.dtype), shape)
     if not (folder / "offsets.npy").is_file():
         np.save(folder / "offsets.npy", offsets)
@@ -119,13 +124,10 @@ def create_arrays(
 
 
 def open_arrays(folder: Path, meta: Meta) -> tuple[dict[str, Array], NDArray[np.int64]]:
-    """Map the arrays for reading.
-
-    Returns:
-        The arrays by name, and the offsets.
+    """Return the arrays by name and the offsets, mapped for reading.
 
     Raises:
-        DataError: a file is missing, cut short, or of another shape than described.
+        DataError: a file is missing, truncated, or of another shape than described.
     """
     offsets = _open(folder / "offsets.npy", (meta.rows + 1,))
     arrays = {
@@ -137,11 +139,11 @@ def open_arrays(folder: Path, meta: Meta) -> tuple[dict[str, Array], NDArray[np.
 def _open(path: Path, shape: tuple[int, ...]) -> Array:
     try:
         array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # no file, or one that ends before its array does
+    except (OSError, ValueError, EOFError):  # a missing or truncated file
         array = np.empty(0)
     if array.shape != shape:
         raise DataError(
-            f"the teacher cache file {path} is missing, cut short or damaged; delete the folder "
+            f"the teacher cache file {path} is missing, truncated or damaged; delete the folder "
             f"{path.parent} and build the cache again"
         )
     return array
@@ -153,39 +155,34 @@ def _shape(spec: ArraySpec, offsets: Array) -> tuple[int, ...]:
 
 
 def read_progress(folder: Path) -> int:
-    """How many batches of an unfinished build are on disk."""
+    """Return how many batches of an unfinished build are on disk."""
     path = folder / "progress"
     return int(path.read_text()) if path.is_file() else 0
 
 
-def write_progress(folder: Path, arrays: dict[str, Array], batches: int) -> None:
-    """Note that so many batches are on disk, after they are."""
+def write_progress(folder: Path, arrays: Mapping[str, Array], batches: int) -> None:
+    """Flush the arrays, then record the number of batches on disk."""
     for array in arrays.values():
         array.flush()  # type: ignore[attr-defined]  # a memmap
     atomic_write(folder / "progress", str(batches))
 
 
 def finish(partial: Path, folder: Path, meta: Meta) -> None:
-    """Turn an unfinished build into a cache."""
+    """Write ``meta.json`` and move the finished build to its place."""
     (partial / "progress").unlink(missing_ok=True)
     atomic_write(partial / "meta.json", meta.text())
     os.replace(partial, folder)
 
 
-Progress = Callable[[int, int], None]
-# Batches between two notes of how far an unfinished build is.
-_SAVE_EVERY = 50
-
-
 class CacheBuild:
-    """Computes a cache into a folder beside its place, then renames it.
+    """Computes a cache in a partial folder, then renames it.
 
     Args:
-        teacher: is asked about each batch.
+        teacher: gives the outputs of each batch.
         task: what its logits mean.
-        rows, collate: model inputs, and how they become a batch.
+        rows, collate: model inputs, and their collator.
         batch_size: rows in a batch.
-        place: of the finished cache.
+        place: folder of the finished cache.
     """
 
     def __init__(
@@ -193,7 +190,7 @@ class CacheBuild:
         teacher: Teacher,
         task: Task,
         rows: Dataset,
-        collate: Any,
+        collate: Collate,
         batch_size: int,
         place: Path,
     ) -> None:
@@ -204,15 +201,15 @@ class CacheBuild:
         if tokens is not None:
             lengths = np.array([len(ids) for ids in rows[tokens][:]], dtype=np.int64)
         self.data = Encoded(rows, lengths, collate)
-        # The batch size stands in the name: a build is resumed by counting batches.
+        # The name contains the batch size, because a build is resumed by counting batches.
         self.partial = place.with_name(f"{place.name}.partial-{batch_size}")
 
     def run(self, meta: Meta, progress: Progress | None) -> None:
-        """Label all rows that are not labelled yet."""
+        """Compute the outputs of all rows that are not on disk yet, and finish the cache."""
         self.partial.mkdir(exist_ok=True)
         skip = read_progress(self.partial)
         done = 0
-        arrays: dict[str, Any] = {}
+        arrays: dict[str, Array] = {}
         specs: tuple[ArraySpec, ...] = ()
         offsets = np.zeros(1, np.int64)
         for number, (indices, batch) in enumerate(self.data.batches(self.batch_size)):
@@ -220,7 +217,7 @@ class CacheBuild:
             if number < skip and arrays:
                 continue
             found = self._ask(batch)
-            if not arrays:  # the first batch is run again after a cut: it shows the shapes
+            if not arrays:  # a resumed build runs the first batch again, for the shapes
                 specs = self._specs(found)
                 offsets = self._offsets()
                 arrays = create_arrays(self.partial, specs, offsets)
@@ -230,26 +227,22 @@ class CacheBuild:
             if (number + 1) % _SAVE_EVERY == 0:
                 write_progress(self.partial, arrays, max(skip, number + 1))
         write_progress(self.partial, arrays, 0)
-        finish(
-            self.partial,
-            self.place,
-            replace(meta, arrays=specs),
-        )
+        finish(self.partial, self.place, replace(meta, arrays=specs))
 
     @torch.no_grad()
     def _ask(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Arrays by name, (batch, ...) or (batch, tokens, ...)."""
-        said = self.teacher.ask(batch).to(torch.device("cpu"))
-        logits = said.logits.transpose(1, 2) if self.task == "spans" else said.logits
-        states = {f"hidden_{layer}": state for layer, state in said.hidden_states.items()}
+        """Return the outputs by array name, (batch, ...) or (batch, tokens, ...)."""
+        outputs = self.teacher.ask(batch).to(torch.device("cpu"))
+        logits = outputs.logits.transpose(1, 2) if self.task == "spans" else outputs.logits
+        states = {f"hidden_{layer}": state for layer, state in outputs.hidden_states.items()}
         return {"logits": logits, **states}
 
     def _specs(self, found: dict[str, Tensor]) -> tuple[ArraySpec, ...]:
-        """What is kept of each row, as a first batch shows."""
+        """Return the arrays' shapes, from the outputs of the first batch."""
         specs = []
         for name, tensor in found.items():
             by_token = name != "logits" or self.task in ("tokens", "spans")
-            # Images differ in nothing: their states are kept whole, maps or tokens.
+            # Images have equal sizes, so their states are stored by row, maps or tokens.
             by_token = by_token and self.data.lengths is not None
             dtype = "float32" if name == "logits" else "float16"
             specs.append(ArraySpec(name, dtype, tuple(tensor.shape[1 + by_token :]), by_token))
@@ -263,7 +256,7 @@ class CacheBuild:
 
     @staticmethod
     def _write(
-        arrays: dict[str, Any],
+        arrays: Mapping[str, Array],
         specs: tuple[ArraySpec, ...],
         offsets: NDArray[np.int64],
         indices: NDArray[np.int64],

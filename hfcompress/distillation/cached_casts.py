@@ -1,36 +1,35 @@
-"""``KeptCasts``: what autocast makes of a frozen model's weights, made once (torch only)."""
+"""``CachedCasts``: bf16 copies of a frozen model's weights for autocast (torch only)."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-# The layers whose weights autocast rounds in every forward pass.
+# Layers whose weights autocast casts in every forward pass.
 _CAST = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
-class KeptCasts:
-    """Runs a model under bf16 autocast without rounding its weights anew each time.
+class CachedCasts:
+    """Runs a model under bf16 autocast without casting its weights in every forward pass.
 
-    The outputs are those of autocast. The model is not changed; weights that were changed
-    meanwhile are rounded again.
+    The outputs equal those of autocast. The model does not change; weights that changed since the
+    last call are cast again.
 
     Args:
-        model: whose weights; they take half as much memory again.
+        model: the model to run; the casts take half the memory of its weights.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._cast: list[tuple[Tensor, int]] = []  # each weight, and its version
+        self._sources: list[tuple[Tensor, int]] = []  # each weight and its version
         self._casts: dict[str, Tensor] = {}
 
-    def __call__(self, inputs: dict[str, Any]) -> Any:
-        """The model's outputs; to be called under autocast."""
+    def __call__(self, inputs: dict[str, Tensor]) -> object:
+        """Return the model's outputs; call it under autocast."""
         self._refresh()
-        return functional_call(self.model, self._casts, (), inputs, tie_weights=False)
+        outputs: object = functional_call(self.model, self._casts, (), inputs, tie_weights=False)
+        return outputs
 
     def _refresh(self) -> None:
         weights = {
@@ -40,10 +39,10 @@ class KeptCasts:
             for name, weight in module.named_parameters(recurse=False)
             if weight.dtype == torch.float32
         }
-        same = len(weights) == len(self._cast) and all(
+        same = len(weights) == len(self._sources) and all(
             weight is seen and weight._version == version
-            for weight, (seen, version) in zip(weights.values(), self._cast, strict=True)
+            for weight, (seen, version) in zip(weights.values(), self._sources, strict=True)
         )
         if not same:
             self._casts = {name: w.detach().bfloat16() for name, w in weights.items()}
-            self._cast = [(weight, weight._version) for weight in weights.values()]
+            self._sources = [(weight, weight._version) for weight in weights.values()]

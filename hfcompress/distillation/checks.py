@@ -1,9 +1,8 @@
-"""What is refused before a student trains."""
+"""Checks of arguments, data, tokenizers and teachers before a student trains."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence, Sized
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments
@@ -14,19 +13,19 @@ from hfcompress.distillation.teachers import TeacherLike
 from hfcompress.errors import ConfigError, DataError, ModelError
 
 
-def check_setup(args: TrainingArguments, config: TeacherTermsConfig, dataset: Any) -> None:
-    """Refuse an empty dataset, and setups in which layers cannot be read.
+def check_setup(args: TrainingArguments, config: TeacherTermsConfig, dataset: object) -> None:
+    """Refuse an empty dataset, and setups in which hooks cannot read the layers.
 
     Raises:
         DataError: no rows.
-        ConfigError: layers are compared, and the student is cut up or copied.
+        ConfigError: layers are compared, and the student is sharded or replicated in one process.
     """
-    if hasattr(dataset, "__len__") and len(dataset) == 0:
+    if isinstance(dataset, Sized) and len(dataset) == 0:
         raise DataError("the train dataset is empty; distillation needs at least one row")
     if config.compares_layers and (args.deepspeed or args.fsdp or args.n_gpu > 1):
         raise ConfigError(
-            "comparing layers needs the whole student in each process; leave deepspeed and fsdp "
-            "out, and start one process for each GPU (accelerate launch)"
+            "comparing layers needs the whole student in each process; remove deepspeed and fsdp, "
+            "and start one process per GPU (accelerate launch)"
         )
 
 
@@ -34,28 +33,27 @@ def check_tokenizers(
     student: nn.Module,
     teachers: Sequence[TeacherLike],
     config: TeacherTermsConfig,
-    tokenizers: tuple[Any, Any],
+    tokenizers: tuple[object, object],
     columns: Collection[str],
 ) -> None:
-    """Refuse a teacher that reads other tokens than those it would be shown or compared on.
+    """Refuse a teacher with another tokenizer unless it has its own columns in the data.
 
     Args:
         student: the model that trains.
         teachers: all of them.
-        config: whether layers are compared.
-        tokenizers: the student's and the teacher's, where they are known.
+        config: says whether layers are compared.
+        tokenizers: the student's and the teacher's; None if unknown.
         columns: of the train dataset.
 
     Raises:
         ModelError: layers are compared token by token, and the tokens differ.
-        DataError: a teacher has another tokenizer, and the rows hold nothing for it.
+        DataError: a teacher has another tokenizer, and the rows have no columns for it.
     """
     mine, theirs = tokenizers
     models = [teacher for teacher in teachers if isinstance(teacher, nn.Module)]
-    known = isinstance(mine, PreTrainedTokenizerBase) and isinstance(
-        theirs, PreTrainedTokenizerBase
-    )
-    if not known:
+    if not (
+        isinstance(mine, PreTrainedTokenizerBase) and isinstance(theirs, PreTrainedTokenizerBase)
+    ):
         if config.compares_layers:
             _check_vocabulary_sizes(student, models)
         return
@@ -69,8 +67,8 @@ def check_tokenizers(
         )
     if models and not any(name.startswith(TEACHER_PREFIX) for name in columns):
         raise DataError(
-            "the teacher has another tokenizer than the student; add what it reads to the rows as "
-            "teacher_input_ids and teacher_attention_mask, or give its kept outputs"
+            "the teacher's tokenizer differs from the student's; add the columns teacher_input_ids "
+            "and teacher_attention_mask to the rows, or give a TeacherCache as the teacher"
         )
 
 
@@ -83,12 +81,12 @@ def _check_vocabulary_sizes(student: nn.Module, models: Sequence[nn.Module]) -> 
             raise ModelError(
                 f"student and teacher have vocabularies of {sizes[0]} and {size} tokens, so their "
                 "layers cannot be compared token by token; set hidden_weight, attention_weight "
-                "and value_weight to 0, or give both tokenizers if they are the same"
+                "and value_weight to 0, or give both tokenizers if they are equal"
             )
 
 
 def check_teacher(student: nn.Module, teacher: TeacherLike) -> None:
-    """Refuse a model whose classes are not the student's, or that training would change.
+    """Refuse a teacher with other classes than the student, or with shared weights.
 
     Raises:
         ModelError: other labels, or shared weights.
@@ -101,15 +99,15 @@ def check_teacher(student: nn.Module, teacher: TeacherLike) -> None:
     )
     if mine & theirs:
         raise ModelError(
-            "the student shares weights with its teacher, which training would change; give a "
-            "copy of one (copy.deepcopy)"
+            "student and teacher share weights, so training would change the teacher; copy one of "
+            "them (copy.deepcopy)"
         )
 
 
 def _check_labels(student: nn.Module, teacher: nn.Module) -> None:
-    """Refuse a teacher whose classes are not the student's, in the student's order.
+    """Refuse a teacher with other classes, or in another order, than the student.
 
-    Names that a config made up (``LABEL_0``) say nothing and fit all of the same number.
+    Placeholder names (``LABEL_0``) match any names of the same number.
 
     Raises:
         ModelError: the classes differ.
@@ -120,8 +118,8 @@ def _check_labels(student: nn.Module, teacher: nn.Module) -> None:
     mine, theirs = names
     assert mine is not None
     assert theirs is not None
-    made_up = any(item == [f"LABEL_{n}" for n in range(len(item))] for item in (mine, theirs))
-    if len(mine) != len(theirs) or (mine != theirs and not made_up):
+    placeholders = any(item == [f"LABEL_{n}" for n in range(len(item))] for item in (mine, theirs))
+    if len(mine) != len(theirs) or (mine != theirs and not placeholders):
         raise ModelError(
             f"the student's labels are {', '.join(mine)} and the teacher's {', '.join(theirs)}; "
             "give both the same labels in the same order (id2label)"

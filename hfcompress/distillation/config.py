@@ -1,4 +1,4 @@
-"""Configs of distillation: which losses tie a student to its teacher."""
+"""Configs of distillation: the losses between a student and its teachers."""
 
 from __future__ import annotations
 
@@ -16,59 +16,59 @@ from hfcompress.distillation.text_augmentation import Augmentation
 
 
 class TeacherTermsConfig(Config):
-    """What a teacher's outputs are compared by; a weight of 0 leaves a term out.
+    """The loss terms between student and teacher; a weight of 0 leaves a term out.
 
     Raises:
         ConfigError: an unknown field or a value out of range.
     """
 
     temperature: float = Field(
-        4.0, gt=0, strict=False, description="softens both distributions of the KL divergence"
+        4.0, gt=0, strict=False, description="divides the logits of both in the KL divergence"
     )
     logits_weight: float = Field(
-        0.0, ge=0, strict=False, description="of the mean squared difference of the logits"
+        0.0, ge=0, strict=False, description="weight of the mean squared difference of the logits"
     )
     hidden_weight: float = Field(
         0.0, ge=0, strict=False,
-        description="of the distance of hidden states after each mapped layer, summed over them",
+        description="weight of the distance of hidden states, summed over the mapped layers",
     )  # fmt: skip
     hidden_distance: HiddenDistance = Field(
         "normalized_mse",
-        description="distance of hidden states; padding does not count. States of images that are "
-        "maps, or of another number of patches, are averaged to one grid",
+        description="distance of hidden states, without padding; feature maps, and different "
+        "numbers of patches, are average-pooled to one grid",
     )
     attention_weight: float = Field(
         0.0, ge=0, strict=False,
-        description="of the distance of attention maps of each mapped layer, summed over them; "
-        "the student's attention dropout is noise to it, so set that to 0",
+        description="weight of the distance of attention maps, summed over the mapped layers; set "
+        "the student's attention dropout to 0, because it adds noise to the maps",
     )  # fmt: skip
     value_weight: float = Field(
         0.0, ge=0, strict=False,
-        description="of the divergence of value relations in the last mapped layer (MiniLM)",
+        description="weight of the divergence of value relations in the last mapped layer (MiniLM)",
     )  # fmt: skip
     relation_heads: int | None = Field(
         None, ge=1,
-        description="into how many heads value relations are cut; by default the student's heads",
+        description="number of heads of the value relations; by default the student's",
     )  # fmt: skip
     layer_map: dict[int, int] | None = Field(
         None,
-        description="student's layer: teacher's layer, from 0; by default evenly spaced, last to "
-        "last",
+        description="student's layer: teacher's layer, from 0; by default evenly spaced, the last "
+        "for the last",
     )
     task: Task | None = Field(
-        None, description="what the logits mean; by default found from the student"
+        None, description="what the logits mean; by default inferred from the student"
     )
     teacher_precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="bf16 runs the teacher under autocast, faster where the processor can"
+        "fp32", description="bf16 runs the teacher under autocast, faster on hardware with bf16"
     )
 
     @property
     def compares_layers(self) -> bool:
-        """Whether a term reads more than the logits."""
+        """Whether a term compares layers."""
         return bool(self.hidden_weight or self.attention_weight or self.value_weight)
 
     def weights(self, soft: float) -> dict[str, float]:
-        """The weight of each term by its name in the logs; zeros are left out.
+        """Return the weight of each term by its name in the logs, without zeros.
 
         Args:
             soft: weight of the soft loss.
@@ -87,16 +87,19 @@ class DistillationLossConfig(TeacherTermsConfig):
     """The loss terms that a teacher adds to another loss; the options of `TeacherLoss`.
 
     Raises:
-        ConfigError: an unknown field, a value out of range, or no term at all.
+        ConfigError: an unknown field, a value out of range, or no term with a weight.
     """
 
     soft_weight: float = Field(
-        1.0, ge=0, strict=False, description="of the KL divergence from the teacher, times T^2"
+        1.0,
+        ge=0,
+        strict=False,
+        description="weight of the KL divergence from the teacher, times T^2",
     )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not (self.weights(self.soft_weight)):
+        if not self.weights(self.soft_weight):
             raise ValueError("no term has a weight above 0; raise one of the weights")
         return self
 
@@ -106,17 +109,17 @@ DistillationConfig = DistillationLossConfig
 
 
 class DistillationTrainingConfig(TeacherTermsConfig):
-    """How a student learns from labels and teachers; the options of `DistillationTrainer`.
+    """The loss on labels and teachers; the options of `DistillationTrainer`.
 
     The loss is ``alpha * soft + (1 - alpha) * hard`` plus the weighted other terms.
 
     Raises:
-        ConfigError: an unknown field, a value out of range, or a combination without effect.
+        ConfigError: an unknown field, a value out of range, or an option without effect.
     """
 
     alpha: float = Field(
         0.5, ge=0, le=1, strict=False,
-        description="weight of the soft loss; the labels have 1 - alpha, and 1 needs no labels",
+        description="weight of the soft loss; labels have 1 - alpha and are not needed with 1",
     )  # fmt: skip
     temperature_end: float | None = Field(
         None, gt=0, strict=False, description="temperature of the last update, with a schedule"
@@ -125,11 +128,11 @@ class DistillationTrainingConfig(TeacherTermsConfig):
         None, ge=0, le=1, strict=False, description="alpha of the last update, with a schedule"
     )
     schedule: ScheduleKind = Field(
-        "constant", description="how temperature and alpha go to temperature_end and alpha_end"
+        "constant", description="curve of temperature and alpha to temperature_end and alpha_end"
     )
     teacher_weights: tuple[float, ...] | None = Field(
         None, strict=False,
-        description="one weight above 0 for each teacher; they are divided by their sum",
+        description="one weight above 0 per teacher; they are divided by their sum",
     )  # fmt: skip
 
     @model_validator(mode="after")
@@ -146,16 +149,16 @@ class DistillationTrainingConfig(TeacherTermsConfig):
         return self
 
     def balance(self, step: int, steps: int) -> tuple[float, float]:
-        """Temperature and alpha of update ``step`` (from 0) of ``steps``."""
+        """Return temperature and alpha of update ``step`` (from 0) of ``steps``."""
         ends = (self.temperature, self.temperature_end), (self.alpha, self.alpha_end)
         temperature, alpha = (value_at(self.schedule, *pair, step, steps) for pair in ends)
         return temperature, alpha
 
 
 class AugmentationConfig(Config):
-    """Text for a teacher to label: made from the training texts, or found elsewhere.
+    """New text for a teacher to label: made from the training texts, or from further data.
 
-    The first three fields are the options of `mixed_texts`.
+    The first three fields are options of `mixed_texts`.
 
     Raises:
         ConfigError: an unknown field or method, or a value out of range.
@@ -165,13 +168,13 @@ class AugmentationConfig(Config):
         0.5, ge=0, le=1, strict=False, description="share of the training texts that is new"
     )
     methods: tuple[Augmentation, ...] = Field(
-        get_args(Augmentation), strict=False, min_length=1, description="how new text is made"
+        get_args(Augmentation), strict=False, min_length=1, description="methods that make new text"
     )
     rate: float = Field(
         0.2, ge=0, le=1, strict=False, description="share of a text's words that is corrupted"
     )
     unlabelled: DataConfig | None = Field(
         None,
-        description="further texts, used as the training texts are; those that are measured are "
+        description="further texts, used like the training texts; texts of the measured rows are "
         "left out",
     )

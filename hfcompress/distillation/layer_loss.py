@@ -1,4 +1,4 @@
-"""``LayerLoss``: a student's layers beside those of its teacher."""
+"""``LayerLoss``: losses between a student's layers and those of its teacher."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from hfcompress.errors import ModelError
 
 
 class Projection(nn.Module):
-    """A learned linear map from the student's width to the teacher's, the same at every place.
+    """A learned linear map from the student's width to the teacher's, the same at every position.
 
-    FitNets (1412.6550) call it a regressor; here it is one matrix, a convolution of one pixel.
-    No ``nn.Linear``, so that nothing that looks for a model's layers takes it for one.
+    It is the regressor of FitNets (1412.6550) as a 1x1 convolution. It is not an ``nn.Linear``, so
+    that code that collects a model's Linear layers does not find it.
     """
 
     def __init__(self, student_width: int, teacher_width: int) -> None:
@@ -32,7 +32,7 @@ class Projection(nn.Module):
         nn.init.orthogonal_(self.weight)
 
     def forward(self, states: Tensor) -> Tensor:
-        """(..., student width) -> (..., teacher width)."""
+        """Map (..., student width) to (..., teacher width)."""
         return nn.functional.linear(states, self.weight)
 
 
@@ -40,12 +40,12 @@ class LayerLoss(nn.Module):
     """The losses on hidden states, attention maps and value relations.
 
     Args:
-        config: which terms, and how hidden states are compared.
+        config: the terms, and the distance of hidden states.
         layer_map: student's layer -> teacher's layer, from 0.
         heads: relation heads of the value relation.
 
     Attributes:
-        projections: by the student's layer, for layers whose width is not the teacher's.
+        projections: by the student's layer, for layers whose width differs from the teacher's.
     """
 
     def __init__(
@@ -56,8 +56,9 @@ class LayerLoss(nn.Module):
         self.projections = nn.ModuleDict()
 
     def add_projections(self, student: LayerStates, teacher: LayerStates) -> None:
-        """A new projection for each mapped layer whose width is not its teacher's, or whose
-        states are of another kind: a map beside tokens.
+        """Add a projection for each mapped layer that differs from its teacher's.
+
+        Layers differ in width, or one gives a feature map and the other tokens.
 
         Args:
             student: hidden states of any batch.
@@ -70,7 +71,7 @@ class LayerLoss(nn.Module):
             mine = _state(student.hidden_states, own, "student", "hidden state")
             theirs = _state(teacher.hidden_states, other, "teacher", "hidden state")
             widths = width_of(mine), width_of(theirs)
-            # Features of one family may correspond; those of two do not, of whatever number.
+            # Features of different families do not correspond, even for equal widths.
             if widths[0] != widths[1] or is_map(mine) is not is_map(theirs):
                 self.projections[str(own)] = Projection(*widths).to(mine.device)
 
@@ -81,18 +82,16 @@ class LayerLoss(nn.Module):
         mask: Tensor | None = None,
         images: bool = False,
     ) -> dict[str, Tensor]:
-        """Each term that has a weight, by its name in the logs and without its weight.
+        """Return the unweighted terms by their name in the logs; terms of weight zero are left out.
 
         Args:
-            student: what its layers computed.
-            teacher: what its layers computed, for the same tokens.
+            student: its layer outputs.
+            teacher: its layer outputs for the same tokens.
             mask: (batch, tokens), non-zero where a token counts; None counts all.
-            images: tokens are patches, so that where their numbers differ they are laid on one
-                grid.
+            images: tokens are patches; different numbers of patches are pooled to one grid.
 
         Raises:
-            ModelError: a layer is missing, widths differ, or the student's states carry no
-                gradient.
+            ModelError: a missing layer, different widths, or student states without gradient.
         """
         terms: dict[str, Tensor] = {}
         if self.config.hidden_weight:
@@ -106,8 +105,8 @@ class LayerLoss(nn.Module):
         for term in terms.values():
             if torch.is_grad_enabled() and not term.requires_grad:
                 raise ModelError(
-                    "the student's layers carry no gradient; with gradient checkpointing, set "
-                    "use_reentrant to False"
+                    "the student's layer outputs carry no gradient; with gradient checkpointing, "
+                    "set use_reentrant to False"
                 )
         return terms
 
@@ -125,8 +124,8 @@ class LayerLoss(nn.Module):
             if maps or (images and not same_kind(mine, theirs)):
                 if distance == "patience":
                     raise ModelError(
-                        "hidden_distance: patience compares the first token, and a feature map "
-                        "has none; set hidden_distance to normalized_mse"
+                        "hidden_distance patience compares the first token, and a feature map has "
+                        "none; set hidden_distance to normalized_mse"
                     )
                 mine, theirs = on_one_grid(mine, theirs)
             else:
@@ -147,14 +146,14 @@ class LayerLoss(nn.Module):
         mine = _state(student, own, "student", "value")
         theirs = _state(teacher, self.layer_map[own], "teacher", "value")
         if self.heads is None:
-            raise ModelError("value_weight needs to know the heads; set relation_heads")
+            raise ModelError("cannot find the student's number of heads; set relation_heads")
         return value_relation_loss(mine, fit_tokens(theirs, mine.shape[1], 1), self.heads, mask)
 
 
 def _state(states: States, layer: int, who: str, what: str) -> Tensor:
     if layer not in states:
         raise ModelError(
-            f"the {who} gives no {what} of layer {layer}; let it give one, or set the weight of "
+            f"the {who} returned no {what} for layer {layer}; return one, or set the weight of "
             "that loss to 0"
         )
     return states[layer]

@@ -1,7 +1,7 @@
-"""Distillation losses on what layers compute: two tensors in, a scalar out (torch only).
+"""Distillation losses on layer outputs: two tensors in, a scalar out (torch only).
 
-Each is zero where student and teacher agree, and leaves padding out. The teacher's tensors get no
-gradient.
+Each loss is zero where student and teacher agree and ignores padding. The teacher's tensors get
+no gradient.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ def hidden_state_loss(
     projection: Projection | None = None,
     distance: HiddenDistance = "mse",
 ) -> Tensor:
-    """Distance of hidden states, mean over the tokens that are no padding.
+    """Return the distance of hidden states, mean over the tokens without padding.
 
-    ``mse`` is the mean over features too (TinyBERT, 1909.10351); ``normalized_mse`` is that,
-    divided by the mean square of the teacher's states, so that layers of different size weigh the
-    same; ``cosine`` is 1 minus the cosine of each token (DistilBERT, 1910.01108); ``patience`` is
-    the squared distance of the first token's states, each of length 1 (PKD, 1908.09355);
-    ``attention_transfer`` is that of the energies, the sum of squares at each token, of each row
-    together of length 1 (1612.03928): where the two look, whatever their features are.
+    ``mse``: mean squared error over tokens and features (TinyBERT, 1909.10351).
+    ``normalized_mse``: ``mse`` divided by the mean square of the teacher's states, so that layers
+    with large states do not dominate. ``cosine``: 1 minus the cosine similarity of each token
+    (DistilBERT, 1910.01108). ``patience``: squared distance of the first token's normalised states
+    (PKD, 1908.09355). ``attention_transfer``: squared distance of the normalised energies, the sum
+    of squares at each token (1612.03928); it needs no equal widths.
 
     Args:
         student: (batch, tokens, student width).
         teacher: (batch, tokens, teacher width).
         mask: (batch, tokens), non-zero where a token counts; None counts all.
-        projection: from the student's width to the teacher's, where they differ.
-        distance: which.
+        projection: maps the student's width to the teacher's where they differ.
+        distance: one of the above.
 
     Raises:
         ConfigError: an unknown distance.
-        ModelError: widths that differ without a projection (energies need none).
+        ModelError: different widths without a projection (except ``attention_transfer``).
     """
     if distance not in get_args(HiddenDistance):
         known = ", ".join(get_args(HiddenDistance))
-        raise ConfigError(f"the hidden distance must be one of {known}, not {distance!r}")
+        raise ConfigError(f"hidden_distance must be one of {known}, not {distance!r}")
     if distance == "attention_transfer":
         return _unit_distance(_energy(student, mask), _energy(teacher.detach(), mask))
     student = student if projection is None else projection(student)
@@ -64,7 +64,7 @@ def hidden_state_loss(
         return _unit_distance(student[:, 0], teacher[:, 0])
     if mask is not None:
         student, teacher = student[mask.bool()], teacher[mask.bool()]
-    if student.numel() == 0:  # a batch of padding only: no distance, and still a gradient
+    if student.numel() == 0:  # only padding: a zero connected to the graph, for backward()
         return student.sum()
     if distance == "cosine":
         return (1 - F.cosine_similarity(student, teacher, dim=-1)).mean()
@@ -75,10 +75,10 @@ def hidden_state_loss(
 
 
 def attention_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Squared distance of attention maps: summed over keys, mean over heads and query tokens.
+    """Return the squared distance of attention maps (TinyBERT, 1909.10351).
 
-    Where the numbers of heads differ, the maps are averaged over the heads first. TinyBERT
-    (1909.10351) compares attention in this way.
+    It is summed over keys and averaged over heads and query tokens. If the numbers of heads
+    differ, the maps are averaged over the heads first.
 
     Args:
         student: (batch, student heads, tokens, tokens), probabilities over the last dimension.
@@ -98,19 +98,19 @@ def attention_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None)
 def value_relation_loss(
     student: Tensor, teacher: Tensor, heads: int, mask: Tensor | None = None
 ) -> Tensor:
-    """KL divergence of value relations, mean over heads and tokens (MiniLM, 2002.10957).
+    """Return the KL divergence of value relations, mean over heads and tokens (MiniLM, 2002.10957).
 
-    A relation is the softmax of the scaled products of all tokens' values, so that the widths of
+    A relation is the softmax of the scaled dot products of all tokens' values, so the widths of
     student and teacher may differ.
 
     Args:
         student: (batch, tokens, student width), values of all heads side by side.
         teacher: (batch, tokens, teacher width).
-        heads: into how many relation heads each width is cut (MiniLMv2, 2012.15828).
+        heads: number of relation heads that each width is split into (MiniLMv2, 2012.15828).
         mask: (batch, tokens), non-zero where a token counts; None counts all.
 
     Raises:
-        ModelError: a width that the heads do not divide.
+        ModelError: a width that is not a multiple of the heads.
     """
     divergence = F.kl_div(
         _relation(student, heads, mask),
@@ -122,24 +122,24 @@ def value_relation_loss(
 
 
 def _relation(values: Tensor, heads: int, mask: Tensor | None) -> Tensor:
-    """Log-probabilities (batch, heads, tokens, tokens)."""
+    """Return log-probabilities (batch, heads, tokens, tokens)."""
     batch, tokens, width = values.shape
     if width % heads:
         raise ModelError(
-            f"{heads} relation heads do not divide the width {width}; set relation_heads to a "
-            "number that divides the widths of student and teacher"
+            f"cannot split width {width} into {heads} relation heads; set relation_heads to a "
+            "divisor of the widths of student and teacher"
         )
     split = values.reshape(batch, tokens, heads, width // heads).transpose(1, 2)
     scores = split @ split.transpose(-1, -2) / (width // heads) ** 0.5
     if mask is not None:
-        # A finite number: where a row is masked whole, infinities would give no number.
+        # Use a finite mask value: softmax over a fully masked row of -inf is NaN.
         lowest = torch.finfo(scores.dtype).min
         scores = scores.masked_fill(~mask[:, None, None].bool(), lowest)
     return F.log_softmax(scores, dim=-1)
 
 
 def _energy(states: Tensor, mask: Tensor | None) -> Tensor:
-    """The sum of squares at each token, (batch, tokens); 0 where padding is."""
+    """Return the sum of squares at each token, (batch, tokens); 0 for padding."""
     energy = states.square().sum(-1)
     return energy if mask is None else energy * mask.to(energy.dtype)
 
@@ -149,42 +149,41 @@ def _unit_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return difference.square().sum(-1).mean()
 
 
-# A class token, the distillation token of DeiT, or neither.
+# Numbers of tokens before the patches: none, a class token, and DeiT's distillation token.
 _SPECIAL_TOKENS = (0, 1, 2)
 
 
 def is_map(state: Tensor) -> bool:
-    """Whether a state has rows and columns: four dimensions."""
+    """Return whether a state is a feature map (batch, channels, height, width)."""
     return state.dim() == 4
 
 
 def width_of(state: Tensor) -> int:
-    """How many features a state has at each place."""
+    """Return the number of features of a state at each position."""
     return state.shape[1] if is_map(state) else state.shape[-1]
 
 
 def same_kind(student: Tensor, teacher: Tensor) -> bool:
-    """Whether two states can be compared place by place as they are."""
+    """Return whether two states have the same positions: an equal grid or number of tokens."""
     if is_map(student) or is_map(teacher):
         return student.dim() == teacher.dim() and student.shape[2:] == teacher.shape[2:]
     return student.shape[1] == teacher.shape[1]
 
 
 def on_one_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both states as tokens of one grid, row by row; class tokens are left out.
+    """Return both states as the tokens of one grid, row by row, without class tokens.
 
-    The grid is the coarser one in each direction: the finer map is averaged over its cells, so
-    that nothing is made up.
+    The grid is the coarser one in each direction; the finer map is average-pooled to it.
 
     Args:
         student: (batch, channels, height, width) or (batch, tokens, width).
-        teacher: the same, or the other.
+        teacher: either form, too.
 
     Returns:
-        (batch, places, features) each.
+        (batch, positions, features) each.
 
     Raises:
-        ModelError: tokens that are no grid of patches.
+        ModelError: tokens that do not form a patch grid.
     """
     shape = student.shape[2:] if is_map(student) else teacher.shape[2:]
     ratio = shape[0] / shape[1] if is_map(student) or is_map(teacher) else 1.0
@@ -195,14 +194,14 @@ def on_one_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def as_map(state: Tensor, ratio: float = 1.0) -> Tensor:
-    """A state as (batch, features, height, width).
+    """Return a state as a map (batch, features, height, width).
 
     Args:
-        state: a map, or tokens of which the last ones are patches, row by row.
-        ratio: height by width of the image.
+        state: a map, or tokens that end with the patches, row by row.
+        ratio: height / width of the image.
 
     Raises:
-        ModelError: no grid of that ratio has as many patches.
+        ModelError: the number of patches does not fit a grid of that ratio.
     """
     if is_map(state):
         return state
@@ -214,8 +213,8 @@ def as_map(state: Tensor, ratio: float = 1.0) -> Tensor:
             patches = state[:, special:].transpose(1, 2)
             return patches.reshape(len(state), -1, height, width)
     raise ModelError(
-        f"{tokens} tokens are no grid of patches of height : width = {ratio:.3g}, with or without "
-        f"a class token, so that they cannot be compared with a map; set hidden_weight to 0"
+        f"cannot reshape {tokens} tokens into a patch grid of height : width = {ratio:.3g}, with "
+        f"or without class tokens; set hidden_weight to 0"
     )
 
 

@@ -1,4 +1,4 @@
-"""Which layer of the teacher a layer of the student follows (standard library only)."""
+"""Maps from student layers to teacher layers (standard library only)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from hfcompress.errors import ConfigError
 
 
 def uniform_layer_map(student_layers: int, teacher_layers: int) -> dict[int, int]:
-    """Evenly spaced layers of the teacher, the last one for the last.
+    """Return evenly spaced teacher layers, the last one for the last student layer.
 
-    Three layers that follow six follow the layers 1, 3 and 5; layers count from 0. A student with
-    more layers than its teacher has layers that share one.
+    Layers count from 0: 3 student layers map to layers 1, 3 and 5 of 6. In a student with more
+    layers than its teacher, several layers map to the same one.
 
     Args:
         student_layers: at least 1.
@@ -26,13 +26,13 @@ def uniform_layer_map(student_layers: int, teacher_layers: int) -> dict[int, int
 def check_layer_map(
     layer_map: Mapping[int, int], student_layers: int, teacher_layers: int
 ) -> dict[int, int]:
-    """A layer map by hand, when all its layers are there.
+    """Return a given layer map in order, after checking its layers.
 
     Raises:
-        ConfigError: a layer out of range, or no layer at all.
+        ConfigError: a layer out of range, or an empty map.
     """
     if not layer_map:
-        raise ConfigError("layer_map names no layer; leave it out for evenly spaced layers")
+        raise ConfigError("layer_map is empty; leave it out for evenly spaced layers")
     for student, teacher in layer_map.items():
         for who, layer, count in (
             ("student", student, student_layers),

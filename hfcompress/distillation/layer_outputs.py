@@ -1,9 +1,9 @@
-"""``LayerWatch``: what a model's layers compute, read by forward hooks."""
+"""``LayerWatch``: a model's layer outputs, read by forward hooks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import cast
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -13,24 +13,24 @@ from hfcompress.distillation.teacher_outputs import LayerStates
 from hfcompress.errors import ModelError
 from hfcompress.models.architectures import attention_modules, blocks, value_projections
 
-_NO_MAPS = "gives no attention maps; set attention_weight to 0"
+_NO_MAPS = "returns no attention maps; set attention_weight to 0"
 
 
 class LayerWatch:
-    """Keeps what chosen layers compute in a forward pass, until it is taken.
+    """Keeps the outputs of chosen layers from one forward pass until `take`.
 
-    The hooks are set until `close`, and `open` sets them again.
+    `close` removes the hooks and `open` sets them again.
 
     Args:
-        model: whose layers to watch. To give attention maps it is set to eager attention until
-            `close`: fused attention computes no maps.
+        model: the model with the layers. For attention maps it uses eager attention until
+            `close`, because fused attention computes no maps.
         hidden: layers whose outputs to keep; layers count from 0.
         attentions: layers whose attention maps to keep.
         values: layers whose value projections to keep.
 
     Raises:
-        ModelError: attention maps of a model that cannot be set to eager attention.
-        TargetError: attention maps or values of a family that is not in the table.
+        ModelError: attention maps of a model without eager attention.
+        TargetError: attention maps or values of an unknown model family.
     """
 
     def __init__(
@@ -63,10 +63,10 @@ class LayerWatch:
         self.open()
 
     def take(self) -> LayerStates:
-        """What the last forward pass left; it is handed out once.
+        """Return the outputs of the last forward pass and forget them.
 
         Raises:
-            ModelError: no attention map came along.
+            ModelError: attention maps are missing.
         """
         ran, kept = self._armed, self._kept
         self._kept, self._armed = {}, False
@@ -80,10 +80,11 @@ class LayerWatch:
         )
 
     def open(self) -> None:
-        """Set the hooks, where they are not set."""
+        """Set the hooks, unless they are set."""
         if self._handles or not self._hooks:
             return
-        # Layers that are checkpointed run again in the backward pass: that is not to be kept.
+        # Gradient checkpointing runs layers again in the backward pass; only a forward pass of
+        # the whole model arms the hooks.
         self._handles.append(self._model.register_forward_pre_hook(self._arm))
         for module, hook in self._hooks:
             self._handles.append(module.register_forward_hook(hook))
@@ -98,13 +99,13 @@ class LayerWatch:
         self._restore()
         self._restore = lambda: None
 
-    def _arm(self, module: nn.Module, inputs: Any) -> None:
+    def _arm(self, module: nn.Module, inputs: object) -> None:
         self._kept, self._armed = {}, True
 
     def _keep(
-        self, kind: str, number: int, module: nn.Module, pick: Callable[[Any], Tensor | None]
+        self, kind: str, number: int, module: nn.Module, pick: Callable[[object], Tensor | None]
     ) -> None:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
             found = pick(output)
             if self._armed and found is not None:
                 self._kept.setdefault(kind, {})[number] = found
@@ -113,7 +114,7 @@ class LayerWatch:
 
 
 def _eager(model: PreTrainedModel) -> Callable[[], object]:
-    """Set a model to eager attention; the function that is returned sets it back."""
+    """Set a model to eager attention; return a function that restores the previous one."""
     before = str(model.config._attn_implementation)
     if before == "eager":
         return lambda: None
@@ -121,15 +122,14 @@ def _eager(model: PreTrainedModel) -> Callable[[], object]:
     return lambda: model.set_attn_implementation(before)
 
 
-def _first(output: Any) -> Tensor | None:
-    found: Tensor | None = output[0] if isinstance(output, tuple) else output
-    return found
+def _first(output: object) -> Tensor | None:
+    found = output[0] if isinstance(output, tuple) else output
+    return cast(Tensor | None, found)
 
 
-def _second(output: Any) -> Tensor | None:
+def _second(output: object) -> Tensor | None:
     return output[1] if isinstance(output, tuple) and len(output) > 1 else None
 
 
-def _last_third(output: Any) -> Tensor | None:
-    found: Tensor = output.chunk(3, dim=-1)[2]
-    return found
+def _last_third(output: object) -> Tensor | None:
+    return cast(Tensor, output).chunk(3, dim=-1)[2]

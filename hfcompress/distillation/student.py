@@ -1,21 +1,21 @@
-"""``make_student``: a smaller model of the teacher's family, made from the teacher's weights."""
+"""``make_student``: a smaller model of the teacher's family, initialised with its weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, Protocol, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hfcompress.config import Config
 from hfcompress.distillation.layer_map import uniform_layer_map
 from hfcompress.distillation.weight_folding import Batch, folded_weights, layer_norms
 from hfcompress.errors import ConfigError
-from hfcompress.models.architectures import blocks
+from hfcompress.models.architectures import blocks, weight_matrix
 from hfcompress.models.sublayers import head_size, known_family
 
 Init = Literal["every-other", "first", "importance"]
@@ -27,35 +27,33 @@ def choose_layers(
     init: Init = "every-other",
     calibration: Iterable[Batch] | None = None,
 ) -> tuple[int, ...]:
-    """The teacher's layers that a student keeps, in order, counted from 0.
+    """Return the teacher's layers that a student keeps, in order, counted from 0.
 
-    ``every-other`` spaces them evenly and ends with the last one (6 to 3: 1, 3, 5); ``first``
-    takes the lowest; ``importance`` those that change the hidden states most. A family whose
-    first layer has other parts than the rest (ModernBERT) always keeps it as the first.
+    ``every-other``: evenly spaced, with the last one (6 to 3: 1, 3, 5); ``first``: the lowest;
+    ``importance``: the ones that change the hidden states most. If the first layer differs from
+    the others in structure (ModernBERT), it is always kept as the first.
 
     Args:
         teacher: a model with repeated layers.
-        layers: how many, or which; None keeps all.
-        init: how to choose where ``layers`` is a number.
-        calibration: batches of model inputs for ``importance``; without any it goes by the
-            weights alone.
+        layers: their number, or the layers themselves; None keeps all.
+        init: how to choose if ``layers`` is a number.
+        calibration: batches of model inputs for ``importance``; with None it uses the weights.
 
     Raises:
-        ConfigError: more layers than there are, none, or a number that is no layer.
+        ConfigError: layers out of range, or none.
     """
     count = len(blocks(teacher))
     if layers is None:
         return tuple(range(count))
     if isinstance(layers, int):
         if not 1 <= layers <= count:
-            raise ConfigError(f"layers is {layers} and the teacher has {count}; write 1 to {count}")
+            raise ConfigError(f"layers is {layers} and the teacher has {count}; use 1 to {count}")
         chosen = _choose(teacher, layers, init, calibration)
     else:
         chosen = tuple(layers)
         if not chosen or not all(0 <= number < count for number in chosen):
             raise ConfigError(
-                f"layers {list(chosen)} are not among the teacher's, which count from 0 to "
-                f"{count - 1}"
+                f"layers {list(chosen)} are out of range; use the teacher's layers 0 to {count - 1}"
             )
     return _fitting(teacher, chosen)
 
@@ -73,7 +71,7 @@ def _choose(
 
 
 def _fitting(teacher: nn.Module, chosen: tuple[int, ...]) -> tuple[int, ...]:
-    """The choice, with layer 0 as the first where no other layer fits there."""
+    """Return the choice, with layer 0 as the first if the chosen one has another structure."""
     layers = list(blocks(teacher).values())
     parts = [set(layer.state_dict()) for layer in (layers[0], layers[chosen[0]])]
     return chosen if parts[0] == parts[1] else (0, *chosen[1:])
@@ -81,25 +79,31 @@ def _fitting(teacher: nn.Module, chosen: tuple[int, ...]) -> tuple[int, ...]:
 
 @torch.no_grad()
 def block_influence(model: nn.Module, batches: Iterable[Batch]) -> list[float]:
-    """How much each layer turns the hidden states: 1 minus the mean cosine of what goes in and
-    what comes out, over the tokens that are no padding (Men et al., 2403.03853).
+    """Return 1 minus the mean cosine of each layer's input and output (Men et al., 2403.03853).
+
+    Padding does not count.
 
     Args:
         model: a model with repeated layers; run in evaluation mode.
-        batches: model inputs; labels in them are not shown.
+        batches: model inputs; labels are dropped.
 
     Returns:
-        One number for each layer, in [0, 2].
+        One number per layer, in [0, 2].
 
     Raises:
-        ConfigError: no batch.
+        ConfigError: no batches.
     """
     layers = list(blocks(model).values())
     sums, tokens = torch.zeros(len(layers), dtype=torch.float64), 0
     current: dict[int, Tensor] = {}
 
-    def watch(number: int) -> Any:
-        def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def record(number: int) -> Callable[..., None]:
+        def keep(
+            module: nn.Module,
+            args: tuple[Tensor, ...],
+            kwargs: Mapping[str, Tensor],
+            output: Tensor | tuple[Tensor, ...],
+        ) -> None:
             before = args[0] if args else kwargs["hidden_states"]
             after = output[0] if isinstance(output, tuple) else output
             current[number] = F.cosine_similarity(before.float(), after.float(), dim=-1)
@@ -107,7 +111,7 @@ def block_influence(model: nn.Module, batches: Iterable[Batch]) -> list[float]:
         return keep
 
     handles = [
-        layer.register_forward_hook(watch(number), with_kwargs=True)
+        layer.register_forward_hook(record(number), with_kwargs=True)
         for number, layer in enumerate(layers)
     ]
     training = model.training
@@ -124,41 +128,41 @@ def block_influence(model: nn.Module, batches: Iterable[Batch]) -> list[float]:
             handle.remove()
         model.train(training)
     if not tokens:
-        raise ConfigError("calibration holds no batch; give one at least, or None")
+        raise ConfigError("calibration is empty; give at least one batch, or None")
     influence: list[float] = (1 - sums / tokens).tolist()
     return influence
 
 
 Numbers = Annotated[tuple[int, ...], Field(strict=False)]
-# Fields that are a second name for the hidden size where a teacher has them equal to it.
-_FOLLOW_HIDDEN = ("embedding_size", "pooler_hidden_size", "pooler_output_size")
-# Fields of vision configs that list the layers; left out, the config makes them anew.
-_NAME_LAYERS = ("stage_names", "out_features", "out_indices")
+# Config fields that change with the hidden size if they equal it.
+_EQUAL_TO_HIDDEN = ("embedding_size", "pooler_hidden_size", "pooler_output_size")
+# Fields of vision configs that list the layers; the config derives them if they are missing.
+_LISTS_OF_LAYERS = ("stage_names", "out_features", "out_indices")
 
 
 class StudentConfig(Config):
-    """The sizes of a student; those that are not given are the teacher's.
+    """The sizes of a student; by default the teacher's.
 
     Raises:
         ConfigError: an unknown field, or a value out of range.
     """
 
     layers: int | Numbers | None = Field(
-        None, description="how many layers, or the teacher's layers by number from 0"
+        None, description="number of layers, or a list of the teacher's layers, counted from 0"
     )
     hidden: int | None = Field(None, ge=1, description="width of the hidden states")
     heads: int | None = Field(
-        None, ge=1, description="attention heads; by default as many as keep the size of a head"
+        None,
+        ge=1,
+        description="attention heads; by default hidden divided by the teacher's head size",
     )
-    ffn: int | None = Field(None, ge=1, description="neurons of each feed-forward part")
-    init: Init = Field(
-        "every-other", description="which layers are kept where their number is given"
-    )
+    ffn: int | None = Field(None, ge=1, description="neurons of each feed-forward block")
+    init: Init = Field("every-other", description="which layers are kept if layers is a number")
     calibration_rows: int | None = Field(
         None,
         ge=1,
-        description="training rows by which layers are chosen (init importance) and narrower "
-        "hidden states are folded; without any the weights alone decide",
+        description="training rows for choosing layers (init importance) and for folding narrower "
+        "hidden states; by default only the weights are used",
     )
 
 
@@ -172,40 +176,39 @@ def make_student(
     init: Init = "every-other",
     calibration: Iterable[Batch] | None = None,
 ) -> PreTrainedModel:
-    """A smaller model that starts from its teacher's weights.
+    """Return a smaller model with weights from its teacher.
 
-    Layers are copied; neurons with a small norm product are left out, heads likewise and as a
-    whole. Of narrower hidden states the weightiest features stay; with calibration rows, what the
-    others told each layer is folded into the weights that remain. All layers of the student are
-    equally wide, so that its config says all: plain ``from_pretrained`` reloads it. With the
-    teacher's own sizes it gives the teacher's own logits.
+    Layers are copied; heads and neurons with the smallest norm products are dropped. Narrower
+    hidden states keep the features with the largest norms; with calibration rows, a least-squares
+    estimate of the dropped features is folded into the remaining weights. All layers have equal
+    sizes, so that plain ``from_pretrained`` reloads the student. With the teacher's sizes the
+    student gives the teacher's logits.
 
     Args:
-        teacher: a model of a family in `hfcompress.models.architectures`; left as it is.
-        layers: how many, or which of the teacher's, counted from 0.
+        teacher: a model of a family in `hfcompress.models.architectures`; it does not change.
+        layers: number of layers, or a list of the teacher's, counted from 0.
         hidden: width of the hidden states.
-        heads: attention heads. By default ``hidden`` over the teacher's head size. Another number
-            regroups what is kept: two heads that become one share one pattern of attention.
-        ffn: neurons of each feed-forward part.
-        init: which layers stay where their number is given (see `choose_layers`).
-        calibration: batches of model inputs, at least some hundred tokens.
+        heads: attention heads; by default ``hidden`` divided by the teacher's head size. Another
+            number regroups the kept rows: merged heads share one attention pattern.
+        ffn: neurons of each feed-forward block.
+        init: which layers are kept if ``layers`` is a number (see `choose_layers`).
+        calibration: batches of model inputs, at least a few hundred tokens.
 
     Returns:
         A model of the teacher's class, dtype and device, in evaluation mode.
 
     Raises:
-        ConfigError: a size above the teacher's, or sizes that do not go together.
-        TargetError: a family that is not known.
+        ConfigError: a size above the teacher's, or sizes that do not fit together.
+        TargetError: an unknown model family.
     """
     known_family(teacher)
     batches = None if calibration is None else list(calibration)
     chosen = choose_layers(teacher, layers, init, batches)
     config = _smaller_config(teacher, chosen, hidden, heads, ffn)
-    build: Any = type(teacher)._from_config
-    student: PreTrainedModel = build(
-        config, attn_implementation=cast(Any, teacher.config)._attn_implementation
-    )
-    student = cast(Any, student).to(device=teacher.device, dtype=teacher.dtype).eval()
+    build: Callable[..., PreTrainedModel] = type(teacher)._from_config
+    student = build(config, attn_implementation=teacher.config._attn_implementation)
+    module: nn.Module = student
+    module.to(device=teacher.device, dtype=teacher.dtype).eval()
     student.load_state_dict(folded_weights(teacher, student, chosen, batches))
     return student
 
@@ -218,7 +221,7 @@ def check_sizes(
     heads: int | None = None,
     ffn: int | None = None,
 ) -> None:
-    """Refuse sizes that `make_student` would, without making anything.
+    """Refuse the sizes that `make_student` refuses, without making a student.
 
     Raises:
         ConfigError, TargetError: as `make_student`.
@@ -233,64 +236,76 @@ def _smaller_config(
     hidden: int | None,
     heads: int | None,
     ffn: int | None,
-) -> Any:
-    """The teacher's config with the student's sizes.
+) -> PreTrainedConfig:
+    """Return the teacher's config with the student's sizes.
 
     Raises:
-        ConfigError: sizes that the teacher cannot give.
+        ConfigError: sizes above the teacher's, or that do not fit together.
     """
-    own = cast(Any, teacher.config)
+    own = cast(_SizesConfig, teacher.config)
     sizes = {"hidden": (hidden, own.hidden_size), "heads": (heads, own.num_attention_heads)}
     sizes["ffn"] = (ffn, _ffn_width(teacher))
     for name, (wanted, there) in sizes.items():
         if wanted is not None and wanted > there:
-            raise ConfigError(f"{name} is {wanted} and the teacher has {there}; write less")
+            raise ConfigError(
+                f"{name} is {wanted} and the teacher has {there}; use at most {there}"
+            )
     hidden = hidden or own.hidden_size
     heads = heads or max(1, hidden // head_size(teacher))
     _check_heads(teacher, hidden, heads)
-    changes: dict[str, Any] = {
+    changes: dict[str, object] = {
         "hidden_size": hidden,
         "num_attention_heads": heads,
         "num_hidden_layers": len(chosen),
         known_family(teacher).ffn_width: ffn or _ffn_width(teacher),
     }
-    for field in _FOLLOW_HIDDEN:
+    for field in _EQUAL_TO_HIDDEN:
         if getattr(own, field, None) == own.hidden_size:
             changes[field] = hidden
-    if getattr(own, "layer_types", None) is not None:
-        changes["layer_types"] = [own.layer_types[number] for number in chosen]
-    attributes = own.attribute_map  # DistilBERT and GPT-2 call the sizes by names of their own
+    layer_types: Sequence[str] | None = getattr(own, "layer_types", None)
+    if layer_types is not None:
+        changes["layer_types"] = [layer_types[number] for number in chosen]
+    attributes = own.attribute_map  # DistilBERT and GPT-2 have their own names for the sizes
     data = own.to_dict() | {attributes.get(name, name): item for name, item in changes.items()}
     if len(chosen) != own.num_hidden_layers:
-        for field in _NAME_LAYERS:
+        for field in _LISTS_OF_LAYERS:
             data.pop(field, None)
-    return type(own).from_dict(data)
+    smaller: PreTrainedConfig = type(teacher.config).from_dict(data)
+    return smaller
+
+
+class _SizesConfig(Protocol):
+    """The fields of a transformer's config that a student's sizes change."""
+
+    hidden_size: int
+    num_attention_heads: int
+    num_hidden_layers: int
+    attribute_map: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]: ...
 
 
 def _ffn_width(teacher: PreTrainedModel) -> int:
     family = known_family(teacher)
     layer = next(iter(blocks(teacher).values()))
-    out = cast(Any, layer.get_submodule(family.ffn_out))
-    width: int = out.in_features if hasattr(out, "in_features") else out.nx
-    return width
+    return weight_matrix(layer.get_submodule(family.ffn_out)).shape[1]
 
 
 def _check_heads(teacher: PreTrainedModel, hidden: int, heads: int) -> None:
-    """Refuse widths that whole heads of the teacher cannot make up.
+    """Refuse widths that are not a multiple of the teacher's head size.
 
     Raises:
-        ConfigError: such a width, or a regrouping that the family's positions do not allow.
+        ConfigError: such a width, or regrouped heads in a family with positions per head.
     """
     size = head_size(teacher)
     if hidden % size or hidden % heads:
         raise ConfigError(
-            f"hidden {hidden} with {heads} heads does not fit: hidden must be a multiple of "
-            f"heads and of the teacher's head size, {size}"
+            f"hidden {hidden} does not fit {heads} heads; use a multiple of heads and of the "
+            f"teacher's head size, {size}"
         )
-    own = cast(Any, teacher.config)
-    by_position = hasattr(own, "rope_parameters") or not known_family(teacher).free_heads
+    by_position = hasattr(teacher.config, "rope_parameters") or not known_family(teacher).free_heads
     if hidden // heads != size and by_position:
         raise ConfigError(
-            f"heads of {hidden // heads} cannot be made from heads of {size} in this family, "
-            f"whose positions belong to a head; write heads: {hidden // size}"
+            f"cannot make heads of size {hidden // heads} from heads of size {size}, because this "
+            f"family encodes positions per head; write heads: {hidden // size}"
         )

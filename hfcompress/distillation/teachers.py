@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from hfcompress.distillation.cached_casts import KeptCasts
+from hfcompress.distillation.cached_casts import CachedCasts
 from hfcompress.distillation.layer_outputs import LayerWatch
 from hfcompress.distillation.losses import Task
 from hfcompress.distillation.teacher_outputs import ROW, Inputs, TeacherOutputs, teacher_inputs
@@ -89,7 +89,7 @@ class _ModelTeacher:
         self.model = model.eval()
         self.watch = watch
         self.precision = precision
-        self._casts = KeptCasts(model)
+        self._casts = CachedCasts(model)
         parameters = inspect.signature(model.forward).parameters
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         # transformers models pass **kwargs down; the named parameters are what they read.

@@ -1,7 +1,7 @@
-"""More text for a teacher to label: corrupted and recombined sentences (standard library only).
+"""New text for a teacher to label: corrupted and recombined sentences (standard library only).
 
-The words stay those of the given sentences; nothing is looked up elsewhere. Everything is drawn
-from the seed, so that the same call gives the same text.
+All words come from the given sentences. All randomness comes from the seed, so equal calls return
+equal texts.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ def augment_texts(
     rate: float = 0.2,
     mask_token: str = "[MASK]",
 ) -> list[str]:
-    """New texts made from old ones.
+    """Return new texts made from the given ones.
 
-    Texts are taken in turn, each pass in a new random order, and each goes through one method,
-    drawn with equal chance:
+    Each pass visits the texts in a new random order and changes each by one method, drawn
+    uniformly:
 
-    ``mask``: each word becomes the mask token with probability ``rate`` (Tang et al., 1903.12136).
-    ``drop``: each word is left out with probability ``rate``.
-    ``replace``: each word becomes a word drawn from all texts with probability ``rate``; common
-    words are drawn more often.
-    ``swap``: ``rate`` of the words change places with another one.
-    ``recombine``: the beginning of the text, followed by the end of another one.
-    ``span``: a run of at least three words of the text.
+    ``mask``: replace each word by the mask token with probability ``rate`` (1903.12136).
+    ``drop``: drop each word with probability ``rate``.
+    ``replace``: replace each word with probability ``rate`` by a word drawn from all texts in
+    proportion to its frequency.
+    ``swap``: swap each word with a random other one with probability ``rate``.
+    ``recombine``: join the beginning of the text and the end of another one.
+    ``span``: keep a run of at least three words of the text.
 
     Args:
-        texts: at least one text with a word; words are what white space separates.
-        count: how many to make.
+        texts: at least one text with a word; words are separated by white space.
+        count: number of texts to make.
         seed: of the random choices.
-        methods: which methods to draw from.
-        rate: share of the words that are corrupted, in [0, 1].
+        methods: methods to draw from.
+        rate: probability that a word is corrupted, in [0, 1].
         mask_token: the tokenizer's mask token.
 
     Raises:
@@ -53,7 +53,7 @@ def augment_texts(
         raise ValueError(f"rate must lie between 0 and 1, not {rate}")
     sentences = [words for words in (text.split() for text in texts) if words]
     if not sentences:
-        raise ValueError("there is no text with a word in it to augment")
+        raise ValueError("texts contain no words to augment; give at least one word")
     draw = _Draw(random.Random(seed), sentences, rate, mask_token)
     made: list[str] = []
     order: list[int] = []
@@ -73,11 +73,11 @@ def mixed_texts(
     rate: float = 0.2,
     mask_token: str = "[MASK]",
 ) -> list[str]:
-    """A training corpus of original and new texts, in random order.
+    """Return a training corpus of original and new texts, in random order.
 
     Args:
-        texts: the original texts; each is used before any is used again.
-        count: how many in all.
+        texts: the original texts; each is used once before any is repeated.
+        count: size of the corpus.
         seed: of the random choices.
         share: share of the corpus that is new, in [0, 1].
         methods, rate, mask_token: as in `augment_texts`.
@@ -98,7 +98,7 @@ def mixed_texts(
 
 
 class _Draw:
-    """What the methods draw from."""
+    """The random generator and word lists that the methods draw from."""
 
     def __init__(
         self, generator: random.Random, sentences: list[Words], rate: float, mask_token: str
@@ -110,7 +110,7 @@ class _Draw:
         self.mask_token = mask_token
 
     def hit(self) -> bool:
-        """True with the probability of a corruption."""
+        """Return True with probability ``rate``."""
         return self.random.random() < self.rate
 
 

@@ -1,8 +1,8 @@
-"""A CNN or an LSTM that learns from a transformer and shares its vocabulary."""
+"""``make_text_student``: a CNN or LSTM with a transformer's vocabulary."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Protocol, cast
 
 import torch
 from pydantic import Field
@@ -28,8 +28,8 @@ class TextStudentConfig(Config):
     embedding_size: int | None = Field(
         None,
         ge=1,
-        description="width of the embedding table: the teacher's, or fewer of its principal "
-        "components",
+        description="width of the embedding table; by default the teacher's. Below it, the table "
+        "is projected to its principal components",
     )
     width: int = Field(
         128, ge=1, description="channels of each convolution, or size of the LSTM each way"
@@ -39,24 +39,24 @@ class TextStudentConfig(Config):
         description="widths of the convolutions in tokens",
     )  # fmt: skip
     dense_size: int = Field(128, ge=1, description="width of the layer before the classifier")
-    dropout: float = Field(0.1, ge=0, lt=1, description="around that layer")
-    seed: int = Field(0, ge=0, description="of the initial weights")
+    dropout: float = Field(0.1, ge=0, lt=1, description="before and after the dense layer")
+    seed: int = Field(0, ge=0, description="seed of the initial weights")
 
 
 def make_text_student(
     teacher: PreTrainedModel, config: TextStudentConfig | None = None
 ) -> TextForSequenceClassification:
-    """A small text classifier with the teacher's labels, vocabulary and embedding table.
+    """Return a small text classifier with the teacher's labels, vocabulary and embedding table.
 
     Args:
-        teacher: a sequence classifier that reads token ids; left as it is.
+        teacher: a sequence classifier that reads token ids; it does not change.
         config: the student's sizes.
 
     Returns:
         A model in evaluation mode, on the teacher's device.
 
     Raises:
-        ModelError: the teacher has no embedding table.
+        ModelError: a teacher without an embedding table.
         ConfigError: an ``embedding_size`` above the teacher's.
     """
     config = config or TextStudentConfig()
@@ -64,10 +64,10 @@ def make_text_student(
     size = config.embedding_size or table.embedding_dim
     if size > table.embedding_dim:
         raise ConfigError(
-            f"embedding_size {size} is more than the teacher's {table.embedding_dim}; "
-            f"lower it or leave it out"
+            f"embedding_size {size} exceeds the teacher's {table.embedding_dim}; lower it or leave "
+            f"it out"
         )
-    own = cast(Any, teacher.config)
+    own = cast(_LabelConfig, teacher.config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         student = TextForSequenceClassification(
@@ -83,26 +83,36 @@ def make_text_student(
         )
     with torch.no_grad():
         student.embeddings.weight.copy_(_narrowed(table.weight, size))
-    student = cast(Any, student).to(teacher.device).eval()
-    return cast(TextForSequenceClassification, student)
+    module: nn.Module = student
+    module.to(teacher.device).eval()
+    return student
+
+
+class _LabelConfig(Protocol):
+    """The fields of a classifier's config that the student copies."""
+
+    pad_token_id: int | None
+    id2label: dict[int, str]
+    label2id: dict[str, int]
+    problem_type: str | None
 
 
 def _table(teacher: PreTrainedModel) -> nn.Embedding:
     table = teacher.get_input_embeddings() if teacher.main_input_name == "input_ids" else None
     if not isinstance(table, nn.Embedding):
         raise ModelError(
-            f"{type(teacher).__name__} reads no token ids, so a text student has no vocabulary "
-            f"to share with it; give a student of your own"
+            f"{type(teacher).__name__} does not read token ids, so a text student cannot share its "
+            f"vocabulary; use a student of another kind"
         )
     return table
 
 
 def _narrowed(table: Tensor, size: int) -> Tensor:
-    """The rows [tokens, width] in their first principal components: [tokens, size]."""
+    """Project a table (tokens, width) to its first principal components: (tokens, size)."""
     if size == table.shape[1]:
         return table
     centred = (table - table.mean(0)).double()
-    # The covariance is small and square; the table itself may have many thousand rows.
+    # Decompose the covariance, because it is small and the table may have many thousand rows.
     _, directions = torch.linalg.eigh(centred.T @ centred)
     narrow: Tensor = (centred @ directions[:, -size:].flip(1)).to(table.dtype)
     return narrow

@@ -1,11 +1,10 @@
-"""A teacher's weights at a student's sizes: which rows and columns stay."""
+"""Cut a teacher's weights to a student's sizes: select and fold rows and columns."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,17 +26,17 @@ def folded_weights(
     chosen: Sequence[int],
     calibration: Sequence[Batch] | None = None,
 ) -> Weights:
-    """The student's state dict, made from the teacher's.
+    """Return the student's state dict, cut from the teacher's.
 
     Args:
-        teacher: where the weights come from.
-        student: of the same class; says the shapes.
-        chosen: the teacher's layer behind each of the student's.
-        calibration: batches by which narrower hidden states are folded (see `FeatureFold`).
+        teacher: source of the weights.
+        student: a model of the same class with the student's shapes.
+        chosen: the teacher's layer for each of the student's.
+        calibration: batches for folding narrower hidden states (see `FeatureFold`).
 
     Raises:
-        ModelError: a weight of another shape that is not known to follow the hidden size, the
-            heads or the neurons.
+        ModelError: a weight of another shape that depends on neither the hidden size, the heads
+            nor the neurons.
     """
     sources = _sources(teacher, student, chosen)
     hidden = _kept_features(teacher, student)
@@ -55,7 +54,7 @@ def folded_weights(
 def _sources(
     teacher: PreTrainedModel, student: PreTrainedModel, chosen: Sequence[int]
 ) -> dict[str, str]:
-    """The student's names inside its layers -> the teacher's."""
+    """Map names of the student's layer weights to the teacher's."""
     from_layers, to_layers = list(blocks(teacher)), list(blocks(student))
     found = {}
     for name in student.state_dict():
@@ -67,23 +66,26 @@ def _sources(
 
 
 def _kept_features(teacher: PreTrainedModel, student: PreTrainedModel) -> Tensor | None:
-    """Numbers of the hidden features that stay, rising; None where all do."""
-    width = int(cast(Any, student.config).hidden_size)
-    if width == cast(Any, teacher.config).hidden_size:
+    """Return the sorted indices of the kept hidden features; None if all are kept."""
+    width = _hidden_size(student)
+    if width == _hidden_size(teacher):
         return None
     return feature_norms(teacher).topk(width).indices.sort().values
+
+
+def _hidden_size(model: PreTrainedModel) -> int:
+    return int(getattr(model.config, "hidden_size"))  # noqa: B009  # untyped in transformers
 
 
 def _kept_units(
     teacher: PreTrainedModel, student: PreTrainedModel, chosen: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Numbers of the heads or neurons that stay, rising, by sublayer of the teacher; only those
-    of which some go."""
+    """Return the sorted indices of kept units for each teacher sublayer that drops some."""
     layers = list(blocks(teacher))
     used = {layers[number] for number in chosen}
     parts = [part for part in sublayers(teacher) if part.layer in used]
     scores = {part.name: unit_norms(teacher, part) for part in parts}
-    if not known_family(teacher).free_heads:  # tables by head are shared or must fit
+    if not known_family(teacher).free_heads:  # position tables per head are shared
         heads = [part.name for part in parts if part.kind == "heads"]
         shared = torch.stack([scores[name] for name in heads]).sum(0)
         scores |= dict.fromkeys(heads, shared)
@@ -103,7 +105,7 @@ def _width(model: nn.Module, part: Sublayer) -> int:
 
 
 class _Cuts:
-    """Cuts one tensor after the other to the student's shape."""
+    """Cuts the teacher's tensors to the student's shapes."""
 
     def __init__(
         self,
@@ -116,7 +118,7 @@ class _Cuts:
         self.teacher = teacher
         self.weights = teacher.state_dict()
         self.hidden, self.units, self.folds = hidden, units, folds
-        self.width = int(cast(Any, teacher.config).hidden_size)
+        self.width = _hidden_size(teacher)
         self.query_scale = math.sqrt(head_size(teacher) / head_size(student))
         self.outs: dict[str, Sublayer] = {}
         self.producers: dict[str, Sublayer] = {}
@@ -125,7 +127,7 @@ class _Cuts:
             self.producers |= dict.fromkeys(part.producers, part)
 
     def cut(self, name: str, like: Tensor) -> Tensor:
-        """One of the teacher's tensors at the shape of ``like``."""
+        """Return one of the teacher's tensors in the shape of ``like``."""
         module_name, _, kind = name.rpartition(".")
         weight: Tensor = self.weights[name]
         module = self.teacher.get_submodule(module_name)
@@ -142,7 +144,7 @@ class _Cuts:
         return weight
 
     def _units_cut(self, module: str, weight: Tensor) -> Tensor:
-        """Without the rows or columns of heads and neurons that go; queries at their new scale."""
+        """Drop the rows or columns of dropped heads and neurons; rescale queries."""
         part = self.outs.get(module)
         if part is not None and weight.dim() == 2 and module in self.units:
             weight = weight[:, part.columns(self.units[module])]
@@ -158,7 +160,7 @@ class _Cuts:
         return weight
 
     def _folded(self, module: str, kind: str, weight: Tensor) -> Tensor:
-        """A weight that reads hidden states, with what the features that go told it."""
+        """Fold the dropped features into a weight that reads hidden states."""
         fold = self.folds.get(module)
         if fold is None:
             return weight
@@ -172,28 +174,28 @@ class _Cuts:
         heads = next(
             (keep for part, keep in self.units.items() if self.outs[part].kind == "heads"), None
         )
-        if heads is not None and want == heads.numel():  # a table of positions by head
+        if heads is not None and want == heads.numel():  # a position table per head
             return heads
         raise ModelError(
-            f"{name} has {have} values along dimension {axis} and the student needs {want}; it is "
-            f"not known which to keep, so leave that size as the teacher's"
+            f"cannot cut dimension {axis} of {name} from {have} to {want}; keep the teacher's size "
+            f"there"
         )
 
 
-# Share of the mean variance that is added to each feature's, so that features that hardly vary in
-# few rows do not get wild coefficients.
+# Ridge term as a fraction of the mean variance: with few rows, features of low variance would get
+# huge coefficients.
 _DAMPING = 0.01
 
 
 @dataclass(frozen=True)
 class FeatureFold:
-    """The least-squares guess of the features that go from those that stay, at one layer's input.
+    """The least-squares estimate of dropped features from kept ones, at one layer's input.
 
-    ``x[gone] ~ coefficients @ x[kept] + offset``, the affine fold of 2602.05243; it gives a weight
-    that reads x a substitute that reads ``x[kept]`` only.
+    ``x[gone] ~ coefficients @ x[kept] + offset``, the affine fold of 2602.05243. It turns a weight
+    that reads x into one that reads ``x[kept]``.
 
     Attributes:
-        kept, gone: feature numbers.
+        kept, gone: indices of features.
         coefficients: float32 (gone, kept).
         offset: float32 (gone,).
     """
@@ -204,11 +206,11 @@ class FeatureFold:
     offset: Tensor
 
     def weight(self, weight: Tensor) -> Tensor:
-        """A weight (outputs, features) as one that reads the kept features: (outputs, kept)."""
+        """Fold a weight (outputs, features) into one that reads kept features: (outputs, kept)."""
         return weight[:, self.kept] + weight[:, self.gone] @ self.coefficients.to(weight.dtype)
 
     def bias(self, bias: Tensor, weight: Tensor) -> Tensor:
-        """The bias that goes with `weight`, which is given whole: (outputs, features)."""
+        """Return the bias that belongs to the folded weight; ``weight`` is (outputs, features)."""
         return bias + weight[:, self.gone] @ self.offset.to(weight.dtype)
 
 
@@ -216,21 +218,21 @@ class FeatureFold:
 def collect_folds(
     model: nn.Module, kept: Tensor, batches: Iterable[Mapping[str, Tensor]]
 ) -> dict[str, FeatureFold]:
-    """A fold for each projection that reads the hidden states, from the inputs it really gets.
+    """Return a fold for each projection that reads hidden states, fitted on its actual inputs.
 
     Args:
         model: a model of a known family; run in evaluation mode.
-        kept: numbers of the features that stay.
-        batches: model inputs; padding is left out.
+        kept: indices of the kept features.
+        batches: model inputs; padding does not count.
 
     Returns:
         Folds by module name.
     """
     moments: dict[str, _Moments] = {}
     handles = []
-    current: dict[str, Any] = {}
+    current: dict[str, Tensor | None] = {}
 
-    def watch(name: str) -> Any:
+    def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             states = args[0]
             mask = current["mask"]
@@ -241,7 +243,7 @@ def collect_folds(
 
     for part in sublayers(model):
         for name in part.producers:
-            handles.append(model.get_submodule(name).register_forward_pre_hook(watch(name)))
+            handles.append(model.get_submodule(name).register_forward_pre_hook(record(name)))
     training = model.training
     model.eval()
     try:
@@ -257,7 +259,7 @@ def collect_folds(
 
 
 class _Moments:
-    """Sums over rows, from which a regression follows."""
+    """First and second moments of rows, for a ridge regression."""
 
     def __init__(self) -> None:
         self.products: Tensor | float = 0.0
@@ -286,9 +288,9 @@ class _Moments:
 
 @torch.no_grad()
 def unit_norms(model: nn.Module, sublayer: Sublayer) -> Tensor:
-    """Importance of a sublayer's heads or neurons.
+    """Return the importance of a sublayer's heads or neurons: norms of inputs times outputs.
 
-    Heads count what their values write; which tokens they attend to has no size.
+    For heads only the value and output weights count.
 
     Returns:
         float32 (units,).
@@ -296,7 +298,7 @@ def unit_norms(model: nn.Module, sublayer: Sublayer) -> Tensor:
     out = weight_matrix(sublayer.out(model)).float()
     rows = weight_matrix(model.get_submodule(sublayer.producers[-1])).float()
     if sublayer.kind == "heads":
-        rows = rows[-out.shape[1] :]  # values come last where the projections are fused
+        rows = rows[-out.shape[1] :]  # in fused projections the values are last
     written = out.square().sum(0).view(-1, sublayer.size).sum(1).sqrt()
     halves = rows.square().sum(1).view(-1, written.numel(), sublayer.size).sum(2).sqrt()
     return halves.prod(0) * written  # a gated neuron is the product of its two halves
@@ -304,7 +306,7 @@ def unit_norms(model: nn.Module, sublayer: Sublayer) -> Tensor:
 
 @torch.no_grad()
 def feature_norms(model: nn.Module) -> Tensor:
-    """Importance of the features of the hidden states, over all layers.
+    """Return the importance of the hidden features over all layers.
 
     Returns:
         float32 (hidden,).
@@ -319,7 +321,7 @@ def feature_norms(model: nn.Module) -> Tensor:
 
 
 def layer_norms(model: nn.Module) -> list[float]:
-    """Importance of the layers: the sum over their heads and neurons."""
+    """Return the importance of each layer: the sum over its heads and neurons."""
     sums: dict[str, float] = {}
     for sublayer in sublayers(model):
         own = float(unit_norms(model, sublayer).sum())

@@ -36,7 +36,7 @@ def test_the_arguments_parse_from_a_command_line(tmp_path: Path) -> None:
     config = args.distillation_config()
     assert (config.alpha, config.layer_map) == (0.7, {0: 1, 1: 3})
     assert config.teacher_weights == (2.0, 1.0)
-    assert "softens both distributions" in parser.format_help()
+    assert "divides the logits of both" in parser.format_help()
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_the_arguments_parse_from_a_command_line(tmp_path: Path) -> None:
      ({"temperature_end": 0.0, "schedule": "linear"}, "temperature_end should be greater than 0"),
      ({"teacher_weights": [1.0, 0.0]}, "teacher_weights must be above 0"),
      ({"relation_heads": 0}, "relation_heads should be greater than or equal to 1"),
-     ({"layer_map": "0-1"}, "layer_map must be JSON such as"),
+     ({"layer_map": "0-1"}, "cannot parse layer_map"),
      ({"task": "tagging"}, "task should be 'classification'")],
 )  # fmt: skip
 def test_bad_arguments_are_refused(given: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_tokenizers_that_differ_are_refused(tmp_path: Path, layers: bool) -> Non
     message = (
         r"student's tokenizer \(25 tokens\) and the teacher's \(26\) differ"
         if layers
-        else "add what it reads to the rows as teacher_input_ids"
+        else "add the columns teacher_input_ids"
     )
     with pytest.raises(error, match=message):
         distill(tmp_path, options=other, **given)

@@ -108,10 +108,10 @@ def test_another_teacher_or_other_rows_are_refused(folder: Path) -> None:
     teacher, rows = tiny_bert(), encoded()
     cache = build(teacher, rows, folder)
     assert len(TeacherCache.open(cache.folder, teacher, rows)) == 20
-    with pytest.raises(DataError, match="belongs to another teacher"):
+    with pytest.raises(DataError, match="was built from another teacher"):
         TeacherCache.open(cache.folder, tiny_bert(seed=1))
     teacher.config.hidden_act = "relu"
-    with pytest.raises(DataError, match="belongs to another teacher"):
+    with pytest.raises(DataError, match="was built from another teacher"):
         TeacherCache.open(cache.folder, teacher)
     with pytest.raises(DataError, match="was made for other rows"):
         TeacherCache.open(cache.folder, rows=encoded(seed=1))
@@ -182,7 +182,7 @@ def test_a_function_as_teacher_has_a_name(folder: Path) -> None:
         build(votes, rows, folder)
     with pytest.raises(ConfigError, match="hidden_layers"):
         build(votes, rows, folder, identity="x", hidden_layers=(0,))
-    with pytest.raises(DataError, match="no rows"):
+    with pytest.raises(DataError, match="rows is empty"):
         build(votes, rows.select([]), folder, identity="x")
 
 

@@ -41,7 +41,9 @@ def test_patches_are_rows_of_a_grid_after_class_tokens(
 
 
 def test_tokens_that_are_no_grid() -> None:
-    with pytest.raises(ModelError, match="14 tokens are no grid of patches of height : width = 1"):
+    with pytest.raises(
+        ModelError, match="cannot reshape 14 tokens into a patch grid of height : width = 1"
+    ):
         as_map(random(2, 14, 5))
 
 

@@ -165,8 +165,8 @@ def test_a_batch_of_padding_has_no_distance() -> None:
     assert value_relation_loss(student, random(2, 4, 8, seed=1), 2, nothing) == 0
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_refuses_an_unknown_distance_and_heads_that_do_not_divide_the_width() -> None:
     with pytest.raises(ConfigError, match="normalized_mse"):
         hidden_state_loss(random(1, 2, 3), random(1, 2, 3), distance="l1")  # type: ignore[arg-type]
-    with pytest.raises(ModelError, match="3 relation heads do not divide the width 8"):
+    with pytest.raises(ModelError, match="cannot split width 8 into 3 relation heads"):
         value_relation_loss(random(1, 2, 6), random(1, 2, 8), 3)

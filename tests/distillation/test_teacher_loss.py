@@ -145,7 +145,7 @@ def test_models_that_cannot_be_compared_layer_by_layer_are_refused() -> None:
     config = DistillationLossConfig(hidden_weight=1.0)
     with pytest.raises(ModelError, match="no repeated layers"):
         TeacherLoss(nn.Linear(2, 2), bert(1), config)
-    with pytest.raises(ModelError, match="Stack gives no attention maps"):
+    with pytest.raises(ModelError, match="Stack returns no attention maps"):
         TeacherLoss(Stack(), Stack(), DistillationLossConfig(attention_weight=1.0))
     with pytest.raises(TargetError, match="where Stack keeps its attention is not known"):
         TeacherLoss(Stack(), Stack(), DistillationLossConfig(value_weight=1.0))
@@ -154,7 +154,7 @@ def test_models_that_cannot_be_compared_layer_by_layer_are_refused() -> None:
 @pytest.mark.parametrize(
     ("layer_map", "message"),
     [({0: 3}, r"layer_map \{0: 3\} is out of range: the teacher has 3 layers, 0 to 2"),
-     ({2: 0}, r"the student has 2 layers, 0 to 1"), ({0: -1}, "out of range"), ({}, "no layer")],
+     ({2: 0}, r"the student has 2 layers, 0 to 1"), ({0: -1}, "out of range"), ({}, "layer_map is empty")],
 )  # fmt: skip
 def test_a_layer_map_out_of_range_is_refused(layer_map: dict[int, int], message: str) -> None:
     config = DistillationLossConfig(hidden_weight=1.0, layer_map=layer_map)
@@ -287,7 +287,7 @@ def test_functions_and_kept_outputs_teach_as_the_model_does() -> None:
         terms(kept)
     with pytest.raises(ConfigError, match="give layer_map"):
         terms(function, DistillationLossConfig(hidden_weight=1.0))
-    with pytest.raises(ModelError, match="the teacher gives no attention map of layer 0"):
+    with pytest.raises(ModelError, match="the teacher returned no attention map for layer 0"):
         terms(function, DistillationLossConfig(attention_weight=1.0, layer_map={0: 0}))
     with pytest.raises(ConfigError, match="must be a model, a function or kept outputs, not str"):
         terms("bert-base-uncased")
@@ -331,7 +331,7 @@ def test_a_student_that_shares_weights_with_its_teacher_is_refused() -> None:
     student, teacher = bert(0), bert(1)
     student.classifier = teacher.classifier
     for pair in ((student, teacher), (teacher, teacher)):
-        with pytest.raises(ModelError, match="shares weights with its teacher"):
+        with pytest.raises(ModelError, match="student and teacher share weights"):
             TeacherLoss(*pair, DistillationLossConfig())
 
 
@@ -386,7 +386,7 @@ def test_families_without_attention_maps_say_so() -> None:
     inputs = batch()
     with (
         TeacherLoss(models[0], models[1], DistillationLossConfig(attention_weight=1.0)) as terms,
-        pytest.raises(ModelError, match="MPNetForSequenceClassification gives no attention maps"),
+        pytest.raises(ModelError, match="MPNetForSequenceClassification returns no attention maps"),
     ):
         terms(models[0], inputs, models[0](**inputs))
 

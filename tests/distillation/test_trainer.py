@@ -199,7 +199,7 @@ def test_resumed_in_the_middle_it_ends_with_the_same_weights(tmp_path: Path) -> 
         for name, _ in whole.model.named_parameters()  # type: ignore[union-attr]
     }
     (checkpoint / PROJECTIONS_FILE).unlink()
-    with pytest.raises(SourceError, match=f"{PROJECTIONS_FILE} with its projections is not there"):
+    with pytest.raises(SourceError, match=f"{PROJECTIONS_FILE} is missing"):
         distill(tmp_path / "no", teacher=sharp_bert(1, width=24), resume=str(checkpoint), **given)
 
 
