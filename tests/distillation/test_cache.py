@@ -113,12 +113,12 @@ def test_another_teacher_or_other_rows_are_refused(folder: Path) -> None:
     teacher.config.hidden_act = "relu"
     with pytest.raises(DataError, match="was built from another teacher"):
         TeacherCache.open(cache.folder, teacher)
-    with pytest.raises(DataError, match="was made for other rows"):
+    with pytest.raises(DataError, match="was built for other rows"):
         TeacherCache.open(cache.folder, rows=encoded(seed=1))
-    with pytest.raises(DataError, match="holds 20 rows and the data 19"):
+    with pytest.raises(DataError, match="has 20 rows and the data 19"):
         cache.attach(rows.select(range(19)))
     for number in (20, -1):
-        with pytest.raises(DataError, match="is not among the 20 rows"):
+        with pytest.raises(DataError, match="row 20 is out of range"):
             cache.lookup([0, number])
 
 

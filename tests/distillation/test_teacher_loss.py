@@ -154,7 +154,8 @@ def test_models_that_cannot_be_compared_layer_by_layer_are_refused() -> None:
 @pytest.mark.parametrize(
     ("layer_map", "message"),
     [({0: 3}, r"layer_map \{0: 3\} is out of range: the teacher has 3 layers, 0 to 2"),
-     ({2: 0}, r"the student has 2 layers, 0 to 1"), ({0: -1}, "out of range"), ({}, "layer_map is empty")],
+     ({2: 0}, r"the student has 2 layers, 0 to 1"), ({0: -1}, "out of range"),
+     ({}, "layer_map is empty")],
 )  # fmt: skip
 def test_a_layer_map_out_of_range_is_refused(layer_map: dict[int, int], message: str) -> None:
     config = DistillationLossConfig(hidden_weight=1.0, layer_map=layer_map)
