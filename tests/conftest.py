@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -16,6 +17,18 @@ from tests.tiny_tokenizers import sentence, tiny_tokenizer
 # The same examples in every run, and none kept from another one.
 hypothesis.settings.register_profile("same", derandomize=True, database=None)
 hypothesis.settings.load_profile("same")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _frozen_libraries() -> Iterator[None]:
+    """Exclude the imported libraries from garbage collection, which every Trainer runs in full.
+
+    Scanning them takes longer than training a tiny model.
+    """
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
