@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,8 @@ from safetensors.torch import save_file
 from hfcompress.checkpoint.save import record_shapes
 from hfcompress.shrinking.channels.graph import trace
 from hfcompress.shrinking.channels.surgery import cut
-from tests.checkpoint.test_fresh_process import ROOT, SCRIPT
+from tests.checkpoint.test_fresh_process import SCRIPT
+from tests.fresh_process import run_fresh
 from tests.tiny_images import CONVNETS, convnet, convnet_batches
 
 pytest.importorskip("torch_pruning")
@@ -34,12 +33,8 @@ def test_every_family_comes_back(tmp_path: Path) -> None:
         save_file(inputs, tmp_path / network / "inputs.safetensors")
         with torch.no_grad():
             expected[network] = model(**inputs).logits.double()
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "hfcompress first", *(str(tmp_path / n) for n in CONVNETS)],
-        capture_output=True, text=True, check=False, timeout=300, cwd=ROOT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    for network, found in json.loads(done.stdout).items():
+    done = run_fresh(SCRIPT, "hfcompress first", *(str(tmp_path / n) for n in CONVNETS))
+    for network, found in json.loads(done).items():
         # Another process may add in another order.
         torch.testing.assert_close(
             torch.tensor(found).double(), expected[network], atol=1e-5, rtol=1e-5

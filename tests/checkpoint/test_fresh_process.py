@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import save_file
 
 from hfcompress.checkpoint.record import METHOD
+from tests.fresh_process import run_together
 from tests.tiny_models import (
     SHRINKABLE,
     logits,
@@ -21,7 +18,6 @@ from tests.tiny_models import (
     uneven_model_without_a_layer,
 )
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("load_in_fresh_process.py")
 Answers = dict[str, list[list[float]]]
 
@@ -49,19 +45,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Answers
 
 def run(order: str, folders: list[Path]) -> tuple[Answers, str]:
     """What the script prints, and its log."""
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), order, *map(str, folders)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": str(torch.get_num_threads()),
-        },
-    )
+    (done,) = run_together(SCRIPT, order, *map(str, folders), environments=[{}])
+    assert done.returncode == 0, done.stderr[-2000:]
     answers: Answers = json.loads(done.stdout)
     return answers, done.stderr
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -14,6 +13,7 @@ from transformers.quantizers import auto
 from hfcompress.checkpoint import hook
 from hfcompress.checkpoint.hf_quantizer import CompressedConfig, CompressedLoader, register
 from hfcompress.checkpoint.record import METHOD
+from tests.fresh_process import run_fresh
 
 
 def test_the_tables_know_our_method() -> None:
@@ -59,8 +59,7 @@ def test_our_modules_may_be_imported_before_transformers(name: str) -> None:
         f"assert {METHOD!r} in auto.AUTO_QUANTIZER_MAPPING\n"
         "assert AutoConfig.for_model('hfcompress-text').encoder == 'cnn'\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-400:]
+    run_fresh(code)
 
 
 @pytest.mark.parametrize(
@@ -73,5 +72,4 @@ def test_the_config_alone_is_known_before_any_model_class_is_loaded(first: str) 
         "assert type(config).__name__ == 'TextConfig'\n"
         "assert 'hfcompress.models.modeling_text' not in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-400:]
+    run_fresh(code)

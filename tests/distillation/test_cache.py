@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from transformers import (
 from hfcompress.distillation import cache_files as cache_build
 from hfcompress.distillation.cache import TeacherCache
 from hfcompress.errors import ConfigError, DataError
+from tests.fresh_process import run_fresh
 from tests.tiny_models import shrinkable_model, tiny_bert
 from tests.tiny_tokenizers import sentence, tiny_tokenizer
 
@@ -235,10 +234,10 @@ def test_another_process_reads_the_same(folder: Path) -> None:
         "import sys; from hfcompress.distillation.cache import TeacherCache; "
         "print(TeacherCache(sys.argv[1]).lookup([4, 0]).logits.double().sum().item())"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(cache.folder)], capture_output=True, text=True, check=True
+    assert (
+        float(run_fresh(code, str(cache.folder)))
+        == cache.lookup([4, 0]).logits.double().sum().item()
     )
-    assert float(done.stdout) == cache.lookup([4, 0]).logits.double().sum().item()
     assert np.load(cache.folder / "logits.npy", mmap_mode="r").dtype == np.float32
 
 

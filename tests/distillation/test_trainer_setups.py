@@ -1,7 +1,5 @@
 """Other rows, students, tasks and ways to train."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from hfcompress.pruning.callback import PruningCallback
 from hfcompress.pruning.training_config import PruningTrainingConfig
 from tests.distillation.training import ALL_TERMS, arguments, distill, logged, weights
 from tests.distillation.two_processes import run as run_two_processes
+from tests.fresh_process import run_ranks
 from tests.tiny_models import NO_DROPOUT, ConvStudent, sharp_bert, span_bert, span_rows, text_rows
 
 
@@ -238,20 +237,7 @@ def test_a_wrapped_student_is_the_same_student(tmp_path: Path) -> None:
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """Uneven shares of tokens and labels, projections and an accumulated update among them."""
-    script = Path(__file__).with_name("two_processes.py")
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-    ]  # gloo without GPUs
-    launch += ["--num_processes=2", "--num_machines=1", "--mixed_precision=no"]
-    launch += ["--dynamo_backend=no", "--main_process_port=0"]
-    done = subprocess.run(
-        [*launch, str(script), str(tmp_path)],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks(Path(__file__).with_name("two_processes.py"), str(tmp_path))
     first, second = (load_file(tmp_path / f"process{number}of2") for number in range(2))
     alone = run_two_processes(tmp_path / "alone", batch_size=4)
     assert first.keys() == second.keys() == alone.keys()

@@ -1,4 +1,4 @@
-"""Run by test_trainer_setups under ``accelerate launch``: writes what each process holds."""
+"""Run by test_trainer_setups once for each rank: writes what each process holds."""
 
 import sys
 from pathlib import Path
@@ -7,9 +7,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-
-# Run as a script, the folder of the tests is not on the path.
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from hfcompress.distillation.trainer import DistillationTrainer
 from tests.distillation.training import ALL_TERMS, distill, logged

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +17,7 @@ from hfcompress.models.loading import weights_hash
 from hfcompress.models.modeling_text import TextForSequenceClassification
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.quantize import quantize
+from tests.fresh_process import run_fresh
 from tests.tiny_models import shrinkable_model, tiny_bert
 from tests.tiny_tokenizers import tiny_tokenizer
 
@@ -93,10 +92,9 @@ def test_another_process_reloads_it_by_the_auto_class(tmp_path: Path) -> None:
         "    model = Auto.from_pretrained(sys.argv[1] + '/' + encoder)\n"
         "    print(json.dumps([weights_hash(model), model(input_ids=ids).logits.tolist()]))"
     )
-    command = [sys.executable, "-c", code, str(tmp_path), json.dumps(IDS.tolist())]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [weights for weights, _ in found] == hashes, done.stderr
+    printed = run_fresh(code, str(tmp_path), json.dumps(IDS.tolist()))
+    found = [json.loads(line) for line in printed.splitlines()]
+    assert [weights for weights, _ in found] == hashes
     # A convolution adds in the order of its threads, which another process may have more of.
     for (_, logits), expected in zip(found, wanted, strict=True):
         torch.testing.assert_close(torch.tensor(logits), torch.tensor(expected))

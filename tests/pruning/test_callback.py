@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from transformers import (
 from hfcompress.errors import ConfigError, SourceError, TargetError
 from hfcompress.pruning.callback import STATE_FILE, PruningCallback
 from hfcompress.pruning.training_config import PruningTrainingConfig
+from tests.fresh_process import run_ranks
 
 MakeTrainer = Callable[..., Trainer]
 METHODS = ("magnitude", "movement", "soft_movement")
@@ -253,19 +252,7 @@ def test_training_that_pruned_nothing_says_so(make_trainer: MakeTrainer) -> None
 
 
 def test_two_processes_hold_equal_masks(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("two_processes.py")
-    launch = [sys.executable, "-m", "accelerate.commands.launch"]
-    launch += [
-        "--multi_gpu",
-        "--num_processes=2",
-        "--num_machines=1",
-    ]  # torchrun; gloo without GPUs
-    launch += ["--mixed_precision=no", "--dynamo_backend=no"]
-    done = subprocess.run(
-        [*launch, "--main_process_port=0", str(script), str(tmp_path), "movement"],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks(Path(__file__).with_name("two_processes.py"), str(tmp_path), "movement")
     first, second = (load_file(tmp_path / f"process{number}of2") for number in range(2))
     assert first.keys() == second.keys()
     assert all(torch.equal(value, second[name]) for name, value in first.items())

@@ -1,4 +1,4 @@
-"""Run by test_callback under ``accelerate launch``: writes what each process holds to a folder."""
+"""Run by test_callback once for each rank: writes what each process holds to a folder."""
 
 import sys
 from pathlib import Path

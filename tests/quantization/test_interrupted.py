@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ import hfcompress
 from hfcompress.errors import ModelError
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.quantize import quantize
+from tests.fresh_process import run_together
 from tests.tiny_models import text_batches, text_model
 
 ROOT = Path(__file__).parents[2]
@@ -55,11 +53,7 @@ def test_a_save_that_is_interrupted_leaves_nothing(
 
 def test_a_killed_save_leaves_no_half_folder(tmp_path: Path) -> None:
     target = tmp_path / "folder"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])}
-    done = subprocess.run(
-        [sys.executable, "-c", _KILLED, str(target)],
-        capture_output=True, check=False, timeout=240, env=environment, cwd=ROOT,
-    )  # fmt: skip
+    (done,) = run_together(_KILLED, str(target), environments=[{}])
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not target.exists()
     with pytest.raises(ModelError, match="is not a folder of a quantized model"):

@@ -23,6 +23,7 @@ from hfcompress.quantization.backends.onnxruntime import OnnxEngine
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.quantization.quantize import quantize
+from tests.fresh_process import run_fresh
 from tests.quantization.use_folder import IDS, MASK
 from tests.tiny_models import text_batches, tiny_bert
 from tests.tiny_tokenizers import tiny_tokenizer
@@ -64,8 +65,7 @@ def test_a_fresh_process_gets_the_same_logits_bit_for_bit_from_every_backend(
         folder = made.save(tmp_path / backend, tiny_tokenizer())
         found = made.engine.logits({"input_ids": IDS, "attention_mask": MASK})
         expected[str(folder)] = found.astype(np.float64).tolist()
-    script = str(Path(__file__).with_name("use_folder.py"))
-    said = json.loads(in_fresh_process(script, *expected))
+    said = json.loads(run_fresh(Path(__file__).with_name("use_folder.py"), *expected))
     assert {folder: answer["logits"] for folder, answer in said.items()} == expected
     for answer in said.values():
         assert {row["label"] for row in answer["classified"]} <= {"good", "bad"}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from transformers import AutoModelForSequenceClassification as AutoModelForText
 import hfcompress
 from hfcompress.errors import ModelError
 from hfcompress.shrinking.vocabulary.shrink import keep_tokens, required_tokens, shrink_vocabulary
+from tests.fresh_process import run_fresh
 from tests.tiny_models import SHRINKABLE_TEXTS, shrinkable_model
 from tests.tiny_tokenizers import CORPUS, CORPUS_SUBSET, trained_tokenizer
 
@@ -87,11 +86,8 @@ def test_a_process_without_hfcompress_loads_it(tmp_path: Path) -> None:
         "with torch.no_grad():\n"
         "    print(json.dumps(Auto.from_pretrained(folder)(**inputs).logits.double().tolist()))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path), json.dumps(CORPUS)],
-        capture_output=True, text=True, check=True, timeout=120,
-    )  # fmt: skip
-    found = torch.tensor(json.loads(done.stdout), dtype=torch.float64)
+    printed = run_fresh(code, str(tmp_path), json.dumps(CORPUS))
+    found = torch.tensor(json.loads(printed), dtype=torch.float64)
     assert torch.allclose(found, answers(model, cut, CORPUS).double(), atol=1e-6)
 
 
