@@ -58,7 +58,7 @@ def bench(
         config: the grid and the engines.
         output: a folder that keeps rows as they come, a plot, CSV and JSON; the same call goes
             on where it stopped. None keeps nothing.
-        progress: is told what is done.
+        progress: receives what is done.
 
     Raises:
         ConfigError: no model, a text longer than a model takes, texts and images together.
@@ -148,7 +148,7 @@ def _write(
 
 
 def setup_of(subjects: Sequence[Subject], config: BenchConfig, around: Mapping[str, Any]) -> str:
-    """A hash of all that rows must share to stand in one table."""
+    """A hash of all that rows of one table must share."""
     parts = {
         "subjects": [[item.label, item.fingerprint, item.bytes] for item in subjects],
         "timing": [config.repeats, config.warmup, config.seconds, *["fixed"] * config.fixed],

@@ -32,7 +32,7 @@ class CompressedConfig(QuantizationConfigMixin):
         self.record = Record.from_dict(data)
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in ``config.json``."""
+        """The record as ``config.json`` holds it."""
         return copy.deepcopy(self.record.to_dict())
 
 

@@ -51,7 +51,7 @@ class Record:
         return bool(self.modules or self.packed or self.int8)
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in ``config.json``."""
+        """The record as ``config.json`` holds it."""
         modules = {
             name: {key: None if shape is None else list(shape) for key, shape in shapes.items()}
             for name, shapes in self.modules.items()

@@ -196,9 +196,10 @@ class TeacherCache:
             DataError: a row number out of range.
         """
         numbers = np.asarray(rows.cpu() if isinstance(rows, Tensor) else rows, dtype=np.int64)
-        if numbers.size and not (numbers.min() >= 0 and numbers.max() < len(self)):
+        outside = numbers[(numbers < 0) | (numbers >= len(self))]
+        if outside.size:
             raise DataError(
-                f"row {int(numbers.max())} is out of range: the teacher cache {self.folder} has "
+                f"row {int(outside.flat[0])} is out of range: the teacher cache {self.folder} has "
                 f"{len(self)} rows; attach it to the data that it was built for"
             )
         found = {spec.name: self._take(spec, numbers) for spec in self.meta.arrays}

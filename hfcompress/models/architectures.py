@@ -1,8 +1,7 @@
 """The one file that knows model families: which modules can be compressed, and where they are.
 
-Everything that depends on how a family names its modules is in the table `FAMILIES`; every other
-file asks the functions below. A model of no known family still works: its repeated layers are
-found by looking for the heaviest ``nn.ModuleList``.
+Everything that depends on how a family names its modules is in the table `FAMILIES`. A model of an
+unknown family works, too: its repeated layers are the heaviest ``nn.ModuleList``.
 """
 
 from __future__ import annotations
@@ -29,15 +28,14 @@ class Family:
 
     Attributes:
         layers: path of the repeated layers, from the base model; ``*`` stands for each stage of a
-            family whose layers stand in stages, with a quarter of the tokens in each.
+            family whose layers form stages, with a quarter of the tokens in each.
         query, key, value, out: paths of the attention projections, from a layer; a family with a
             fused projection gives the same path three times.
         ffn_in, ffn_out: paths of the feed-forward projections, from a layer.
         gated: the first half of ``ffn_in``'s outputs is multiplied with the second half.
         heads: the config's field with the number of attention heads.
         ffn_width: the config's field with the number of feed-forward neurons.
-        prenorm: each sublayer reads the normalised residual stream and adds to it as it is;
-            otherwise the sum is normalised.
+        prenorm: each sublayer reads the normalised residual stream; else the sum is normalised.
         free_heads: attention reads the number of heads from the width of its projections, so
             that a layer can have fewer than the config says.
         head_table: path of a parameter from a layer whose last dimension counts heads, or none.
@@ -64,7 +62,7 @@ class Family:
 
     @property
     def staged(self) -> bool:
-        """Whether layers stand in stages."""
+        """Whether layers form stages."""
         return "*" in self.layers
 
 

@@ -39,7 +39,7 @@ class Sublayer:
         kind: what its units are.
         producers: paths of the projections whose outputs are the units.
         size: columns of the output projection that belong to one unit.
-        copies: how often the units stand in a producer's outputs, one after the other: 3 for a
+        copies: how often the units occur in a producer's outputs, one after the other: 3 for a
             fused query, key and value, 2 for a gated feed-forward part, else 1.
         prenorm: whether the residual stream is normalised before the sublayer (or after it).
         removable: whether units may be removed in this family.

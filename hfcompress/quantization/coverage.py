@@ -83,7 +83,7 @@ class Coverage:
 
     @property
     def sentence(self) -> str:
-        """The shares, and what stays in floating point, for people."""
+        """The shares, and what stays in floating point, in one sentence."""
         left = "; ".join(f"{count} modules: {why}" for why, count in self.reasons.items())
         return (
             f"integers now: {self.share_of_bytes:.1%} of the bytes, {self.share_of_macs:.1%} of "

@@ -88,7 +88,7 @@ def points(steps: Steps, grid: Grid, seed: int) -> list[Trial]:
 def beginnings(steps: Steps, trials: Sequence[Trial]) -> list[Trial]:
     """The beginnings of trials as trials of their own, those that several share once.
 
-    A first step that fine-tunes makes the dense model; what it starts from is no result.
+    A first step that fine-tunes makes the dense model; the model it starts from gets no row.
     """
     found: dict[str, Trial] = {}
     for trial in trials:

@@ -45,7 +45,7 @@ def find_recipe(name: str) -> Path:
 
 
 def headline(path: Path) -> str:
-    """What a recipe shows: the first line of its opening comment that is no command."""
+    """What a recipe shows: the first line of its opening comment that is not a command."""
     for line in path.read_text(encoding="utf-8").splitlines():
         text = line.lstrip("# ").strip()
         if line.startswith("#") and text and not text.startswith("hfcompress "):

@@ -89,7 +89,7 @@ Choices = Annotated[tuple[Any, ...], Field(strict=False)]
 
 
 class ReferenceConfig(Config):
-    """Published figures to stand beside ours, by requested sparsity."""
+    """Published figures to compare with, by requested sparsity."""
 
     source: str = Field(description="where the figures come from")
     values: dict[float, float] = Field(
@@ -184,7 +184,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             f"write the path of a YAML file or a name that 'hfcompress recipes' lists"
         ) from None
     except UnicodeDecodeError:
-        raise ConfigError(f"recipe {str(path)!r} is no text file") from None
+        raise ConfigError(f"recipe {str(path)!r} is not a text file") from None
     data = parse_yaml(text, path.name)
     if not isinstance(data, dict):
         raise ConfigError(
@@ -207,7 +207,7 @@ def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
 
 
 def expand(recipe: Recipe) -> list[Trial]:
-    """Every trial of a recipe: one where there is no grid; with ``measure.every_step`` the dense
+    """Expand a recipe to its trials: one without a grid; with ``measure.every_step`` the dense
     model and what each step leaves.
 
     Raises:

@@ -312,7 +312,7 @@ class Step:
     config: StepConfig
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in a recipe, every field spelt out."""
+        """The step as a recipe writes it, with every field."""
         return {self.name: self.config.to_dict()}
 
 
@@ -337,7 +337,7 @@ def parse_steps(steps: Sequence[Any]) -> tuple[Step, ...]:
 
 
 def check_names(steps: Sequence[Any]) -> None:
-    """Refuse what is no list of ``{name: fields}`` mappings with known names.
+    """Check that steps are a list of ``{name: fields}`` mappings with known names.
 
     Raises:
         ConfigError: an unknown step, with its place in the list.

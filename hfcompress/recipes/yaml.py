@@ -39,7 +39,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
         if key in seen:
-            raise ConfigError(f"line {key_node.start_mark.line + 1}: the key {key!r} stands twice")
+            raise ConfigError(f"line {key_node.start_mark.line + 1}: duplicate key {key!r}")
         seen.add(key)
     loader.flatten_mapping(node)
     return dict(loader.construct_mapping(node, deep=True))
@@ -69,7 +69,7 @@ def parse_yaml(text: str, name: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be read"
-        raise ConfigError(f"{name}{place}: this is no YAML: {problem}") from None
+        raise ConfigError(f"{name}{place}: cannot parse YAML: {problem}") from None
     except ConfigError as error:
         raise ConfigError(f"{name}, {error}") from None
 

@@ -44,7 +44,7 @@ class Candidate:
     """One way.
 
     Attributes:
-        name: for people.
+        name: as messages and rows show it.
         steps: without training where there is a choice; quantizing is last.
         trained: the same with distillation before quantizing; None where nothing could be learnt
             back.

@@ -50,7 +50,7 @@ class CompressResult:
         nearest: the row that came nearest; ``found`` where there is one.
         rows: every candidate that was tried, in the order of trying.
         model: the folder of the found model, ready to deploy; None where none holds.
-        sentence: the result for people.
+        sentence: the result in one sentence.
         output: the search's folder.
     """
 
@@ -93,7 +93,7 @@ def compress(
         processor: the tokenizer or image processor, where ``model`` is a model.
         output: folder of the rows, the report and, in ``model/``, the model that is found.
         task: decides the Auto class.
-        progress: is told what happens.
+        progress: receives stages, counts and notes.
         cache: where results of training steps are kept.
         seed: of everything random.
 

@@ -92,10 +92,12 @@ def parse_size(text: str) -> int:
     unit = (found[2] or "B").upper() if found else ""
     unit = unit if unit in _UNITS else f"{unit}B"
     if found is None or unit not in _UNITS or not float(found[1]):
-        raise ValueError(f"{text!r} is no size; write 10MB, 500KB, 1.5MiB or a number of bytes")
+        raise ValueError(
+            f"cannot parse size {text!r}; use 10MB, 500KB, 1.5MiB or a number of bytes"
+        )
     return round(float(found[1]) * _UNITS[unit])
 
 
 def size_text(size: float) -> str:
-    """Bytes for people."""
+    """Format a byte count."""
     return f"{size / 1e6:.3g} MB" if size >= 1e6 else f"{size / 1e3:.3g} KB"

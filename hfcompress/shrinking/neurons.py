@@ -73,7 +73,7 @@ def prune_layer_neurons(
 
     Raises:
         TargetError: the Linears do not fit together.
-        ConfigError: ``keep`` is no number of neurons, or importance has another length.
+        ConfigError: ``keep`` is not a number of neurons, or importance has another length.
         CalibrationError: inputs of another width, or NaN in them.
     """
     _check_pair(first, second)

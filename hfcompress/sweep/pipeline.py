@@ -86,7 +86,7 @@ class CompressionPipeline:
         task: decides how rows are read.
 
     Raises:
-        ConfigError: what is no step, a field that does not fit, or an order that cannot be.
+        ConfigError: an unknown step, a field that does not fit, or an impossible order.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class CompressionPipeline:
                 ...}`` (a ``DatasetDict``, too).
             output: a run's folder, as a recipe's: rows, report; run again, it finishes what is
                 missing. Nothing is written where None.
-            progress: is told what happens.
+            progress: receives stages, counts and notes.
             cache: where results of training steps are kept.
 
         Raises:
@@ -183,7 +183,7 @@ def as_data(data: Data) -> tuple[DataConfig, Mapping[str, Dataset] | None]:
 
     Raises:
         ConfigError: fields that do not fit.
-        DataError: splits that are no data sets, or none.
+        DataError: splits that are not data sets, or none.
     """
     if isinstance(data, DataConfig):
         return data, None
@@ -201,10 +201,10 @@ def as_data(data: Data) -> tuple[DataConfig, Mapping[str, Dataset] | None]:
 
 
 def step_as_plain(step: Config | Mapping[str, Any], place: int) -> dict[str, Any]:
-    """A step as it stands in a recipe.
+    """A step as a recipe writes it.
 
     Raises:
-        ConfigError: a config that is no step's.
+        ConfigError: a config of something else than a step.
     """
     if isinstance(step, Mapping):
         return dict(step)

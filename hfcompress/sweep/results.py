@@ -55,7 +55,7 @@ class RunDirectory:
         again.
 
         Raises:
-            OutputError: a line in the middle that is no row: somebody else wrote to the file.
+            OutputError: a line in the middle that is not a row: another program wrote to the file.
         """
         if not self.rows_file.is_file():
             return []

@@ -63,7 +63,7 @@ def run(
     Args:
         recipe: from `load_recipe`, `parse_recipe` or ``Recipe(...)``.
         output: the run's folder (see `RunDirectory`); nothing is written where None.
-        progress: is told what happens.
+        progress: receives stages, counts and notes.
         cache: where results of training steps are kept.
         draw: write table, curves and page at the end.
         workers: trials that run side by side. More than one pays on many cores; a script that

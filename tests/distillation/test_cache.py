@@ -117,7 +117,7 @@ def test_another_teacher_or_other_rows_are_refused(folder: Path) -> None:
     with pytest.raises(DataError, match="has 20 rows and the data 19"):
         cache.attach(rows.select(range(19)))
     for number in (20, -1):
-        with pytest.raises(DataError, match="row 20 is out of range"):
+        with pytest.raises(DataError, match=f"row {number} is out of range"):
             cache.lookup([0, number])
 
 

@@ -170,7 +170,7 @@ def test_missing_keys() -> None:
         ("nonsense", "write key=value"),
         ("prune.scop=layer", "--set prune.scop: prune has no field 'scop'"),
         ("modle=x", "--set modle names no field"),
-        ("model=[", "this is no YAML"),
+        ("model=[", "cannot parse YAML"),
         ("steps[7].prune.scope=layer", "there are 2 steps, counted from 0"),
         ("seed.x=1", "seed has no fields"),
     ],
@@ -188,7 +188,7 @@ def test_bad_overrides(override: str, message: str, tmp_path: Path) -> None:
         (b"- 1\n- 2\n", "must be a mapping with model, data and steps, not list"),
         (b"", "not an empty file"),
         (b"a: !!python/name:os.system\n", "no tags"),
-        (b"\xff\xfe\x00", "is no text file"),
+        (b"\xff\xfe\x00", "is not a text file"),
     ],
 )
 def test_files_that_are_no_recipe(content: bytes, message: str, tmp_path: Path) -> None:

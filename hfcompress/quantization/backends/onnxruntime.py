@@ -271,7 +271,7 @@ class _Reader:
 
 
 def _integer_modules(path: Path) -> set[str]:
-    """Modules whose weight stands in the graph as integers."""
+    """Modules whose weight is an integer in the graph."""
     onnx = require("onnx", "onnx")
     graph = onnx.load(str(path), load_external_data=False).graph
     integers = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)

@@ -128,7 +128,7 @@ class Columns:
 
 
 def unit_columns(model: nn.Module, group: ChannelGroup, place: Place) -> list[Columns]:
-    """Where a group's units stand in a reading layer's weight, for each group of the layer."""
+    """The columns of a group's units in a reading layer's weight, for each group of the layer."""
     layer: Any = model.get_submodule(place.module)
     width, area = layer.weight.shape[1], layer.weight[0, 0].numel()
     found = []
