@@ -121,8 +121,8 @@ class Runner:
         may_be_kept = config.trains or config.calibrates
         kept = experiment.cache.get(prefix, before.network) if may_be_kept else None
         if kept is not None:
-            if prefix not in self._trained_here:
-                experiment.progress.note(f"{step.name}: kept from an earlier run")
+            source = "an earlier trial" if prefix in self._trained_here else "an earlier run"
+            experiment.progress.note(f"{step.name}: kept from {source}")
             report = StepReport.from_dict(experiment.cache.done(prefix))
             return before.after(config, report, kept), [*reports, report]
         context = experiment.context(trial, place - 1, before, lambda: self._teacher(trial, before))
