@@ -265,7 +265,7 @@ def test_engines_are_compiled_for_each_shape_where_it_is_asked_for(
         asked.append(arrays["input_ids"].shape)
         return engine
 
-    monkeypatch.setattr(timing, "fixed", noted)
+    monkeypatch.setattr(timing, "with_static_shape", noted)
     options: dict[str, Any] = {"batch": (1, 2), "length": (4,), "repeats": 3}
     plain = bench(str(model_folder), quick(**options), output=tmp_path / "out")
     assert not asked

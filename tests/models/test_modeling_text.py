@@ -160,11 +160,11 @@ def test_dropout_counts_in_training() -> None:
 
 
 def test_mistakes() -> None:
-    with pytest.raises(ModelError, match="reads no token ids"):
+    with pytest.raises(ModelError, match="does not read token ids"):
         make_text_student(shrinkable_model("vit"))
     with pytest.raises(ConfigError, match="cnn or lstm, not 'rnn'"):
         TextConfig(encoder="rnn")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="should be greater than"):
         TextStudentConfig(width=0)
-    with pytest.raises(ConfigError, match="embedding_size 64 is more than the teacher's 32"):
+    with pytest.raises(ConfigError, match="embedding_size 64 exceeds the teacher's 32"):
         make_text_student(tiny_bert(), TextStudentConfig(embedding_size=64))

@@ -99,7 +99,11 @@ def test_a_pipeline_ends_in_static_int8_and_a_folder_that_reads_image_files(
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"bars.png", "grids.png", "levels.png"} <= names
     page = (tmp_path / "run" / "report.html").read_text()
-    for heading in ("Kept and saved", "Weights at each sparsity", "Weights in fp32 and in int8"):
+    for heading in (
+        "Metric and size by step",
+        "Weights at each sparsity",
+        "Weights in fp32 and in int8",
+    ):
         assert f"<h2>{heading}</h2>" in page
     folder = max((tmp_path / "run" / "models").iterdir())
     picture = np.zeros((16, 16), np.uint8)
