@@ -146,7 +146,7 @@ class ShrinkConfig(Config):
         return next((name for name in BUDGETS if getattr(self, name) is not None), None)
 
     @property
-    def spreads(self) -> str:
+    def resolved_allocation(self) -> str:
         """``allocation`` with auto resolved."""
         if self.allocation != "auto":
             return self.allocation
@@ -154,31 +154,31 @@ class ShrinkConfig(Config):
         return known.get(self.score, "global")
 
     @property
-    def repairs(self) -> str:
+    def resolved_repair(self) -> str:
         """``repair`` with auto resolved."""
         if self.repair != "auto":
             return self.repair
         return "ridge" if self.score == "reconstruction" else "none"
 
     @property
-    def estimates_norms(self) -> bool:
+    def resolved_batch_norms(self) -> str:
         """``batch_norms`` with auto resolved."""
-        return self.batch_norms == "estimate" or (
-            self.batch_norms == "auto" and self.repairs == "mean"
-        )
+        if self.batch_norms != "auto":
+            return self.batch_norms
+        return "estimate" if self.resolved_repair == "mean" else "keep"
 
     @property
     def uses_moments(self) -> bool:
         """Whether statistics of the output projections' inputs are needed."""
-        return self.score == "reconstruction" or self.repairs != "none"
+        return self.score == "reconstruction" or self.resolved_repair != "none"
 
     @property
     def needs_calibration(self) -> bool:
         """Whether `shrink` needs calibration data for this config."""
         return (
             self.score not in ("magnitude", "l1", "batch_norm")
-            or self.repairs != "none"
-            or self.spreads == "optimal"
-            or self.estimates_norms
+            or self.resolved_repair != "none"
+            or self.resolved_allocation == "optimal"
+            or self.resolved_batch_norms == "estimate"
             or self.layers is not None
         )

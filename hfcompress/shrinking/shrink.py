@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from hfcompress.calibration.batches import Calibration
 from hfcompress.calibration.hooks import evaluating
-from hfcompress.errors import CalibrationError, ConfigError, TargetError
+from hfcompress.errors import CalibrationError
 from hfcompress.measure.size import count_parameters
-from hfcompress.models.architectures import blocks, family_of
-from hfcompress.models.sublayers import Sublayer, known_family, sublayers
-from hfcompress.models.surgery import keep_layers
-from hfcompress.shrinking.channels.shrink import shrink_channels
+from hfcompress.models.architectures import family_of
+from hfcompress.models.sublayers import known_family
+from hfcompress.shrinking.channels.prunable import PrunableChannels, check_channels
 from hfcompress.shrinking.config import ShrinkConfig
-from hfcompress.shrinking.quality import divergence, interpolated, predictions
+from hfcompress.shrinking.plan import Plan, Prunable, ShrinkContext
 from hfcompress.shrinking.report import Amount, ShrinkReport, SublayerReport
-from hfcompress.shrinking.sublayers.budget import Budget
-from hfcompress.shrinking.sublayers.costs import layer_macs
-from hfcompress.shrinking.sublayers.latency_table import with_widths
-from hfcompress.shrinking.sublayers.selection import Options, Surroundings, apply_widths, options
-from hfcompress.shrinking.widths import Costs, Widths, allowed_widths, optimal, ranked, uniform
+from hfcompress.shrinking.snapshot import restored_on_error
+from hfcompress.shrinking.sublayers.prunable import PrunableSublayers, removable_sublayers
 from hfcompress.utils import Tell, is_pretrained
+
+Recover = Callable[[nn.Module], object]
 
 
 def shrink(
@@ -34,8 +31,8 @@ def shrink(
     config: ShrinkConfig,
     calibration: Calibration | None = None,
     *,
-    recover: Callable[[nn.Module], object] | None = None,
-    tell: Tell = lambda doing, done, whole: None,
+    recover: Recover | None = None,
+    tell: Tell = lambda stage, done, total: None,
 ) -> ShrinkReport:
     """Remove heads, neurons and layers, or channels, until a model fits a budget.
 
@@ -43,165 +40,133 @@ def shrink(
     other network with convolutions loses channels, with all that depends on them (residual
     connections, batch norms, depthwise convolutions).
 
-    Parameters keep their identity and get smaller data, so that an optimizer which holds them
-    goes on (see `hfcompress.models.surgery`); the model saves and reloads as ever.
+    Parameters keep their identity and get smaller data, so that an optimizer that holds them
+    still trains them (see `hfcompress.models.surgery`). If anything raises, the model is restored
+    bit for bit.
 
     Args:
         model: of a known family, or with convolutions; changed in place.
-        config: the budget, and how what goes is chosen.
-        calibration: examples, for all but magnitudes without repair.
+        config: the budget, and how the units to remove are chosen.
+        calibration: examples, for all scores but magnitudes without repair.
         recover: trains the model after each of several ``rounds`` but the last.
-        tell: is told how far it is.
+        tell: receives stage, count and total.
 
     Returns:
-        what went, and the budget as predicted and as measured.
+        what was removed, and the budget as predicted and as measured.
 
     Raises:
-        TargetError: a family that is not known, or nothing in it that may go.
+        TargetError: an unknown family, or a model without removable units.
         ConfigError: a budget below what can be reached, or above the dense model.
         CalibrationError: calibration data that are missing, too few, or without labels where
             the score needs them.
     """
     rows = _calibration(config, calibration)
     if has_channels(model):
-        return shrink_channels(model, config, rows, recover, tell)
-    _removable(model, config)
-    with evaluating(model):
-        if config.dry_run and config.layers is not None:
-            model = copy.deepcopy(model)
-        dense = copy.deepcopy(model) if _needs_dense(config) else model
-        around = Surroundings(config, dense, rows, tell)
-        around.judge()
-        budget = Budget(dense, config, rows)
-        size = count_parameters(model)
-        dropped: tuple[int, ...] = ()
-        if config.layers is not None:
-            dropped = drop_layers(model, config.layers, around)
-            around.dense = copy.deepcopy(model)
-        parts, notes = _removable(model, config)
-        around.look(parts)
-        before = {part.name: part.units(model) for part in parts}
-        kept = {name: torch.arange(units) for name, units in before.items()}
-        found, widths = Options(), before
-        for number in range(config.rounds if config.budget else 0):
-            # As long as nothing has gone the dense model is looked at: one stream, not two.
-            now, progress = model if number else around.dense, (number + 1) / config.rounds
-            found, widths = _plan(now, parts, budget, around, progress)
-            if config.dry_run:
-                kept = {name: found.kept[name][width] for name, width in widths.items()}
-            else:
-                stayed = apply_widths(model, parts, widths, found, around)
-                kept = {name: kept[name][stayed[name]] for name in kept}
-                if recover is not None and number + 1 < config.rounds:
-                    recover(model)
-        if is_pretrained(model) and not config.dry_run:
+        check_channels(model, config)
+    else:
+        removable_sublayers(model, config)
+    with _working_model(model, config) as (work, dense, frozen):
+        context = ShrinkContext(config, rows, dense, frozen, tell)
+        size = count_parameters(work)
+        prunable: Prunable = (
+            PrunableChannels(work, context)
+            if has_channels(work)
+            else PrunableSublayers(work, context)
+        )
+        plan, kept = _run_rounds(work, prunable, config, recover)
+        if is_pretrained(work) and not config.dry_run:
             from hfcompress.checkpoint.save import record_shapes  # imports transformers
 
-            record_shapes(model)
-        after = with_widths(model, parts, widths) if config.dry_run else model
-        return ShrinkReport(
-            budget=config.budget,
-            requested=getattr(config, config.budget) if config.budget else None,
-            parts=tuple(
-                SublayerReport(
-                    part.name,
-                    part.kind,
-                    before[part.name],
-                    tuple(kept[part.name].tolist()),
-                    _error(found, part, widths),
-                )
-                for part in parts
-            ),
-            dropped_layers=dropped,
-            macs=Amount(budget.macs, layer_macs(after, sublayers(after), budget.length)),
-            parameters=Amount(size, count_parameters(after)),
-            latency=budget.latencies(None if config.dry_run else model),
-            dry_run=config.dry_run,
-            notes=notes,
-        )
+            record_shapes(work)
+        return _report(work, prunable, config, size, plan, kept)
 
 
 def check_shrinkable(model: nn.Module) -> None:
-    """Refuse a model in which nothing is known that could go.
+    """Refuse a model without units that `shrink` can remove.
 
     Raises:
-        TargetError: no known family, and no convolutions.
+        TargetError: an unknown family without convolutions.
     """
     if not has_channels(model):
         known_family(model)
 
 
 def has_channels(model: nn.Module) -> bool:
-    """Whether `shrink` removes channels: no transformer of a known family, and convolutions."""
+    """Whether `shrink` removes channels: convolutions in an architecture of no known family."""
     if family_of(model) is not None:
         return False
     return any(isinstance(module, nn.Conv2d) for module in model.modules())
 
 
-def _error(found: Options, part: Sublayer, widths: Widths) -> float | None:
-    if part.name not in found.errors:
-        return None
-    width = widths[part.name]
-    (error,) = interpolated(found.errors[part.name], [width], power=2.0).values()
-    return error
+@contextmanager
+def _working_model(
+    model: nn.Module, config: ShrinkConfig
+) -> Iterator[tuple[nn.Module, nn.Module, Callable[[nn.Module], nn.Module]]]:
+    """The model to change, the dense model, and a function that copies the former.
+
+    A dry run changes at most a copy. Otherwise the model is restored if the block raises, and
+    the dense model shares the tensors of the snapshot.
+    """
+    if config.dry_run:
+        with evaluating(model):
+            work = model if config.layers is None else copy.deepcopy(model)
+            yield work, model, lambda unchanged: unchanged
+        return
+    with restored_on_error(model) as snapshot, evaluating(model):
+        yield model, snapshot.copy_of(model), snapshot.copy_of
 
 
-def _plan(
+def _run_rounds(
+    model: nn.Module, prunable: Prunable, config: ShrinkConfig, recover: Recover | None
+) -> tuple[Plan, dict[str, Tensor]]:
+    """Plan and apply each round.
+
+    Returns:
+        the last plan, and for each group the units of the dense model that are left.
+    """
+    groups = prunable.groups()
+    kept = {group.name: torch.arange(group.units) for group in groups}
+    plan = Plan.unchanged(groups)
+    rounds = config.rounds if config.budget else 0  # layers alone have been dropped already
+    for number in range(1, rounds + 1):
+        plan = prunable.plan(number / rounds)
+        stayed = plan.keep if config.dry_run else prunable.apply(plan)
+        kept = {name: kept[name][stayed[name]] for name in kept}
+        if recover is not None and number < rounds:
+            recover(model)
+    return plan, kept
+
+
+def _report(
     model: nn.Module,
-    parts: Sequence[Sublayer],
-    budget: Budget,
-    around: Surroundings,
-    progress: float,
-) -> tuple[Options, Widths]:
-    """What could go, and how many units each sublayer is to keep."""
-    config = around.config
-    allowed = {
-        part.name: allowed_widths(
-            part.units(model),
-            config.min_heads if part.kind == "heads" else config.min_neurons,
-            config.multiple_of if part.kind == "neurons" else 1,
-        )
-        for part in parts
-    }
-    found = options(model, parts, allowed, around)
-
-    def choose(costs: Costs) -> Widths:
-        if config.spreads == "optimal":
-            errors = {
-                name: interpolated(found.errors[name], widths) for name, widths in allowed.items()
-            }
-            return optimal(costs.table, errors, costs.limit)
-        if config.spreads == "global":
-            scores = {name: score.tolist() for name, score in found.scores.items()}
-            return ranked(costs.table, scores, costs.limit)
-        return uniform(costs.table, costs.limit)
-
-    return found, budget.fit(model, parts, allowed, choose, progress)
-
-
-def _removable(model: nn.Module, config: ShrinkConfig) -> tuple[list[Sublayer], tuple[str, ...]]:
-    """The sublayers that may lose units, and what to say of the others."""
-    wanted = {"heads": config.heads, "neurons": config.neurons}
-    if not any(wanted.values()):
-        raise TargetError(
-            f"{type(model).__name__} has no channels that go, only heads and neurons; "
-            f"write heads: true or neurons: true"
-        )
-    found = [part for part in sublayers(model) if wanted[part.kind]]
-    parts = [part for part in found if part.removable]
-    if not parts:
-        raise TargetError(
-            "this family fixes the number of heads in its code, so that nothing may go; "
-            "write neurons: true"
-        )
-    if len(parts) < len(found):
-        return parts, ("heads stay: this family fixes their number in its code",)
-    return parts, ()
-
-
-def _needs_dense(config: ShrinkConfig) -> bool:
-    """Whether the dense model is looked at after something has gone."""
-    return config.uses_moments or config.rounds > 1 or config.budget in ("latency", "speedup")
+    prunable: Prunable,
+    config: ShrinkConfig,
+    size: int,
+    plan: Plan,
+    kept: Mapping[str, Tensor],
+) -> ShrinkReport:
+    after = prunable.preview(plan) if config.dry_run else model
+    widths = {name: len(units) for name, units in kept.items()}
+    return ShrinkReport(
+        budget=config.budget,
+        requested=getattr(config, config.budget) if config.budget else None,
+        parts=tuple(
+            SublayerReport(
+                group.name,
+                group.kind,
+                group.units,
+                tuple(kept[group.name].tolist()),
+                plan.error(group.name),
+            )
+            for group in prunable.groups()
+        ),
+        dropped_layers=prunable.dropped_layers,
+        macs=prunable.macs(after, widths),
+        parameters=Amount(size, count_parameters(after)),
+        latency=prunable.latencies(None if config.dry_run else model),
+        dry_run=config.dry_run,
+        notes=prunable.notes,
+    )
 
 
 def _calibration(config: ShrinkConfig, calibration: Calibration | None) -> Calibration | None:
@@ -213,51 +178,3 @@ def _calibration(config: ShrinkConfig, calibration: Calibration | None) -> Calib
             f"pass Calibration(batches) to shrink"
         )
     return None
-
-
-def drop_layers(model: nn.Module, keep: int, around: Surroundings) -> tuple[int, ...]:
-    """Drop layers until ``keep`` are left.
-
-    Args:
-        model: changed in place.
-        keep: how many stay.
-        around: rows and the dense model's predictions.
-
-    Returns:
-        the numbers of those that went, ascending.
-
-    Raises:
-        ConfigError: the model has fewer layers.
-    """
-    layers = list(blocks(model).values())
-    if keep > len(layers):
-        raise ConfigError(f"layers {keep} is above what the model has; it has {len(layers)}")
-    assert around.judges is not None
-    fixed = {0} if cast(Any, model).config.model_type == "modernbert" else set()
-    gone: list[int] = []
-    while len(layers) - len(gone) > keep:
-        around.tell("choosing layers", len(gone), len(layers) - keep)
-        losses: dict[int, float] = {}
-        for number in sorted(set(range(len(layers))) - set(gone) - fixed):
-            with _skipped([layers[index] for index in [*gone, number]]):
-                seen = predictions(model, around.judges)
-            losses[number] = divergence(around.predictions, seen)
-        gone.append(min(losses, key=losses.__getitem__))
-    if gone:
-        keep_layers(model, [number for number in range(len(layers)) if number not in gone])
-    return tuple(sorted(gone))
-
-
-@contextmanager
-def _skipped(layers: list[nn.Module]) -> Iterator[None]:
-    """Layers pass on what they read, inside."""
-
-    def skip(_: nn.Module, args: tuple[Any, ...], result: Any) -> Any:
-        return args[0] if isinstance(result, Tensor) else (args[0], *result[1:])
-
-    handles = [layer.register_forward_hook(skip) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

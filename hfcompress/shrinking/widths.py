@@ -16,6 +16,8 @@ Widths = dict[str, int]
 """Units kept, by sublayer."""
 Table = Mapping[str, Mapping[int, float]]
 """For each sublayer a value at each width that it may have."""
+Allowed = Mapping[str, Sequence[int]]
+"""Widths that each group of units may have."""
 _BUCKETS = 10_000
 """Units into which the dynamic program divides the budget."""
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from hfcompress.errors import ConfigError
 from hfcompress.shrinking.channels.graph import ChannelGraph, groups_in
-from hfcompress.shrinking.widths import Widths, written
+from hfcompress.shrinking.widths import Allowed, Widths, written
 
 ChannelWidths = Mapping[str, int]
 
@@ -134,7 +134,6 @@ def _where(model: nn.Module, graph: ChannelGraph) -> dict[tuple[str, int], dict[
     return found
 
 
-Allowed = Mapping[str, Sequence[int]]
 _EPSILON = 1 + 1e-9
 
 

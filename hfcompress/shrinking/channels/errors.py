@@ -31,7 +31,7 @@ def measured_channel_errors(
     rows: Calibration,
     dense: Sequence[Tensor],
     config: ShrinkConfig,
-    tell: Tell,
+    progress: Tell,
 ) -> dict[str, dict[int, float]]:
     """Divergence from the dense model with one group at one width, the others as they are.
 
@@ -43,12 +43,12 @@ def measured_channel_errors(
         rows: what is predicted.
         dense: the dense model's predictions.
         config: its repair.
-        tell: progress.
+        progress: receives stage, count and total.
     """
     start = divergence(dense, predictions(model, rows))
     errors: dict[str, dict[int, float]] = {}
     for number, group in enumerate(graph.groups):
-        tell("measuring widths", number, len(graph.groups))
+        progress("measuring widths", number, len(graph.groups))
         here = errors[group.name] = {}
         for width in _levels(list(kept[group.name])):
             if width == group.units:
@@ -98,7 +98,7 @@ def _tried(
         for name in dict.fromkeys(place.module for place in group.of("inputs")):
             layer: Any = model.get_submodule(name)
             old = grouped_weight(layer).double()
-            seen = moments.get(name) if config.repairs == "ridge" else None
+            seen = moments.get(name) if config.resolved_repair == "ridge" else None
             new = _without_units(model, graph, group, name, stays, seen, config.damping)
             before.append((layer.weight, layer.weight.data))
             layer.weight.data = torch.empty_like(layer.weight)

@@ -14,6 +14,7 @@ from hfcompress.models.architectures import weight_matrix, write_matrix
 from hfcompress.shrinking.channels.graph import ChannelGraph
 from hfcompress.shrinking.channels.moments import about_means, following_moments
 from hfcompress.shrinking.config import ShrinkConfig
+from hfcompress.shrinking.plan import ShrinkContext
 
 _TINY = 1e-12
 _LEAST = 1e-6
@@ -41,37 +42,30 @@ def ridge(weight: Tensor, gram: Tensor, cross: Tensor, damping: float) -> Tensor
 
 @torch.no_grad()
 def repair_channels(
-    model: nn.Module,
-    dense: nn.Module,
-    graph: ChannelGraph,
-    alive: Mapping[str, Tensor],
-    calibration: Calibration,
-    config: ShrinkConfig,
-    tell: Any,
+    model: nn.Module, graph: ChannelGraph, alive: Mapping[str, Tensor], context: ShrinkContext
 ) -> None:
-    """Fit layer after layer to what it puts out in the dense model, each on the model as it is.
+    """Fit each layer to its outputs in the dense model, in the order of the forward pass.
 
     Means go into the bias, or into the batch norm that reads the layer.
 
     Args:
         model: shrunk; changed in place.
-        dense: as it was.
         graph: of the dense model.
         alive: for each layer with fewer outputs, the numbers of those that are left.
-        calibration: rows.
-        config: ``repair`` mean or ridge, and its damping.
-        tell: progress.
+        context: the dense model, rows, and ``repair`` mean or ridge with its damping.
     """
+    dense, calibration = context.dense, context.calibration
+    assert calibration is not None
     first = next((i for i, name in enumerate(graph.layers) if _cut(model, dense, name)), None)
     if first is None:
         return
     todo = graph.layers[first:]
     for number, name in enumerate(todo):
-        tell("layers", number, len(todo))
+        context.progress("layers", number, len(todo))
         layer: Any = model.get_submodule(name)
         outputs = alive.get(name, torch.arange(len(layer.weight)))
         moments = following_moments(name, dense, model, outputs, calibration)
-        _refit(layer, moments, config, *_norms(model, dense, graph, name), outputs)
+        _refit(layer, moments, context.config, *_norms(model, dense, graph, name), outputs)
 
 
 def _cut(model: nn.Module, dense: nn.Module, name: str) -> bool:
@@ -104,7 +98,7 @@ def _refit(
         gram = about_means(moments)
         cross = cross - output[:, :, None] * mean[:, None, :]
     new = old.double()
-    if config.repairs == "ridge":
+    if config.resolved_repair == "ridge":
         new = ridge(old, gram, cross, config.damping)
         write_matrix(layer, new.reshape(weight_matrix(layer).shape).to(old))
     made = (new @ mean[:, :, None]).flatten()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from hfcompress.calibration.batches import Calibration
 from hfcompress.calibration.importance import Importance, importance
@@ -17,58 +16,35 @@ from hfcompress.shrinking.channels.moments import input_moments, unit_columns
 from hfcompress.shrinking.channels.scores import channel_scores
 from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.obs import Reader, eliminate_shared
+from hfcompress.shrinking.plan import Candidates, ShrinkContext
 from hfcompress.shrinking.quality import metric_root
-from hfcompress.utils import Tell
+from hfcompress.shrinking.widths import Allowed
 
 
-@dataclass
-class ChannelOptions:
-    """What could go, before anything goes.
-
-    Attributes:
-        kept: for each group and allowed width, the units that would stay.
-        scores: for each group a score of each unit, where the method has one.
-        errors: for each group and some widths, the measured change of the predictions.
-    """
-
-    kept: dict[str, dict[int, Tensor]] = field(default_factory=dict)
-    scores: dict[str, Tensor] = field(default_factory=dict)
-    errors: dict[str, dict[int, float]] = field(default_factory=dict)
-
-
-def channel_options(
-    model: nn.Module,
-    graph: ChannelGraph,
-    allowed: Mapping[str, Sequence[int]],
-    config: ShrinkConfig,
-    calibration: Calibration | None,
-    judge: Callable[[], tuple[Calibration, Sequence[Tensor]]],
-    tell: Tell,
-) -> ChannelOptions:
-    """Look at a model as it is; nothing changes.
+def find_channel_candidates(
+    model: nn.Module, graph: ChannelGraph, allowed: Allowed, context: ShrinkContext
+) -> Candidates:
+    """What each allowed width of each group would keep and cost; nothing is changed.
 
     Args:
         model: dense, or shrunk in earlier rounds.
         graph: from `trace` of it.
         allowed: widths that each group may have.
-        config: how to choose.
-        calibration: rows; None where nothing needs them.
-        judge: rows and the dense model's predictions on them.
-        tell: progress.
+        context: the config, rows and the dense model's predictions.
     """
-    found = ChannelOptions(scores=channel_scores(model, graph, config.score, calibration))
+    config, calibration = context.config, context.calibration
+    found = Candidates(scores=channel_scores(model, graph, config.score, calibration))
     moments: dict[str, Moments] = {}
-    if config.score == "reconstruction" or (
-        config.spreads == "optimal" and config.repairs == "ridge"
-    ):
+    measures_errors = config.resolved_allocation == "optimal"
+    if config.score == "reconstruction" or (measures_errors and config.resolved_repair == "ridge"):
         assert calibration is not None
         names = {place.module for group in graph.groups for place in group.of("inputs")}
         layers = {name: model.get_submodule(name) for name in graph.layers if name in names}
-        tell("moments", 0, 1)
+        context.progress("moments", 0, 1)
         moments = input_moments(model, layers, calibration)
     reader = _readers(model, graph, moments, config, calibration)
     for number, group in enumerate(graph.groups):
-        tell("choosing channels", number, len(graph.groups))
+        context.progress("choosing channels", number, len(graph.groups))
         widths = allowed[group.name]
         if config.score == "reconstruction":
             readers = [reader(group, place, columns) for place, columns in _pairs(model, group)]
@@ -77,10 +53,10 @@ def channel_options(
             order = found.scores[group.name].argsort(descending=True, stable=True)
             kept = {width: order[:width].sort().values for width in widths}
         found.kept[group.name] = kept
-    if config.spreads == "optimal":
-        rows, dense = judge()
+    if measures_errors:
+        rows, dense = context.reference()
         found.errors = measured_channel_errors(
-            model, graph, found.kept, moments, rows, dense, config, tell
+            model, graph, found.kept, moments, rows, dense, config, context.progress
         )
     return found
 

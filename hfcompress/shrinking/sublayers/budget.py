@@ -14,10 +14,10 @@ from hfcompress.models.architectures import blocks
 from hfcompress.models.sublayers import Sublayer, sublayers
 from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.latency import TimedBudget
-from hfcompress.shrinking.sublayers.costs import Allowed, layer_macs, macs_costs, size_costs
+from hfcompress.shrinking.sublayers.costs import layer_macs, macs_costs, size_costs
 from hfcompress.shrinking.sublayers.latency_table import time_table
 from hfcompress.shrinking.sublayers.latency_table import with_widths as narrowed
-from hfcompress.shrinking.widths import Costs, Widths, check_budget, total
+from hfcompress.shrinking.widths import Allowed, Costs, Widths, check_budget, total
 
 Choose = Callable[[Costs], Widths]
 DEFAULT_LENGTH = 128

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -11,10 +11,7 @@ from hfcompress.measure.size import count_parameters
 from hfcompress.models.architectures import weight_matrix
 from hfcompress.models.sublayers import Sublayer, sublayers
 from hfcompress.shrinking.config import ShrinkConfig
-from hfcompress.shrinking.widths import Costs
-
-Allowed = Mapping[str, Sequence[int]]
-"""Widths that each sublayer may have."""
+from hfcompress.shrinking.widths import Allowed, Costs
 
 
 def unit_macs(model: nn.Module, part: Sublayer, length: float) -> float:

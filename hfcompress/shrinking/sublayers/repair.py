@@ -77,10 +77,10 @@ def repaired(
     """
     linear, columns = part.out(model), part.columns(keep)
     weight, bias = weight_matrix(linear), _bias(linear)
-    if moments is None or config.repairs == "none":
+    if moments is None or config.resolved_repair == "none":
         return Projection(keep, weight[:, columns], bias)
     new = weight[:, columns].double()
-    if config.repairs == "ridge":
+    if config.resolved_repair == "ridge":
         new = refit(weight.double(), moments.gram, moments.cross, columns, config.damping)
     if bias is not None:
         bias = (moments.outputs - new @ moments.inputs[columns]).to(bias)

@@ -10,136 +10,104 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from hfcompress.calibration.batches import Calibration
 from hfcompress.calibration.importance import importance
 from hfcompress.errors import TargetError
 from hfcompress.models.architectures import weight_matrix
 from hfcompress.models.sublayers import Sublayer
 from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.obs import eliminate
-from hfcompress.shrinking.quality import metric_root, predictions
+from hfcompress.shrinking.plan import Candidates, ShrinkContext
+from hfcompress.shrinking.quality import metric_root
 from hfcompress.shrinking.sublayers.activations import Streams
 from hfcompress.shrinking.sublayers.errors import levels, measured_errors
 from hfcompress.shrinking.sublayers.repair import Centred, Projection, centred, install, repaired
 from hfcompress.shrinking.sublayers.scores import absolute_sums, magnitudes, mask_gradients
-from hfcompress.utils import Tell
-
-"""Is told what is being done, how far it is and how far it goes."""
-Widths = Mapping[str, int]
-Scores = Mapping[str, Tensor]
+from hfcompress.shrinking.widths import Allowed
 
 
 @dataclass
-class Surroundings:
-    """What every choice looks at, collected once.
+class SublayerContext:
+    """What every choice in a transformer needs, collected once.
 
     Attributes:
-        config: how to choose.
-        dense: the dense model (the model itself as long as nothing has gone).
-        calibration: rows; None where nothing needs them.
+        shared: config, rows and progress.
+        dense: the dense model without the dropped layers.
         metrics: for each sublayer R with R'R the Fisher matrix at its output; None to count all
             directions alike.
         tokens: for each sublayer and batch, how much each real token counts.
-        judges: rows on which predictions are compared.
-        predictions: of the dense model on those rows.
-        tell: progress.
     """
 
-    config: ShrinkConfig
+    shared: ShrinkContext
     dense: nn.Module
-    calibration: Calibration | None
-    tell: Tell
     metrics: dict[str, Tensor | None] = field(default_factory=dict)
     tokens: dict[str, list[Tensor]] = field(default_factory=dict)
-    judges: Calibration | None = None
-    predictions: list[Tensor] = field(default_factory=list)
 
-    def judge(self) -> None:
-        """Note the dense model's predictions, where the config compares any."""
-        config = self.config
-        if self.calibration and (config.spreads == "optimal" or config.layers is not None):
-            self.judges = self.calibration.spread(config.table_rows)
-            self.predictions = predictions(self.dense, self.judges)
-
-    def look(self, parts: Sequence[Sublayer]) -> None:
-        """Note how much outputs and tokens matter in the dense model, where the config asks.
-
-        Raises:
-            CalibrationError: a sublayer that does not reach the logits.
-        """
-        config = self.config
-        if self.calibration is None or not config.uses_moments:
-            return
-        if config.output_importance or config.token_importance:
-            outs = {part.name: part.out(self.dense) for part in parts}
-            self.tell("importance", 0, 1)
-            found = importance(self.dense, outs, self.calibration, config.seed, matrices=True)
-            share = config.token_importance
-            for name, part in found.items():
-                assert part.matrix is not None
-                self.metrics[name] = metric_root(part.matrix, config.output_importance)
-                self.tokens[name] = [1 - share + share * tokens for tokens in part.tokens]
+    @property
+    def config(self) -> ShrinkConfig:
+        """How to choose."""
+        return self.shared.config
 
 
-@dataclass
-class Options:
-    """What could go, before anything goes.
+def look_at_importance(parts: Sequence[Sublayer], context: SublayerContext) -> None:
+    """Put into the context how much outputs and tokens matter, where the config uses it.
 
-    Attributes:
-        kept: for each sublayer and allowed width, the units that would stay.
-        scores: for each sublayer a score of each unit, where the method has one.
-        errors: for each sublayer and some widths, the measured change of the predictions.
+    Raises:
+        CalibrationError: a sublayer that does not reach the logits.
     """
+    config, calibration = context.config, context.shared.calibration
+    if calibration is None or not config.uses_moments:
+        return
+    if config.output_importance or config.token_importance:
+        outs = {part.name: part.out(context.dense) for part in parts}
+        context.shared.progress("importance", 0, 1)
+        found = importance(context.dense, outs, calibration, config.seed, matrices=True)
+        share = config.token_importance
+        for name, part in found.items():
+            assert part.matrix is not None
+            context.metrics[name] = metric_root(part.matrix, config.output_importance)
+            context.tokens[name] = [1 - share + share * tokens for tokens in part.tokens]
 
-    kept: dict[str, dict[int, Tensor]] = field(default_factory=dict)
-    scores: dict[str, Tensor] = field(default_factory=dict)
-    errors: dict[str, dict[int, float]] = field(default_factory=dict)
 
-
-def options(
-    model: nn.Module,
-    parts: Sequence[Sublayer],
-    allowed: Mapping[str, Sequence[int]],
-    around: Surroundings,
-) -> Options:
-    """Look at the model as it is; nothing changes.
+def find_candidates(
+    model: nn.Module, parts: Sequence[Sublayer], allowed: Allowed, context: SublayerContext
+) -> Candidates:
+    """What each allowed width of each sublayer would keep and cost; nothing is changed.
 
     Args:
         model: dense, or shrunk in earlier rounds.
         parts: sublayers that may lose units.
         allowed: widths that each may have.
-        around: what choices look at.
+        context: from `look_at_importance`.
     """
-    config = around.config
-    known = Options(scores=unit_scores(model, parts, around))
-    tried: dict[str, dict[int, Projection]] = {}
+    config, progress = context.config, context.shared.progress
+    found = Candidates(scores=unit_scores(model, parts, context))
+    projections: dict[str, dict[int, Projection]] = {}
     moments: dict[str, Centred] = {}
-    if around.config.uses_moments and (not known.scores or config.spreads == "optimal"):
-        moments = _moments(model, parts, around)
+    measures_errors = config.resolved_allocation == "optimal"
+    if config.uses_moments and (not found.scores or measures_errors):
+        moments = _moments(model, parts, context)
     for index, part in enumerate(parts):
-        around.tell("choosing units", index, len(parts))
-        here = moments.get(part.name)
-        known.kept[part.name] = units_at(part, model, allowed[part.name], here, known, around)
-        if config.spreads == "optimal":
-            wanted = [w for w in levels(allowed[part.name]) if w < part.units(model)]
-            tried[part.name] = {
-                w: repaired(part, model, known.kept[part.name][w], here, config) for w in wanted
+        progress("choosing units", index, len(parts))
+        own = moments.get(part.name)
+        kept = units_at(part, model, allowed[part.name], own, found, context)
+        found.kept[part.name] = kept
+        if measures_errors:
+            widths = [w for w in levels(allowed[part.name]) if w < part.units(model)]
+            projections[part.name] = {
+                w: repaired(part, model, kept[w], own, config) for w in widths
             }
-    if config.spreads == "optimal":
-        assert around.judges is not None
-
-        def tell(done: int, whole: int) -> None:
-            around.tell("measuring widths", done, whole)
-
-        known.errors = measured_errors(model, parts, tried, around.judges, around.predictions, tell)
-    return known
+    if measures_errors:
+        rows, dense = context.shared.reference()
+        measuring = partial(progress, "measuring widths")
+        found.errors = measured_errors(model, parts, projections, rows, dense, measuring)
+    return found
 
 
 def unit_scores(
-    model: nn.Module, parts: Sequence[Sublayer], around: Surroundings
+    model: nn.Module, parts: Sequence[Sublayer], context: SublayerContext
 ) -> dict[str, Tensor]:
     """A score of each unit by the config's method; nothing for ``reconstruction``."""
-    config = around.config
+    config = context.config
     if config.score == "reconstruction":
         return {}
     if config.score == "batch_norm":
@@ -150,10 +118,10 @@ def unit_scores(
     if config.score in ("magnitude", "l1"):
         rule = magnitudes if config.score == "magnitude" else absolute_sums
         return {part.name: rule(model, part) for part in parts}
-    assert around.calibration is not None
-    around.tell("gradients", 0, 1)
+    assert context.shared.calibration is not None
+    context.shared.progress("gradients", 0, 1)
     squared = config.score == "fisher"
-    return mask_gradients(model, parts, around.calibration, squared=squared)
+    return mask_gradients(model, parts, context.shared.calibration, squared=squared)
 
 
 def units_at(
@@ -161,12 +129,12 @@ def units_at(
     model: nn.Module,
     widths: Sequence[int],
     moments: Centred | None,
-    known: Options,
-    around: Surroundings,
+    candidates: Candidates,
+    context: SublayerContext,
 ) -> dict[int, Tensor]:
     """The units that stay at each of some widths, ascending."""
-    if part.name in known.scores:
-        order = known.scores[part.name].argsort(descending=True, stable=True)
+    if part.name in candidates.scores:
+        order = candidates.scores[part.name].argsort(descending=True, stable=True)
         return {width: order[:width].sort().values for width in widths}
     assert moments is not None
     return eliminate(
@@ -175,17 +143,17 @@ def units_at(
         moments.cross,
         widths,
         size=part.size,
-        damping=around.config.damping,
-        metric=around.metrics.get(part.name),
+        damping=context.config.damping,
+        metric=context.metrics.get(part.name),
     )
 
 
 def apply_widths(
     model: nn.Module,
     parts: Sequence[Sublayer],
-    widths: Widths,
-    known: Options,
-    around: Surroundings,
+    widths: Mapping[str, int],
+    candidates: Candidates,
+    context: SublayerContext,
 ) -> dict[str, Tensor]:
     """Shrink, sublayer after sublayer: each is chosen and fitted on the model as shrunk so far.
 
@@ -193,8 +161,8 @@ def apply_widths(
         model: changed in place.
         parts: sublayers that may lose units.
         widths: how many each keeps.
-        known: what was found before anything went.
-        around: what choices look at.
+        candidates: what was found before anything went.
+        context: from `look_at_importance`.
 
     Returns:
         for each sublayer the units that stayed.
@@ -207,25 +175,25 @@ def apply_widths(
     todo = {part.name for part in parts[first:]} if first is not None else set()
     if not todo:
         return kept
-    for part, moments in _passing(model, parts, around):
+    for part, moments in _passing(model, parts, context):
         if part.name in todo:
             width = widths[part.name]
-            keep = units_at(part, model, [width], moments(), known, around)[width]
-            install(part, model, repaired(part, model, keep, moments(), around.config))
+            keep = units_at(part, model, [width], moments(), candidates, context)[width]
+            install(part, model, repaired(part, model, keep, moments(), context.config))
             kept[part.name] = keep
     return kept
 
 
 def _passing(
-    model: nn.Module, parts: Sequence[Sublayer], around: Surroundings
+    model: nn.Module, parts: Sequence[Sublayer], context: SublayerContext
 ) -> Iterator[tuple[Sublayer, Callable[[], Centred | None]]]:
     """Each sublayer in turn and its moments (None where the config uses none); what is done to
     it before the next is asked for counts from there on."""
-    if not around.config.uses_moments:
+    if not context.config.uses_moments:
         yield from ((part, lambda: None) for part in parts)
         return
-    streams = _streams(model, around)
-    for layer, members in _by_layer(parts, around):
+    streams = _streams(model, context)
+    for layer, members in _by_layer(parts, context):
         streams.enter(members)
         for part in members:
             yield part, lru_cache(partial(_centred, part, model, streams))
@@ -233,32 +201,32 @@ def _passing(
 
 
 def _moments(
-    model: nn.Module, parts: Sequence[Sublayer], around: Surroundings
+    model: nn.Module, parts: Sequence[Sublayer], context: SublayerContext
 ) -> dict[str, Centred]:
     """Moments of every sublayer of the model as it is."""
-    if model is not around.dense:
-        seen = {part.name: look() for part, look in _passing(model, parts, around)}
+    if model is not context.dense:
+        seen = {part.name: look() for part, look in _passing(model, parts, context)}
         return {name: one for name, one in seen.items() if one is not None}
     found: dict[str, Centred] = {}
-    streams = _streams(model, around)
-    for _, members in _by_layer(parts, around):
+    streams = _streams(model, context)
+    for _, members in _by_layer(parts, context):
         moments = streams.dense_moments(members)
         found |= {part.name: centred(part.out(model), moments[part.name]) for part in members}
     return found
 
 
-def _streams(model: nn.Module, around: Surroundings) -> Streams:
-    assert around.calibration is not None
-    follow = around.config.follow_dense
-    return Streams(around.dense, model, around.calibration, follow, around.tokens)
+def _streams(model: nn.Module, context: SublayerContext) -> Streams:
+    assert context.shared.calibration is not None
+    follow = context.config.follow_dense
+    return Streams(context.dense, model, context.shared.calibration, follow, context.tokens)
 
 
 def _by_layer(
-    parts: Sequence[Sublayer], around: Surroundings
+    parts: Sequence[Sublayer], context: SublayerContext
 ) -> Iterator[tuple[str, list[Sublayer]]]:
     layers = len({part.layer for part in parts})
     for number, (layer, members) in enumerate(groupby(parts, key=lambda part: part.layer)):
-        around.tell("layers", number, layers)
+        context.shared.progress("layers", number, layers)
         yield layer, list(members)
 
 

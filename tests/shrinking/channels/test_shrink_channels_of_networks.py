@@ -261,7 +261,7 @@ def test_a_dry_run_says_what_would_go() -> None:
 def test_no_calibration_is_needed_where_the_config_says_the_size() -> None:
     model = convnet("convnext")
     assert shrink(model, ShrinkConfig(**PLAIN)).macs.share <= 0.5
-    with pytest.raises(CalibrationError, match="how large the images of Grouped are"):
+    with pytest.raises(CalibrationError, match="image size of Grouped is not known"):
         shrink(convnet("grouped"), ShrinkConfig(**PLAIN))
 
 

@@ -101,7 +101,7 @@ def test_what_goes_is_what_its_mask_zeroes(score: str) -> None:
 def test_what_swin_cannot_do() -> None:
     with pytest.raises(TargetError, match="stand in stages and are not dropped"):
         shrunk(layers=2)
-    with pytest.raises(TargetError, match="has no channels that go"):
+    with pytest.raises(TargetError, match="removes heads and neurons from"):
         shrunk(macs=0.5, heads=False, neurons=False)
     with pytest.raises(TargetError, match="has no batch norms"):
         shrunk(macs=0.5, score="batch_norm")

@@ -1,0 +1,159 @@
+"""Channels of convolutional networks as `Prunable`."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from hfcompress.calibration.batches import Batch, Calibration
+from hfcompress.errors import CalibrationError, TargetError
+from hfcompress.shrinking.channels.budget import ChannelBudget, allowed_channels
+from hfcompress.shrinking.channels.costs import (
+    ChannelCosts,
+    least_change,
+    macs,
+    ranked_channels,
+    uniform_channels,
+)
+from hfcompress.shrinking.channels.graph import trace
+from hfcompress.shrinking.channels.repair import estimate_batch_norms, repair_channels
+from hfcompress.shrinking.channels.selection import find_channel_candidates
+from hfcompress.shrinking.channels.surgery import cut
+from hfcompress.shrinking.config import ShrinkConfig
+from hfcompress.shrinking.plan import Plan, ShrinkContext, UnitGroup
+from hfcompress.shrinking.report import Amount, Latencies
+from hfcompress.shrinking.widths import Widths
+
+_SIDE = 224
+"""Height and width of images where neither rows nor the config give them."""
+
+
+class PrunableChannels:
+    """A network with convolutions.
+
+    Args:
+        model: changed in place.
+        context: with the dense model.
+
+    Raises:
+        MissingExtraError: Torch-Pruning is not installed.
+        ModelError: the model cannot be traced.
+        TargetError: no channel can be removed.
+        ConfigError: a budget above the dense model.
+        CalibrationError: no row that gives the image size.
+
+    Attributes:
+        dropped_layers, notes: see `Prunable`.
+    """
+
+    def __init__(self, model: nn.Module, context: ShrinkContext) -> None:
+        self.dropped_layers: tuple[int, ...] = ()
+        self.notes: tuple[str, ...] = ()
+        self._model = model
+        self._context = context
+        self._example = example_row(model, context.calibration)
+        self._dense_graph = self._graph = trace(model, self._example)
+        self._costs = macs(model, self._graph)
+        self._groups = tuple(UnitGroup(g.name, "channels", g.units) for g in self._graph.groups)
+        self._budget = ChannelBudget(
+            context.dense, self._graph, context.config, context.calibration
+        )
+        self._outputs: dict[str, Tensor] = {}  # of the dense layer, those that are left
+
+    def groups(self) -> tuple[UnitGroup, ...]:
+        """See `Prunable`."""
+        return self._groups
+
+    def plan(self, progress: float) -> Plan:
+        """See `Prunable`."""
+        config, model = self._context.config, self._model
+        if self._outputs:
+            self._graph = trace(model, self._example)
+        graph = self._graph
+        allowed = allowed_channels(model, graph, config)
+        candidates = find_channel_candidates(model, graph, allowed, self._context)
+
+        def choose(costs: ChannelCosts, limit: float) -> Widths:
+            if config.resolved_allocation == "optimal":
+                return least_change(costs, candidates.errors_at(allowed), limit)
+            if config.resolved_allocation == "global":
+                return ranked_channels(costs, allowed, candidates.score_lists(), limit)
+            return uniform_channels(costs, allowed, limit)
+
+        return Plan(self._budget.fit(model, graph, allowed, choose, progress), candidates)
+
+    def apply(self, plan: Plan) -> dict[str, Tensor]:
+        """See `Prunable`."""
+        keep = plan.keep
+        for (name, side), left in cut(self._model, self._graph.groups, keep).items():
+            if side == "outputs":
+                outputs = self._outputs
+                outputs[name] = outputs[name][left] if name in outputs else left
+        self._repair()
+        return keep
+
+    def _repair(self) -> None:
+        """Fit what is left to the dense model, and estimate batch norms, as the config asks."""
+        context, config = self._context, self._context.config
+        if config.resolved_repair != "none":
+            repair_channels(self._model, self._dense_graph, self._outputs, context)
+        if config.resolved_batch_norms == "estimate":
+            assert context.calibration is not None
+            context.progress("batch norms", 0, 1)
+            estimate_batch_norms(self._model, context.calibration)
+
+    def preview(self, plan: Plan) -> nn.Module:
+        """See `Prunable`."""
+        narrow = copy.deepcopy(self._model)
+        cut(narrow, self._graph.groups, plan.keep)
+        return narrow
+
+    def macs(self, model: nn.Module, widths: Widths) -> Amount:
+        """See `Prunable`; for one row."""
+        before = {group.name: group.units for group in self._groups}
+        return Amount(self._costs.total(before), self._costs.total(widths))
+
+    def latencies(self, model: nn.Module | None) -> Latencies | None:
+        """See `Prunable`."""
+        return self._budget.latencies(model)
+
+
+def example_row(model: nn.Module, calibration: Calibration | None) -> Batch:
+    """A row to trace a model with: from the calibration, else noise of the config's image size.
+
+    Raises:
+        CalibrationError: no calibration, and a model whose config does not give the size.
+    """
+    if calibration is not None:
+        return {key: value[:1] for key, value in calibration.batches[0].items()}
+    config = getattr(model, "config", None)
+    channels = getattr(config, "num_channels", None)
+    if channels is None:
+        raise CalibrationError(
+            f"the image size of {type(model).__name__} is not known; "
+            f"pass Calibration(batches) to shrink"
+        )
+    size = getattr(config, "image_size", None) or _SIDE
+    height, width = (size, size) if isinstance(size, int) else size
+    generator = torch.Generator().manual_seed(0)
+    return {"pixel_values": torch.randn(1, channels, height, width, generator=generator)}
+
+
+def check_channels(model: nn.Module, config: ShrinkConfig) -> None:
+    """Refuse a config that removes something other than channels.
+
+    Raises:
+        TargetError: ``channels: false``, or a number of layers.
+    """
+    if not config.channels:
+        raise TargetError(
+            f"shrink removes only channels from {type(model).__name__}, not heads or neurons; "
+            f"write channels: true"
+        )
+    if config.layers is not None:
+        raise TargetError(
+            f"whole layers are dropped from transformers only, not from {type(model).__name__}; "
+            f"write a budget such as macs: 0.5"
+        )
