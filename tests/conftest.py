@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import gc
+import hashlib
+import json
+import os
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -68,3 +73,42 @@ def write_data(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+_NOT_IN_A_GRAPH = ("_name_or_path", "architectures", "id2label", "label2id")
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Returns the ONNX file of a model: ``exported(model, image)``; equal models share one.
+
+    An export takes seconds. The files lie where all workers of pytest-xdist find them.
+    """
+    from hfcompress.models.loading import weights_hash
+    from hfcompress.quantization.onnx_export import export_onnx
+
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def give(model: Any, image: Any = None, one_file: bool = True) -> Path:
+        config = model.config.to_dict()
+        kept = {name: value for name, value in config.items() if name not in _NOT_IN_A_GRAPH}
+        kept |= {"image": image, "one_file": one_file, "weights": weights_hash(model)}
+        digest = hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+        path = root / "exports" / f"{type(model).__name__}-{digest[:16]}" / "model.onnx"
+        return path if path.exists() else export_onnx(model, path, image, one_file)
+
+    return give
+
+
+@pytest.fixture
+def shared_exports(exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backends take the files of `exported` instead of exporting anew."""
+
+    def copied(model: Any, path: Path, image: Any = None, one_file: bool = True) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.copyfile(exported(model, image), path))
+
+    for backend in ("onnxruntime", "openvino"):
+        monkeypatch.setattr(f"hfcompress.quantization.backends.{backend}.export_onnx", copied)

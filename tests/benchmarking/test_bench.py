@@ -26,6 +26,8 @@ from hfcompress.quantization.engine import Arrays, Engine
 from hfcompress.utils import Progress
 from tests.tiny_models import text_model, tiny_bert
 
+pytestmark = pytest.mark.usefixtures("shared_exports")
+
 QUICK: dict[str, Any] = {
     "batch": (1, 2), "length": (4,), "threads": (1,), "repeats": 3, "memory": False,
     "engine": ("torch-fp32", "torch-int8"),

@@ -21,6 +21,8 @@ from tests.fresh_process import run_fresh
 from tests.tiny_models import shrinkable_model, tiny_bert
 from tests.tiny_tokenizers import tiny_tokenizer
 
+pytestmark = pytest.mark.usefixtures("shared_exports")
+
 IDS = torch.randint(1, 25, (3, 9), generator=torch.Generator().manual_seed(0))
 IDS[1, 5:] = IDS[2, 2:] = 0
 MASK = (IDS != 0).long()

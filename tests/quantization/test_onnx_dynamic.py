@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,6 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from hfcompress.quantization.backends import onnx_dynamic as onnx_parts
 from hfcompress.quantization.backends.onnx_dynamic import WeightStore, quantize_weights
 from hfcompress.quantization.backends.onnx_graph import quantize_tables
-from hfcompress.quantization.onnx_export import export_onnx
 from tests.tiny_models import text_model
 
 OPTIONS: dict[str, Any] = {
@@ -26,9 +27,10 @@ OPTIONS: dict[str, Any] = {
 
 
 @pytest.fixture
-def external(tmp_path: Path) -> Path:
+def external(exported: Callable[..., Path], tmp_path: Path) -> Path:
     """A model whose weights lie beside its graph."""
-    return export_onnx(text_model("bert"), tmp_path / "model.onnx", one_file=False)
+    made = exported(text_model("bert"), one_file=False)
+    return shutil.copytree(made.parent, tmp_path / "external") / made.name
 
 
 def constants(model: Any) -> dict[str, np.ndarray[Any, Any]]:

@@ -21,6 +21,8 @@ from tests.tiny_images import image_model
 from tests.tiny_models import text_batches, text_model, tiny_bert
 from tests.tiny_tokenizers import tiny_tokenizer
 
+pytestmark = pytest.mark.usefixtures("shared_exports")
+
 
 class Sums:
     """An engine that sums its inputs and records their shapes."""

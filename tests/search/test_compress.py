@@ -28,6 +28,8 @@ from hfcompress.utils import Progress
 from tests.tiny_models import shrinkable_model, tiny_bert
 from tests.tiny_tokenizers import tiny_tokenizer
 
+pytestmark = pytest.mark.usefixtures("shared_exports")
+
 SHARED: dict[str, Any] = {"backend": "torch", "latency": {"length": 8}}
 
 

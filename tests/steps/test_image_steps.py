@@ -15,6 +15,8 @@ import hfcompress
 from hfcompress.recipes.schema import parse_recipe
 from hfcompress.sweep.run import run
 
+pytestmark = pytest.mark.usefixtures("shared_exports")
+
 RESNET: dict[str, Any] = {
     "model_type": "resnet", "num_channels": 1, "embedding_size": 8, "hidden_sizes": [8, 16],
     "depths": [1, 1], "layer_type": "basic",

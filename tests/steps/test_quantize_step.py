@@ -21,6 +21,8 @@ from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.run import run
 from hfcompress.utils import Progress
 
+pytestmark = pytest.mark.usefixtures("shared_exports")
+
 
 @pytest.fixture
 def plan(model_folder: Path, write_data: Callable[..., Path]) -> dict[str, Any]:
