@@ -85,13 +85,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     An export takes seconds. The files lie where all workers of pytest-xdist find them.
     """
     from hfcompress.models.loading import weights_hash
-    from hfcompress.quantization.onnx_export import export_onnx
+    from hfcompress.quantization.onnx_export import export_onnx, image_shape
 
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
 
     def give(model: Any, image: Any = None, one_file: bool = True) -> Path:
+        image = image or image_shape(model)
         config = model.config.to_dict()
         kept = {name: value for name, value in config.items() if name not in _NOT_IN_A_GRAPH}
         kept |= {"image": image, "one_file": one_file, "weights": weights_hash(model)}

@@ -28,6 +28,7 @@ from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.coverage import cover
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.quantization.quantize import quantize
+from tests.quantization.quantized import quantized
 from tests.tiny_models import logits, text_batches, text_model
 
 BACKENDS = ("torch", "torchao", "onnxruntime", "openvino")
@@ -102,7 +103,7 @@ def test_dynamic_int8_of_torch_equals_a_float64_reference() -> None:
 def test_onnxruntime_weights_equal_a_float64_reference() -> None:
     onnx = pytest.importorskip("onnx")
     model = text_model()
-    engine: Any = make(model).engine
+    engine: Any = quantized().engine
     graph = onnx.load(str(engine.path)).graph
     tensors = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
     weight = model.bert.pooler.dense.weight.detach().double().numpy()
@@ -135,7 +136,7 @@ def test_onnxruntime_weights_equal_a_float64_reference() -> None:
     ],
 )
 def test_every_option_changes_the_result(options: dict[str, Any], other: dict[str, Any]) -> None:
-    first, second = make(**options), make(**{**options, **other})
+    first, second = quantized(**options), quantized(**{**options, **other})
     assert not same(first, second)
     assert change(second) < 0.8
     if other.get("mode") == "none":
@@ -147,19 +148,19 @@ def test_every_option_changes_the_result(options: dict[str, Any], other: dict[st
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_excluded_modules_stay_in_fp32(backend: str) -> None:
-    found = make(backend=backend, exclude=("*.query", "classifier"))
+    found = quantized(backend=backend, exclude=("*.query", "classifier"))
     rows = {row.name: row for row in found.coverage.modules}
     for name in ("bert.encoder.layer.0.attention.self.query", "classifier"):
         assert (rows[name].quantized, rows[name].why) == (False, "excluded by the config")
     assert rows["bert.encoder.layer.0.attention.self.key"].quantized
-    whole = make(backend=backend)
+    whole = quantized(backend=backend)
     assert found.bytes > whole.bytes
     assert not same(found, whole)
 
 
 def test_openvino_in_bf16_where_the_processor_has_it() -> None:
-    exact = make(backend="openvino", mode="none")
-    fast = make(backend="openvino", mode="none", floats="auto")
+    exact = quantized(backend="openvino", mode="none")
+    fast = quantized(backend="openvino", mode="none", floats="auto")
     abilities = torch.cpu.get_capabilities()
     assert same(exact, fast) is not any(abilities.get(f"{kind}_bf16") for kind in ("amx", "avx512"))
 
@@ -298,7 +299,7 @@ def test_an_nncf_that_refuses_the_graph_leaves_the_fp32_file(
 
 def test_an_openvino_file_is_terse_and_keeps_the_names_of_modules() -> None:
     pytest.importorskip("openvino")
-    engine: Any = make(backend="openvino").engine
+    engine: Any = quantized(backend="openvino").engine
     text = engine.path.read_text()
     assert not {"<dim>", "nncf", "\n"} & {part for part in ("<dim>", "nncf", "\n") if part in text}
     assert 'name="bert.encoder.layer.0.attention.self.query"' in text

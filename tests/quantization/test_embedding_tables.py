@@ -22,6 +22,7 @@ from hfcompress.quantization.embedding_tables import (
     quantize_table,
 )
 from hfcompress.quantization.quantize import quantize
+from tests.quantization.quantized import quantized
 from tests.tiny_models import logits, text_batches, text_model
 
 TABLES = tuple(f"bert.embeddings.{kind}_embeddings" for kind in ("word", "position", "token_type"))
@@ -134,13 +135,13 @@ def test_a_table_that_is_left_out_stays_in_fp32(backend: Any) -> None:
     rows = {row.name: row for row in found.coverage.modules}
     assert [rows[name].quantized for name in TABLES] == [False, True, True]
     assert rows[TABLES[0]].why == "excluded by the config"
-    assert found.bytes > quantize(text_model(), config.replace(exclude=None), text_batches()).bytes
+    assert found.bytes > quantized(backend=backend).bytes
 
 
 @pytest.mark.usefixtures("shared_exports")
 def test_onnx_graphs_hold_no_zero_points_of_weights_and_no_long_names() -> None:
     onnx = pytest.importorskip("onnx")
-    engine: Any = quantize(text_model()).engine
+    engine: Any = quantized().engine
     graph = onnx.load(str(engine.path)).graph
     products = [node for node in graph.node if node.op_type == "MatMulInteger"]
     assert len(products) == 8

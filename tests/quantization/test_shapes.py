@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hfcompress import Calibration, load
+from hfcompress import load
 from hfcompress.errors import ConfigError, DataError
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.engine import Arrays, Shapes, StaticShape, with_static_shape
@@ -17,6 +17,7 @@ from hfcompress.quantization.model import QuantizedModel
 from hfcompress.quantization.quantize import quantize
 from hfcompress.recipes.schema import LatencyConfig
 from hfcompress.sweep.timing import time_model
+from tests.quantization.quantized import quantized
 from tests.tiny_images import image_model
 from tests.tiny_models import text_batches, text_model, tiny_bert
 from tests.tiny_tokenizers import tiny_tokenizer
@@ -53,11 +54,11 @@ def ids(rows: int, tokens: int) -> dict[str, Any]:
     return {"input_ids": values, "attention_mask": np.ones_like(values)}
 
 
-def openvino(model: Any = None) -> QuantizedModel:
+def openvino() -> QuantizedModel:
+    """The tiny BERT of the tokenizer in OpenVINO."""
     pytest.importorskip("openvino")
     pytest.importorskip("nncf")
-    config = QuantizationConfig(backend="openvino")
-    return quantize(model or text_model(), config, Calibration(text_batches()))
+    return quantize(tiny_bert(), QuantizationConfig(backend="openvino"), text_batches())
 
 
 @pytest.mark.parametrize(("rows", "tokens"), [(3, 5), (1, 5), (3, 2), (2, 1)])
@@ -119,7 +120,7 @@ def test_engines_without_static_shapes_are_used_unchanged() -> None:
 
 
 def test_openvino_for_one_shape_gives_the_same_logits() -> None:
-    engine = openvino().engine
+    engine = quantized(backend="openvino").engine
     batch = {name: value.numpy() for name, value in text_batches()[0].items() if name != "labels"}
     one = with_static_shape(engine, batch)
     assert one is not engine
@@ -142,7 +143,7 @@ def test_openvino_for_one_batch_of_images() -> None:
 
 
 def test_a_folder_loaded_with_a_shape_gives_the_same_scores(tmp_path: Path) -> None:
-    folder = openvino(tiny_bert()).save(tmp_path / "model", tiny_tokenizer())
+    folder = openvino().save(tmp_path / "model", tiny_tokenizer())
     texts = ["a good film", "the cast is dull and the plot is weak " * 3, "fine"]
     plain, shaped = load(folder), load(folder, shape=(2, 8))
     static: Any = shaped._static
@@ -154,7 +155,7 @@ def test_a_folder_loaded_with_a_shape_gives_the_same_scores(tmp_path: Path) -> N
 
 
 def test_timing_compiles_for_the_shape_that_it_measures(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = openvino(tiny_bert())
+    made = openvino()
     asked: list[tuple[int, ...]] = []
     engine: Any = made.engine
     make = engine.with_shapes
