@@ -85,7 +85,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     An export takes seconds. The files lie where all workers of pytest-xdist find them.
     """
     from hfcompress.models.loading import weights_hash
-    from hfcompress.quantization.onnx_export import export_onnx, image_shape
+    from hfcompress.quantization.images import image_shape
+    from hfcompress.quantization.onnx_export import export_onnx
 
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
