@@ -140,8 +140,11 @@ class Progress:
     def note(self, text: str) -> None:
         """Something the user should know."""
 
-    def row(self, row: dict[str, Any]) -> None:
+    def row(self, row: Row) -> None:
         """A trial is finished."""
 
+
+Row = dict[str, Any]
+"""One row of results.csv and results.jsonl."""
 
 Tell = Callable[[str, int, int], None]

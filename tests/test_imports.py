@@ -122,14 +122,34 @@ def test_pure_files_know_torch_only(name: str) -> None:
     assert foreign <= {"torch", "hfcompress", "numpy", "typing_extensions"}
 
 
-@pytest.mark.parametrize("module", ["hfcompress", "hfcompress.cli.commands"])
-def test_the_package_imports_without_torch(module: str) -> None:
-    """The command line answers --version without loading torch."""
-    code = f"import sys, {module}; print('torch' in sys.modules)"
+def loaded_after(steps: list[str], watched: set[str]) -> list[set[str]]:
+    """Which of the watched packages a fresh process has loaded after each of some statements."""
+    code = "import sys\nfound = []\n"
+    for step in steps:
+        code += f"try:\n    {step}\nexcept SystemExit:\n    pass\n"
+        code += f"found.append(sorted({watched!r} & sys.modules.keys()))\n"
+    code += "print(repr(found), file=sys.stderr)"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
-    assert done.stdout.strip() == "False"
+    return [set(names) for names in ast.literal_eval(done.stderr.strip().splitlines()[-1])]
+
+
+SLOW = {"transformers", "datasets", "evaluate", "scipy", "pandas", "optimum", "accelerate"}
+
+
+def test_help_version_and_the_list_of_recipes_load_no_models() -> None:
+    run = "from hfcompress.cli.commands import main; main"
+    steps = ["import hfcompress", *(f"{run}([{word!r}])" for word in ("--help", "--version"))]
+    steps += [f"{run}(['recipes'])", f"{run}(['bench', '--help'])"]
+    loaded = loaded_after(steps, {*SLOW, "torch", "numpy", "pydantic", "rich"})
+    assert loaded == [set(), set(), set(), {"rich"}, {"rich", "pydantic"}]
+
+
+def test_pruning_and_shrinking_import_torch_without_transformers() -> None:
+    names = ["PruningConfig", "ShrinkConfig", "prune", "shrink", "QuantizationConfig"]
+    loaded = loaded_after([f"from hfcompress import {name}" for name in names], SLOW)
+    assert loaded == [set()] * len(names)
 
 
 def test_only_the_command_line_prints() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from hfcompress.version import __version__
 
@@ -12,8 +11,13 @@ _EPILOG = (
 )
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; ``command`` in what it gives is the command's name."""
+def make_parser(with_bench: bool = True) -> argparse.ArgumentParser:
+    """The parser of all commands; ``command`` in its result is the command's name.
+
+    Args:
+        with_bench: add the options of ``bench``, which are read from its config; importing that
+            takes longer than all other options.
+    """
     parser = argparse.ArgumentParser(
         prog="hfcompress", description="Compress Hugging Face models and see what it costs.",
         epilog=_EPILOG,
@@ -53,7 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     bench = _command(commands, "bench", "time models in every engine that is installed")
     bench.add_argument("models", metavar="MODEL", nargs="+", help="hub name, folder, int8 folder")
-    for name, text in _bench_options().items():
+    for name, text in (_bench_options() if with_bench else {}).items():
         bench.add_argument(f"--{name}", metavar=name.upper(), help=text)
     bench.add_argument("--output", metavar="DIR", default="runs/bench", help="default: runs/bench")
 
@@ -75,8 +79,10 @@ def _bench_options() -> dict[str, str]:
     return {name: str(field.description) for name, field in BenchConfig.model_fields.items()}
 
 
-def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text)
     parser.add_argument("--debug", action="store_true", help="show where an unexpected error arose")
     parser.set_defaults(command=name)
     return parser

@@ -9,25 +9,31 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
+from typing import TYPE_CHECKING, cast
 
 from hfcompress.cli.arguments import make_parser
 from hfcompress.errors import HfcompressError
-from hfcompress.utils import Progress, quiet_libraries
+from hfcompress.utils import Row, quiet_libraries
 
-if TYPE_CHECKING:  # it loads torch
+if TYPE_CHECKING:  # rich takes tenths of a second to import, and torch takes seconds
+    from rich.console import Console
+
     from hfcompress.sweep.run import SweepResult
+
+# These commands load no model, so importing transformers only to quiet it would cost seconds.
+_LOAD_NO_MODEL = {"recipes", "validate"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    options = make_parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = make_parser(with_bench="bench" in arguments).parse_args(arguments)
+
+    from rich.console import Console
+
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    quiet_libraries()
+    if options.command not in _LOAD_NO_MODEL:
+        quiet_libraries()
     command = _COMMANDS[options.command]
     try:
         return command(options, _console())
@@ -49,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _console() -> Console:
     """Standard output; a file or pipe has no width of its own and gets a wide one."""
+    from rich.console import Console
+
     plain = Console(highlight=False)
     return plain if plain.is_terminal else Console(highlight=False, width=max(plain.width, 140))
 
@@ -63,13 +71,14 @@ def _one_line(error: BaseException) -> str:
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.cli.display import Display
     from hfcompress.recipes.library import find_recipe
     from hfcompress.recipes.schema import load_recipe
     from hfcompress.sweep.run import run
 
     recipe = load_recipe(find_recipe(options.recipe), options.set)
     output = Path(options.output or Path("runs") / recipe.name)
-    with _Display(console) as display:
+    with Display(console) as display:
         result = run(recipe, output, display, workers=options.workers, engine=options.engine)
     _show_rows(result.rows, console)
     if result.rows:
@@ -78,13 +87,14 @@ def _run(options: argparse.Namespace, console: Console) -> int:
 
 
 def _sensitivity(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.cli.display import Display
     from hfcompress.recipes.library import find_recipe
     from hfcompress.recipes.schema import load_recipe
     from hfcompress.sweep.sensitivity import sensitivity
 
     recipe = load_recipe(find_recipe(options.recipe), options.set)
     output = Path(options.output or Path("runs") / f"{recipe.name}-layers")
-    with _Display(console) as display:
+    with Display(console) as display:
         result = sensitivity(recipe, output, display)
     worst = sorted(result.rows, key=lambda row: -row["drop"])[:5]
     if worst:
@@ -113,6 +123,7 @@ def _validate(options: argparse.Namespace, console: Console) -> int:
 
 
 def _compress(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.cli.display import Display
     from hfcompress.report.pipeline import pipeline_rows
     from hfcompress.search.compress import compress, data_config
     from hfcompress.search.target import CompressTarget
@@ -122,7 +133,7 @@ def _compress(options: argparse.Namespace, console: Console) -> int:
     shape = {name: getattr(options, name) for name in ("batch_size", "length", "fixed")}
     target = CompressTarget.from_dict({**given, "latency": shape}, "compress")
     output = Path(options.output or Path("runs") / f"compress-{Path(options.model).name}")
-    with _Display(console) as display:
+    with Display(console) as display:
         result = compress(
             options.model, data_config(options.data, options.set), target,
             output=output, task=options.task, progress=display,
@@ -160,10 +171,10 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 
 
 def _predict(options: argparse.Namespace, console: Console) -> int:
-    from hfcompress.quantization.load import load
+    from hfcompress.quantization.load import LabelScore, load
 
-    found: Any = load(options.directory)(options.examples)
-    for text, best in zip(options.examples, found, strict=True):
+    predictions = cast("list[LabelScore]", load(options.directory)(options.examples))
+    for text, best in zip(options.examples, predictions, strict=True):
         console.print(f"{best['label']} {best['score']:.4f}  {text}", markup=False)
     return 0
 
@@ -171,12 +182,13 @@ def _predict(options: argparse.Namespace, console: Console) -> int:
 def _bench(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.benchmarking.config import BenchConfig
     from hfcompress.benchmarking.run import bench
+    from hfcompress.cli.display import Display
     from hfcompress.recipes.yaml import config_of_options
     from hfcompress.report.bench import bench_table, environment_line
 
     given = {name: getattr(options, name) for name in BenchConfig.model_fields}
     config = config_of_options(BenchConfig, given)
-    with _Display(console) as display:
+    with Display(console) as display:
         result = bench(options.models, config, options.output, display)
     console.print(environment_line(result.environment), markup=False)
     console.print(bench_table(result.rows))
@@ -201,7 +213,7 @@ def _show_failures(result: SweepResult, console: Console) -> int:
     return 1 if result.failures else 0
 
 
-def _show_rows(rows: list[dict[str, Any]], console: Console) -> None:
+def _show_rows(rows: list[Row], console: Console) -> None:
     from hfcompress.report.page import headline
     from hfcompress.report.pipeline import is_pipeline, pipeline_rows
     from hfcompress.report.table import rows_table
@@ -209,53 +221,6 @@ def _show_rows(rows: list[dict[str, Any]], console: Console) -> None:
     if rows:
         console.print(pipeline_rows(rows) if is_pipeline(rows) else rows_table(rows))
         console.print(headline(rows))
-
-
-# --- what is shown while a run works -----------------------------------------------------------
-
-
-class _Display(Progress):
-    """Two bars: trials, and the piece of work at hand; notes and rows scroll above them."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.bars = Bars(
-            TextColumn("{task.description:42.42}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-        )
-        self.trials = self.bars.add_task("trials", total=None)
-        self.piece = self.bars.add_task("starting", total=None)
-
-    def __enter__(self) -> _Display:
-        self.bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bars.stop()
-
-    def sweep(self, done: int, total: int) -> None:
-        self.bars.update(self.trials, completed=done, total=total)
-
-    def stage(self, text: str) -> None:
-        self.bars.reset(self.piece, description=text, total=None)
-
-    def work(self, done: int, total: int) -> None:
-        self.bars.update(self.piece, completed=done, total=total)
-
-    def note(self, text: str) -> None:
-        self.console.print(f"note: {text}", markup=False)
-
-    def row(self, row: dict[str, Any]) -> None:
-        settings = ", ".join(f"{key}={value}" for key, value in row["settings"].items())
-        self.console.print(
-            f"{row['metric']} {row['value']:.2%} ({row['low']:.1%} to {row['high']:.1%}), "
-            f"sparsity {row['actual_sparsity']:.2%}, {row['seconds']:.1f} s   {settings}",
-            markup=False,
-        )
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {

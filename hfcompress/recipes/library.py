@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from hfcompress.config import nearest
 from hfcompress.errors import ConfigError
 
 
@@ -40,6 +39,8 @@ def find_recipe(name: str) -> Path:
     shipped = shipped_recipes()
     if name in shipped:
         return shipped[name]
+    from hfcompress.config import nearest  # imports pydantic
+
     hint = nearest(path.stem, list(shipped))
     raise ConfigError(f"there is no recipe file {name!r} and no shipped recipe of that name{hint}")
 
