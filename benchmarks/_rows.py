@@ -23,7 +23,7 @@ RowType = TypeVar("RowType", bound=Any)
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class DenseSetting:
     """The fine-tuned dense model and its data, for rows that call steps by hand."""
 
     bench: Experiment

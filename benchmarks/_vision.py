@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from benchmarks._clock import CpuClock
-from benchmarks._rows import Surroundings
+from benchmarks._rows import DenseSetting
 from hfcompress.errors import HfcompressError
 from hfcompress.inference import predict
 from hfcompress.measure.evaluation import compute_metric
@@ -103,11 +103,11 @@ class Setting:
         return row_of(row, dense, clock.minutes)
 
     def context(self, name: str, seed: int) -> Context:
-        """The surroundings of a step that follows a recipe's dense model, called by hand."""
+        """What a step needs that follows a recipe's dense model and is called by hand."""
         bench = self.bench(name)
         runner, (trial,) = Runner(bench, bench.trials), bench.trials
         trained = partial(runner.dense_model, trial)  # the training is kept by content hash
-        return replace(Surroundings(bench).context(seed), dense_model=trained)
+        return replace(DenseSetting(bench).context(seed), dense_model=trained)
 
 
 def model_row(

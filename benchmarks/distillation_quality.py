@@ -36,7 +36,7 @@ from benchmarks._distillation_peers import (
     textbrewer_missing,
 )
 from benchmarks._figures import Figure, parse_arguments, report
-from benchmarks._rows import Surroundings, after_step, kept_row
+from benchmarks._rows import DenseSetting, after_step, kept_row
 from benchmarks.oneshot_quality import teacher_folder
 from hfcompress.distillation.student import choose_layers, make_student
 from hfcompress.distillation.text_student import TextStudentConfig, make_text_student
@@ -88,7 +88,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Setting(Surroundings):
+class Setting(DenseSetting):
     """What all students of one teacher share; ``model`` is the teacher."""
 
     steps: dict[str, DistillConfig]

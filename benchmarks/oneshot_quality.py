@@ -28,7 +28,7 @@ from torch.nn.utils import prune as torch_prune
 from transformers import PreTrainedModel
 
 from benchmarks._figures import Figure, parse_arguments, report
-from benchmarks._rows import Surroundings
+from benchmarks._rows import DenseSetting
 from hfcompress.models.architectures import default_targets
 from hfcompress.recipes.library import find_recipe
 from hfcompress.recipes.schema import Recipe, load_recipe
@@ -207,7 +207,7 @@ def peers(bench: Experiment, dense: float) -> Iterator[tuple[str, float]]:
     for name, function in contestants.items():
         for sparsity in SPARSITIES:
             model = function(copy.deepcopy(bench.loaded.model), sparsity)
-            gained = 100 * (Surroundings(bench).accuracy(model) - dense)
+            gained = 100 * (DenseSetting(bench).accuracy(model) - dense)
             yield f"{name}, {sparsity:.0%}, points", gained
 
 

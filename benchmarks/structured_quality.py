@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 
 from benchmarks._clock import CpuClock
 from benchmarks._figures import Figure, parse_arguments, report
-from benchmarks._rows import Surroundings, after_step, kept_row
+from benchmarks._rows import DenseSetting, after_step, kept_row
 from benchmarks._structured_peers import ROWS, torch_pruning_missing, torch_pruning_taylor
 from benchmarks.oneshot_quality import recipe as shipped
 from benchmarks.oneshot_quality import teacher_folder
@@ -74,7 +74,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Setting(Surroundings):
+class Setting(DenseSetting):
     """What all rows share."""
 
     shrink: ShrinkStepConfig

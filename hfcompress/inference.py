@@ -1,4 +1,4 @@
-"""A model's logits for encoded rows."""
+"""Call a classifier with a batch, and predict all rows: in fp32, or in bf16 with a check."""
 
 from __future__ import annotations
 

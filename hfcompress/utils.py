@@ -1,4 +1,4 @@
-"""Optional packages: imported where they are used, asked for by pip command where missing."""
+"""Small helpers of all rooms: optional packages, atomic files, quiet libraries, `Progress`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from typing_extensions import TypeIs
 
@@ -20,6 +20,8 @@ from hfcompress.errors import MissingExtraError, OutputError
 if TYPE_CHECKING:  # it takes seconds to import
     from transformers import PreTrainedModel
     from transformers.pytorch_utils import Conv1D
+
+Plain = TypeVar("Plain", covariant=True)
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -123,6 +125,18 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(torch|transformers|datasets|accelerate|optimum)\b")
+
+
+class _HasToDict(Protocol[Plain]):
+    def to_dict(self) -> Plain: ...
+
+
+class FormerPlain:
+    """Gives a report the former name of its ``to_dict``, kept for one release."""
+
+    def plain(self: _HasToDict[Plain]) -> Plain:
+        """As ``to_dict``."""
+        return self.to_dict()
 
 
 class Progress:

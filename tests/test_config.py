@@ -69,6 +69,16 @@ def test_not_a_mapping() -> None:
         Inner.from_dict([1], "steps")
 
 
+def test_former_names_of_methods_give_the_same() -> None:
+    given = {"needed": "x", "inner": {"share": 0.25}}
+    config = Outer.parse(given)
+    assert config == Outer.from_dict(given) != Outer(needed="x")
+    assert config.plain() == config.to_dict()
+    assert config.changed(count=3) == config.replace(count=3) != config
+    with pytest.raises(ConfigError, match="count"):
+        config.changed(count="three")
+
+
 def test_nearest() -> None:
     assert nearest("sparsty", ["sparsity", "scope"]) == "; did you mean 'sparsity'?"
     assert nearest("zzz", ["b", "a"]) == "; known are: a, b"

@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
     {"recipes"},
     {"steps"},
     {"sweep"},
-    {"search", "benchmarking"},
+    {"search", "benchmarking", "recipe"},
     {"cli"},
 ]
 # Rooms that meet only in the steps.

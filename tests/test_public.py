@@ -6,6 +6,7 @@ import ast
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 import hfcompress
 
@@ -34,3 +35,14 @@ def test_type_checkers_see_the_same_names() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'prun'"):
         vars(hfcompress)["__getattr__"]("prun")
+
+
+def test_former_names_are_kept_for_one_release() -> None:
+    from hfcompress.recipe import sweep
+
+    assert sweep.run is hfcompress.run
+    model = nn.Sequential(nn.Linear(4, 4))
+    metrics = hfcompress.CompressionMetrics(model)
+    assert metrics.plain() == metrics.to_dict()
+    report = hfcompress.prune(model, hfcompress.PruningConfig(sparsity=0.5, targets=("Linear",)))
+    assert report.plain() == report.to_dict()

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Damping, inversion and ridge targets of Gram matrices (torch only)."""
 
 from __future__ import annotations
 

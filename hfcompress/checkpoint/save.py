@@ -1,4 +1,4 @@
-"""``record_shapes``: after surgery, make a model's config say how to build the model again."""
+"""``record_shapes`` and ``save_compressed``: write a model so that ``from_pretrained`` loads it."""
 
 from __future__ import annotations
 

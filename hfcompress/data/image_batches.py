@@ -289,9 +289,3 @@ def array_chunks(rows: Dataset, column: str) -> Iterator[Pixels]:
         for _ in feature.shape:
             values = values.flatten()
         yield values.to_numpy(zero_copy_only=False).reshape(-1, *feature.shape)
-
-
-def image_feature(feature: Any) -> bool:
-    """Whether a column's type can hold images."""
-    kinds = (datasets.Image, *ARRAYS, datasets.List, datasets.LargeList)
-    return isinstance(feature, kinds) or feature == datasets.Value("binary")

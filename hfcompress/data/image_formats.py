@@ -1,7 +1,8 @@
-"""IDX files, the format of MNIST and its kin: ``train-images-idx3-ubyte.gz`` beside its labels.
+"""Images in tables of pixels and in IDX files, the format of MNIST.
 
-The format: two zero bytes, a type byte (8: unsigned byte), the number of dimensions, each size as
-a big-endian 32-bit number, then the values.
+An IDX file (``train-images-idx3-ubyte.gz`` beside its labels) holds two zero bytes, a type byte
+(8: unsigned byte), the number of dimensions, each size as a big-endian 32-bit number, then the
+values.
 """
 
 from __future__ import annotations

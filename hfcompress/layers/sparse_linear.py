@@ -16,6 +16,7 @@ from hfcompress.errors import ConfigError, MissingExtraError, TargetError
 from hfcompress.layers.sparse_products import CsrProduct, KernelProduct, Product
 from hfcompress.measure.latency import LatencyReport, measure_latency
 from hfcompress.models.architectures import select_modules
+from hfcompress.utils import FormerPlain
 
 Method = Literal["kernel", "csr"]
 _PRODUCTS: dict[Method, Any] = {"kernel": KernelProduct, "csr": CsrProduct}
@@ -115,7 +116,7 @@ class LayerChoice:
 
 
 @dataclass(frozen=True)
-class SparseReport:
+class SparseReport(FormerPlain):
     """What `sparsify` measured and chose.
 
     Attributes:

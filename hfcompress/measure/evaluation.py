@@ -16,6 +16,7 @@ from scipy.stats import binomtest
 
 from hfcompress.errors import ConfigError, DataError
 from hfcompress.measure.metrics import CONFUSION_METRICS, Classes, confusion_matrix, evaluate_metric
+from hfcompress.utils import FormerPlain
 
 RESAMPLES = 1000  # bootstrap draws
 
@@ -182,7 +183,7 @@ def mcnemar(a: npt.ArrayLike, b: npt.ArrayLike, labels: npt.ArrayLike) -> float:
 
 
 @dataclass(frozen=True)
-class Quality:
+class Quality(FormerPlain):
     """A metric with its confidence interval, and the comparison with a dense model.
 
     All values are fractions, not percent.

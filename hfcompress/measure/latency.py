@@ -15,6 +15,7 @@ import torch
 
 from hfcompress.config import nearest
 from hfcompress.errors import ConfigError
+from hfcompress.utils import FormerPlain
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class LatencyReport:
+class LatencyReport(FormerPlain):
     """The times of every callable of one interleaved measurement."""
 
     times: dict[str, Latency]

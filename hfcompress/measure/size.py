@@ -17,6 +17,7 @@ from hfcompress.config import nearest
 from hfcompress.errors import ConfigError
 from hfcompress.measure.macs import count_macs, is_linear, weighted_layers
 from hfcompress.measure.weights import analyze_weight_distribution, count_nonzeros
+from hfcompress.utils import FormerPlain
 
 StorageType = Literal["fp32", "fp16", "int8"]
 _BYTES: dict[str, int] = {"fp32": 4, "fp16": 2, "int8": 4}  # of what is not quantized
@@ -177,7 +178,7 @@ class CompressionRatio:
     macs: float | None
 
 
-class CompressionMetrics:
+class CompressionMetrics(FormerPlain):
     """What a model weighs at this moment, taken in one pass over it.
 
     Args:

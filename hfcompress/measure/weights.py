@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hfcompress.errors import ConfigError, ModelError, TargetError
 from hfcompress.measure.macs import weighted_layers
-from hfcompress.utils import is_conv1d
+from hfcompress.utils import FormerPlain, is_conv1d
 
 CHUNK = 2**22
 """Values binned at a time: float32 counts stay exact, and copies stay small."""
@@ -23,7 +23,7 @@ SPAN = 4.0
 
 
 @dataclass(frozen=True)
-class WeightDistribution:
+class WeightDistribution(FormerPlain):
     """How weights are distributed.
 
     ``minimum``, ``maximum``, ``mean`` and ``std`` (population) are over all values, zeros

@@ -1,4 +1,4 @@
-"""The config of the small text classifiers in text_models.py, which transformers reads first."""
+"""The config of the small text classifiers in modeling_text.py, which transformers reads first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``find_ticket``: iterative magnitude pruning with rewinding (Frankle et al., 1912.05671)."""
+"""Pruning in rounds: ``find_ticket`` rewinds in between (1912.05671), ``progressive`` recovers."""
 
 from __future__ import annotations
 

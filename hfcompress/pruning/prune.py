@@ -17,6 +17,7 @@ from hfcompress.models.architectures import select_modules, weight_matrix
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.masks import Cut, count_zeros, cut_magnitudes_, is_finite, magnitude_cut
 from hfcompress.pruning.oneshot import OneShot
+from hfcompress.utils import FormerPlain
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
-class PruneReport:
+class PruneReport(FormerPlain):
     """What `prune` did.
 
     Attributes:

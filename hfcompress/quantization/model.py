@@ -34,7 +34,7 @@ from hfcompress.quantization.manifest import (
 )
 from hfcompress.quantization.onnx_export import IMAGE_INPUT
 from hfcompress.quantization.pixels import image_settings
-from hfcompress.utils import unwritable
+from hfcompress.utils import FormerPlain, unwritable
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
@@ -48,7 +48,7 @@ _DEFAULT_MAX_LENGTH = 512
 
 
 @dataclass(frozen=True)
-class QuantizedModel:
+class QuantizedModel(FormerPlain):
     """A quantized classifier in its engine, called as the fp32 model is.
 
     Attributes:

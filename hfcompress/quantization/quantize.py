@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from hfcompress.checkpoint.record import METHOD
 from hfcompress.errors import CalibrationError, ModelError, TargetError
@@ -197,8 +196,3 @@ def _arrays(calibration: HasBatches | Sequence[Batch] | None) -> list[dict[str, 
         {key: value.cpu().numpy() for key, value in batch.items() if key != "labels"}
         for batch in batches
     ]
-
-
-def is_product(module: nn.Module) -> bool:
-    """Whether a module is one matrix product: a Linear or a Conv1D."""
-    return isinstance(module, (nn.Linear, Conv1D))

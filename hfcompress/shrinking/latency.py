@@ -1,4 +1,4 @@
-"""What budgets of heads and of channels share: the dense model and another on one clock."""
+"""Latency budgets: the dense and a smaller model are timed in turns on this machine."""
 
 from __future__ import annotations
 

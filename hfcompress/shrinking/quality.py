@@ -1,4 +1,4 @@
-"""TODO."""
+"""How far a smaller model's predictions are from the dense model's, and which directions matter."""
 
 from __future__ import annotations
 

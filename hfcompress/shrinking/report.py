@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hfcompress.utils import FormerPlain
+
 
 @dataclass(frozen=True)
 class SublayerReport:
@@ -61,7 +63,7 @@ class Latencies:
 
 
 @dataclass(frozen=True)
-class ShrinkReport:
+class ShrinkReport(FormerPlain):
     """What `shrink` did, or with ``dry_run`` would do.
 
     Attributes:

@@ -14,10 +14,11 @@ from hfcompress.errors import ModelError
 from hfcompress.measure.size import count_parameters
 from hfcompress.models.surgery import keep_outputs, keep_rows, resized
 from hfcompress.shrinking.vocabulary.tokenizer import CutTokenizer, VocabularyConfig, cut_tokenizer
+from hfcompress.utils import FormerPlain
 
 
 @dataclass(frozen=True)
-class VocabularyReport:
+class VocabularyReport(FormerPlain):
     """What went.
 
     Attributes:
