@@ -234,7 +234,3 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
     "predict": _predict,
     "recipes": _recipes,
 }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

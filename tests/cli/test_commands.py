@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,4 +145,21 @@ def test_help_fits_a_screen(command: str, capsys: pytest.CaptureFixture[str]) ->
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--version"])
+    assert __version__ in capsys.readouterr().out
+
+
+def test_the_module_runs_as_the_command_does() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hfcompress.cli", "recipes"],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert "quickstart" in done.stdout
+
+
+def test_the_entry_point_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    from hfcompress.cli import main as entry_point
+
+    with pytest.raises(SystemExit) as ended:
+        entry_point(["--version"])
+    assert ended.value.code == 0
     assert __version__ in capsys.readouterr().out
