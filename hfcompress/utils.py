@@ -158,7 +158,10 @@ class Progress:
         """A trial is finished."""
 
 
-Row = dict[str, Any]
+Fields = dict[str, Any]
+"""Plain data by field name, as YAML and JSON hold it."""
+
+Row = Fields
 """One row of results.csv and results.jsonl."""
 
 Tell = Callable[[str, int, int], None]

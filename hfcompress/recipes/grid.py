@@ -18,9 +18,13 @@ from hfcompress.recipes.step_configs import (
     parse_steps,
 )
 from hfcompress.recipes.yaml import parse_yaml
+from hfcompress.utils import Fields
 
 Steps = Sequence[Mapping[str, Any]]
+"""``{name: fields}`` each, as a recipe writes them."""
+
 Grid = Sequence[Mapping[str, Sequence[Any]]]
+"""Dotted fields and the values of each; several grids follow each other."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Trial:
     """
 
     index: int
-    settings: dict[str, Any]
+    settings: Fields
     seed: int
     steps: tuple[Step, ...]
     prefixes: tuple[str, ...] = ()
@@ -105,8 +109,8 @@ def beginnings(steps: Steps, trials: Sequence[Trial]) -> list[Trial]:
     return list(found.values())
 
 
-def _trial(given: Steps, index: int, settings: dict[str, Any], seed: int) -> Trial:
-    steps: Any = [dict(item) if isinstance(item, Mapping) else item for item in given]
+def _trial(given: Steps, index: int, settings: Fields, seed: int) -> Trial:
+    steps = [dict(item) if isinstance(item, Mapping) else item for item in given]
     for field, value in settings.items():
         if field == "seed":
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
@@ -127,7 +131,7 @@ def _trial(given: Steps, index: int, settings: dict[str, Any], seed: int) -> Tri
 _INDEXED = re.compile(r"steps\[(\d+)\]\.(.+)")
 
 
-def locate(field: str, steps: Sequence[Any], where: str) -> tuple[int, str, str]:
+def locate(field: str, steps: Steps, where: str) -> tuple[int, str, str]:
     """Which step a dotted field names: (place, step name, field inside the step).
 
     Raises:
@@ -162,7 +166,7 @@ def locate(field: str, steps: Sequence[Any], where: str) -> tuple[int, str, str]
     return place, names[place], inner
 
 
-def with_value(data: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+def with_value(data: Mapping[str, object], path: Sequence[str], value: object) -> Fields:
     """A copy of nested plain data with one value changed."""
     inner = value
     if len(path) > 1:
@@ -171,7 +175,7 @@ def with_value(data: Mapping[str, Any], path: Sequence[str], value: Any) -> dict
 
 
 def restore(
-    data: dict[str, Any], written: Mapping[str, Any], path: Sequence[str], config: type[Config]
+    data: Fields, written: Mapping[str, object], path: Sequence[str], config: type[Config]
 ) -> None:
     """Put one field of a step's plain data back to what was written, or take it out.
 
@@ -188,7 +192,7 @@ def restore(
     _restore(data, written, path)
 
 
-def ambiguous_fields(written: Mapping[str, Any], config: type[Config]) -> Iterator[list[str]]:
+def ambiguous_fields(written: Mapping[str, object], config: type[Config]) -> Iterator[list[str]]:
     """Paths of former names in a step's plain data whose meaning another field decides.
 
     Args:
@@ -203,7 +207,7 @@ def ambiguous_fields(written: Mapping[str, Any], config: type[Config]) -> Iterat
             yield from ([name, *rest] for rest in ambiguous_fields(value, owner))
 
 
-def _restore(data: dict[str, Any], written: Mapping[str, Any], path: Sequence[str]) -> None:
+def _restore(data: Fields, written: Mapping[str, object], path: Sequence[str]) -> None:
     if len(path) > 1 and isinstance(data.get(path[0]), dict):
         _restore(data[path[0]], _fields_given(written.get(path[0])), path[1:])
     elif path[0] in written:
@@ -212,14 +216,16 @@ def _restore(data: dict[str, Any], written: Mapping[str, Any], path: Sequence[st
         data.pop(path[0], None)
 
 
-def _fields_given(data: Any) -> Mapping[str, Any]:
+def _fields_given(data: object) -> Mapping[str, object]:
     """Nested data as a mapping; of a config the fields that were given."""
     if isinstance(data, Config):
         return {name: getattr(data, name) for name in data.model_fields_set}
-    return data or {}
+    if data and not isinstance(data, Mapping):
+        raise ConfigError(f"{data!r} has no fields to change; write a mapping in its place")
+    return data if isinstance(data, Mapping) else {}
 
 
-def apply_override(data: dict[str, Any], override: str, known: Collection[str]) -> dict[str, Any]:
+def apply_override(data: Fields, override: str, known: Collection[str]) -> Fields:
     """Plain data with one field changed.
 
     Args:
@@ -250,7 +256,9 @@ def apply_override(data: dict[str, Any], override: str, known: Collection[str]) 
     return with_value(data, path, value)
 
 
-def _override_grid(grid: Any, field: str, value: Any) -> Any:
-    if isinstance(grid, list):
-        return [{**part, field: value} for part in grid]
-    return {**grid, field: value}
+def _override_grid(grid: object, field: str, value: object) -> object:
+    parts = grid if isinstance(grid, list) else [grid]
+    changed = [{**part, field: value} for part in parts if isinstance(part, Mapping)]
+    if len(changed) < len(parts):
+        raise ConfigError(f"--set grid.{field}: the recipe's grid must be a mapping, not {grid!r}")
+    return changed if isinstance(grid, list) else changed[0]

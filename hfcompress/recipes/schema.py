@@ -26,6 +26,7 @@ from hfcompress.recipes.grid import (
 )
 from hfcompress.recipes.step_configs import STEP_CONFIGS
 from hfcompress.recipes.yaml import parse_yaml
+from hfcompress.utils import Fields
 
 
 class LatencyConfig(Config):
@@ -73,12 +74,12 @@ class MeasureConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_latency_is_a_list_of_one(cls, data: Any) -> Any:
+    def _one_latency_is_a_list_of_one(cls, data: object) -> object:
         if isinstance(data, Mapping) and isinstance(data.get("latency"), (Mapping, LatencyConfig)):
             data = {**data, "latency": [data["latency"]]}
         return data
 
-    def non_default_fields(self) -> dict[str, Any]:
+    def non_default_fields(self) -> Fields:
         """As `Config.non_default_fields`, without ``every_step``: it changes no row."""
         fields = super().non_default_fields()
         fields.pop("every_step", None)
@@ -112,7 +113,7 @@ class Recipe(Config):
     model: ModelConfig = Field(description="which model")
     task: str = Field("text-classification", description="decides the Auto class")
     data: DataConfig = Field(description="which examples")
-    steps: tuple[dict[str, Any], ...] = Field((), strict=False, description="what is done")
+    steps: tuple[Fields, ...] = Field((), strict=False, description="what is done")
     grid: tuple[dict[str, Choices], ...] = Field(
         (), strict=False, description="fields that vary: every combination is a trial"
     )
@@ -126,7 +127,7 @@ class Recipe(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_grid_is_a_list_of_one(cls, data: Any) -> Any:
+    def _one_grid_is_a_list_of_one(cls, data: object) -> object:
         if isinstance(data, Mapping) and isinstance(data.get("grid"), Mapping):
             data = {**data, "grid": [data["grid"]]}
         return data
@@ -139,7 +140,7 @@ class Recipe(Config):
             raise ValueError("save_sparse says how models are kept; write save_models: true, too")
         return self
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Fields:
         """The recipe as plain data, every default spelt out.
 
         Fields that the grid varies keep their value of the steps as written; so do former names
@@ -197,7 +198,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return parse_recipe(data, path.name)
 
 
-def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
+def parse_recipe(data: Mapping[str, object], where: str = "recipe") -> Recipe:
     """Check plain data as a recipe.
 
     Raises:

@@ -29,6 +29,7 @@ from hfcompress.pruning.training_config import (
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.vocabulary.tokenizer import VocabularyConfig
+from hfcompress.utils import Fields
 
 
 class FinetuneConfig(StepConfig):
@@ -311,12 +312,12 @@ class Step:
     name: str
     config: StepConfig
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Fields:
         """The step as a recipe writes it, with every field."""
         return {self.name: self.config.to_dict()}
 
 
-def parse_steps(steps: Sequence[Any]) -> tuple[Step, ...]:
+def parse_steps(steps: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
     """Check a list of ``{name: fields}`` mappings.
 
     Raises:
@@ -336,7 +337,7 @@ def parse_steps(steps: Sequence[Any]) -> tuple[Step, ...]:
     return tuple(parsed)
 
 
-def check_names(steps: Sequence[Any]) -> None:
+def check_names(steps: Sequence[object]) -> None:
     """Check that steps are a list of ``{name: fields}`` mappings with known names.
 
     Raises:

@@ -34,7 +34,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[object, object]:
     seen: set[object] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
@@ -84,7 +84,7 @@ def config_of_options(config: type[ConfigType], given: Mapping[str, str | None])
     Raises:
         ConfigError: as when building the config.
     """
-    data: dict[str, Any] = {}
+    data: dict[str, object] = {}
     for name, text in given.items():
         if text is not None:
             listed = "tuple" in str(config.model_fields[name].annotation)
@@ -92,6 +92,6 @@ def config_of_options(config: type[ConfigType], given: Mapping[str, str | None])
     return config.from_dict(data)
 
 
-def dump_yaml(data: Any) -> str:
+def dump_yaml(data: object) -> str:
     """Plain data as YAML, keys in the order given."""
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -21,8 +20,9 @@ from hfcompress.search.target import CompressTarget
 from hfcompress.shrinking.vocabulary.shrink import required_tokens
 from hfcompress.shrinking.vocabulary.tokenizer import count_kept
 from hfcompress.sweep.experiment import Experiment
+from hfcompress.utils import Fields
 
-Steps = tuple[dict[str, Any], ...]
+Steps = tuple[Fields, ...]
 # What is tried, and about how many points each costs after distillation (MiniLM on SST-2). The
 # points decide the order alone: what is measured counts.
 SHARES = {0.75: 0.2, 0.5: 0.6, 0.35: 1.2, 0.25: 2.0, 0.15: 3.0}
@@ -61,7 +61,7 @@ class Candidate:
     share: float
     bytes: int
     loss: float
-    finer: Mapping[str, Any] = field(default_factory=dict)
+    finer: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def plans(self) -> list[tuple[str, Steps, bool]]:
@@ -114,7 +114,7 @@ def _cut(least: int | None) -> tuple[Steps, float]:
     return ({"vocabulary": {"min_count": least}},), MIN_COUNTS[least]
 
 
-def _in_order(least: int | None, cut: Steps, distill: dict[str, Any]) -> Steps:
+def _in_order(least: int | None, cut: Steps, distill: Fields) -> Steps:
     """Rare tokens go after training, so that all vocabularies without them share what takes
     minutes; without the others the student has to learn."""
     return (distill, *cut) if (least or 0) <= _RARE else (*cut, distill)
@@ -148,7 +148,7 @@ def _shrinks(model: PreTrainedModel) -> bool:
         return False
 
 
-def _shrink_fields(experiment: Experiment) -> dict[str, Any]:
+def _shrink_fields(experiment: Experiment) -> Fields:
     """The recipes' settings: widths that engines like, and rows, half of them of new text."""
     rows = 0 if experiment.train is None else len(experiment.train)
     if _augments(experiment):
@@ -162,10 +162,10 @@ def _augments(experiment: Experiment) -> bool:
     return experiment.examples.modality == "text" and len(experiment.examples.columns) == 1
 
 
-def _distilled(experiment: Experiment, hidden: bool) -> dict[str, Any]:
+def _distilled(experiment: Experiment, hidden: bool) -> Fields:
     """What ties a student to the dense model; the recipes' settings."""
     fast = bf16_is_faster(experiment.loaded.model)
-    options: dict[str, Any] = {"alpha": 1, "temperature": 1 if hidden else 2}
+    options: Fields = {"alpha": 1, "temperature": 1 if hidden else 2}
     if hidden:
         options["hidden_weight"] = 3
     if fast:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
@@ -28,12 +28,14 @@ from hfcompress.search.search import (
 from hfcompress.search.target import CompressTarget, size_text
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.experiment import Experiment, prepare
-from hfcompress.sweep.outcome import Row
-from hfcompress.sweep.pipeline import GIVEN, as_data, given
+from hfcompress.sweep.pipeline import GIVEN, Data, as_data, given
 from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.run import report
 from hfcompress.sweep.trial import Runner
-from hfcompress.utils import Progress
+from hfcompress.utils import Fields, Progress, Row
+
+if TYPE_CHECKING:
+    from hfcompress.quantization.model import Processor
 
 SEARCH = "search.json"
 # Predictions of size are this exact; a candidate that is further away is not tried.
@@ -64,10 +66,10 @@ class CompressResult:
 
 def compress(
     model: str | Path | PreTrainedModel,
-    data: str | Path | DataConfig | Mapping[str, Any] | None,
+    data: Data | None,
     target: CompressTarget,
     *,
-    processor: Any = None,
+    processor: Processor | None = None,
     output: str | Path = "runs/compress",
     task: str = "text-classification",
     progress: Progress | None = None,
@@ -142,7 +144,7 @@ def data_config(path: str | None, settings: Sequence[str]) -> DataConfig | None:
     Raises:
         ConfigError: a field that does not fit.
     """
-    fields: dict[str, Any] = {"path": path}
+    fields: Fields = {"path": path}
     for setting in settings:
         key, separator, text = setting.partition("=")
         if not separator:
@@ -156,9 +158,9 @@ def data_config(path: str | None, settings: Sequence[str]) -> DataConfig | None:
 
 def _experiment(
     model: str | Path | PreTrainedModel,
-    data: Any,
+    data: Data,
     target: CompressTarget,
-    processor: Any,
+    processor: Processor | None,
     task: str,
     seed: int,
     progress: Progress,

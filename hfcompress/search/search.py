@@ -5,23 +5,23 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
 from hfcompress.inference import predict
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.recipes.grid import Trial
-from hfcompress.recipes.step_configs import parse_steps
+from hfcompress.recipes.step_configs import DistillConfig, parse_steps
 from hfcompress.recipes.yaml import dump_yaml
 from hfcompress.report.card import model_card
 from hfcompress.search.candidates import Candidate
 from hfcompress.search.target import CompressTarget
 from hfcompress.sweep.experiment import Experiment
-from hfcompress.sweep.outcome import Row, keep, perform
+from hfcompress.sweep.outcome import keep, perform
 from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.timing import first_times, time_model
 from hfcompress.sweep.trial import Runner
+from hfcompress.utils import Row
 
 FOUND = "found.json"
 MODEL = "model"
@@ -165,7 +165,8 @@ def _time_for(search: Search, trial: Trial) -> bool:
         return True
     if experiment.cache.folder(trial.prefixes[place]).is_dir():
         return True  # another candidate's training
-    config: Any = trial.steps[place - 1].config
+    config = trial.steps[place - 1].config
+    assert isinstance(config, DistillConfig)
     if search.seconds_per_row is None:
         search.seconds_per_row = _seconds_per_row(search)
     train = experiment.train

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
@@ -11,6 +10,7 @@ from typing_extensions import Self
 from hfcompress.config import Config
 from hfcompress.quantization.config import MODES, Backend
 from hfcompress.recipes.schema import LatencyConfig
+from hfcompress.utils import Fields
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
@@ -47,7 +47,7 @@ class CompressTarget(Config):
 
     @field_validator("max_size", mode="before")
     @classmethod
-    def _parse_size(cls, value: Any) -> Any:
+    def _parse_size(cls, value: object) -> object:
         return parse_size(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
@@ -60,12 +60,12 @@ class CompressTarget(Config):
         return self
 
     @property
-    def quantization(self) -> dict[str, Any]:
+    def quantization(self) -> Fields:
         """The quantize step's fields."""
         return {"backend": self.backend, "mode": self.mode}
 
     @property
-    def finer(self) -> dict[str, Any]:
+    def finer(self) -> Fields:
         """Fields that lose less and take longer; empty where the engine has none."""
         dynamic = self.backend == "onnxruntime" and self.mode in ("auto", "dynamic")
         return {"per_token": True} if dynamic else {}

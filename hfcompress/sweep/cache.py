@@ -8,12 +8,11 @@ import shutil
 import time
 import uuid
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel
 
 from hfcompress.models.loading import saved_class
-from hfcompress.utils import cache_folder
+from hfcompress.utils import Fields, cache_folder
 
 _DAY = 24 * 3600
 
@@ -47,13 +46,13 @@ class StepCache:
         model.eval()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         return model
 
-    def done(self, key: str) -> dict[str, Any]:
+    def done(self, key: str) -> Fields:
         """What the step said it did when its model was kept."""
         path = self.folder(key) / "done.json"
-        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        kept: Fields = json.loads(path.read_text(encoding="utf-8"))
         return kept
 
-    def put(self, key: str, model: PreTrainedModel, done: dict[str, Any]) -> None:
+    def put(self, key: str, model: PreTrainedModel, done: Fields) -> None:
         """Keep a model and what the step did: written under a temporary name, then renamed."""
         folder = self.folder(key)
         temporary = folder.with_name(f".{key}.{uuid.uuid4().hex}.tmp")

@@ -10,7 +10,7 @@ import functools
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -25,11 +25,10 @@ from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.experiment import Experiment, prepare
 from hfcompress.sweep.outcome import Outcome, perform
 from hfcompress.sweep.trial import Runner
-from hfcompress.utils import Progress, quiet_libraries, require
+from hfcompress.utils import Fields, Progress, quiet_libraries, require
 
 EngineName = Literal["process", "ray"]
 Task = tuple[str, str | None, str, int, int]
-Submit = Callable[[Task], Any]
 
 
 def in_process(runner: Runner, folder: Path | None) -> Iterator[Outcome]:
@@ -109,7 +108,7 @@ def _runner(recipe: str, cache: str, threads: int) -> Runner:
 
 
 def _in_processes(
-    tasks: list[Task], settings: dict[int, dict[str, Any]], workers: int, threads: int
+    tasks: list[Task], settings: dict[int, Fields], workers: int, threads: int
 ) -> Iterator[Outcome]:
     # Spawned: a forked process inherits the state of torch's thread pool, and hangs on it.
     context = multiprocessing.get_context("spawn")
@@ -125,7 +124,7 @@ def _in_processes(
                 future.cancel()
 
 
-def _result(future: Future[Outcome], settings: dict[str, Any]) -> Outcome:
+def _result(future: Future[Outcome], settings: Fields) -> Outcome:
     try:
         return future.result()
     except BrokenProcessPool:
@@ -135,7 +134,7 @@ def _result(future: Future[Outcome], settings: dict[str, Any]) -> Outcome:
 
 
 def _on_ray(
-    tasks: list[Task], settings: dict[int, dict[str, Any]], workers: int, threads: int
+    tasks: list[Task], settings: dict[int, Fields], workers: int, threads: int
 ) -> Iterator[Outcome]:
     ray: Any = require("ray", "ray")
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset
@@ -32,6 +32,9 @@ from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.timing import check_length
 from hfcompress.utils import Progress
 
+if TYPE_CHECKING:
+    from hfcompress.quantization.model import Processor
+
 # Raised when the meaning of a result changes (a default, too), so that older rows and models are
 # not reused.
 FORMAT = 1
@@ -48,7 +51,7 @@ class Encoding:
         trains: some step reads training rows.
     """
 
-    processor: Any
+    processor: Processor
     examples: Examples
     max_length: int | None
     trains: bool
@@ -267,7 +270,7 @@ def _check_model(recipe: Recipe, loaded: LoadedModel, trials: list[Trial]) -> No
             check_step(loaded.model, step.config)
 
 
-def content_hash(data: Any) -> str:
+def content_hash(data: object) -> str:
     """Hash of plain data; the order of keys does not matter."""
     text = json.dumps(data, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

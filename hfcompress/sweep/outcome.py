@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
@@ -21,8 +21,10 @@ from hfcompress.report.card import model_card
 from hfcompress.sweep.experiment import content_hash
 from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.trial import Finished, Logits, Runner
+from hfcompress.utils import Fields, Row
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from hfcompress.quantization.model import Processor
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,11 @@ class Outcome:
             weights or, where it is quantized, their levels.
     """
 
-    settings: dict[str, Any]
+    settings: Fields
     row: Row | None = None
     reason: str = ""
     predictions: dict[str, Logits] = field(default_factory=dict)
-    weights: dict[str, dict[str, Any]] = field(default_factory=dict)
+    weights: dict[str, Fields] = field(default_factory=dict)
 
 
 def perform(runner: Runner, trial: Trial, folder: Path | None) -> Outcome:
@@ -89,7 +91,7 @@ def _save(recipe: Recipe, trial: Trial, finished: Finished, folder: Path) -> Non
         save_model(state.model, state.processor, folder / name, recipe.save_sparse)
 
 
-def _weights(runner: Runner, trial: Trial, finished: Finished) -> dict[str, dict[str, Any]]:
+def _weights(runner: Runner, trial: Trial, finished: Finished) -> dict[str, Fields]:
     """Histograms of the pruned layers' weights beside the dense ones', in the same bins; and
     pieces of the weights or, of a quantized model, their levels."""
     row, state = finished.row, finished.state
@@ -108,7 +110,7 @@ def _weights(runner: Runner, trial: Trial, finished: Finished) -> dict[str, dict
     return {key: before, row["hash"]: {**after, "dense": key, **pictures}}
 
 
-def _levels(model: QuantizedModel) -> list[dict[str, Any]]:
+def _levels(model: QuantizedModel) -> list[Fields]:
     """The weights beside their integers; none of weights in 4 bits, which share steps otherwise."""
     if model.config.bits != 8:
         return []
@@ -116,7 +118,9 @@ def _levels(model: QuantizedModel) -> list[dict[str, Any]]:
     return weight_levels(model.source, names, model.config.per_channel)
 
 
-def save_model(model: PreTrainedModel, processor: Any, folder: Path, sparse: bool = False) -> None:
+def save_model(
+    model: PreTrainedModel, processor: Processor, folder: Path, sparse: bool = False
+) -> None:
     """Save a model with its processor so that ``from_pretrained(folder)`` gives it back.
 
     Written beside the folder under a temporary name, then renamed.

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel
@@ -23,13 +23,16 @@ from hfcompress.report.card import model_card
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.executors import in_process
 from hfcompress.sweep.experiment import Experiment, content_hash, prepare
-from hfcompress.sweep.outcome import Outcome, Row, save_model
+from hfcompress.sweep.outcome import Outcome, save_model
 from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.run import finish
 from hfcompress.sweep.trial import Runner
-from hfcompress.utils import Progress
+from hfcompress.utils import Fields, Progress, Row
 
-Data = str | Path | DataConfig | Mapping[str, Any]
+if TYPE_CHECKING:
+    from hfcompress.quantization.model import Processor
+
+Data = str | Path | DataConfig | Mapping[str, object]
 GIVEN = "(given)"
 
 
@@ -91,9 +94,9 @@ class CompressionPipeline:
 
     def __init__(
         self,
-        steps: Sequence[Config | Mapping[str, Any]],
-        measure: MeasureConfig | Mapping[str, Any] | None = None,
-        latency: Any = None,
+        steps: Sequence[Config | Mapping[str, object]],
+        measure: MeasureConfig | Mapping[str, object] | None = None,
+        latency: object = None,
         seed: int = 0,
         task: str = "text-classification",
     ) -> None:
@@ -113,7 +116,7 @@ class CompressionPipeline:
     def run(
         self,
         model: PreTrainedModel,
-        processor: Any,
+        processor: Processor,
         data: Data,
         output: str | Path | None = None,
         progress: Progress | None = None,
@@ -169,7 +172,7 @@ def run_steps(experiment: Experiment, store: RunDirectory | None) -> PipelineRes
     return PipelineResult(result.rows, state.model, state.processor)
 
 
-def given(model: PreTrainedModel, processor: Any) -> LoadedModel:
+def given(model: PreTrainedModel, processor: Processor) -> LoadedModel:
     """A model as if it had been loaded; a copy of it is worked on."""
     vocabulary = processor.get_vocab() if hasattr(processor, "get_vocab") else str(processor)
     fingerprint = content_hash([weights_hash(model), vocabulary])
@@ -200,7 +203,7 @@ def as_data(data: Data) -> tuple[DataConfig, Mapping[str, Dataset] | None]:
     return DataConfig.from_dict(data, "data"), None
 
 
-def step_as_plain(step: Config | Mapping[str, Any], place: int) -> dict[str, Any]:
+def step_as_plain(step: Config | Mapping[str, object], place: int) -> Fields:
     """A step as a recipe writes it.
 
     Raises:

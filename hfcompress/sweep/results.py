@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from hfcompress.errors import OutputError
-from hfcompress.utils import atomic_write
+from hfcompress.utils import Row, atomic_write
 
 ROWS = "results.jsonl"
 
@@ -48,7 +48,7 @@ class RunDirectory:
         """``results.jsonl``."""
         return self.path / ROWS
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """The finished rows, in the order in which they came.
 
         A last line that a crash cut short is left out, with a word in ``notes``; its trial runs
@@ -76,7 +76,7 @@ class RunDirectory:
                 )
         return rows
 
-    def claim(self, hashes: Collection[str]) -> list[dict[str, Any]]:
+    def claim(self, hashes: Collection[str]) -> list[Row]:
         """The rows that belong to this recipe's trials.
 
         Args:
@@ -94,7 +94,7 @@ class RunDirectory:
             )
         return rows
 
-    def append(self, row: dict[str, Any]) -> None:
+    def append(self, row: Row) -> None:
         """Add a row; on disk when this returns."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._drop_cut_line()
@@ -115,7 +115,7 @@ class RunDirectory:
         """Write a small file atomically."""
         atomic_write(self.path / name, text)
 
-    def write_json(self, name: str, data: Any) -> None:
+    def write_json(self, name: str, data: object) -> None:
         """Write plain data as JSON, atomically."""
         self.write_text(name, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
@@ -138,7 +138,7 @@ class RunDirectory:
         return logits
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def _parse(line: bytes) -> Row | None:
     try:
         row = json.loads(line)
     except ValueError:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 from hfcompress.errors import OutputError
 from hfcompress.measure.environment import environment
@@ -17,10 +17,10 @@ from hfcompress.report.write import write_report
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.executors import EngineName, in_process, in_workers
 from hfcompress.sweep.experiment import Experiment, prepare
-from hfcompress.sweep.outcome import Outcome, Row, keep
+from hfcompress.sweep.outcome import Outcome, keep
 from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.trial import Runner
-from hfcompress.utils import Progress
+from hfcompress.utils import Fields, Progress, Row
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class SweepResult(Sequence[Row]):
     """
 
     rows: list[Row]
-    failures: list[tuple[dict[str, Any], str]]
+    failures: list[tuple[Fields, str]]
     output: Path | None
 
     def __len__(self) -> int:
@@ -134,7 +134,7 @@ def finish(
 def _ordered(rows: Iterable[Row], recipe: Recipe) -> list[Row]:
     """Rows in the grid's order, which may have grown since some of them were written."""
 
-    def place(settings: dict[str, Any], steps: Sequence[Any]) -> str:
+    def place(settings: Fields, steps: Sequence[object]) -> str:
         return json.dumps([len(steps), settings])
 
     places = {place(trial.settings, trial.steps): trial.index for trial in expand(recipe)}

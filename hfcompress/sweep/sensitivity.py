@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from hfcompress.errors import ConfigError
 from hfcompress.models.architectures import select_modules
@@ -15,7 +14,7 @@ from hfcompress.report.heatmap import draw_heatmap
 from hfcompress.report.table import write_csv
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.run import SweepResult, run
-from hfcompress.utils import Progress, atomic_write
+from hfcompress.utils import Progress, Row, atomic_write
 
 
 def sensitivity(
@@ -62,7 +61,7 @@ def _layers(recipe: Recipe) -> list[str]:
     return list(select_modules(model, config.targets, config.exclude))
 
 
-def _sparsities(recipe: Recipe) -> tuple[Any, ...]:
+def _sparsities(recipe: Recipe) -> tuple[float, ...]:
     fields = {field for grid in recipe.grid for field in grid}
     if fields - {"prune.sparsity"} or len(recipe.grid) > 1:
         others = ", ".join(sorted(fields - {"prune.sparsity"})) or "several parts"
@@ -70,7 +69,7 @@ def _sparsities(recipe: Recipe) -> tuple[Any, ...]:
     return recipe.grid[0]["prune.sparsity"] if recipe.grid else SPARSITIES
 
 
-def _heatmap(rows: list[dict[str, Any]], layers: list[str], sparsities: tuple[Any, ...]) -> bytes:
+def _heatmap(rows: list[Row], layers: list[str], sparsities: tuple[float, ...]) -> bytes:
     found = {
         (row["settings"]["prune.targets"][0], float(row["settings"]["prune.sparsity"])): row
         for row in rows
@@ -82,5 +81,5 @@ def _heatmap(rows: list[dict[str, Any]], layers: list[str], sparsities: tuple[An
     return draw_heatmap(layers, [float(s) for s in sparsities], values, rows[0]["metric"], dense)
 
 
-def _value(row: dict[str, Any] | None) -> float | None:
+def _value(row: Row | None) -> float | None:
     return None if row is None else float(row["value"])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -14,13 +13,14 @@ from hfcompress.quantization.engine import with_static_shape
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.quantization.onnx_export import example_inputs
 from hfcompress.recipes.schema import LatencyConfig
+from hfcompress.utils import Fields
 
 # On a shared machine 20 rounds of a small model can all fall into a moment in which threads wake
 # slowly and it seems three times slower than it is: such moments last a third of a second.
 SECONDS = 2.0
 
 Model = PreTrainedModel | QuantizedModel
-Timing = dict[str, Any]
+Timing = Fields
 
 
 def time_model(
@@ -97,7 +97,7 @@ def _call(model: Model, batch: LatencyConfig) -> Callable[[], object]:
         inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
     if isinstance(model, QuantizedModel):
         engine = model.engine
-        arrays: Mapping[str, Any] = {name: tensor.numpy() for name, tensor in inputs.items()}
+        arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
         if batch.fixed:
             engine = with_static_shape(engine, arrays)
         return lambda: engine.logits(arrays)

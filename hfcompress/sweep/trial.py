@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,10 @@ from hfcompress.steps.context import Model, ModelState, StepReport
 from hfcompress.steps.registry import run_step
 from hfcompress.sweep.experiment import Experiment
 from hfcompress.sweep.timing import first_times, time_model
+from hfcompress.utils import Fields, Row
 
 Logits = NDArray[np.float32]
+Value = TypeVar("Value")
 # Seconds after which a calibrated step is worth the disk that its model takes: training after it
 # may be cut, or already be kept, and the step need not be done again.
 KEEP_AFTER = 20.0
@@ -43,7 +45,7 @@ class Finished:
         dense_logits: of the model that it is compared with.
     """
 
-    row: dict[str, Any]
+    row: Row
     state: ModelState
     logits: Logits
     dense_logits: Logits
@@ -69,7 +71,7 @@ class Runner:
     experiment: Experiment
     pending: list[Trial]
     predictions: dict[str, Logits] = field(default_factory=dict)
-    histograms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    histograms: dict[str, Fields] = field(default_factory=dict)
     latest: ModelState | None = None
     keep_long: bool = False
     _kept: dict[str, tuple[ModelState, list[StepReport]]] = field(default_factory=dict)
@@ -195,7 +197,7 @@ class Runner:
         reports: list[StepReport],
         key: str,
         dense: Logits,
-    ) -> dict[str, Any]:
+    ) -> Row:
         model, experiment = state.network, self.experiment
         measure = experiment.recipe.measure
         labels, logits = experiment.eval.labels, self.predictions[key]
@@ -235,7 +237,7 @@ class Runner:
             ],
         }
 
-    def _timings(self, trial: Trial, model: Model) -> list[dict[str, Any]]:
+    def _timings(self, trial: Trial, model: Model) -> list[Fields]:
         batches = self.experiment.recipe.measure.latency
         if not batches:
             return []
@@ -273,7 +275,7 @@ def _step_latency(reports: list[StepReport]) -> dict[str, float] | None:
     return next((report.latency for report in reversed(reports) if report.latency), None)
 
 
-def _near(values: dict[float, Any], requested: float | None) -> Any:
+def _near(values: dict[float, Value], requested: float | None) -> Value | None:
     """The value for a requested sparsity; 0.3 in YAML and in a grid are the same number."""
     if requested is None:
         return None
