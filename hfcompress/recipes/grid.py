@@ -114,7 +114,7 @@ def _trial(given: Steps, index: int, settings: Fields, seed: int) -> Trial:
     for field, value in settings.items():
         if field == "seed":
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise ConfigError(f"grid.seed holds {value!r}; give whole numbers from 0")
+                raise ConfigError(f"grid.seed contains {value!r}; give whole numbers from 0")
             seed = value
             continue
         place, name, inner = locate(field, steps, "grid.")

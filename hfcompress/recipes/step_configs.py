@@ -96,7 +96,7 @@ class DistillConfig(FinetuneConfig):
     )
     cache: bool = Field(
         False,
-        description="let the teacher label all rows before training and keep what it said: "
+        description="let the teacher label all rows before training and keep its outputs: "
         "faster where rows come again, in epochs or in other trials",
     )
     dropout: float | None = Field(

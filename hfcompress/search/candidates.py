@@ -86,15 +86,15 @@ def candidates(experiment: Experiment, target: CompressTarget) -> list[Candidate
     found = []
     for least, tokens in kept.items():
         cut, lost = _cut(least)
-        said = "" if least is None else f", {tokens:,} tokens"
+        suffix = "" if least is None else f", {tokens:,} tokens"
         size = _predicted(model, tokens, 1.0, target)
-        found.append(Candidate(f"int8{said}", (*cut, quantize), None, 1.0, size, lost, finer))
+        found.append(Candidate(f"int8{suffix}", (*cut, quantize), None, 1.0, size, lost, finer))
         for share, points in SHARES.items() if _shrinks(model) else ():
             shrink = {"shrink": {"macs": share, **_shrink_fields(experiment)}}
             distill = {"distill": _distilled(experiment, hidden=True)}
             found.append(
                 Candidate(
-                    f"{share:.0%} of the encoder{said}",
+                    f"{share:.0%} of the encoder{suffix}",
                     (shrink, *cut, quantize),
                     (shrink, *_in_order(least, cut, distill), quantize),
                     share,

@@ -1,4 +1,4 @@
-"""``compress``: search the steps' settings for the smallest or fastest model that still holds."""
+"""``compress``: search for the smallest or fastest model that meets a target."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class CompressResult:
 
     Attributes:
         found: the row of the smallest (or, where only speed was asked for, fastest) model that
-            holds; None where none does.
+            meets the target; None where none does.
         nearest: the row that came nearest; ``found`` where there is one.
         rows: every candidate that was tried, in the order of trying.
-        model: the folder of the found model, ready to deploy; None where none holds.
+        model: the folder of the found model, ready to deploy; None where none meets the target.
         sentence: the result in one sentence.
         output: the search's folder.
     """
@@ -76,7 +76,7 @@ def compress(
     cache: StepCache | None = None,
     seed: int = 0,
 ) -> CompressResult:
-    """Find a small and fast model that holds a target::
+    """Find a small and fast model that meets a target::
 
         result = compress("my-model", "sentences/", CompressTarget(max_size="10MB", speedup=6))
         print(result.sentence)
@@ -84,8 +84,8 @@ def compress(
 
     Sizes are predicted first; what cannot be small enough is never made. What is left is tried in
     the order of expected loss, without training where that is an option; a candidate that
-    is too large or too slow before training is not trained. The first that holds is the answer;
-    with ``target.minutes`` the search goes on for smaller (faster) ones. Every row is kept:
+    is too large or too slow before training is not trained. The first that meets the target is
+    the answer; with ``target.minutes`` the search goes on for smaller (faster) ones. Every row is kept:
     the same call goes on where it stopped.
 
     Args:
@@ -230,7 +230,7 @@ def _claim(store: RunDirectory, experiment: Experiment) -> dict[str, Row]:
     known = store.read_json(SEARCH)
     if (known is None and store.rows_file.exists()) or known not in (None, mine):
         raise OutputError(
-            f"{store.path} holds results of another model, other data or a recipe; choose "
+            f"{store.path} contains results of another model, other data or a recipe; choose "
             f"another --output or remove it"
         )
     store.write_json(SEARCH, mine)

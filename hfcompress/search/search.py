@@ -30,7 +30,7 @@ MODEL = "model"
 _PASSES = 5.0
 # Points that int8 may cost: what a finer one could give back.
 _INT8 = 1.0
-# How long a model is timed again whose speed may or may not be what is wanted.
+# Seconds of re-timing when the quartiles straddle the target speedup.
 _AGAIN = 10.0
 
 
@@ -43,10 +43,10 @@ class Search:
         target: what is wanted.
         store: the search's folder.
         runner: carries trials out.
-        rows: all that the folder holds, by hash.
+        rows: all rows of the folder, by hash.
         deadline: ``time.monotonic`` after which nothing begins; None for none.
         tried: the rows of this search, in order.
-        best: of them the best that holds.
+        best: of them the best that meets the target.
         seconds_per_row: a forward pass of the dense model, once measured.
         slow: the smallest share of the encoder that surely was too slow; a larger one is no
             faster, whatever its vocabulary.
@@ -65,7 +65,7 @@ class Search:
 
 
 def worth_it(search: Search, candidate: Candidate) -> bool:
-    """Whether a candidate could be better than what holds already."""
+    """Whether a candidate could be better than the best model so far."""
     best, target = search.best, search.target
     if candidate.share >= search.slow:
         search.experiment.progress.note(
@@ -96,8 +96,8 @@ def try_candidate(search: Search, candidate: Candidate) -> None:
         if row is None:
             break
         search.tried.append(row)
-        if holds(row, target):
-            _hold(search, trial, row)
+        if meets_target(row, target):
+            _keep_best(search, trial, row)
             break
         if finer:
             continue
@@ -142,8 +142,8 @@ def _time_again(search: Search, trial: Trial, row: Row) -> None:
     row["latency"] = first_times(row["timings"])
 
 
-def _hold(search: Search, trial: Trial, row: Row) -> None:
-    """Keep a model that holds, where it is the best so far: its folder, and its recipe."""
+def _keep_best(search: Search, trial: Trial, row: Row) -> None:
+    """Write folder and recipe of a model that meets the target, where it is the best so far."""
     search.best = _better(search.best, row, search.target)
     store, experiment = search.store, search.experiment
     folder = store.path / MODEL
@@ -211,7 +211,7 @@ def too_slow(row: Row, target: CompressTarget) -> bool:
     return wanted is not None and float(row["timings"][0]["speedup"]["high"]) < wanted
 
 
-def holds(row: Row, target: CompressTarget) -> bool:
+def meets_target(row: Row, target: CompressTarget) -> bool:
     """Whether a row's model is within all of the target."""
     fast = target.speedup is None or speedup_of(row) >= target.speedup
     return _small(row, target) and fast and round(drop_of(row), 6) <= target.max_drop

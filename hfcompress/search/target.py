@@ -20,7 +20,7 @@ class CompressTarget(Config):
     """How small, how fast, and how much may be lost; the argument of `compress`.
 
     Raises:
-        ConfigError: neither a size nor a speedup, a size that is none, a value out of range.
+        ConfigError: neither a size nor a speedup, an unreadable size, a value out of range.
     """
 
     max_size: int | None = Field(
@@ -35,8 +35,8 @@ class CompressTarget(Config):
     )
     minutes: float | None = Field(
         None, gt=0, strict=False,
-        description="go on for so long after a first model holds, and begin nothing that would "
-        "take longer; without it the first that holds is the answer",
+        description="go on for so long after a first model meets the target, and begin nothing that "
+        "would take longer; without it the first that does is the answer",
     )  # fmt: skip
     backend: Backend = Field("onnxruntime", description="the engine of the result")
     mode: str = Field("auto", description="of the engine's quantization")
@@ -86,7 +86,7 @@ def parse_size(text: str) -> int:
     """``"10MB"`` -> 10 000 000; without a unit bytes.
 
     Raises:
-        ValueError: no such size.
+        ValueError: the text is not a size.
     """
     found = _SIZE.fullmatch(text)
     unit = (found[2] or "B").upper() if found else ""

@@ -47,7 +47,7 @@ class StepCache:
         return model
 
     def done(self, key: str) -> Fields:
-        """What the step said it did when its model was kept."""
+        """The report of the step whose model is kept."""
         path = self.folder(key) / "done.json"
         kept: Fields = json.loads(path.read_text(encoding="utf-8"))
         return kept

@@ -196,7 +196,7 @@ def as_data(data: Data) -> tuple[DataConfig, Mapping[str, Dataset] | None]:
         wrong = [name for name, value in data.items() if not isinstance(value, Dataset)]
         if wrong:
             raise DataError(
-                f"data: {wrong[0]!r} is no datasets.Dataset; give one for each split, "
+                f"data: {wrong[0]!r} is not a datasets.Dataset; give one for each split, "
                 f"such as train and validation"
             )
         return DataConfig(path=GIVEN), data
@@ -213,9 +213,9 @@ def step_as_plain(step: Config | Mapping[str, object], place: int) -> Fields:
         return dict(step)
     kind = type(step)
     names = [name for name, config in STEP_CONFIGS.items() if config is kind]
-    # What is written for Python alone (ShrinkConfig) stands for the step that adds to it.
+    # A config that only Python uses (ShrinkConfig) names the step whose config extends it.
     names = names or [name for name, config in STEP_CONFIGS.items() if issubclass(config, kind)]
     if not isinstance(step, Config) or not names or kind is Config:
         hint = nearest(kind.__name__, [config.__name__ for config in STEP_CONFIGS.values()])
-        raise ConfigError(f"steps[{place}] is a {kind.__name__}, which is no step{hint}")
+        raise ConfigError(f"steps[{place}] is a {kind.__name__}, not a step{hint}")
     return {names[0]: {field: getattr(step, field) for field in step.model_fields_set}}

@@ -71,8 +71,8 @@ class RunDirectory:
                 self.notes.append(f"{ROWS}: its last line was cut short; that trial runs again")
             else:
                 raise OutputError(
-                    f"{self.rows_file}, line {number}, is no result row; "
-                    f"mend or remove the line, or choose another --output"
+                    f"{self.rows_file}, line {number}, is not a result row; "
+                    f"correct or remove the line, or choose another --output"
                 )
         return rows
 
@@ -89,7 +89,7 @@ class RunDirectory:
         foreign = [row for row in rows if row.get("hash") not in hashes]
         if foreign:
             raise OutputError(
-                f"{self.path} holds results of another recipe, model or data "
+                f"{self.path} contains results of another recipe, model or data "
                 f"({len(foreign)} of {len(rows)} rows); choose another --output or remove it"
             )
         return rows

@@ -58,7 +58,7 @@ def run(
     workers: int = 1,
     engine: EngineName = "process",
 ) -> SweepResult:
-    """Run a recipe; finish what is missing where the folder holds some of its rows.
+    """Run a recipe; finish what is missing where the folder has some of its rows.
 
     Args:
         recipe: from `load_recipe`, `parse_recipe` or ``Recipe(...)``.
@@ -101,7 +101,7 @@ def finish(
         draw: write table, curves and page at the end.
 
     Raises:
-        OutputError: the folder holds rows of something else.
+        OutputError: the folder contains rows of another recipe.
     """
     recipe, progress = experiment.recipe, experiment.progress
     hashes = {trial.row_hash: trial for trial in experiment.trials}
@@ -152,11 +152,13 @@ def report(directory: str | Path) -> list[Row]:
         The rows, in the grid's order.
 
     Raises:
-        OutputError: the folder holds no results, cannot be written, or a row cannot be read.
+        OutputError: the folder contains no results, cannot be written, or a row cannot be read.
     """
     store = RunDirectory(Path(directory))
     if not store.rows_file.is_file():
-        raise OutputError(f"{directory} holds no {store.rows_file.name}; give the folder of a run")
+        raise OutputError(
+            f"{directory} contains no {store.rows_file.name}; give the folder of a run"
+        )
     path = store.path / "recipe.yaml"
     recipe = load_recipe(path) if path.is_file() else None
     rows = store.rows()

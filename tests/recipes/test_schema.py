@@ -143,7 +143,7 @@ def test_overrides(override: str, read: Any, tmp_path: Path) -> None:
         ({"grid": {"distill.alpha": [0]}}, "grid.distill.alpha names no field"),
         ({"grid": {"prune.sparsity": []}}, "grid.prune.sparsity is empty"),
         ({"grid": {"prune.sparsity": 0.5}}, "should be a list, not 0.5"),
-        ({"grid": {"seed": ["a"], "prune.sparsity": [0]}}, "grid.seed holds 'a'"),
+        ({"grid": {"seed": ["a"], "prune.sparsity": [0]}}, "grid.seed contains 'a'"),
         ({"task": "text-clasification"}, "did you mean 'text-classification'?"),
         ({"seed": 1.5}, "recipe.seed should be a valid integer"),
         ({"measure": {"batch_size": 0}}, "recipe.measure.batch_size should be greater"),

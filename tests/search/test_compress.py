@@ -19,7 +19,7 @@ from hfcompress.search import candidates as candidates_module
 from hfcompress.search import search as search_module
 from hfcompress.search.candidates import candidates
 from hfcompress.search.compress import CompressResult, compress
-from hfcompress.search.search import holds, miss, too_slow
+from hfcompress.search.search import meets_target, miss, too_slow
 from hfcompress.search.target import CompressTarget, parse_size, size_text
 from hfcompress.sweep import timing as timing_module
 from hfcompress.sweep import trial as trial_module
@@ -97,11 +97,11 @@ def test_targets_that_are_none(fields: dict[str, Any], sentence: str) -> None:
 def test_what_holds_and_how_far_a_row_is() -> None:
     target = CompressTarget.from_dict({"max_size": "10MB", "max_drop": 1.0, "speedup": 4})
     row = {"bytes": 9_000_000, "drop": 0.01, "timings": [{"speedup": {"median": 4.0}}]}
-    assert holds(row, target)
+    assert meets_target(row, target)
     assert miss(row, target) == 0
-    assert not holds({**row, "bytes": 10_000_001}, target)
-    assert not holds({**row, "drop": 0.0101}, target)
-    assert not holds({**row, "timings": [{"speedup": {"median": 3.9}}]}, target)
+    assert not meets_target({**row, "bytes": 10_000_001}, target)
+    assert not meets_target({**row, "drop": 0.0101}, target)
+    assert not meets_target({**row, "timings": [{"speedup": {"median": 3.9}}]}, target)
     assert miss({**row, "drop": 0.03}, target) == pytest.approx(2)
     assert size_text(9_000_000) == "9 MB"
     assert size_text(812_345) == "812 KB"
@@ -161,7 +161,7 @@ def test_what_is_small_and_weak_is_trained(
     def weak(row: dict[str, Any], target: CompressTarget) -> bool:
         return "distilled" in row["settings"]["candidate"]
 
-    monkeypatch.setattr(search_module, "holds", weak)
+    monkeypatch.setattr(search_module, "meets_target", weak)
     result = search(max_size="10MB")
     assert result.found is not None
     assert result.found["settings"]["candidate"] == "50% of the encoder, distilled"
@@ -262,7 +262,7 @@ def test_vocabularies_share_the_shrunk_and_the_trained_encoder(
     monkeypatch.setattr(candidates_module, "MIN_COUNTS", {2: 0.1})
     monkeypatch.setattr(candidates_module, "count_kept", lambda *given: {2: 20})
     monkeypatch.setattr(trial_module, "KEEP_AFTER", 0.0)
-    monkeypatch.setattr(search_module, "holds", lambda row, target: False)
+    monkeypatch.setattr(search_module, "meets_target", lambda row, target: False)
     # No time for any training but the first: the second is not one.
     times = iter([0.0])
     monkeypatch.setattr(search_module, "_seconds_per_row", lambda search: next(times))
@@ -297,7 +297,7 @@ def test_minutes_go_on_for_less_and_begin_nothing_that_is_too_long(
     assert result.found is not None
     assert result.found["bytes"] == min(row["bytes"] for row in result.rows)
     monkeypatch.setattr(search_module, "_seconds_per_row", lambda search: 1e6)
-    monkeypatch.setattr(search_module, "holds", lambda row, target: False)
+    monkeypatch.setattr(search_module, "meets_target", lambda row, target: False)
     again = search(Heard(), max_size="9MB", metric="f1", minutes=0.5)
     assert not any("distill" in row["settings"]["candidate"] for row in again.rows)
     assert any("training would take about" in note for note in notes)
@@ -321,7 +321,9 @@ def test_a_folder_of_another_search_is_refused(
 ) -> None:
     search(max_size="10MB", max_drop=100)
     other = tiny_bert(seed=1)
-    with pytest.raises(OutputError, match="holds results of another model, other data or a recipe"):
+    with pytest.raises(
+        OutputError, match="contains results of another model, other data or a recipe"
+    ):
         compress(
             other,
             str(write_data(rows=60)),

@@ -67,12 +67,12 @@ def test_data_sets_by_split_and_a_torch_model_at_the_end(
     folder = result.save(tmp_path / "pruned")
     back = AutoModelForSequenceClassification.from_pretrained(folder)
     assert weights_hash(back) == result.rows[-1]["weights_hash"]
-    with pytest.raises(DataError, match=r"'validation' is no datasets\.Dataset; give one for"):
+    with pytest.raises(DataError, match=r"'validation' is not a datasets\.Dataset; give one for"):
         pipeline.run(tiny_bert(), tiny_tokenizer(), {"train": raw, "validation": [1]})
 
 
 def test_what_is_no_step() -> None:
-    with pytest.raises(ConfigError, match=r"steps\[0\] is a DataConfig, which is no step"):
+    with pytest.raises(ConfigError, match=r"steps\[0\] is a DataConfig, not a step"):
         hfcompress.CompressionPipeline([DataConfig(path="x")])
     with pytest.raises(ConfigError, match=r"steps\[0\].quantize leaves no torch model"):
         hfcompress.CompressionPipeline([{"quantize": {}}, {"prune": {}}])

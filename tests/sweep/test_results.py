@@ -38,7 +38,7 @@ def test_a_line_cut_by_a_crash_is_dropped_with_a_word(tmp_path: Path, cut: int) 
 
 def test_a_line_in_the_middle_that_is_no_row(tmp_path: Path) -> None:
     (tmp_path / "results.jsonl").write_text('{"hash": "a"}\nhello\n{"hash": "b"}\n{"hash": "c"}\n')
-    with pytest.raises(OutputError, match="line 2, is no result row"):
+    with pytest.raises(OutputError, match="line 2, is not a result row"):
         RunDirectory(tmp_path).rows()
 
 
@@ -46,7 +46,7 @@ def test_rows_of_another_recipe_are_refused(tmp_path: Path) -> None:
     store = RunDirectory(tmp_path)
     store.append({"hash": "a"})
     assert store.claim({"a", "b"}) == [{"hash": "a"}]
-    with pytest.raises(OutputError, match="holds results of another recipe"):
+    with pytest.raises(OutputError, match="contains results of another recipe"):
         store.claim({"b", "c"})
 
 

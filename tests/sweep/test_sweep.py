@@ -152,7 +152,7 @@ def test_a_longer_grid_keeps_the_finished_rows(
 def test_another_recipe_is_kept_out(table_recipe: Recipe, tmp_path: Path) -> None:
     run(table_recipe, tmp_path / "run")
     before = sorted(path.name for path in (tmp_path / "run").rglob("*"))
-    with pytest.raises(OutputError, match="holds results of another recipe"):
+    with pytest.raises(OutputError, match="contains results of another recipe"):
         run(table_recipe.replace(seed=1), tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
 
@@ -269,7 +269,7 @@ def test_report_is_drawn_again_from_rows_alone(table_recipe: Recipe, tmp_path: P
         (tmp_path / "run" / name).unlink()
     assert report(tmp_path / "run") == result.rows
     assert (tmp_path / "run" / "curve.png").stat().st_size > 1000
-    with pytest.raises(OutputError, match=r"holds no results\.jsonl"):
+    with pytest.raises(OutputError, match=r"contains no results\.jsonl"):
         report(tmp_path)
 
 
