@@ -85,8 +85,8 @@ def compress(
     Sizes are predicted first; what cannot be small enough is never made. What is left is tried in
     the order of expected loss, without training where that is an option; a candidate that
     is too large or too slow before training is not trained. The first that meets the target is
-    the answer; with ``target.minutes`` the search goes on for smaller (faster) ones. Every row is kept:
-    the same call goes on where it stopped.
+    the answer; with ``target.minutes`` the search goes on for smaller (faster) ones. Every row is
+    kept: the same call goes on where it stopped.
 
     Args:
         model: a fine-tuned classifier: hub name, folder, or the model itself.

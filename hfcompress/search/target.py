@@ -35,8 +35,8 @@ class CompressTarget(Config):
     )
     minutes: float | None = Field(
         None, gt=0, strict=False,
-        description="go on for so long after a first model meets the target, and begin nothing that "
-        "would take longer; without it the first that does is the answer",
+        description="go on for so long after a first model meets the target, and begin nothing "
+        "that would take longer; without it the first that does is the answer",
     )  # fmt: skip
     backend: Backend = Field("onnxruntime", description="the engine of the result")
     mode: str = Field("auto", description="of the engine's quantization")

@@ -94,7 +94,7 @@ def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "RECIPE", "--set", "model=org/none"], "the hub cannot be reached"),
         (["run", "RECIPE", "--set", "prune.targets=[nothing]"], "'nothing' matches no module"),
         (["run", "RECIPE", "--set", "measure.metric=acuracy"], "acuracy"),
-        (["report", "/no/such/folder"], "holds no results.jsonl"),
+        (["report", "/no/such/folder"], "contains no results.jsonl"),
         (["inspect", "./none"], "there is no file or folder"),
     ],
 )
