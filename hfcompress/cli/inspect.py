@@ -14,6 +14,7 @@ from hfcompress.measure.weights import analyze_weight_distribution
 from hfcompress.models.architectures import compressible_modules, default_targets, family_of
 from hfcompress.models.loading import ModelConfig, load_model
 from hfcompress.quantization.manifest import MANIFEST, read_manifest
+from hfcompress.tasks.registry import find_task
 
 
 def inspect_model(path: str, task: str, profiles: bool = False) -> tuple[list[Table], str]:
@@ -30,7 +31,7 @@ def inspect_model(path: str, task: str, profiles: bool = False) -> tuple[list[Ta
     """
     if (Path(path) / MANIFEST).is_file():
         return _inspect_quantized(Path(path), profiles)
-    model = load_model(ModelConfig(path=path), task).model
+    model = load_model(ModelConfig(path=path), find_task(task)).model
     targets = default_targets(model)
     family = family_of(model)
     metrics = CompressionMetrics(model, list(targets))

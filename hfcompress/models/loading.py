@@ -8,16 +8,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Protocol, TypeAlias, cast
 
 import torch
 import transformers
 from pydantic import Field, model_validator
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    BaseImageProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 import hfcompress.models.modeling_text as text_models
-from hfcompress.config import Config, nearest
+from hfcompress.config import Config
 from hfcompress.errors import ConfigError, MissingExtraError, ModelError, SourceError
 from hfcompress.models.hub import Source, fingerprint_folder, hub_errors, resolve
 from hfcompress.models.image_models import (
@@ -32,11 +39,32 @@ from hfcompress.models.image_models import (
 
 Modality = Literal["text", "image"]
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
-# The tasks that can be measured here: one label for each example.
-TASK_MODALITY: dict[str, Modality] = {
-    "text-classification": "text",
-    "image-classification": "image",
-}
+Processor: TypeAlias = PreTrainedTokenizerBase | BaseImageProcessor
+
+
+class AutoClass(Protocol):
+    """A class such as ``AutoModelForSequenceClassification``."""
+
+    __name__: str
+
+    def from_pretrained(
+        self, location: str, **options: object
+    ) -> tuple[PreTrainedModel, dict[str, list[Any]]]:
+        """Load a model; with ``output_loading_info`` also what was missing."""
+        ...
+
+
+class TaskOfModel(Protocol):
+    """What loading asks of a task; see `hfcompress.tasks.task.Task`."""
+
+    @property
+    def modality(self) -> Modality:
+        """What its models read."""
+        ...
+
+    def auto_class(self) -> AutoClass:
+        """Return the class that loads its models."""
+        ...
 
 
 class ModelConfig(Config):
@@ -96,28 +124,9 @@ class LoadedModel:
     """
 
     model: PreTrainedModel
-    processor: Any
+    processor: Processor
     new_head: bool
     fingerprint: str
-
-
-def task_modality(task: str) -> Modality:
-    """Whether a task reads text or images.
-
-    Raises:
-        ConfigError: a task that cannot be measured here.
-    """
-    if task not in TASK_MODALITY:
-        raise ConfigError(f"task {task!r} is not supported{nearest(task, list(TASK_MODALITY))}")
-    return TASK_MODALITY[task]
-
-
-def auto_class(task: str) -> Any:
-    """The Auto class of a task, as optimum's ``TasksManager`` knows it."""
-    from optimum.exporters.tasks import TasksManager
-
-    task_modality(task)
-    return TasksManager.get_model_class_for_task(task)
 
 
 def check_source(config: ModelConfig) -> None:
@@ -148,7 +157,7 @@ def model_source(config: ModelConfig) -> Source:
 
 def load_model(
     config: ModelConfig,
-    task: str,
+    task: TaskOfModel,
     labels: list[str] | None = None,
     seed: int = 0,
     processor: bool = True,
@@ -176,19 +185,21 @@ def load_model(
         settings = AutoConfig.from_pretrained(source.location, **options)
         head = _head_options(settings, labels, config.name)
         torch.manual_seed(seed)
-        model, info = auto_class(task).from_pretrained(
+        model, info = task.auto_class().from_pretrained(
             source.location, **options, **head, output_loading_info=True, dtype=torch.float32
         )
-        loaded: Any = (
+        loaded: Processor = (
             _load_processor(config, source.location, task, settings, options) if processor else None
         )
     missing = [*info["missing_keys"], *(item[0] for item in info["mismatched_keys"])]
-    return LoadedModel(model.eval(), loaded, bool(missing), _fingerprint(source, settings))
+    return LoadedModel(model.train(False), loaded, bool(missing), _fingerprint(source, settings))
 
 
-def _new(config: ModelConfig, task: str, labels: list[str] | None, seed: int) -> LoadedModel:
+def _new(
+    config: ModelConfig, task: TaskOfModel, labels: list[str] | None, seed: int
+) -> LoadedModel:
     """A model from scratch and the processor that fits it."""
-    if task_modality(task) != "image":
+    if task.modality != "image":
         raise ConfigError(
             "model.config makes models of images; a model of text needs the tokenizer of a "
             "checkpoint: give model a path"
@@ -208,9 +219,9 @@ def _own_processor(config: ModelConfig, settings: Any) -> Any:
 
 
 def _load_processor(
-    config: ModelConfig, location: str, task: str, settings: Any, options: dict[str, Any]
+    config: ModelConfig, location: str, task: TaskOfModel, settings: Any, options: dict[str, Any]
 ) -> Any:
-    if task_modality(task) == "text":
+    if task.modality == "text":
         return AutoTokenizer.from_pretrained(location, **options)
     if config.image_size is not None or config.image_mean is not None or config.image_std:
         return _own_processor(config, settings)

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from hfcompress.config import Config, Names
 from hfcompress.data.config import DataConfig
 from hfcompress.errors import ConfigError
-from hfcompress.models.loading import ModelConfig, task_modality
+from hfcompress.models.loading import ModelConfig
 from hfcompress.recipes.grid import (
     Trial,
     ambiguous_fields,
@@ -27,6 +27,7 @@ from hfcompress.recipes.grid import (
 from hfcompress.recipes.step_configs import STEP_CONFIGS
 from hfcompress.recipes.yaml import parse_yaml
 from hfcompress.utils import Fields
+from hfcompress.tasks.registry import find_task
 
 
 class LatencyConfig(Config):
@@ -134,7 +135,7 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
-        task_modality(self.task)
+        find_task(self.task)
         expand(self)
         if self.save_sparse and not self.save_models:
             raise ValueError("save_sparse says how models are kept; write save_models: true, too")

@@ -17,8 +17,10 @@ from hfcompress.data.encode import Encoded, encode_texts
 from hfcompress.data.load import Examples
 from hfcompress.distillation.text_augmentation import Augmentation, augment_texts
 from hfcompress.errors import CalibrationError, DataError
+from hfcompress.models.loading import Processor
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.shrinking.vocabulary.tokenizer import CutTokenizer
+from hfcompress.tasks.task import Task
 from hfcompress.utils import Progress
 
 # Enough for stable second moments of sentence classifiers; more is slower and hardly better.
@@ -81,13 +83,15 @@ class ModelState:
     Attributes:
         model: a torch model; after a ``quantize`` step, which is the last one, a quantized one.
         processor: its tokenizer or image processor.
+        task: what is asked of it.
         pruned_layers: names of the layers that steps have pruned.
         is_shrunk: a step has made matrices of the model smaller.
         vocabulary_cuts: what steps removed from the vocabulary that the trial started with.
     """
 
     model: Model
-    processor: Any
+    processor: Processor
+    task: Task
     pruned_layers: tuple[str, ...] = ()
     is_shrunk: bool = False
     vocabulary_cuts: tuple[CutTokenizer, ...] = ()

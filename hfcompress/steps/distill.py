@@ -19,7 +19,7 @@ from hfcompress.distillation.weight_folding import Batch
 from hfcompress.errors import ConfigError, ModelError
 from hfcompress.measure.size import count_parameters
 from hfcompress.models.architectures import blocks
-from hfcompress.models.loading import TASK_MODALITY, load_model
+from hfcompress.models.loading import load_model
 from hfcompress.recipes.step_configs import DistillConfig
 from hfcompress.steps.context import Context, ModelState, StepReport
 from hfcompress.steps.training import (
@@ -30,6 +30,7 @@ from hfcompress.steps.training import (
     trainer_arguments,
     training_rows,
 )
+from hfcompress.tasks.task import Task
 
 Model = PreTrainedModel
 # Rows whose teacher logits a report shows at several temperatures.
@@ -53,7 +54,7 @@ def distill_step(
     teacher = context.dense_model()
     rows = training_rows(config, context)
     context.progress.stage(f"distilling on {len(rows):,} rows")
-    student, layers = _student(state.network, teacher, config, context)
+    student, layers = _student(state, teacher, config, context)
     options = config.distillation.to_dict()
     if layers is not None and options["layer_map"] is None and config.distillation.compares_layers:
         options["layer_map"] = dict(enumerate(layers))
@@ -79,7 +80,7 @@ def distill_step(
 
 
 def _student(
-    model: Model, teacher: Model, config: DistillConfig, context: Context
+    state: ModelState, teacher: Model, config: DistillConfig, context: Context
 ) -> tuple[Model, list[int] | None]:
     """The student, and the teacher's layer behind each of its layers where there is one."""
     if config.student is not None:
@@ -87,8 +88,8 @@ def _student(
     if config.text_student is not None:
         return make_text_student(teacher, config.text_student), None
     if config.model is not None:
-        return _own(config, context), None
-    return model, None
+        return _own(config, context, state.task), None
+    return state.network, None
 
 
 def _made(teacher: Model, config: DistillConfig, context: Context) -> tuple[Model, list[int]]:
@@ -109,19 +110,18 @@ def _made(teacher: Model, config: DistillConfig, context: Context) -> tuple[Mode
     return student, list(layers)
 
 
-def _own(config: DistillConfig, context: Context) -> Model:
+def _own(config: DistillConfig, context: Context, task: Task) -> Model:
     """A model by name; it must read what the teacher's tokenizer writes.
 
     Raises:
         ModelError: it has another tokenizer.
     """
     assert config.model is not None
-    kinds = {kind: task for task, kind in TASK_MODALITY.items()}
     examples = context.examples
     wanted = config.model
     if examples.modality == "image" and wanted.config is not None:
         wanted = like_teacher(wanted, context.processor)
-    loaded = load_model(wanted, kinds[examples.modality], examples.labels, context.seed)
+    loaded = load_model(wanted, task, examples.labels, context.seed)
     mine, theirs = loaded.processor, context.processor
     if examples.modality == "image":
         check_same_images(config.model.name, mine, theirs)

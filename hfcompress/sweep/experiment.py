@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from hfcompress.calibration.batches import Calibration
-from hfcompress.data.encode import Batch, Encoded, encode
-from hfcompress.data.load import Examples, examples_of, fingerprint, load_examples
+from hfcompress.data.encode import Batch, Encoded
+from hfcompress.data.load import Examples, fingerprint
 from hfcompress.errors import ModelError
-from hfcompress.measure.evaluation import compute_metric, metric_names
 from hfcompress.models.architectures import select_modules
-from hfcompress.models.loading import LoadedModel, check_source, load_model, task_modality
+from hfcompress.models.loading import LoadedModel, Processor, check_source, load_model
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.recipes.grid import Trial
 from hfcompress.recipes.schema import Recipe, expand
@@ -30,10 +29,9 @@ from hfcompress.steps.context import Context, ModelState
 from hfcompress.steps.registry import check_step
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.timing import check_length
+from hfcompress.tasks.registry import find_task
+from hfcompress.tasks.task import Task
 from hfcompress.utils import Progress
-
-if TYPE_CHECKING:
-    from hfcompress.quantization.model import Processor
 
 # Raised when the meaning of a result changes (a default, too), so that older rows and models are
 # not reused.
@@ -45,12 +43,14 @@ class Encoding:
     """Rows encoded by one processor, each side when it is first asked for.
 
     Attributes:
+        task: what is asked of the model.
         processor: the model's tokenizer or image processor.
         examples: raw rows.
         max_length: longest token sequence.
         trains: some step reads training rows.
     """
 
+    task: Task
     processor: Processor
     examples: Examples
     max_length: int | None
@@ -75,7 +75,7 @@ class Encoding:
         return self._batches
 
     def _encoded(self, rows: Dataset) -> Encoded:
-        return encode(self.examples, rows, self.processor, self.max_length)
+        return self.task.encode(self.examples, rows, self.processor, self.max_length)
 
 
 @dataclass
@@ -117,11 +117,16 @@ class Experiment:
         """Measured rows as the first model reads them."""
         return self.first.eval
 
+    @property
+    def task(self) -> Task:
+        """What is asked of the model."""
+        return self.first.task
+
     def hashed(self, trial: Trial) -> Trial:
         """The trial with its content hashes."""
         recipe = self.recipe
         root = [
-            FORMAT, self.loaded.fingerprint, self.train_hash, recipe.task,
+            FORMAT, self.loaded.fingerprint, self.train_hash, self.task.name,
             recipe.data.max_length, trial.seed,
         ]  # fmt: skip
         prefixes = [content_hash(root)]
@@ -136,10 +141,10 @@ class Experiment:
         """What the trial starts from, with a copy of the model."""
         if self.loaded.new_head and trial.seed != self.recipe.seed:
             recipe = self.recipe  # a new head is drawn by the trial's own seed
-            model = load_model(recipe.model, recipe.task, self.examples.labels, trial.seed).model
+            model = load_model(recipe.model, self.task, self.examples.labels, trial.seed).model
         else:
             model = copy.deepcopy(self.loaded.model)
-        return ModelState(model, self.loaded.processor)
+        return ModelState(model, self.loaded.processor, self.task)
 
     def encoding(self, state: ModelState) -> Encoding:
         """The rows as a state's processor encodes them; encoded once for equal vocabularies."""
@@ -194,29 +199,27 @@ def prepare(
         BadInputError: a source, column, label, split, metric or target that does not fit.
     """
     trials = expand(recipe)
-    _check_metrics(recipe)
+    task = find_task(recipe.task)
+    _check_metrics(recipe, task)
     if loaded is None:
         check_source(recipe.model)  # the cheap check first: a wrong path shows at once
     need_rows = any(step.config.needs_rows for trial in trials for step in trial.steps)
     progress.stage("reading the data")
-    modality = task_modality(recipe.task)
-    if splits is None:
-        examples = load_examples(recipe.data, modality, need_rows)
-    else:
-        examples = examples_of(splits, recipe.data, modality, need_rows)
+    examples = task.load(recipe.data, need_rows, splits)
     for reason, count in examples.dropped.items():
         progress.note(f"{count:,} rows left out ({reason})")
     for note in examples.notes:
         progress.note(note)
     progress.stage("loading the model")
     if loaded is None:
-        loaded = load_model(recipe.model, recipe.task, examples.labels, recipe.seed)
+        loaded = load_model(recipe.model, task, examples.labels, recipe.seed)
+    task.check_head(loaded.model.config, recipe.model.name)
     _check_model(recipe, loaded, trials)
     for note in touched_layers(loaded.model, trials):
         progress.note(note)
     progress.stage("encoding the data")
     train = examples.train if need_rows else None
-    first = Encoding(loaded.processor, examples, recipe.data.max_length, need_rows)
+    first = Encoding(task, loaded.processor, examples, recipe.data.max_length, need_rows)
     _ = first.train, first.eval  # now, so that what cannot be encoded shows at once
     experiment = Experiment(
         recipe=recipe,
@@ -251,10 +254,10 @@ def touched_layers(model: PreTrainedModel, trials: list[Trial]) -> list[str]:
     return notes[:3]
 
 
-def _check_metrics(recipe: Recipe) -> None:
+def _check_metrics(recipe: Recipe, task: Task) -> None:
     for name in (recipe.measure.metric, *recipe.measure.also):
-        if name not in metric_names():
-            compute_metric(name, [0, 1, 1], [0, 1, 1])  # asks the hub, or says it cannot
+        if name not in task.metrics:
+            task.metric(name, [0, 1, 1], [0, 1, 1])  # asks the hub, or says it cannot
 
 
 def _check_model(recipe: Recipe, loaded: LoadedModel, trials: list[Trial]) -> None:

@@ -14,6 +14,7 @@ from hfcompress.report.heatmap import draw_heatmap
 from hfcompress.report.table import write_csv
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.run import SweepResult, run
+from hfcompress.tasks.registry import find_task
 from hfcompress.utils import Progress, Row, atomic_write
 
 
@@ -57,7 +58,7 @@ def _layers(recipe: Recipe) -> list[str]:
         raise ConfigError("sensitivity takes a recipe whose last step, and no other, is prune")
     config = expand(recipe)[0].steps[-1].config
     assert isinstance(config, PruningConfig)
-    model = load_model(recipe.model, recipe.task).model
+    model = load_model(recipe.model, find_task(recipe.task)).model
     return list(select_modules(model, config.targets, config.exclude))
 
 

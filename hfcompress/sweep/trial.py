@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from hfcompress.inference import checking_pays, predict, predict_checked
-from hfcompress.measure.evaluation import ClassAccuracy, class_accuracy, compare, compute_metric
 from hfcompress.measure.macs import count_macs
 from hfcompress.measure.size import calculate_model_size, calculate_sparsity, count_parameters
 from hfcompress.models.architectures import default_targets
@@ -201,7 +200,7 @@ class Runner:
         model, experiment = state.network, self.experiment
         measure = experiment.recipe.measure
         labels, logits = experiment.eval.labels, self.predictions[key]
-        quality = compare(measure.metric, logits, labels, dense)
+        quality = state.task.quality(measure.metric, logits, labels, dense)
         pruning = next((report for report in reversed(reports) if report.layers is not None), None)
         requested = None if pruning is None else pruning.requested_sparsity
         layers = [] if pruning is None else list(pruning.layers or ())
@@ -224,8 +223,10 @@ class Runner:
             "compression_ratio": self._dense[trial.dense_prefix][1] / size,
             "macs": self._macs(state) if measure.macs else None,
             **quality.to_dict(),
-            "classes": self._classes(logits, labels, dense),
-            "other_metrics": {name: compute_metric(name, logits, labels) for name in measure.also},
+            "classes": state.task.by_class(logits, labels, dense, experiment.examples.labels),
+            "other_metrics": {
+                name: state.task.metric(name, logits, labels) for name in measure.also
+            },
             "reference": _near(reference.values if reference else {}, requested),
             "note": _near(reference.notes if reference else {}, requested) or "",
             "weights_hash": key,
@@ -245,13 +246,6 @@ class Runner:
         same = trial.dense_place == len(trial.steps)
         dense = None if same else self.dense_model(trial)
         return [time_model(model, dense, batch) for batch in batches]
-
-    def _classes(
-        self, logits: Logits, labels: NDArray[np.int64], dense: Logits
-    ) -> list[ClassAccuracy]:
-        """Accuracy by class; of two classes the metrics say enough."""
-        names = self.experiment.examples.labels
-        return class_accuracy(logits, labels, dense, names) if len(names) > 2 else []
 
     def _macs(self, state: ModelState) -> int:
         """Multiply-accumulates of one example of median length."""

@@ -1,1 +1,1 @@
-"""What a model's output means: one file for each task."""
+"""What a model's output means: one file for each task; `registry` finds them."""

@@ -17,6 +17,7 @@ from transformers import Trainer, TrainingArguments, pipeline
 
 from hfcompress.checkpoint.record import METHOD
 from hfcompress.models.loading import ModelConfig, load_model
+from hfcompress.tasks.text_classification import TEXT_CLASSIFICATION
 from tests.tiny_models import logits, shrinkable_batches, uneven_model, uneven_model_without_a_layer
 from tests.tiny_tokenizers import tiny_tokenizer
 
@@ -88,12 +89,12 @@ def test_a_recipe_starts_from_the_folder(tmp_path: Path) -> None:
     model = uneven_model("bert")
     model.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    same = load_model(ModelConfig(path=str(tmp_path)), "text-classification")
+    same = load_model(ModelConfig(path=str(tmp_path)), TEXT_CLASSIFICATION)
     assert not same.new_head
     loaded: Any = same.model
     assert torch.equal(loaded.classifier.weight, model.classifier.weight)
     labels = ["one", "two", "three", "four", "five"]
-    other = load_model(ModelConfig(path=str(tmp_path)), "text-classification", labels)
+    other = load_model(ModelConfig(path=str(tmp_path)), TEXT_CLASSIFICATION, labels)
     assert other.new_head
     loaded = other.model
     assert loaded.classifier.weight.shape == (5, 32)

@@ -16,7 +16,9 @@ from hfcompress.data.encode import Encoded, encode
 from hfcompress.data.load import load_examples
 from hfcompress.errors import ModelError, SourceError
 from hfcompress.inference import predict
-from hfcompress.models.loading import ModelConfig, auto_class, load_model, task_modality
+from hfcompress.models.loading import ModelConfig, load_model
+from hfcompress.tasks.image_classification import IMAGE_CLASSIFICATION
+from hfcompress.tasks.text_classification import TEXT_CLASSIFICATION
 from tests.tiny_models import tiny_bert
 from tests.tiny_tokenizers import tiny_tokenizer
 
@@ -84,20 +86,20 @@ def test_images(tmp_path: Path) -> None:
 
 
 def test_models_by_folder(model_folder: Path) -> None:
-    loaded = load_model(ModelConfig(path=str(model_folder)), "text-classification", ["0", "1"])
+    loaded = load_model(ModelConfig(path=str(model_folder)), TEXT_CLASSIFICATION, ["0", "1"])
     assert not loaded.new_head
     assert not loaded.model.training
     assert loaded.model.config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
-    named = load_model(ModelConfig(path=str(model_folder)), "text-classification", ["bad", "good"])
+    named = load_model(ModelConfig(path=str(model_folder)), TEXT_CLASSIFICATION, ["bad", "good"])
     assert not named.new_head
     assert named.model.config.id2label == {0: "bad", 1: "good"}
     three = load_model(
-        ModelConfig(path=str(model_folder)), "text-classification", ["a", "b", "c"], seed=3
+        ModelConfig(path=str(model_folder)), TEXT_CLASSIFICATION, ["a", "b", "c"], seed=3
     )
     assert three.new_head
     assert three.model.config.id2label == {0: "a", 1: "b", 2: "c"}
     again = load_model(
-        ModelConfig(path=str(model_folder)), "text-classification", ["a", "b", "c"], seed=3
+        ModelConfig(path=str(model_folder)), TEXT_CLASSIFICATION, ["a", "b", "c"], seed=3
     )
     heads = [found.model.get_parameter("classifier.weight") for found in (three, again)]
     assert torch.equal(*heads)
@@ -109,16 +111,15 @@ def test_labels_in_another_order_are_refused(model_folder: Path) -> None:
     model.config.label2id = {"NEGATIVE": 0, "POSITIVE": 1}
     model.save_pretrained(model_folder)
     config = ModelConfig(path=str(model_folder))
-    assert not load_model(config, "text-classification", ["negative", "positive"]).new_head
+    assert not load_model(config, TEXT_CLASSIFICATION, ["negative", "positive"]).new_head
     with pytest.raises(ModelError, match="orders its labels"):
-        load_model(config, "text-classification", ["positive", "negative"])
+        load_model(config, TEXT_CLASSIFICATION, ["positive", "negative"])
 
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"holds no config\.json"):
-        load_model(ModelConfig(path=str(tmp_path)), "text-classification")
+        load_model(ModelConfig(path=str(tmp_path)), TEXT_CLASSIFICATION)
 
 
 def test_the_task_decides_the_class() -> None:
-    assert auto_class("image-classification").__name__ == "AutoModelForImageClassification"
-    assert task_modality("text-classification") == "text"
+    assert IMAGE_CLASSIFICATION.auto_class().__name__ == "AutoModelForImageClassification"

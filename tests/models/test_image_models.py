@@ -18,8 +18,10 @@ from hfcompress.data.image_processors import check_same_images, image_side, like
 from hfcompress.errors import ConfigError, MissingExtraError, ModelError
 from hfcompress.models.image_models import timm_processor
 from hfcompress.models.loading import LoadedModel, ModelConfig, load_model
+from hfcompress.tasks.image_classification import IMAGE_CLASSIFICATION
+from hfcompress.tasks.text_classification import TEXT_CLASSIFICATION
 
-TASK = "image-classification"
+TASK = IMAGE_CLASSIFICATION
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1],
           "layer_type": "basic", "num_channels": 1}  # fmt: skip
 VIT = {"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -109,7 +111,7 @@ def test_what_cannot_be_made(config: dict[str, Any], more: dict[str, Any], messa
 
 def test_texts_start_from_a_checkpoint() -> None:
     with pytest.raises(ConfigError, match="needs the tokenizer of a checkpoint"):
-        load_model(ModelConfig(config={"model_type": "bert"}), "text-classification", ["a", "b"])
+        load_model(ModelConfig(config={"model_type": "bert"}), TEXT_CLASSIFICATION, ["a", "b"])
 
 
 @pytest.mark.parametrize("model_type", ["vit", "deit"])

@@ -1,0 +1,70 @@
+"""Tasks by name, by a synonym of it, or by the model that was trained for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hfcompress.config import nearest
+from hfcompress.errors import ConfigError, ModelError
+from hfcompress.tasks.image_classification import IMAGE_CLASSIFICATION
+from hfcompress.tasks.task import Task
+from hfcompress.tasks.text_classification import TEXT_CLASSIFICATION
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+TASKS: dict[str, Task] = {task.name: task for task in (TEXT_CLASSIFICATION, IMAGE_CLASSIFICATION)}
+
+
+def find_task(name: str) -> Task:
+    """Return a task by its name, or by a synonym that transformers or optimum knows.
+
+    Raises:
+        ConfigError: a task that is not served.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    from optimum.exporters.tasks import TasksManager
+    from transformers.pipelines import TASK_ALIASES
+
+    usual = TasksManager.map_from_synonym(TASK_ALIASES.get(name, name))
+    if usual in TASKS:
+        return TASKS[usual]
+    raise ConfigError(f"task {name!r} is not supported{nearest(name, list(TASKS))}")
+
+
+def infer_task(config: PreTrainedConfig, model: str) -> Task:
+    """Return the task that a checkpoint was saved for.
+
+    Args:
+        config: the model's; its ``architectures`` decide.
+        model: its name, for the message.
+
+    Raises:
+        ModelError: a config that does not say, or a head of another task.
+    """
+    names = tuple(getattr(config, "architectures", None) or ())
+    for task in TASKS.values():
+        head = task.auto_class().__name__.removeprefix("AutoModel")
+        if any(name.endswith(head) for name in names):
+            return task
+    if not names:
+        raise ModelError(
+            f"the config of model {model!r} names no architectures, so its task is unknown; "
+            f"save the model with save_pretrained, or name its class there"
+        )
+    raise ModelError(
+        f"model {model!r} is a {names[0]}{_other_task(names[0])}; supported are: {', '.join(TASKS)}"
+    )
+
+
+def _other_task(architecture: str) -> str:
+    """Return what an architecture is for, in brackets; empty where it is not known."""
+    import transformers
+    from optimum.exporters.tasks import TasksManager
+
+    known = getattr(transformers, architecture, None)
+    try:
+        return f" ({TasksManager.infer_task_from_model(known)})"
+    except (ValueError, KeyError, AttributeError):
+        return ""
