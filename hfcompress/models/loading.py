@@ -124,7 +124,7 @@ class LoadedModel:
     """
 
     model: PreTrainedModel
-    processor: Processor
+    processor: Any
     new_head: bool
     fingerprint: str
 
@@ -188,7 +188,7 @@ def load_model(
         model, info = task.auto_class().from_pretrained(
             source.location, **options, **head, output_loading_info=True, dtype=torch.float32
         )
-        loaded: Processor = (
+        loaded: Processor | None = (
             _load_processor(config, source.location, task, settings, options) if processor else None
         )
     missing = [*info["missing_keys"], *(item[0] for item in info["mismatched_keys"])]

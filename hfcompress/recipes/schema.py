@@ -26,8 +26,8 @@ from hfcompress.recipes.grid import (
 )
 from hfcompress.recipes.step_configs import STEP_CONFIGS
 from hfcompress.recipes.yaml import parse_yaml
-from hfcompress.utils import Fields
 from hfcompress.tasks.registry import find_task
+from hfcompress.utils import Fields
 
 
 class LatencyConfig(Config):
