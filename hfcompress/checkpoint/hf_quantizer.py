@@ -1,4 +1,4 @@
-"""What transformers is told: the class that reads our record, and the one that acts on it.
+"""The config class and the quantizer class that transformers looks up for our checkpoints.
 
 This file is imported while transformers is being imported (see hook.py), so everything that needs
 models is imported where it is used.
@@ -7,7 +7,8 @@ models is imported where it is used.
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
@@ -15,6 +16,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hfcompress.checkpoint.record import METHOD, Record
 from hfcompress.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class CompressedConfig(QuantizationConfigMixin):
@@ -27,11 +31,11 @@ class CompressedConfig(QuantizationConfigMixin):
         ModelError: fields that hfcompress does not write.
     """
 
-    def __init__(self, **data: Any) -> None:
-        self.quant_method: Any = METHOD
+    def __init__(self, **data: object) -> None:
+        self.quant_method = METHOD  # type: ignore[assignment]  # transformers types it as its enum
         self.record = Record.from_dict(data)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The record as ``config.json`` holds it."""
         return copy.deepcopy(self.record.to_dict())
 
@@ -41,7 +45,7 @@ class CompressedLoader(HfQuantizer):
 
     quantization_config: CompressedConfig
 
-    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+    def validate_environment(self, *args: object, **kwargs: object) -> None:
         """Refuse the config as an argument: it describes a checkpoint.
 
         Raises:
@@ -53,31 +57,38 @@ class CompressedLoader(HfQuantizer):
                 "model; leave the argument out"
             )
 
-    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+    def _process_model_before_weight_loading(
+        self,
+        model: PreTrainedModel,
+        checkpoint_files: Sequence[str] | None = None,
+        **kwargs: object,
+    ) -> PreTrainedModel:
         from hfcompress.checkpoint.load import apply_record
 
-        files = kwargs.get("checkpoint_files")
-        self._names = apply_record(model, self.quantization_config.record, files)
+        record = self.quantization_config.record
+        self._names = apply_record(model, record, checkpoint_files)
         return model
 
-    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+    def _process_model_after_weight_loading(
+        self, model: PreTrainedModel, **kwargs: object
+    ) -> PreTrainedModel:
         from hfcompress.checkpoint.load import finish
 
         finish(model, self.quantization_config.record, self._names)
         return model
 
     def is_serializable(self) -> bool:
-        """It is: the record stands in the config."""
+        """True: the config holds the record."""
         return True
 
     @property
     def is_trainable(self) -> bool:
-        """The weights are dense and trainable."""
+        """True: the weights are dense."""
         return True
 
     @property
     def is_qat_trainable(self) -> bool:
-        """All weights may be trained, not only adapters."""
+        """True: all weights may be trained, not only adapters."""
         return True
 
 

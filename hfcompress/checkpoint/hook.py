@@ -16,9 +16,9 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-# Module of transformers -> our module whose `register` makes the entries. By name: ours import
-# transformers, which must not happen before it is wanted.
-_WAITED = {
+# Module of transformers -> our module whose `register` makes the entries. Named, not imported:
+# ours import transformers, which takes seconds.
+REGISTRARS = {
     "transformers.quantizers.auto": "hfcompress.checkpoint.hf_quantizer",
     "transformers.models.auto.configuration_auto": "hfcompress.models.configuration_text",
     "transformers.models.auto.modeling_auto": "hfcompress.models.modeling_text",
@@ -26,9 +26,9 @@ _WAITED = {
 
 
 def install() -> None:
-    """Register now where transformers is loaded already, else when it will be."""
+    """Register now if transformers is imported already, else right after it is imported."""
     waiting = {finder.awaited for finder in sys.meta_path if isinstance(finder, _Finder)}
-    for awaited in _WAITED:
+    for awaited in REGISTRARS:
         if awaited in sys.modules:
             _register(awaited)
         elif awaited not in waiting:
@@ -36,8 +36,8 @@ def install() -> None:
 
 
 def _register(awaited: str) -> None:
-    ours = importlib.import_module(_WAITED[awaited])
-    # Where ours is what loads transformers just now, it is not there yet, and registers at its end.
+    ours = importlib.import_module(REGISTRARS[awaited])
+    # If our own module triggered this import it is half initialised and calls `register` itself.
     register = getattr(ours, "register", None)
     if register is not None:
         register()
@@ -57,7 +57,7 @@ class _Finder(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != self.awaited:
             return None
-        sys.meta_path.remove(self)  # its work is done, and the search below must not end here
+        sys.meta_path.remove(self)  # else `find_spec` below would call this method again
         spec = importlib.util.find_spec(fullname)
         if spec is not None and spec.loader is not None:
             spec.loader = _ThenRegister(spec.loader)

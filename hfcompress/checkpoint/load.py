@@ -1,4 +1,4 @@
-"""Loading: a fresh model takes the recorded shapes, and the files are checked against them."""
+"""Loading: resize a fresh model to the recorded shapes and check the files against them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hfcompress.checkpoint.packing import hold_packed, unpack_all
+from hfcompress.checkpoint.packing import expect_packed, unpack_all
 from hfcompress.checkpoint.record import Record, Shape
 from hfcompress.checkpoint.save import write_record
 from hfcompress.checkpoint.shapes import resize
@@ -42,9 +42,9 @@ def apply_record(
         if recorded in record.modules:
             resize(module, name, record.modules[recorded])
         if recorded in record.packed:
-            hold_packed(module, name, record.packed[recorded])
+            expect_packed(module, name, record.packed[recorded])
         if recorded in record.int8:
-            _hold_int8(model, name)
+            _expect_int8(model, name)
     if files and all(str(file).endswith(".safetensors") for file in files):
         _check_files(model, list(names.values()), record.base, files)
     return names
@@ -76,7 +76,7 @@ def finish(model: PreTrainedModel, record: Record, names: dict[str, str]) -> Non
         vars(model).pop(name, None)
 
 
-def _hold_int8(model: PreTrainedModel, name: str) -> None:
+def _expect_int8(model: PreTrainedModel, name: str) -> None:
     """Put an `Int8Linear` of the same shape in a Linear's place, on the meta device."""
     module = model.get_submodule(name)
     if not isinstance(module, (nn.Linear, Conv1D)):
@@ -96,7 +96,7 @@ def _names_here(model: PreTrainedModel, record: Record) -> dict[str, str]:
         inside = not record.base or name == record.base or name.startswith(f"{record.base}.")
         if not inside and type(model).__name__ != record.model:
             continue  # another class's head
-        here = _moved(name, record.base, base_prefix(model)) if inside else name
+        here = _with_base(name, record.base, base_prefix(model)) if inside else name
         if here not in modules:
             raise ModelError(
                 f"config.json: the recorded module {name!r} does not exist in "
@@ -106,7 +106,7 @@ def _names_here(model: PreTrainedModel, record: Record) -> dict[str, str]:
     return found
 
 
-def _moved(name: str, base: str, base_here: str) -> str:
+def _with_base(name: str, base: str, base_here: str) -> str:
     inner = name.removeprefix(base).removeprefix(".") if base else name
     return ".".join(part for part in (base_here, inner) if part)
 
@@ -143,7 +143,7 @@ def _names_in(bases: Iterable[str], name: str, here: str) -> Iterator[str]:
     """What a tensor may be called in a file, which may hold another class of the family."""
     yield name
     if not here or name.startswith(f"{here}."):
-        yield from (_moved(name, here, base) for base in bases)
+        yield from (_with_base(name, here, base) for base in bases)
 
 
 def _stored_shapes(files: Sequence[str]) -> dict[str, Shape]:
@@ -152,7 +152,7 @@ def _stored_shapes(files: Sequence[str]) -> dict[str, Shape]:
         try:
             opened: Any = safe_open(file, framework="pt")
             with opened as tensors:
-                for key in tensors.keys():  # noqa: SIM118  # it is no mapping
+                for key in tensors.keys():  # noqa: SIM118  # not a mapping
                     shapes[key] = tuple(tensors.get_slice(key).get_shape())
         except (SafetensorError, OSError) as error:
             raise ModelError(

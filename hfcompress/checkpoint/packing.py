@@ -1,4 +1,4 @@
-"""A sparse weight as a bitmask and its non-zero values: zeros leave the disk, nothing else does.
+"""A sparse weight as a bitmask and its non-zero values: only the non-zeros are stored.
 
 A matrix of n elements of b bytes with k non-zeros takes n/8 + b k bytes: in fp32 at 90 % zeros
 0.131 of the dense size. (A list of column numbers would take more from 3 % non-zeros on.)
@@ -7,7 +7,7 @@ A matrix of n elements of b bytes with k non-zeros takes n/8 + b k bytes: in fp3
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,8 @@ from transformers.pytorch_utils import Conv1D
 from hfcompress.errors import ModelError
 
 PACKABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, Conv1D)
-# The bitmask has the weight's own name: whoever loads the file without knowing of packed weights
-# is told that the shape is wrong, where a missing weight would quietly be made up.
+# The bitmask takes the weight's own name: a loader that does not know packed weights then reports
+# a wrong shape; it would initialise a missing weight at random.
 BITMASK, VALUES = "weight", "weight_values"
 _BITS = 8
 
@@ -71,7 +71,7 @@ def packed_bytes(weight: Tensor, nonzeros: int) -> int:
     return -(-weight.numel() // _BITS) + nonzeros * weight.element_size()
 
 
-def hold_packed(module: nn.Module, name: str, nonzeros: int) -> None:
+def expect_packed(module: nn.Module, name: str, nonzeros: int) -> None:
     """Make a module on the meta device take bitmask and values in its weight's place.
 
     Args:
@@ -87,7 +87,7 @@ def hold_packed(module: nn.Module, name: str, nonzeros: int) -> None:
             f"config.json: the packed module {name!r} is a {type(module).__name__} in this model, "
             f"not a Linear or a convolution; the record belongs to another model"
         )
-    weight: Any = module.weight
+    weight = module.weight
     bits = torch.empty(-(-weight.numel() // _BITS), dtype=torch.uint8, device=weight.device)
     values = torch.empty(nonzeros, dtype=weight.dtype, device=weight.device)
     module._packed_shape = tuple(weight.shape)  # type: ignore[assignment]
@@ -101,13 +101,14 @@ def unpack_all(model: nn.Module, names: Sequence[str]) -> None:
 
     Args:
         model: changed in place.
-        names: modules that `hold_packed` changed, their tensors loaded.
+        names: modules that `expect_packed` changed, their tensors loaded.
 
     Raises:
         ModelError: bitmask and values that do not belong together.
     """
     for name in names:
-        module: Any = model.get_submodule(name)
-        bitmask, values = module._buffers.pop(BITMASK), module._buffers.pop(VALUES)
-        module.weight = nn.Parameter(unpack(bitmask, values, module._packed_shape))
+        module = model.get_submodule(name)
+        bitmask, values = (cast(Tensor, module._buffers.pop(key)) for key in (BITMASK, VALUES))
+        shape = cast(tuple[int, ...], module._packed_shape)
+        module.weight = nn.Parameter(unpack(bitmask, values, shape))
         del module._packed_shape

@@ -1,9 +1,9 @@
-"""What a checkpoint's ``config.json`` says of modules that its model's config cannot express.
+"""The record in a checkpoint's ``config.json`` of modules that the model's config cannot express.
 
 ::
 
     "quantization_config": {
-      "quant_method": "hfcompress (...)",   what transformers looks up, and says where it is unknown
+      "quant_method": "hfcompress (...)",   looked up by transformers, quoted if unknown
       "model": "BertForSequenceClassification",
       "base": "bert",                       where the base model lies in that class
       "modules": {"bert.encoder.layer.0.attention.self.query": {"weight": [24, 32], "bias": [24]}},
@@ -11,14 +11,15 @@
       "int8": ["bert.pooler.dense"]                              Linears whose weight is int8
     }
 
-Plain data in, plain data out: nothing in it is code, and nothing is taken unchecked.
+Plain data: `from_dict` checks every field, and nothing in it is run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+
+from typing_extensions import TypeIs
 
 from hfcompress.errors import ModelError
 
@@ -50,7 +51,7 @@ class Record:
     def __bool__(self) -> bool:
         return bool(self.modules or self.packed or self.int8)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The record as ``config.json`` holds it."""
         modules = {
             name: {key: None if shape is None else list(shape) for key, shape in shapes.items()}
@@ -61,18 +62,18 @@ class Record:
         return {**head, **{key: value for key, value in data.items() if value}}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Record:
+    def from_dict(cls, data: Mapping[str, object]) -> Record:
         """Check what a ``config.json`` holds.
 
         Raises:
-            ModelError: anything that `plain` would not have written.
+            ModelError: anything that `to_dict` would not have written.
         """
         unknown = sorted(set(data) - {*_FIELDS, "quant_method"})
         if unknown:
             raise _damaged(f"has the unknown field {unknown[0]!r}")
         model, base = data.get("model", ""), data.get("base", "")
         if not isinstance(model, str) or not isinstance(base, str):
-            raise _damaged("names its model with something that is no text")
+            raise _damaged("has a model or base that is not text")
         modules = {
             name: _mapping(shapes, f"modules.{name}")
             for name, shapes in _mapping(data.get("modules", {}), "modules").items()
@@ -92,33 +93,33 @@ class Record:
         )
 
 
-def _mapping(value: Any, where: str) -> dict[str, Any]:
+def _mapping(value: object, where: str) -> dict[str, object]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise _damaged(f"holds {value!r} under {where!r}, which is no mapping of names")
+        raise _damaged(f"holds {value!r} under {where!r} instead of a mapping of names")
     return dict(value)
 
 
-def _names(value: Any, where: str) -> tuple[str, ...]:
+def _names(value: object, where: str) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
-        raise _damaged(f"holds {value!r} under {where!r}, which is no list of names")
+        raise _damaged(f"holds {value!r} under {where!r} instead of a list of names")
     return tuple(value)
 
 
-def _shape(module: str, key: str, shape: Any) -> Shape | None:
+def _shape(module: str, key: str, shape: object) -> Shape | None:
     if shape is None:
         return None
     if not isinstance(shape, (list, tuple)) or not all(_is_count(size) for size in shape):
-        raise _damaged(f"gives {module}.{key} the shape {shape!r}, which is no list of sizes")
+        raise _damaged(f"gives {module}.{key} the shape {shape!r} instead of a list of sizes")
     return tuple(shape)
 
 
-def _count(module: str, number: Any) -> int:
+def _count(module: str, number: object) -> int:
     if not _is_count(number):
-        raise _damaged(f"holds {number!r} for {module}, which is no whole number from 0")
-    return int(number)
+        raise _damaged(f"holds {number!r} for {module} instead of a whole number from 0")
+    return number
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> TypeIs[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 

@@ -8,7 +8,6 @@ import uuid
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ from hfcompress.utils import atomic_write, unwritable
 def record_shapes(model: PreTrainedModel) -> Record:
     """Make ``model.save_pretrained`` write a checkpoint that ``from_pretrained`` loads again.
 
-    Call it after heads, neurons, layers or tokens have gone. Where one width holds for all layers
+    Call it after removing heads, neurons, layers or tokens. Where one width holds for all layers
     and the config has a field for it, the field is set and the checkpoint stays plain. What the
     config cannot say goes into ``config.quantization_config``, which transformers reads with
     hfcompress imported. Training on, saving again and Trainer checkpoints need no further call.
@@ -40,15 +39,15 @@ def record_shapes(model: PreTrainedModel) -> Record:
         ModelError: the model differs from its config in more than shapes, or it is quantized.
     """
     refuse_quantized(model)
-    _say_in_config(model)
+    _update_config(model)
     record = difference(model, built_from_config(model))
     write_record(model, record)
     return record
 
 
 def write_record(model: PreTrainedModel, record: Record) -> None:
-    """Put a record into a model's config, or take an old one out where there is nothing to say."""
-    config: Any = model.config
+    """Write a record into a model's config; an empty one removes what was there."""
+    config = model.config
     if record:
         config.quantization_config = record.to_dict()
         # transformers would save some families under the tensor names of older releases; the
@@ -65,7 +64,7 @@ def refuse_quantized(model: PreTrainedModel) -> None:
     Raises:
         ModelError: it is.
     """
-    settings: Any = getattr(model.config, "quantization_config", None)
+    settings = getattr(model.config, "quantization_config", None)
     if settings is None:
         return
     plain = settings if isinstance(settings, dict) else settings.to_dict()
@@ -76,9 +75,9 @@ def refuse_quantized(model: PreTrainedModel) -> None:
         )
 
 
-def _say_in_config(model: PreTrainedModel) -> None:
-    """Set the fields that can express what was removed."""
-    config: Any = model.config
+def _update_config(model: PreTrainedModel) -> None:
+    """Set the config fields that can express the model's sizes."""
+    config = model.config
     embedding = _input_embedding(model)
     if embedding is not None and getattr(config, "vocab_size", None) is not None:
         config.vocab_size = embedding.num_embeddings
@@ -106,12 +105,12 @@ _README = "README.md"
 
 @dataclass(frozen=True)
 class SavedBytes:
-    """What packing did to the weights that were packed.
+    """Sizes of the packed weights.
 
     Attributes:
-        packed: how many weights were.
-        dense_bytes: what they would take dense.
-        bytes: what they take.
+        packed: number of packed weights.
+        dense_bytes: their size as dense tensors.
+        bytes: their size packed.
     """
 
     packed: int
@@ -128,15 +127,14 @@ def save_compressed(
     folder's README.md says so (one that is already there is kept).
 
     Args:
-        model: shapes of any kind, see `record_shapes`.
-        directory: made where it is not there; files of earlier saves are replaced one by one,
-            each whole.
+        model: of any shapes, see `record_shapes`.
+        directory: created if missing; files of earlier saves are replaced atomically, one by one.
         sparse: store weights of Linears and convolutions as bitmask and non-zero values where
             that is smaller (from 4 % zeros on in fp32); they are dense again in memory, bit for
             bit but for the sign of zeros.
 
     Returns:
-        What packing saved.
+        the sizes of the packed weights.
 
     Raises:
         ModelError: as `record_shapes`.

@@ -1,4 +1,4 @@
-"""How a model differs in shape from what its config builds, and how to make a fresh one alike."""
+"""Compare a model's shapes with those its config builds; resize a fresh model to recorded ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def built_from_config(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def difference(model: PreTrainedModel, fresh: PreTrainedModel) -> Record:
-    """What of a model's shapes its config does not say.
+    """Return the shapes of a model that its config does not build.
 
     Args:
         model: any state of it; no tensor is read.
@@ -101,7 +101,7 @@ def _replace(module: nn.Module, key: str, old: Tensor | None, shape: Shape | Non
 def _changed_shapes(name: str, module: nn.Module, fresh: nn.Module) -> dict[str, Shape | None]:
     found: dict[str, Shape | None] = {}
     if isinstance(module, Int8Linear):
-        module = _stands_for(module, fresh)
+        module = _dense_module(module, fresh)
     for key in dict.fromkeys((*module._parameters, *module._buffers, *fresh._parameters)):
         ours, theirs = getattr(module, key, None), getattr(fresh, key, None)
         shape = None if ours is None else tuple(ours.shape)
@@ -121,8 +121,8 @@ def _resizable(module: nn.Module, shapes: dict[str, Shape | None]) -> bool:
     return isinstance(module, RESIZABLE) or (type(module).__name__, *shapes) in WIDTH_PARAMETERS
 
 
-def _stands_for(module: Int8Linear, fresh: nn.Module) -> nn.Module:
-    """The Linear or Conv1D, without data, in whose place an `Int8Linear` is."""
+def _dense_module(module: Int8Linear, fresh: nn.Module) -> nn.Module:
+    """The Linear or Conv1D (meta device) that an `Int8Linear` replaced."""
     outputs, inputs = module.out_features, module.in_features
     with torch.device("meta"):
         if isinstance(fresh, Conv1D):

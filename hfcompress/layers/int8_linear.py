@@ -9,7 +9,8 @@ torch has without another package.
 from __future__ import annotations
 
 import warnings
-from typing import Any, cast
+from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -43,14 +44,14 @@ class Int8Linear(nn.Module):
     weight_int8: Tensor
     weight_scale: Tensor
 
-    def __init__(self, outputs: int, inputs: int, bias: bool, device: Any = None) -> None:
+    def __init__(self, outputs: int, inputs: int, bias: bool, device: str | None = None) -> None:
         super().__init__()
         self.in_features, self.out_features = inputs, outputs
         values = torch.zeros(outputs, inputs, dtype=torch.int8, device=device)
         self.register_buffer(WEIGHT, values)
         self.register_buffer(SCALE, torch.ones(outputs, device=device))
         self.bias = nn.Parameter(torch.zeros(outputs, device=device)) if bias else None
-        self._packed: Any = None
+        self._packed: torch.ScriptObject | None = None
 
     @classmethod
     def of(cls, module: nn.Linear | Conv1D, per_channel: bool = True) -> Int8Linear:
@@ -75,7 +76,7 @@ class Int8Linear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """What the integers stand for, fp32 [outputs, inputs]; made anew on every access."""
+        """The dequantized weight, fp32 [outputs, inputs]; computed on every access."""
         values, scale = self.weight_int8, self.weight_scale.float()
         zero = torch.zeros_like(scale, dtype=torch.int8)
         return dequantize_layer_weights(QuantizedWeight(values, scale, zero, 8, 0))
@@ -94,17 +95,18 @@ class Int8Linear(nn.Module):
         """Sizes, as ``nn.Linear`` shows them."""
         return f"in_features={self.in_features}, out_features={self.out_features}, int8"
 
-    def _pack(self) -> Any:
+    def _pack(self) -> torch.ScriptObject:
         scale = self.weight_scale.double()
         zero = torch.zeros(len(scale), dtype=torch.long)
         with warnings.catch_warnings():
             # torch 2.13, 2026-11: quantized tensors are deprecated, its int8 kernel takes no other.
             warnings.filterwarnings("ignore", message=".*quantized tensor creation functions.*")
-            make: Any = torch._make_per_channel_quantized_tensor
+            make: Callable[..., Tensor] = torch._make_per_channel_quantized_tensor
             weight = make(self.weight_int8, scale, zero, 0)
         bias = None if self.bias is None else self.bias.detach().float()
-        return torch.ops.quantized.linear_prepack(weight, bias)
+        packed: torch.ScriptObject = torch.ops.quantized.linear_prepack(weight, bias)
+        return packed
 
-    def __getstate__(self) -> dict[str, Any]:
-        # The packed form cannot be copied; it is made again.
+    def __getstate__(self) -> dict[str, object]:
+        # The packed form cannot be copied; `forward` makes it again.
         return {**self.__dict__, "_packed": None}

@@ -7,7 +7,8 @@ from typing import Any
 
 from hfcompress.utils import require
 
-Value = Any  # of llvmlite.ir, which has no types of its own to import
+Value = Any
+"""An object of llvmlite, which has no types to import."""
 
 
 class Builder:
@@ -25,15 +26,15 @@ class Builder:
     """
 
     def __init__(self, lanes: int) -> None:
-        ir: Any = require("llvmlite.ir", "sparse")
+        ir: Value = require("llvmlite.ir", "sparse")
         self.ir, self.lanes = ir, lanes
         self.module = ir.Module("sparse")
         self.int, self.int32, self.float = ir.IntType(64), ir.IntType(32), ir.FloatType()
         self.pointer = ir.PointerType()
         self.vector = ir.VectorType(self.float, lanes)
-        self.build: Any = None
+        self.build: Value = None
 
-    def function(self, name: str, arguments: list[Any], result: Any = None) -> Any:
+    def function(self, name: str, arguments: list[Value], result: Value = None) -> Value:
         """Declare a function; it has a body once blocks are added."""
         kind = self.ir.FunctionType(result or self.ir.VoidType(), arguments)
         return self.ir.Function(self.module, kind, name)
@@ -42,11 +43,11 @@ class Builder:
         """A 64-bit constant."""
         return self.ir.Constant(self.int, value)
 
-    def at(self, base: Value, index: Value, kind: Any) -> Value:
+    def at(self, base: Value, index: Value, kind: Value) -> Value:
         """The address of an element."""
         return self.build.gep(base, [index], source_etype=kind)
 
-    def load(self, base: Value, index: Value, kind: Any, align: int) -> Value:
+    def load(self, base: Value, index: Value, kind: Value, align: int) -> Value:
         """An element."""
         return self.build.load(self.at(base, index, kind), typ=kind, align=align)
 

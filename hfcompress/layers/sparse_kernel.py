@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 
@@ -34,6 +34,9 @@ each row's non-zeros and their column numbers from ``starts[row]`` to ``starts[r
 is room for every thread's panel of ``panel_bytes``; rows are split in ``splits`` parts among
 threads.
 """
+
+Kernel = Callable[[ctypes.Array[ctypes.c_int64], int], None]
+"""``kernel(arguments, threads)``: compiled code that reads what `ARGUMENTS` names."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class _Kernel(Builder):
         for place, name in enumerate(ARGUMENTS):
             kind = self.pointer if name in POINTERS else self.int
             given[name] = build.load(self.at(arguments, self.number(place), self.int), typ=kind)
-        self.given: Any = SimpleNamespace(**given)
+        self.given: Value = SimpleNamespace(**given)
         own = build.mul(thread, self.given.panel_bytes)
         self.panel = self.at(self.given.panel, own, self.ir.IntType(8))
         blocks = self.ceiling(self.given.tokens, shape.tokens)
@@ -123,8 +126,8 @@ class _Kernel(Builder):
         for part in range(shape.vectors):
             rows = []
             for lane in range(shape.lanes):
-                wanted = build.add(token, self.number(part * shape.lanes + lane))
-                start = build.mul(self.minimum(wanted, last_token), self.given.inputs)
+                index = build.add(token, self.number(part * shape.lanes + lane))
+                start = build.mul(self.minimum(index, last_token), self.given.inputs)
                 rows.append(self.at(self.given.x, start, self.float))
 
             def columns(index: Value, rows: list[Value] = rows, part: int = part) -> list[Value]:
@@ -213,7 +216,7 @@ class _Kernel(Builder):
         build.call(self.task, [arguments, self.number(0), self.number(1)])
         build.ret_void()
 
-    def define_worker(self) -> Any:
+    def define_worker(self) -> Value:
         """What each thread of the pool is given to run."""
         worker = self.function("worker", [self.pointer])
         build = self.ir.IRBuilder(worker.append_basic_block())
@@ -238,20 +241,20 @@ def shape_for_host() -> Shape:
     Raises:
         MissingExtraError: llvmlite is not installed.
     """
-    binding: Any = require("llvmlite.binding", "sparse")
+    binding: Value = require("llvmlite.binding", "sparse")
     features = binding.get_host_cpu_features()
     lanes = 16 if features.get("avx512f") else 8 if features.get("avx2") else 4
     return Shape(lanes=lanes, vectors=2, chains=4)
 
 
 @functools.cache
-def compiled(shape: Shape) -> Any:
+def compiled(shape: Shape) -> Kernel:
     """``run(arguments, threads)`` as a C function; it releases the interpreter while it runs.
 
     Raises:
         MissingExtraError: llvmlite is not installed.
     """
-    binding: Any = require("llvmlite.binding", "sparse")
+    binding: Value = require("llvmlite.binding", "sparse")
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     runtime = _openmp()
@@ -272,11 +275,11 @@ def compiled(shape: Shape) -> Any:
     engine.finalize_object()
     prototype = ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_int64), ctypes.c_int32)
     run = prototype(engine.get_function_address("run"))
-    run.engine = engine  # type: ignore[attr-defined]  # the code lives as long as it
+    run.engine = engine  # type: ignore[attr-defined]  # frees the code when it is collected
     return run
 
 
-def _openmp() -> Any:
+def _openmp() -> ctypes.CDLL | None:
     """torch's own OpenMP, whose threads are already running; None where there is no such one."""
     for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*")):
         library = ctypes.CDLL(str(path))

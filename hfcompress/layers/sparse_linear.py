@@ -1,4 +1,4 @@
-"""``SparseLinear``: a Linear that skips its zeros where that is possible, dense everywhere else."""
+"""``SparseLinear``: a Linear that skips zeros on CPU in fp32 and is dense everywhere else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hfcompress.models.architectures import select_modules
 from hfcompress.utils import FormerPlain
 
 Method = Literal["kernel", "csr"]
-_PRODUCTS: dict[Method, Any] = {"kernel": KernelProduct, "csr": CsrProduct}
+_PRODUCTS: dict[Method, Callable[[Tensor], Product]] = {"kernel": KernelProduct, "csr": CsrProduct}
 
 
 class SparseLinear(nn.Linear):
@@ -80,7 +80,7 @@ class SparseLinear(nn.Linear):
         """As ``nn.Linear`` prints it, and how zeros are skipped."""
         return f"{super().extra_repr()}, method={self.method}"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> SparseLinear:
+    def __deepcopy__(self, memo: dict[int, object]) -> SparseLinear:
         """A copy with a weight of its own; compiled code is shared."""
         return type(self)(copy.deepcopy(self.dense(), memo), self.method)
 
@@ -191,7 +191,7 @@ def _choose(model: nn.Module, name: str, linear: nn.Linear, tokens: int) -> Laye
 def _candidates(linear: nn.Linear) -> dict[Method, SparseLinear]:
     """The ways that this installation and this shape allow."""
     found: dict[Method, SparseLinear] = {"csr": SparseLinear(linear, "csr")}
-    with suppress(MissingExtraError, TargetError):  # torch's own way is there everywhere
+    with suppress(MissingExtraError, TargetError):  # CSR is always available
         found["kernel"] = SparseLinear(linear, "kernel")
     return found
 

@@ -22,12 +22,12 @@ def spread_to_total(counts: Mapping[str, float], sizes: Mapping[str, int], total
 
     A difference is spread in proportion to what the layers keep (or, if there are too many, drop).
     """
-    wanted = {name: min(max(counts[name], 0.0), float(sizes[name])) for name in sizes}
-    excess = total - sum(wanted.values())
-    room = {name: sizes[name] - wanted[name] if excess > 0 else wanted[name] for name in sizes}
+    clipped = {name: min(max(counts[name], 0.0), float(sizes[name])) for name in sizes}
+    excess = total - sum(clipped.values())
+    room = {name: sizes[name] - clipped[name] if excess > 0 else clipped[name] for name in sizes}
     all_room = sum(room.values())
     share = excess / all_room if all_room else 0.0
-    exact = {name: wanted[name] + share * room[name] for name in sizes}
+    exact = {name: clipped[name] + share * room[name] for name in sizes}
     rounded = {name: int(value) for name, value in exact.items()}
     # Largest remainders first; equal ones in layer order.
     by_rest = sorted(sizes, key=lambda name: rounded[name] - exact[name])
@@ -67,10 +67,10 @@ def owl(
     offsets = (values - values.min()) / extent * 2 * spread
     offsets -= offsets.mean()
     sparsity = total / sum(sizes.values())
-    wanted = {
+    counts = {
         name: (sparsity - offset) * sizes[name] for name, offset in zip(sizes, offsets, strict=True)
     }
-    return spread_to_total(wanted, sizes, total)
+    return spread_to_total(counts, sizes, total)
 
 
 def finer(
@@ -114,13 +114,13 @@ def optimal(
         best, level_at, parent = _one_layer(best, gains, errors[name])
         steps.append((level_at, parent))
     place = goal if np.isfinite(best[goal]) else int(np.flatnonzero(np.isfinite(best))[-1])
-    wanted: dict[str, float] = {}
+    counts: dict[str, float] = {}
     for (name, size), (level_at, parent) in zip(
         reversed(list(sizes.items())), reversed(steps), strict=True
     ):
-        wanted[name] = levels[int(level_at[place])] * size
+        counts[name] = levels[int(level_at[place])] * size
         place = int(parent[place])
-    return spread_to_total(wanted, sizes, total)
+    return spread_to_total(counts, sizes, total)
 
 
 def _one_layer(
@@ -129,8 +129,8 @@ def _one_layer(
     """One step of the dynamic program.
 
     Args:
-        best: least error so far for each number of units dropped; the last stands for the goal
-            and all beyond.
+        best: least error so far for each number of units dropped; the last entry is for the
+            goal and any number above it.
         gains: units that this layer drops at each level.
         errors: its error at each level.
 

@@ -273,7 +273,7 @@ class PruningConfig(StepConfig):
             raise ValueError(
                 f"pattern {self.pattern} cannot be reached in steps; leave recomputations out"
             )
-        if self.solver.token_importance and not self.is_sequential:
+        if self.solver.token_importance and self.resolved_statistics == "dense":
             raise ValueError("token_importance needs statistics: sequential")
         if self.augmented_rows and self.method in GRADIENT_METHODS:
             raise ValueError(
@@ -302,14 +302,14 @@ class PruningConfig(StepConfig):
         return self.alps if self.method == "alps" else self.sparsegpt
 
     @property
-    def wanted(self) -> float:
-        """The sparsity asked for; an N:M pattern's own where none is given."""
+    def resolved_sparsity(self) -> float:
+        """``sparsity``; an N:M pattern's own where none is given."""
         if self.sparsity is not None:
             return self.sparsity
         return 1 - self.parsed_pattern.keep / self.parsed_pattern.group
 
     @property
-    def competition(self) -> str:
+    def resolved_scope(self) -> Literal["row", "layer", "global"]:
         """``scope`` with auto resolved."""
         if self.scope != "auto":
             return self.scope
@@ -319,30 +319,32 @@ class PruningConfig(StepConfig):
         return "global" if self.method == "lamp" and not fixed else "layer"
 
     @property
-    def repairs_bias(self) -> bool:
+    def resolved_bias_repair(self) -> bool:
         """``bias_repair`` with the default resolved."""
         return self.method == "alps" if self.bias_repair is None else self.bias_repair
 
     @property
-    def is_sequential(self) -> bool:
+    def resolved_statistics(self) -> Literal["sequential", "dense"]:
         """``statistics`` with auto resolved."""
-        if self.statistics == "auto":
-            return self.method in RECONSTRUCTING or self.repairs_bias
-        return self.statistics == "sequential"
+        if self.statistics != "auto":
+            return self.statistics
+        sequential = self.method in RECONSTRUCTING or self.resolved_bias_repair
+        return "sequential" if sequential else "dense"
 
     @property
-    def follows_outputs(self) -> bool:
+    def resolved_reference(self) -> Literal["weights", "outputs"]:
         """``reference`` with auto resolved."""
-        if self.reference == "auto":
-            return self.method == "alps" and self.is_sequential
-        return self.reference == "outputs"
+        if self.reference != "auto":
+            return self.reference
+        sequential = self.resolved_statistics == "sequential"
+        return "outputs" if self.method == "alps" and sequential else "weights"
 
     @property
     def needs_calibration(self) -> bool:
         """Whether `prune` needs calibration data for this config."""
         return (
             self.method in GRADIENT_METHODS | MOMENT_METHODS
-            or self.repairs_bias
+            or self.resolved_bias_repair
             or self.allocation != "uniform"
         )
 

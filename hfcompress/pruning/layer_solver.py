@@ -18,21 +18,21 @@ from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.patterns import Chooser
 from hfcompress.pruning.reconstruction import alps_mask, least_squares, sparsegpt
 
-Upper = tuple[Tensor, float]
+InverseFactor = tuple[Tensor, float]
 """`inverse_upper` of a damped Gram matrix, and the damping."""
-Remember = Callable[[tuple[object, ...], Callable[[], Upper]], Upper]
-"""(what a result depends on, how to make it) -> the result, made or remembered."""
+Memoize = Callable[[tuple[object, ...], Callable[[], InverseFactor]], InverseFactor]
+"""(key, make) -> the cached result for the key, made on first use."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to happen to one layer.
+    """The pruning task of one layer.
 
     Attributes:
         name: the module's name.
         drop: weights to drop.
-        settled: the new weight where it is known already (outputs x inputs), else None.
-        importance: groups x outputs, how much each output counts; None for all alike.
+        settled: the new weight (outputs x inputs) if it is known already, else None.
+        importance: groups x outputs, the weight of each output's error; None weighs all alike.
     """
 
     name: str
@@ -47,7 +47,7 @@ def solve_layer(
     task: Task,
     config: PruningConfig,
     note: Callable[[str], None],
-    remember: Remember,
+    memoize: Memoize,
 ) -> None:
     """Prune one layer in place by a method that works on moments, group by group.
 
@@ -58,8 +58,8 @@ def solve_layer(
         moments: of its inputs.
         task: how much to drop.
         config: the method and its options.
-        note: takes sentences for the report.
-        remember: keeps factorisations for layers with the same input, and other sparsities.
+        note: receives sentences for the report.
+        memoize: caches factorisations for layers with the same input.
 
     Raises:
         CalibrationError: NaN in the statistics.
@@ -78,14 +78,14 @@ def solve_layer(
                 None if task.importance is None else task.importance[group],
                 config,
                 lambda text: note(f"{task.name}: {text}"),
-                partial(_upper, moments, group, config, remember),
+                partial(_inverse_factor, moments, group, config, memoize),
             )
     if not bool(torch.isfinite(new).all()):
         raise CalibrationError(
             f"pruning {task.name} gave NaN or infinite weights; "
             f"raise damping above {config.solver.damping:g}"
         )
-    if config.repairs_bias and _has_bias(module):
+    if config.resolved_bias_repair and _has_bias(module):
         _repair_bias(module, moments, weight, new)
     write_matrix(module, new.flatten(0, 1))
 
@@ -130,13 +130,15 @@ def _solve_group(
     importance: Tensor | None,
     config: PruningConfig,
     note: Callable[[str], None],
-    factored: Callable[[_Part], Upper],
+    factored: Callable[[_Part], InverseFactor],
 ) -> Tensor:
-    choose = config.parsed_pattern.chooser(config.competition == "row")
+    choose = config.parsed_pattern.chooser(config.resolved_scope == "row")
     if config.method == "wanda":
         norm = part.gram.diagonal().clamp_min(0).sqrt().to(weight.dtype)
         return weight * choose(scores.wanda(weight, norm), drop)
-    if config.repairs_bias:  # the bias answers for the mean, the weights for the rest
+    if (
+        config.resolved_bias_repair
+    ):  # the bias repairs the mean, so fit the weights to the centred moments
         part = part.centred()
     relative = _relative(importance, config)
     if config.method == "sparsegpt" and part.cross is None:
@@ -157,7 +159,7 @@ def _by_target(
     importance: Tensor | None,
     config: PruningConfig,
 ) -> tuple[Tensor, float]:
-    """The dense weight that fits the wanted outputs best, pruned; and the damping."""
+    """The dense weight that fits the target outputs best, pruned; and the damping."""
     matrix, factor, share = damped(part.gram, config.solver.damping)
     target = weight
     if part.cross is not None:
@@ -187,14 +189,14 @@ def _sparsegpt(
     )
 
 
-def _upper(
-    moments: Moments, group: int, config: PruningConfig, remember: Remember, part: _Part
-) -> Upper:
-    def make() -> Upper:
+def _inverse_factor(
+    moments: Moments, group: int, config: PruningConfig, memoize: Memoize, part: _Part
+) -> InverseFactor:
+    def make() -> InverseFactor:
         return damped_inverse_upper(part.gram, config.solver.damping)
 
-    key = ("upper", id(moments.gram), group, config.solver.damping, config.repairs_bias)
-    return remember(key, make)
+    key = ("upper", id(moments.gram), group, config.solver.damping, config.resolved_bias_repair)
+    return memoize(key, make)
 
 
 def _relative(importance: Tensor | None, config: PruningConfig) -> Tensor | None:
@@ -205,13 +207,13 @@ def _relative(importance: Tensor | None, config: PruningConfig) -> Tensor | None
 
 
 def _repair_bias(module: nn.Module, moments: Moments, dense: Tensor, new: Tensor) -> None:
-    """Set the bias so that the mean output is what it should be."""
+    """Set the bias so that the mean output equals the dense layer's."""
     mean = moments.mean.double()[:, :, None]
     if moments.output is not None:
-        wanted = moments.output.double()[:, :, None]
+        target = moments.output.double()[:, :, None]
     else:
-        wanted = dense.double() @ mean + _bias(module, len(dense))[:, :, None]
-    repaired = wanted - new.double() @ mean
+        target = dense.double() @ mean + _bias(module, len(dense))[:, :, None]
+    repaired = target - new.double() @ mean
     bias = module.bias
     assert isinstance(bias, Tensor)
     bias.detach().copy_(repaired.flatten())
@@ -293,7 +295,7 @@ def _pruned(
     config: PruningConfig,
 ) -> Tensor:
     pattern = config.parsed_pattern
-    choose = pattern.chooser(config.competition == "row")
+    choose = pattern.chooser(config.resolved_scope == "row")
     drop = round(level * weight.numel())
     if score is not None:
         return weight * choose(score, drop)

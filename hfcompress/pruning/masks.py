@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 Array = npt.NDArray[Any]
+Number = float | int
 
 _SLICE = 1 << 16
 """Values handled at once: small enough that temporaries stay in the processor's cache."""
@@ -156,7 +157,9 @@ def _kept(array: Array, cut: Cut) -> tuple[npt.NDArray[np.bool_], Cut]:
     return keep, Cut(cut.value, max(cut.ties - len(equal), 0))
 
 
-def _order_statistics(sample: Array, rank: float, margin: float) -> tuple[Any | None, Any | None]:
+def _order_statistics(
+    sample: Array, rank: float, margin: float
+) -> tuple[Number | None, Number | None]:
     """The sample's values at ``rank`` minus and plus ``margin``; None beyond its ends."""
     places = [int(rank - margin), int(rank + margin)]
     inner = [place for place in places if 0 <= place < len(sample)]
@@ -168,8 +171,8 @@ def _order_statistics(sample: Array, rank: float, margin: float) -> tuple[Any | 
 def _bracket(
     arrays: Sequence[Array],
     bits: int | None,
-    low: Any | None,
-    high: Any | None,
+    low: Number | None,
+    high: Number | None,
     limit: int | None,
 ) -> tuple[int, Array]:
     """How many values lie below ``low``, and the values from ``low`` to ``high``."""
@@ -185,7 +188,7 @@ def _bracket(
                 below += int(np.count_nonzero(under))
                 within = ~under if high is None else under ^ (values <= high)
             else:
-                within = slice(None) if high is None else values <= high
+                within = np.full(len(values), True) if high is None else values <= high
             inside.append(values[within])
     return below, np.concatenate(inside)
 

@@ -15,9 +15,9 @@ from hfcompress.pruning import allocation, scores
 from hfcompress.pruning.config import MOMENT_METHODS, RECONSTRUCTING, PruningConfig
 from hfcompress.pruning.layer_solver import (
     LEVELS,
-    Remember,
+    InverseFactor,
+    Memoize,
     Task,
-    Upper,
     layer_errors,
     solve_layer,
     surgeon_scores,
@@ -62,18 +62,18 @@ class OneShot:
     def run(self) -> tuple[dict[str, int], tuple[str, ...]]:
         """Prune; returns what was asked of each layer, and notes."""
         if self.config.method in MOMENT_METHODS and (
-            self.config.method != "wanda" or self.config.is_sequential
+            self.config.method != "wanda" or self.config.resolved_statistics == "sequential"
         ):
-            counts = self._counts(self.config.wanted)
+            counts = self._counts(self.config.resolved_sparsity)
             self._by_moments(self._tasks(counts))
-        elif self.config.repairs_bias:
+        elif self.config.resolved_bias_repair:
             counts = self._with_bias_repair()
         else:
             counts = self._by_rounds()
         return counts, tuple(self._notes)
 
     def _tasks(self, counts: Mapping[str, int]) -> dict[str, Task]:
-        """What is to happen to each layer, and which of its outputs count how much."""
+        """Each layer's task, with the importance of its outputs."""
         if not self.config.solver.output_importance:
             return {name: Task(name, drop) for name, drop in counts.items()}
         found = self._importance()
@@ -85,8 +85,8 @@ class OneShot:
         rounds = self.config.recomputations
         for number in range(1, rounds + 1):
             # Geometric steps: each round drops the same share of what is left.
-            sparsity = 1 - (1 - self.config.wanted) ** (number / rounds)
-            sparsity = self.config.wanted if number == rounds else sparsity
+            sparsity = 1 - (1 - self.config.resolved_sparsity) ** (number / rounds)
+            sparsity = self.config.resolved_sparsity if number == rounds else sparsity
             if self.config.method == "obert":
                 counts = self._by_block_fisher(sparsity)
             else:
@@ -94,7 +94,7 @@ class OneShot:
         return counts
 
     def _with_bias_repair(self) -> dict[str, int]:
-        """Prune, then take the dense model again and put the new weights in layer by layer."""
+        """Choose the new weights, restore the dense ones, then write layer by layer with biases."""
         dense = {name: weight_matrix(module).clone() for name, module in self.modules.items()}
         counts = self._by_rounds()
         tasks = {}
@@ -105,28 +105,32 @@ class OneShot:
         return counts
 
     def _by_moments(self, tasks: Mapping[str, Task]) -> None:
-        """Solve each layer's task with the moments that the config asks for."""
+        """Solve each layer's task with the statistics that the config names."""
         config = self.config
-        if config.is_sequential:
+        if config.resolved_statistics == "sequential":
             steps = layer_by_layer(
                 self.model,
                 self.modules,
                 self.calibration,
-                dense_outputs=config.follows_outputs,
+                dense_outputs=config.resolved_reference == "outputs",
                 memory=config.activation_memory << 20,
                 token_weights=self._token_weights(),
             )
         else:
             steps = iter([self.calibration.moments(self.model, self.modules)])
         for step in steps:
-            remember = _memory() if config.is_sequential else self.calibration.kept
+            memoize = (
+                _group_cache()
+                if config.resolved_statistics == "sequential"
+                else self.calibration.kept
+            )
             for name, moments in step.items():
                 module, task = self.modules[name], tasks[name]
-                solve_layer(module, moments, task, config, self._notes.append, remember)
+                solve_layer(module, moments, task, config, self._notes.append, memoize)
 
     def _by_scores(self, sparsity: float) -> dict[str, int]:
         found = self._scores()
-        if self.config.competition == "global":
+        if self.config.resolved_scope == "global":
             total = round(sparsity * sum(self._sizes.values()))
             masks = dict(
                 zip(found, self._pattern.global_masks(list(found.values()), total), strict=True)
@@ -134,7 +138,7 @@ class OneShot:
             counts = {name: int((~mask).sum()) for name, mask in masks.items()}
         else:
             counts = self._counts(sparsity)
-            choose = self._pattern.chooser(self.config.competition == "row")
+            choose = self._pattern.chooser(self.config.resolved_scope == "row")
             masks = {name: choose(score, counts[name]) for name, score in found.items()}
         for name, module in self.modules.items():
             write_matrix(module, weight_matrix(module) * masks[name])
@@ -169,7 +173,7 @@ class OneShot:
     def _counts(self, sparsity: float) -> dict[str, int]:
         """Weights to drop in each layer."""
         config, total = self.config, round(sparsity * sum(self._sizes.values()))
-        if config.competition == "global":
+        if config.resolved_scope == "global":
             return self._global_counts(total)
         if config.allocation == "owl":
             outliers = {
@@ -216,7 +220,7 @@ class OneShot:
         key = (
             config.method,
             config.pattern,
-            config.competition,
+            config.resolved_scope,
             config.solver.damping,
             config.sparsegpt.block_size,
             config.seed,
@@ -236,11 +240,11 @@ class OneShot:
         return self.calibration.kept(("errors", key, fingerprint(self.model), *modules), collect)
 
     def _by_block_fisher(self, sparsity: float) -> dict[str, int]:
-        counts = None if self.config.competition == "global" else self._counts(sparsity)
+        counts = None if self.config.resolved_scope == "global" else self._counts(sparsity)
         portions = fisher_portions(self._sizes, self.config.obert.block)
         if counts is None:
             counts = self._global_fisher_counts(portions, sparsity)
-        choose = self._pattern.chooser(self.config.competition == "row")
+        choose = self._pattern.chooser(self.config.resolved_scope == "row")
         for portion in portions:
             for name, fisher in self._fishers(portion).items():
                 module = self.modules[name]
@@ -282,16 +286,16 @@ class OneShot:
         return fishers
 
 
-def _memory() -> Remember:
-    """Remembers while layers with the same input are solved."""
-    made: dict[tuple[object, ...], Upper] = {}
+def _group_cache() -> Memoize:
+    """A cache for the layers of one group, which read the same input."""
+    made: dict[tuple[object, ...], InverseFactor] = {}
 
-    def remember(key: tuple[object, ...], make: Callable[[], Upper]) -> Upper:
+    def memoize(key: tuple[object, ...], make: Callable[[], InverseFactor]) -> InverseFactor:
         if key not in made:
             made[key] = make()
         return made[key]
 
-    return remember
+    return memoize
 
 
 def _shape(module: nn.Module) -> tuple[int, int]:

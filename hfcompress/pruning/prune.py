@@ -1,4 +1,4 @@
-"""``prune``: zeros in the weights of a model, by one config."""
+"""``prune``: set the least important weights of a model to zero."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from hfcompress.utils import FormerPlain
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What became of one layer.
+    """How one layer was pruned.
 
     Attributes:
         name: the module's name in the model.
         weights: number of weights (the bias is not counted).
         zeros: weights that are zero after pruning.
-        requested: weights that were to be zero.
+        requested: number of zeros asked for.
     """
 
     name: str
@@ -49,7 +49,7 @@ class PruneReport(FormerPlain):
     Attributes:
         requested: sparsity asked for, of the targets.
         layers: one record for each pruned module, in model order.
-        notes: sentences about what the caller should know.
+        notes: what the caller should know, one sentence each.
     """
 
     requested: float
@@ -110,7 +110,7 @@ def prune(
     modules = select_modules(model, config.targets, config.exclude)
     _check_pattern(modules, config)
     if _is_plain_magnitude(modules, config):
-        return PruneReport(config.wanted, _by_magnitude(modules, config))
+        return PruneReport(config.resolved_sparsity, _by_magnitude(modules, config))
     weights = {name: dense_weight(name, module) for name, module in modules.items()}
     one_shot = OneShot(model, modules, config, _calibration(config, calibration))
     requested, notes = one_shot.run()
@@ -118,7 +118,7 @@ def prune(
         LayerReport(name, weight.numel(), count_zeros(weight), requested[name])
         for name, weight in weights.items()
     )
-    return PruneReport(config.wanted, tuple(layers), notes)
+    return PruneReport(config.resolved_sparsity, tuple(layers), notes)
 
 
 def dense_weight(name: str, module: nn.Module) -> Tensor:
@@ -140,8 +140,8 @@ def _is_plain_magnitude(modules: Mapping[str, nn.Module], config: PruningConfig)
         and all(weight.is_contiguous() for weight in weights)
         and config.method == "magnitude"
         and config.pattern == "unstructured"
-        and config.competition in ("layer", "global")
-        and config.wanted > 0
+        and config.resolved_scope in ("layer", "global")
+        and config.resolved_sparsity > 0
         and not config.needs_calibration
     )
 
@@ -151,14 +151,14 @@ def _by_magnitude(
 ) -> tuple[LayerReport, ...]:
     """The fast path: no scores, no masks; two passes over the weights.
 
-    All cuts are known before the first weight changes, so that a NaN leaves the model whole.
+    All cuts are chosen before the first weight changes: a NaN leaves the model unchanged.
     """
     weights = {name: weight_of(module).detach() for name, module in modules.items()}
-    together = config.competition == "global"
+    together = config.resolved_scope == "global"
     portions = [list(weights)] if together else [[name] for name in weights]
 
     def choose(names: list[str]) -> Cut | None:
-        drop = round(config.wanted * sum(weights[name].numel() for name in names))
+        drop = round(config.resolved_sparsity * sum(weights[name].numel() for name in names))
         try:
             return magnitude_cut([weights[name] for name in names], drop) if drop else None
         except ValueError:
@@ -176,12 +176,12 @@ def _by_magnitude(
                 name,
                 weight.numel(),
                 zero,
-                zero if together else round(config.wanted * weight.numel()),
+                zero if together else round(config.resolved_sparsity * weight.numel()),
             )
             for name, weight, zero in zip(names, part, zeros, strict=True)
         ]
 
-    # numpy lets go of the interpreter in its loops, so that layers run side by side.
+    # numpy releases the GIL in its loops, so layers run in parallel.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         cuts = list(pool.map(choose, portions))
         found = list(pool.map(apply, portions, cuts))

@@ -1,4 +1,4 @@
-"""What each layer can stand: prune one layer at a time and measure."""
+"""``sensitivity``: prune one layer at a time and measure the loss of quality."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Layer after layer: each layer's statistics come from the model as pruned so far.
 
-The repeated blocks of a model are passed one at a time. What flows between two blocks is kept
-for every batch, so that a block is computed without the ones before it; where a model has no
-chain of blocks (or layers lie outside of it) whole forward passes take their place. A second
-stream with the dense weights tells what each layer should put out, if that is asked for.
+Blocks are processed one at a time. The hidden states between two blocks are kept for every batch,
+so that a block runs without the ones before it; layers outside a chain of blocks need whole
+forward passes. With ``dense_outputs`` a second stream with the dense weights gives the outputs
+that each layer should reproduce.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +35,8 @@ from hfcompress.models.architectures import blocks
 
 Modules = Mapping[str, nn.Module]
 TokenWeights = Mapping[str, Sequence[Tensor]]
+Arguments = tuple[tuple[object, ...], dict[str, object]]
+"""Positional and keyword arguments of a block, without the first."""
 
 
 @torch.no_grad()
@@ -77,7 +78,7 @@ def layer_by_layer(
             for block in chain:
                 mine = {name: modules[name] for name in inside if inside[name] == block}
                 yield from streams.block(block, mine)
-        # Behind the blocks nothing dense is left to compare with.
+        # The blocks are pruned by now, so the dense outputs of later layers are no longer known.
         yield from _whole(model, collector, after, dense_outputs and not inside)
 
 
@@ -126,10 +127,10 @@ class _Collector:
             if dense is not None:
                 with dense[1].swapped():
                     outputs = outputs_of(dense[0](index), self.modules, group)
-            for call, wanted in zip(inputs, outputs, strict=True):
+            for call, targets in zip(inputs, outputs, strict=True):
                 rows = {
                     name: output_rows(self.modules[name], output, tokens)
-                    for name, output in (wanted or {}).items()
+                    for name, output in (targets or {}).items()
                 }
                 module = self.modules[group.names[0]]
                 total.add(input_rows(module, call, tokens), rows, self._weights(group, index))
@@ -143,7 +144,7 @@ class _Collector:
 
 
 class _Streams:
-    """What flows between the blocks, batch by batch: as pruned so far, and in the dense model."""
+    """Hidden states between blocks, batch by batch: of the model as pruned so far, and dense."""
 
     def __init__(
         self,
@@ -158,7 +159,7 @@ class _Streams:
         self._collector = collector
         calibration = collector.calibration
         self._dense_outputs = dense_outputs
-        self._calls: list[dict[str, tuple[tuple[Any, ...], dict[str, Any]]]] = []
+        self._calls: list[dict[str, Arguments]] = []
         self.pruned: list[Tensor] = []
         self.dense: list[Tensor] = []
         self._store = store = _Store(memory, folder)
@@ -168,11 +169,11 @@ class _Streams:
             start = calls[chain[0]][0][0]
             self.pruned.append(store.keep(start))
             self.dense.append(store.keep(start) if dense_outputs else self.pruned[-1])
-            # What flows between the blocks is computed anew; the rest of each call is kept.
+            # Keep each block's arguments but the first, which `_move` computes anew.
             self._calls.append({name: (call[0][1:], call[1]) for name, call in calls.items()})
 
     def block(self, name: str, modules: Modules) -> Iterator[dict[str, Moments]]:
-        """One block: its groups of layers, then the streams move on behind it."""
+        """Yield the moments of a block's groups, then replace the states by its outputs."""
         dense = _Dense(modules if self._dense_outputs else {})
         if modules:
             order = call_order(self._run(name, self.pruned, 0), modules)

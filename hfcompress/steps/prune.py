@@ -42,7 +42,7 @@ def prune_step(
         ConfigError, TargetError, CalibrationError: as `prune`.
         DataError: no training rows, where the method calibrates.
     """
-    context.progress.stage(f"pruning: {config.method}, {config.wanted:.0%}")
+    context.progress.stage(f"pruning: {config.method}, {config.resolved_sparsity:.0%}")
     report = StepReport.from_dict(_prune(state.network, config, context).to_dict())
     return state.after(config, report), report
 

@@ -106,13 +106,13 @@ def test_a_truncated_file(folder: Path, left: int) -> None:
     ("fields", "match"),
     [
         ({"shapes": {}}, "unknown field 'shapes'"),
-        ({"modules": []}, "under 'modules', which is no mapping"),
+        ({"modules": []}, "under 'modules' instead of a mapping"),
         ({"modules": {"a": 3}}, r"under 'modules\.a'"),
         ({"modules": {"a": {"weight": [2, -1]}}}, r"a\.weight the shape \[2, -1\]"),
         ({"modules": {"a": {"weight": [True]}}}, r"a\.weight the shape \[True\]"),
         ({"modules": {"a": {"weight": "2x3"}}}, r"a\.weight the shape '2x3'"),
-        ({"packed": {"a": 1.5}}, "1.5 for a, which is no whole number"),
-        ({"model": 3}, "no text"),
+        ({"packed": {"a": 1.5}}, "1.5 for a instead of a whole number"),
+        ({"model": 3}, "not text"),
     ],
 )
 def test_a_record_that_nobody_wrote(fields: dict[str, Any], match: str) -> None:

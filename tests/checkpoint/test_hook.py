@@ -31,7 +31,7 @@ def test_the_module_is_found_once_as_the_others_find_it(monkeypatch: pytest.Monk
     """The finder waits for one module, leaves everything else alone, and goes when it is done."""
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     calls: list[str] = []
-    monkeypatch.setattr(hook, "_WAITED", {"hfcompress.errors": "ours"})
+    monkeypatch.setattr(hook, "REGISTRARS", {"hfcompress.errors": "ours"})
     monkeypatch.setattr(hook, "_register", calls.append)
     monkeypatch.delitem(sys.modules, "hfcompress.errors")
     hook.install()
