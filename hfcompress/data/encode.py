@@ -1,18 +1,20 @@
-"""Raw examples -> what a model reads: tokenised once, batched by length, in a known order."""
+"""`encode`: rows -> tokens or pixels, and batches of rows of similar length."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from hfcompress.data.image_batches import image_rows
 from hfcompress.data.load import Examples
+from hfcompress.models.loading import Processor
 
 Batch = dict[str, Tensor]
 
@@ -66,7 +68,9 @@ class Encoded:
             yield part, self.collate([self.rows[int(index)] for index in part])
 
 
-def encode_texts(texts: Sequence[str], tokenizer: Any, max_length: int | None) -> Encoded:
+def encode_texts(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> Encoded:
     """Encode texts without labels.
 
     Args:
@@ -78,7 +82,9 @@ def encode_texts(texts: Sequence[str], tokenizer: Any, max_length: int | None) -
     return _encode_texts(rows, ("text",), tokenizer, max_length)
 
 
-def encode(examples: Examples, rows: Dataset, processor: Any, max_length: int | None) -> Encoded:
+def encode(
+    examples: Examples, rows: Dataset, processor: Processor, max_length: int | None
+) -> Encoded:
     """Encode one side of the examples with a model's processor.
 
     Args:
@@ -90,15 +96,20 @@ def encode(examples: Examples, rows: Dataset, processor: Any, max_length: int | 
     if examples.modality == "image":
         encoded, collate = image_rows(rows, examples.columns[0], processor)
         return Encoded(encoded, None, collate)
-    return _encode_texts(rows, examples.columns, processor, max_length)
+    return _encode_texts(
+        rows, examples.columns, cast(PreTrainedTokenizerBase, processor), max_length
+    )
 
 
 def _encode_texts(
-    rows: Dataset, columns: tuple[str, ...], tokenizer: Any, max_length: int | None
+    rows: Dataset,
+    columns: tuple[str, ...],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
 ) -> Encoded:
     limit = min(max_length or 512, tokenizer.model_max_length)
 
-    def tokenise(batch: dict[str, list[Any]]) -> dict[str, Any]:
+    def tokenise(batch: dict[str, list[str]]) -> dict[str, object]:
         texts = [batch[column] for column in columns]
         tokens = dict(tokenizer(*texts, truncation=True, max_length=limit))
         return tokens | ({"labels": batch["label"]} if "label" in batch else {})

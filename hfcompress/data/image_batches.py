@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
@@ -19,8 +19,12 @@ from torch import Tensor
 from hfcompress.data.images import from_array, open_image
 from hfcompress.errors import DataError, first_line
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 Batch = dict[str, Tensor]
-# Pixels up to so many bytes are kept in memory; more images are decoded when they are asked for.
+Pixels = NDArray[np.uint8]
+# Decoded images of at most this many bytes are kept in memory; more are decoded by the batch.
 KEPT_BYTES = 2 << 30
 _CHUNK = 256
 
@@ -44,7 +48,7 @@ class ImageCollator:
     channels_last: bool = False
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
-        """Look the images up, change them in training, normalise them."""
+        """One batch: the images of some rows, augmented in training, normalised."""
         if self.pixels is None:
             pixels = torch.stack([torch.as_tensor(row["pixels"]) for row in rows])
         else:
@@ -67,14 +71,14 @@ class ImageCollator:
         return replace(self, change=change, channels_last=channels_last)
 
 
-def channels_of(processor: Any) -> int:
-    """How many channels a processor's images have: as many as it has means."""
+def channels_of(processor: object) -> int:
+    """How many channels a processor's images have: one for each of its means."""
     mean = getattr(processor, "image_mean", None)
     return len(mean) if isinstance(mean, (list, tuple)) else 3
 
 
-def image_rows(rows: Dataset, column: str, processor: Any) -> tuple[Dataset, ImageCollator]:
-    """Images as the model's processor makes them, and what makes batches of them.
+def image_rows(rows: Dataset, column: str, processor: object) -> tuple[Dataset, ImageCollator]:
+    """Rows of images as the model's processor makes them, and their collator.
 
     Where all of them take at most `KEPT_BYTES` they are decoded and resized now and kept as
     bytes; the rows then hold each image's place and a hash of its content. Otherwise images are
@@ -104,7 +108,7 @@ def image_rows(rows: Dataset, column: str, processor: Any) -> tuple[Dataset, Ima
             )
         kept[done : done + len(part)] = part
         done += len(part)
-    columns: dict[str, Any] = {"image": np.arange(len(rows)), "content": _hashes(kept)}
+    columns: dict[str, object] = {"image": np.arange(len(rows)), "content": _hashes(kept)}
     if "label" in rows.column_names:
         columns["labels"] = rows.with_format(None)["label"][:]
     return Dataset.from_dict(columns), ImageCollator(scale, shift, torch.from_numpy(kept))
@@ -116,11 +120,11 @@ class _Loader:
     def __init__(self, column: str, maker: _Maker) -> None:
         self.column, self.maker = column, maker
 
-    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Any]:
-        if self.column not in batch:  # somebody asks for another column only
+    def __call__(self, batch: dict[str, list[object]]) -> dict[str, list[object]]:
+        if self.column not in batch:  # only another column is asked for
             return batch
         images = [open_image(value, "a row", self.maker.grey) for value in batch[self.column]]
-        made = {"pixels": list(self.maker.make(images))}
+        made: dict[str, list[object]] = {"pixels": list(self.maker.make(images))}
         return made | ({"labels": batch["label"]} if "label" in batch else {})
 
 
@@ -131,13 +135,13 @@ class _Maker:
         grey: the model reads one channel.
     """
 
-    def __init__(self, processor: Any) -> None:
-        self.processor = processor
+    def __init__(self, processor: object) -> None:
+        self.processor: Any = processor  # its settings are attributes that no class declares
         self.grey = channels_of(processor) == 1
         self._size = _plain_size(processor)
         self._late = bool(getattr(processor, "do_rescale", False)) and self._normalises_plainly()
 
-    def make(self, images: list[Any]) -> NDArray[Any]:
+    def make(self, images: list[Image]) -> NDArray[np.generic]:
         """Images after resizing and cropping: uint8 [images, channels, height, width], or
         float32 where the processor does more with them than scale and shift."""
         if self._late and self._size is not None:
@@ -157,7 +161,7 @@ class _Maker:
         scale, shift = (torch.tensor(value, dtype=torch.float32).view(-1, 1, 1) for value in pair)
         return scale, shift
 
-    def _process(self, images: list[Any], late: bool) -> NDArray[np.float32]:
+    def _process(self, images: list[Image], late: bool) -> NDArray[np.float32]:
         options = {"do_rescale": False, "do_normalize": False} if late else {}
         try:
             found = self.processor(images, return_tensors="np", **options)["pixel_values"]
@@ -176,26 +180,26 @@ class _Maker:
         late = np.rint(self._process(probe, True)) * scale + shift
         return bool(np.allclose(late, self._process(probe, False), atol=1e-4))
 
-    def _resized(self, images: list[Any], size: tuple[int, int], resample: int) -> NDArray[Any]:
-        """What the processor does, without the several conversions that it makes of each image."""
+    def _resized(self, images: list[Image], size: tuple[int, int], resample: int) -> Pixels:
+        """As the processor resizes, without its conversions of each image."""
         resized = [image if image.size == size else image.resize(size, resample)
                    for image in images]  # fmt: skip
         stacked = np.stack([np.asarray(image) for image in resized])
         return stacked[:, None] if self.grey else np.moveaxis(stacked, -1, 1)
 
 
-def _plain_size(processor: Any) -> tuple[tuple[int, int], int] | None:
+def _plain_size(processor: object) -> tuple[tuple[int, int], int] | None:
     """Width and height, and the filter, of a processor that only resizes; None for another."""
     from transformers.image_processing_backends import PilBackend
 
     if not isinstance(processor, PilBackend):
         return None
-    found: Any = processor  # its settings are attributes that no class declares
+    found: Any = processor
     kind = type(processor)
     own = ("resize", "_preprocess", "process_image", "preprocess")
     if any(getattr(kind, name) is not getattr(PilBackend, name) for name in own):
         return None
-    size: Any = found.size
+    size = found.size
     exact = size is not None and size.get("height") and size.get("width")
     more = any(getattr(processor, name, None) for name in ("do_center_crop", "do_pad"))
     if not exact or more or not found.do_resize or not isinstance(found.resample, int):
@@ -203,8 +207,8 @@ def _plain_size(processor: Any) -> tuple[tuple[int, int], int] | None:
     return (size["width"], size["height"]), int(found.resample)
 
 
-def _chunks(rows: Dataset, column: str, maker: _Maker) -> Iterator[NDArray[Any]]:
-    images: list[Any] = []
+def _chunks(rows: Dataset, column: str, maker: _Maker) -> Iterator[NDArray[np.generic]]:
+    images: list[Image] = []
     for image in _images(rows, column, maker.grey):
         images.append(image)
         if len(images) == _CHUNK:
@@ -214,7 +218,7 @@ def _chunks(rows: Dataset, column: str, maker: _Maker) -> Iterator[NDArray[Any]]
         yield maker.make(images)
 
 
-def _images(rows: Dataset, column: str, grey: bool) -> Iterator[Any]:
+def _images(rows: Dataset, column: str, grey: bool) -> Iterator[Image]:
     """Every image of a column, 8-bit grey or RGB."""
     if is_array_column(rows, column):
         wanted = "L" if grey else "RGB"
@@ -226,24 +230,23 @@ def _images(rows: Dataset, column: str, grey: bool) -> Iterator[Any]:
 
 
 def _undecoded(rows: Dataset, column: str) -> Dataset:
-    """Images as files and bytes, so that what cannot be read is told by its name."""
+    """The rows with images as paths and bytes, so that an error can name the file."""
     if isinstance(rows.features[column], datasets.Image):
         return rows.cast_column(column, datasets.Image(decode=False))
     return rows
 
 
-def _hashes(images: NDArray[Any]) -> list[str]:
-    """What sets each image's content apart."""
+def _hashes(images: NDArray[np.generic]) -> list[str]:
+    """Content hash of each image."""
     return [hashlib.blake2b(image.tobytes(), digest_size=8).hexdigest() for image in images]
 
 
-Pixels = NDArray[np.uint8]
 ARRAYS = (Array2D, Array3D)
 # Rows read at a time: a few megabytes of small images.
 _ARROW_ROWS = 4096
 
 
-def array_dataset(images: Pixels, labels: Sequence[Any], names: list[str] | None) -> Dataset:
+def array_dataset(images: Pixels, labels: Sequence[object], names: list[str] | None) -> Dataset:
     """A data set of images and labels.
 
     Args:
@@ -252,15 +255,15 @@ def array_dataset(images: Pixels, labels: Sequence[Any], names: list[str] | None
         names: what the labels are called where they are class numbers; None leaves them values.
     """
     shape = images.shape[1:]
-    kind: Any = Array2DExtensionType if len(shape) == 2 else Array3DExtensionType
+    kind = Array2DExtensionType if len(shape) == 2 else Array3DExtensionType
     column = pa.ExtensionArray.from_storage(kind(shape, "uint8"), _nested(images))
     data = Dataset(pa.table({"image": column, "label": pa.array(labels)}))
     return data.cast_column("label", ClassLabel(names=names)) if names else data
 
 
-def _nested(images: Pixels) -> Any:
-    """The array as lists of lists, which is how Arrow keeps it."""
-    nested: Any = pa.array(np.ascontiguousarray(images).reshape(-1))
+def _nested(images: Pixels) -> pa.Array:
+    """The array as nested lists, Arrow's form of it."""
+    nested = pa.array(np.ascontiguousarray(images).reshape(-1))
     length = images.size
     for size in reversed(images.shape[1:]):
         offsets = np.arange(0, length + 1, size, dtype=np.int64)
@@ -283,7 +286,7 @@ def array_chunks(rows: Dataset, column: str) -> Iterator[Pixels]:
     feature = rows.features[column]
     plain = rows.select_columns(column).with_format("arrow")
     for start in range(0, len(rows), _ARROW_ROWS):
-        values: Any = plain[start : start + _ARROW_ROWS][column].combine_chunks()
+        values = plain[start : start + _ARROW_ROWS][column].combine_chunks()
         values = values.chunk(0) if isinstance(values, pa.ChunkedArray) else values
         values = values.storage
         for _ in feature.shape:

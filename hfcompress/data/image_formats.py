@@ -14,7 +14,6 @@ import re
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
@@ -44,7 +43,7 @@ def is_idx(path: Path) -> bool:
 
 
 def read_idx(path: Path, spec: str) -> DatasetDict:
-    """Images and labels of each side.
+    """The images and labels of each side.
 
     Args:
         path: the folder, or the file of one side's images.
@@ -80,7 +79,7 @@ def _read_side(images: Path, spec: str, names: list[str] | None) -> Dataset:
     if len(pixels) != len(numbers):
         raise DataError(
             f"data: {images.name} holds {len(pixels):,} images and {labels.name} "
-            f"{len(numbers):,} labels; the files do not belong together"
+            f"{len(numbers):,} labels; give files that belong together"
         )
     classes = int(numbers.max(initial=0)) + 1
     fitting = names if names and classes <= len(names) else [str(i) for i in range(classes)]
@@ -93,7 +92,7 @@ def _labels_of(images: Path, spec: str) -> Path:
     for name in (f"{base}.gz", base):
         if (images.parent / name).is_file():
             return images.parent / name
-    raise DataError(f"data: {spec!r} holds {images.name} and not its labels, {base}")
+    raise DataError(f"data: {spec!r} has {images.name} without its labels, {base}")
 
 
 def read_array(file: Path) -> NDArray[np.uint8]:
@@ -102,17 +101,18 @@ def read_array(file: Path) -> NDArray[np.uint8]:
     Raises:
         DataError: it is cut short, or no such file.
     """
-    opened: Any = gzip.open if file.suffix == ".gz" else open
     try:
-        with opened(file, "rb") as stream:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
             data = stream.read()
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"data: {file.name} is cut short or damaged ({error})") from None
     if len(data) < 4 or data[:2] != b"\0\0":
-        raise DataError(f"data: {file.name} is no IDX file; it does not start with two zero bytes")
+        raise DataError(
+            f"data: {file.name} is not an IDX file; it does not start with two zero bytes"
+        )
     kind, dimensions = data[2], data[3]
     if kind != _UNSIGNED_BYTE:
-        raise DataError(f"data: {file.name} holds values of type {kind}; images are bytes, type 8")
+        raise DataError(f"data: {file.name} has values of type {kind}; give one of bytes, type 8")
     head = 4 + 4 * dimensions
     if len(data) < head:
         raise DataError(f"data: {file.name} is cut short")
@@ -162,7 +162,7 @@ def read_pixel_table(
     try:
         table = np.array(rows, dtype=np.float64)
     except ValueError as error:
-        raise DataError(f"data: {spec!r} is no table of pixels: {error}") from None
+        raise DataError(f"data: {spec!r} is not a table of pixels: {error}") from None
     labels = table[:, place].astype(np.int64)
     values = np.delete(table, place % table.shape[1], axis=1)
     side, channels = _side(values.shape[1]) or (0, 0)

@@ -1,43 +1,36 @@
-"""Image processors of a teacher and its student: the rows are encoded once, for both."""
+"""Image processors of a teacher and its student, which read the same encoded rows."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from hfcompress.data.image_batches import channels_of
 from hfcompress.errors import ModelError
 from hfcompress.models.loading import ModelConfig
 
-# What decides the pixels that a model is shown.
+# Settings that decide the pixels that a model reads.
 _DECIDES = ("size", "crop_size", "do_resize", "do_center_crop", "do_rescale", "rescale_factor",
             "do_normalize", "image_mean", "image_std")  # fmt: skip
 
 
-def like_teacher(config: ModelConfig, teacher: Any) -> ModelConfig:
-    """A student from scratch that reads the teacher's images, in all that its config leaves open.
+def like_teacher(config: ModelConfig, teacher: object) -> ModelConfig:
+    """The student's config, with the teacher's image size, means and channels where it has none.
 
     Args:
         config: with ``config``; image size, means and channels may be missing.
         teacher: the teacher's image processor.
     """
-    fields: dict[str, Any] = dict(config.config or {})
+    fields: dict[str, object] = dict(config.config or {})
     size = image_side(teacher)
     if "image_size" not in fields and config.image_size is None and size is not None:
         config = config.replace(image_size=size)
     fields.setdefault("num_channels", channels_of(teacher))
     found = config.replace(config=fields)
-    if (
-        found.image_mean is None
-        and found.image_std is None
-        and getattr(teacher, "image_mean", None)
-    ):
-        found = found.replace(
-            image_mean=tuple(teacher.image_mean), image_std=tuple(teacher.image_std)
-        )
+    mean, std = getattr(teacher, "image_mean", None), getattr(teacher, "image_std", None)
+    if found.image_mean is None and found.image_std is None and mean:
+        found = found.replace(image_mean=tuple(mean), image_std=tuple(std or ()))
     return found
 
 
-def image_side(processor: Any) -> int | None:
+def image_side(processor: object) -> int | None:
     """Side of the square images that a processor makes; None where they are not all square."""
     crop = getattr(processor, "do_center_crop", False) and getattr(processor, "crop_size", None)
     size = crop or getattr(processor, "size", None) or {}
@@ -45,8 +38,8 @@ def image_side(processor: Any) -> int | None:
     return int(height) if height and height == width else None
 
 
-def check_same_images(student: str, mine: Any, teacher: Any) -> None:
-    """Refuse a student whose processor makes other images than the teacher's.
+def check_same_images(student: str, mine: object, teacher: object) -> None:
+    """Check that a student's processor makes the same images as the teacher's.
 
     Raises:
         ModelError: the first thing in which they differ.
@@ -61,7 +54,7 @@ def check_same_images(student: str, mine: Any, teacher: Any) -> None:
             )
 
 
-def _plain(processor: Any, name: str) -> Any:
+def _plain(processor: object, name: str) -> object:
     value = getattr(processor, name, None)
     if name == "crop_size" and not getattr(processor, "do_center_crop", False):
         return None  # not in use

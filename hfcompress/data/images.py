@@ -1,12 +1,13 @@
-"""Images as people have them -> 8-bit grey or RGB, the way that a viewer shows them."""
+"""Image files and arrays -> 8-bit grey or RGB images, as a viewer shows them."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hfcompress.errors import DataError, first_line
 
@@ -24,7 +25,7 @@ _DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 """Pillow's modes of more than 8 bits a value, all of them grey."""
 
 
-def open_image(value: Any, where: str, grey: bool = False) -> Image:
+def open_image(value: object, where: str, grey: bool = False) -> Image:
     """One image, upright, without transparency, 8 bits a value.
 
     Transparent pixels show a white ground. Values of 16 bits are scaled to 8, not cut; of 32-bit
@@ -51,7 +52,7 @@ def open_image(value: Any, where: str, grey: bool = False) -> Image:
         raise DataError(f"data: {_problem(error)}: {name}") from None
 
 
-def _decode(value: Any) -> Image:
+def _decode(value: object) -> Image:
     from PIL import Image
 
     if isinstance(value, dict) and {"bytes", "path"} & value.keys():
@@ -72,13 +73,13 @@ def _problem(error: Exception) -> str:
     from PIL import UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):
-        return "this is no image that Pillow can read"
+        return "Pillow cannot read this as an image"
     if "truncated" in str(error) or isinstance(error, (SyntaxError, EOFError)):
         return f"the image is cut short or damaged ({first_line(error)})"
     return f"the image cannot be read ({first_line(error)})"
 
 
-def from_array(array: np.ndarray[Any, Any]) -> Image:
+def from_array(array: NDArray[np.generic]) -> Image:
     """An image of an array: height x width, or with 1 to 4 channels first or last.
 
     Raises:
@@ -91,25 +92,25 @@ def from_array(array: np.ndarray[Any, Any]) -> Image:
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] > 4) or not array.size:
-        raise ValueError(f"an array of shape {array.shape} is no image")
+        raise ValueError(f"an array of shape {array.shape} is not an image")
     return Image.fromarray(_eight_bits(array))
 
 
-def _eight_bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _eight_bits(array: NDArray[np.generic]) -> NDArray[np.uint8]:
     """Values of any type as bytes, black staying black."""
     if array.dtype == np.uint8:
         return array.astype(np.uint8, copy=False)
     if array.dtype == bool:
         array = array * 255
     if not np.isfinite(array).all():
-        raise ValueError("it holds values that are not finite")
+        raise ValueError("some values are not finite")
     lowest, highest = min(0.0, float(array.min())), float(array.max())
     # A range that numbers usually have; otherwise the one that the image uses.
     usual = (1,) if array.dtype.kind == "f" else ()
     known = next((top for top in (*usual, 255, 65535) if highest <= top), highest)
     top = known if lowest == 0 else highest
     scaled = (array.astype(np.float64) - lowest) * (255 / max(top - lowest, 1e-30))
-    eight: np.ndarray[Any, np.dtype[np.uint8]] = np.rint(scaled).clip(0, 255).astype(np.uint8)
+    eight: NDArray[np.uint8] = np.rint(scaled).clip(0, 255).astype(np.uint8)
     return eight
 
 
@@ -163,11 +164,11 @@ class ImageAugmentation(Config):
 
 
 def augment_images(images: Tensor, config: ImageAugmentation) -> Tensor:
-    """Other views of a batch.
+    """The batch with random flips, shifts and erased rectangles.
 
     Args:
         images: [images, channels, height, width]; bytes, or floats whose black is 0.
-        config: what is done to them.
+        config: how likely each change is.
 
     Returns:
         The changed images, of the same shape and type; the argument is left as it is.

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import datasets
 from datasets import Dataset
@@ -235,7 +234,7 @@ def fingerprint(rows: Dataset | None, columns: tuple[str, ...]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _content(value: Any) -> Any:
+def _content(value: object) -> object:
     """An image by its bytes, anything else as it is."""
     if isinstance(value, dict) and {"bytes", "path"} <= value.keys():
         data = value["bytes"] or Path(value["path"]).read_bytes()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import datasets
 from datasets import DatasetDict
@@ -22,6 +22,14 @@ _SPLIT_NAMES = {"train": "train", "training": "train", "dev": "validation", "val
                 "validation": "validation", "val": "validation", "eval": "validation",
                 "test": "test", "testing": "test"}  # fmt: skip
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zip", ".zst")
+
+
+class CsvOptions(TypedDict, total=False):
+    """Options of the csv reader of ``datasets``."""
+
+    delimiter: str
+    quoting: int
+    column_names: list[str]
 
 
 def read(config: DataConfig, modality: Modality) -> tuple[DatasetDict, tuple[str, ...]]:
@@ -65,7 +73,7 @@ def _read_files(
     for item in files:
         splits.setdefault(_split_name(item) if len(files) > 1 else "train", []).append(str(item))
     kind = kinds.pop()
-    options: dict[str, Any] = {}
+    options: CsvOptions = {}
     notes: tuple[str, ...] = ()
     if kind == "csv":
         options, notes = _csv_options(files[0], config)
@@ -85,7 +93,7 @@ def _data_files(folder: Path) -> list[Path]:
     )
 
 
-def _load(kind: str, source: Source, **options: Any) -> DatasetDict:
+def _load(kind: str, source: Source, **options: object) -> DatasetDict:
     try:
         loaded: DatasetDict = datasets.load_dataset(kind, **options)
     except Exception as error:  # the readers raise many kinds; all mean a file that does not parse
@@ -107,14 +115,14 @@ def _split_name(path: Path) -> str:
     return next((_SPLIT_NAMES[word] for word in words if word in _SPLIT_NAMES), words[0])
 
 
-def _csv_options(file: Path, config: DataConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _csv_options(file: Path, config: DataConfig) -> tuple[CsvOptions, tuple[str, ...]]:
     """Delimiter and quoting by the suffix; column names where the file has no header line."""
     tabs = ".tsv" in file.suffixes
-    options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
+    options: CsvOptions = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
     from fsspec.core import open as open_any  # understands the compressions that datasets does
 
     with open_any(str(file), "rt", encoding="utf-8", compression="infer") as stream:
-        first = next(csv.reader(stream, **options), [])
+        first = next(csv.reader(stream, "excel-tab" if tabs else "excel"), [])
     text = (config.text,) if isinstance(config.text, str) else config.text or ("text",)
     wanted = [*text, config.label or "label"]
     known = {*TEXT_COLUMNS, *LABEL_COLUMNS, *wanted}

@@ -56,7 +56,7 @@ class TextConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # transfor
 
 
 def register() -> None:
-    """Make ``AutoConfig`` know it."""
+    """Register `TextConfig` with ``AutoConfig``."""
     from transformers import AutoConfig  # loading it is what calls this, see checkpoint/hook.py
 
     AutoConfig.register(TextConfig.model_type, TextConfig, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Where a model or a data set comes from: a hub name, a local path, or an installed package.
+"""The source of a model or a data set: a hub name, a local path, or an installed package.
 
 Three spellings are understood everywhere: ``org/name`` on the hub, a path on this machine, and
 ``pkg://PACKAGE/PATH`` for a file or folder that an installed package carries.
@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import Literal
 from urllib.parse import urlsplit
 
 from hfcompress.config import nearest
@@ -32,11 +33,11 @@ _MODEL_FILES = (".safetensors", ".json", ".txt", ".model", ".bin")
 
 @dataclass(frozen=True)
 class Source:
-    """A resolved source.
+    """A resolved source of a model or a data set.
 
     Attributes:
         spec: what the user wrote.
-        kind: where it lies.
+        kind: where it is.
         location: what the loading functions take: a path, or the hub name itself.
     """
 
@@ -51,14 +52,14 @@ class Source:
 
 
 def resolve(spec: str, what: str) -> Source:
-    """Find out what a model or data specification names, without loading or downloading it.
+    """The source that a specification names; nothing is loaded or downloaded.
 
     Args:
         spec: a hub name, a local path or ``pkg://PACKAGE/PATH``.
         what: ``"model"`` or ``"data"``, for messages.
 
     Raises:
-        SourceError: the path or package is not there, or the text is no hub name either.
+        SourceError: the path or package does not exist, and the text is not a hub name.
     """
     if spec.startswith(PACKAGE_PREFIX):
         return Source(spec, "package", str(_in_package(spec, what)))
@@ -77,7 +78,7 @@ def resolve(spec: str, what: str) -> Source:
 def _in_package(spec: str, what: str) -> Path:
     package, _, inner = spec[len(PACKAGE_PREFIX) :].partition("/")
     if not package.isidentifier():
-        raise SourceError(f"{what}: {spec!r} names no package; write pkg://PACKAGE/PATH")
+        raise SourceError(f"{what}: cannot parse {spec!r}; write pkg://PACKAGE/PATH")
     # find_spec of a top-level name runs no code of the package, so a package installed without
     # its dependencies can still lend its files.
     found = importlib.util.find_spec(package)
@@ -90,7 +91,7 @@ def _in_package(spec: str, what: str) -> Path:
     path = Path(roots[0]) / inner
     if not path.exists():
         raise SourceError(
-            f"{what}: the package {package!r} holds no {inner!r}; looked in {roots[0]}"
+            f"{what}: the package {package!r} has no file or folder {inner!r} in {roots[0]}"
         )
     return path
 
@@ -112,7 +113,7 @@ def hub_reachable() -> bool:
 
 @contextmanager
 def hub_errors(source: Source, what: str, instead: str) -> Iterator[None]:
-    """Turn what the hub's clients raise into one line.
+    """Convert errors of the hub's clients into one `SourceError`.
 
     Args:
         source: what is being loaded; errors of local sources pass through unchanged.
@@ -152,26 +153,26 @@ def hub_errors(source: Source, what: str, instead: str) -> Iterator[None]:
 
 @contextmanager
 def _offline_unless_reachable(source: Source) -> Iterator[None]:
-    """Without a network the hub's clients retry for half a minute; tell them not to."""
+    """Set the hub's clients offline while no network answers: they would retry for 30 s."""
     if source.kind != "hub" or hub_reachable():
         yield
         return
     import datasets.config
     import huggingface_hub.constants
 
-    switches: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
-    before = [module.HF_HUB_OFFLINE for module in switches]
+    modules: tuple[ModuleType, ...] = (datasets.config, huggingface_hub.constants)
+    before = [module.HF_HUB_OFFLINE for module in modules]
     try:
-        for module in switches:
-            module.HF_HUB_OFFLINE = True
+        for module in modules:
+            module.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
         yield
     finally:
-        for module, value in zip(switches, before, strict=True):
-            module.HF_HUB_OFFLINE = value
+        for module, value in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = value  # type: ignore[attr-defined]
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, and what it came from."""
+    """An error and its causes."""
     link: BaseException | None = error
     while link is not None:
         yield link
@@ -179,13 +180,13 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def fingerprint_folder(path: Path) -> str:
-    """A hash of a model's folder by content: its weights, configuration and vocabulary.
+    """Content hash of a model's folder: its weights, configuration and vocabulary.
 
     Args:
         path: a folder (or one file).
 
     Returns:
-        32 hexadecimal digits; equal content gives equal digits, wherever it lies.
+        32 hexadecimal digits; equal content gives equal digits in every folder.
     """
     files = (
         [path]

@@ -5,24 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForImageClassification, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from hfcompress.config import nearest
 from hfcompress.errors import ConfigError, first_line
 
-# What the data say, or what transformers notes for itself.
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor
+
+# Fields that the data decide, or that transformers writes itself.
 _NOT_YOURS = {"num_labels", "id2label", "label2id", "architectures", "transformers_version",
               "dtype", "torch_dtype", "problem_type", "_name_or_path"}  # fmt: skip
 _DEFAULT_SIZE = 224
 _DEFAULT_CENTRE = 0.5
 
 
-def new_config(fields: Mapping[str, Any], image_size: int | None) -> Any:
-    """A transformers config of the given fields, checked by name.
+def new_config(fields: Mapping[str, object], image_size: int | None) -> PreTrainedConfig:
+    """A transformers config made of the given fields, whose names are checked.
 
     Args:
         fields: ``model_type`` and what its config class knows.
@@ -35,14 +43,15 @@ def new_config(fields: Mapping[str, Any], image_size: int | None) -> Any:
     kind = given.pop("model_type", None)
     if kind is None:
         raise ConfigError("model.config needs model_type, such as resnet or vit")
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         hint = nearest(str(kind), list(CONFIG_MAPPING))
         raise ConfigError(f"model.config.model_type: there is no {kind!r}{hint}")
-    config_class: Any = CONFIG_MAPPING[kind]
-    known = set(config_class().to_dict()) | set(config_class.attribute_map)
+    config_class: type[PreTrainedConfig] = CONFIG_MAPPING[kind]
+    build: Callable[..., PreTrainedConfig] = config_class
+    known = set(build().to_dict()) | set(config_class.attribute_map)
     for name in given:
         if name in _NOT_YOURS:
-            raise ConfigError(f"model.config.{name}: it comes from the data; leave it out")
+            raise ConfigError(f"model.config.{name} comes from the data; leave it out")
         if name not in known:
             hint = nearest(name, sorted(known - _NOT_YOURS))
             raise ConfigError(f"model.config has no field {name!r} for {kind}{hint}")
@@ -53,20 +62,23 @@ def new_config(fields: Mapping[str, Any], image_size: int | None) -> Any:
             f"{given['image_size']}; write one of them"
         )
     try:
-        return config_class(**given)
+        return build(**given)
     except Exception as error:  # each config class checks its fields in its own way
         raise ConfigError(f"model.config does not fit {kind}: {first_line(error)}") from None
 
 
-def size_of(config: Any, image_size: int | None) -> int:
+def size_of(config: PreTrainedConfig, image_size: int | None) -> int:
     """Side of the images in pixels: the one given, the config's, or 224."""
     own = getattr(config, "image_size", None)
     own = own[0] if isinstance(own, (list, tuple)) else own
     return int(image_size or own or _DEFAULT_SIZE)
 
 
-def new_model(config: Any, labels: Sequence[str], seed: int, size: int) -> PreTrainedModel:
-    """A randomly initialised image classifier, tried on one black image.
+def new_model(
+    config: PreTrainedConfig, labels: Sequence[str], seed: int, size: int
+) -> PreTrainedModel:
+    """A randomly initialised image classifier that accepts one black image.
+
 
     Args:
         config: as `new_config` gives it; its labels are set.
@@ -81,9 +93,10 @@ def new_model(config: Any, labels: Sequence[str], seed: int, size: int) -> PreTr
     config.label2id = {name: index for index, name in enumerate(labels)}
     config.architectures = config.architectures or []  # DeiT's Auto class runs through them
     torch.manual_seed(seed)
-    build: Any = AutoModelForImageClassification
     try:
-        model: PreTrainedModel = build.from_config(config, dtype=torch.float32).eval()
+        model: PreTrainedModel = AutoModelForImageClassification.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=torch.float32
+        ).eval()
         with torch.inference_mode():
             model(pixel_values=torch.zeros(1, channels_of_config(config), size, size))
     except Exception as error:  # sizes that do not fit show in as many ways as there are families
@@ -93,13 +106,12 @@ def new_model(config: Any, labels: Sequence[str], seed: int, size: int) -> PreTr
                 f"transformers; models of text start from a checkpoint: give model a path"
             ) from None
         raise ConfigError(
-            f"model.config makes no {config.model_type} that reads images of {size}x{size}: "
-            f"{first_line(error)}"
+            f"{config.model_type} config is invalid for {size}x{size} images: {first_line(error)}"
         ) from None
     return model
 
 
-def channels_of_config(config: Any) -> int:
+def channels_of_config(config: PreTrainedConfig) -> int:
     """How many channels a model's images have."""
     return int(getattr(config, "num_channels", 3))
 
@@ -109,7 +121,7 @@ def plain_processor(
     channels: int,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-) -> Any:
+) -> BaseImageProcessor:
     """An image processor that resizes and normalises, for a model that has none.
 
     Args:
@@ -133,31 +145,39 @@ def plain_processor(
     return ViTImageProcessorPil(size={"height": size, "width": size}, **centre)
 
 
-def timm_processor(config: Any) -> Any:
-    """What timm's own transform does when it measures; timm makes it with torchvision only.
+class _TimmConfig(TypedDict, total=False):
+    input_size: Sequence[int]
+    crop_pct: float
+    interpolation: str
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+def timm_processor(config: PreTrainedConfig) -> BaseImageProcessor:
+    """An image processor that does what timm's evaluation transform does, without torchvision.
 
     Args:
-        config: of transformers' wrapper of timm models.
+        config: the config of transformers' wrapper of timm models.
     """
     from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
-    told: Mapping[str, Any] = getattr(config, "pretrained_cfg", None) or {}
-    side = int((told.get("input_size") or (3, _DEFAULT_SIZE, _DEFAULT_SIZE))[-1])
+    pretrained = cast(_TimmConfig, getattr(config, "pretrained_cfg", None) or {})
+    side = int((pretrained.get("input_size") or (3, _DEFAULT_SIZE, _DEFAULT_SIZE))[-1])
     filters = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
     return BitImageProcessorPil(
-        size={"shortest_edge": math.floor(side / float(told.get("crop_pct") or 0.875))},
+        size={"shortest_edge": math.floor(side / float(pretrained.get("crop_pct") or 0.875))},
         crop_size={"height": side, "width": side},
-        resample=filters.get(str(told.get("interpolation")), 3),
-        image_mean=list(told.get("mean") or [0.485, 0.456, 0.406]),
-        image_std=list(told.get("std") or [0.229, 0.224, 0.225]),
+        resample=filters.get(pretrained.get("interpolation", "bicubic"), 3),
+        image_mean=list(pretrained.get("mean") or [0.485, 0.456, 0.406]),
+        image_std=list(pretrained.get("std") or [0.229, 0.224, 0.225]),
     )
 
 
-def fingerprint_new(config: Any, processor: Any) -> str:
+def fingerprint_new(config: PreTrainedConfig, processor: BaseImageProcessor) -> str:
     """A hash of what decides a new model besides labels and seed."""
     shape = {name: value for name, value in config.to_dict().items() if name not in _NOT_YOURS}
-    said = [shape, processor.to_dict()]
+    content = [shape, processor.to_dict()]
     return (
         "new-"
-        + hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:28]
+        + hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:28]
     )

@@ -1,4 +1,4 @@
-"""Models by name: the task decides the Auto class, the data decide the labels."""
+"""`load_model`: the task decides the Auto class, the data decide the labels."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
     BaseImageProcessor,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -68,10 +69,10 @@ class TaskOfModel(Protocol):
 
 
 class ModelConfig(Config):
-    """Which model to load, or to make; in a recipe the path alone may stand for it."""
+    """Which model to load or to create; in a recipe a path alone is enough."""
 
     path: str | None = Field(None, description="hub name, local folder, or pkg://PACKAGE/PATH")
-    config: dict[str, Any] | None = Field(
+    config: dict[str, object] | None = Field(
         None,
         description="instead of a path: model_type and fields of its transformers config, for an "
         "image model that starts from random weights",
@@ -114,7 +115,7 @@ class ModelConfig(Config):
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with what turns raw examples into its inputs.
+    """A model and the processor that makes its inputs.
 
     Attributes:
         model: in eval mode, fp32.
@@ -130,10 +131,10 @@ class LoadedModel:
 
 
 def check_source(config: ModelConfig) -> None:
-    """The cheap check of a model: a wrong path shows at once.
+    """Check that a model's path exists; nothing is loaded.
 
     Raises:
-        SourceError: nothing there, or a folder without a ``config.json``.
+        SourceError: no such path, or a folder without a ``config.json``.
     """
     if config.path is not None:
         model_source(config)
@@ -143,14 +144,13 @@ def model_source(config: ModelConfig) -> Source:
     """Resolve the model's path and check that a local one holds a model.
 
     Raises:
-        SourceError: nothing there, or a folder without a ``config.json``.
+        SourceError: no such path, or a folder without a ``config.json``.
     """
     assert config.path is not None
     source = resolve(config.path, "model")
     if source.path is not None and not (source.path / "config.json").is_file():
         raise SourceError(
-            f"model: {config.path!r} holds no config.json; give the folder that "
-            f"save_pretrained wrote"
+            f"model: {config.path!r} has no config.json; give the folder that save_pretrained wrote"
         )
     return source
 
@@ -172,13 +172,13 @@ def load_model(
         processor: load it, too; without, ``processor`` is None and the folder needs none.
 
     Raises:
-        SourceError: nothing there, or the hub cannot be reached.
+        SourceError: no such path, or the hub cannot be reached.
         ModelError: a model whose own labels contradict the data's.
     """
     if config.config is not None:
         return _new(config, task, labels, seed)
     source = model_source(config)
-    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    options: dict[str, bool | str] = {"trust_remote_code": config.trust_remote_code}
     if source.kind == "hub":
         options["revision"] = config.revision or "main"
     with hub_errors(source, "model", "--set model=FOLDER"), _timm_named(config):
@@ -212,15 +212,19 @@ def _new(
     return LoadedModel(model, processor, True, fingerprint)
 
 
-def _own_processor(config: ModelConfig, settings: Any) -> Any:
+def _own_processor(config: ModelConfig, settings: PreTrainedConfig) -> BaseImageProcessor:
     """The processor that the recipe describes."""
     size, channels = size_of(settings, config.image_size), channels_of_config(settings)
     return plain_processor(size, channels, config.image_mean, config.image_std)
 
 
 def _load_processor(
-    config: ModelConfig, location: str, task: TaskOfModel, settings: Any, options: dict[str, Any]
-) -> Any:
+    config: ModelConfig,
+    location: str,
+    task: TaskOfModel,
+    settings: PreTrainedConfig,
+    options: dict[str, bool | str],
+) -> Processor:
     if task.modality == "text":
         return AutoTokenizer.from_pretrained(location, **options)
     if config.image_size is not None or config.image_mean is not None or config.image_std:
@@ -228,42 +232,43 @@ def _load_processor(
     if settings.model_type == "timm_wrapper":
         return timm_processor(settings)
     # The PIL backend: torchvision is not needed, and it gives the same pixels everywhere.
-    loader: Any = AutoImageProcessor
     try:
-        processor = loader.from_pretrained(location, backend="pil", **options)
+        processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+            location, backend="pil", **options
+        )
     except OSError as error:
         if "preprocessor_config" not in str(error):
             raise
         raise ModelError(
-            f"model {config.name!r} holds no preprocessor_config.json; save its image processor "
+            f"model {config.name!r} has no preprocessor_config.json; save its image processor "
             f"there, or write model.image_size (and image_mean, image_std)"
         ) from None
     if channels_of_config(settings) == 1 and len(processor.image_mean or ()) == 3:
-        # A processor of coloured images beside a model of grey ones: the mean of its channels.
+        # The processor normalises three channels and the model reads one: take their mean.
         for name in ("image_mean", "image_std"):
             setattr(processor, name, [sum(getattr(processor, name)) / 3])
-    return processor
+    return cast(BaseImageProcessor, processor)
 
 
 @contextmanager
 def _timm_named(config: ModelConfig) -> Iterator[None]:
-    """A model of timm where timm is not installed: one sentence."""
+    """Convert transformers' ImportError for a missing timm into a `MissingExtraError`."""
     try:
         yield
     except ImportError as error:
         if "timm" not in str(error):
             raise
         raise MissingExtraError(
-            f"model {config.name!r} is one of timm, which is not installed; write: pip install timm"
+            f"model {config.name!r} needs timm, which is not installed; write: pip install timm"
         ) from None
 
 
 def saved_class(folder: Path, like: PreTrainedModel) -> type[PreTrainedModel]:
-    """The class that saved a model; that of ``like`` where it is the one, or is not known.
+    """The class that saved a model; the class of ``like`` where no other is known.
 
     Args:
         folder: as ``save_pretrained`` left it.
-        like: a model that is often of the same class.
+        like: a model that is usually of the same class.
     """
     data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     for name in data.get("architectures") or ():
@@ -275,11 +280,13 @@ def saved_class(folder: Path, like: PreTrainedModel) -> type[PreTrainedModel]:
     return type(like)
 
 
-def _head_options(settings: Any, labels: list[str] | None, path: str) -> dict[str, Any]:
-    """What to tell from_pretrained about labels: nothing where the model's own fit."""
+def _head_options(
+    settings: PreTrainedConfig, labels: list[str] | None, path: str
+) -> dict[str, object]:
+    """Options of from_pretrained for a new head; none where the model's labels fit."""
     if labels is None:
         return {}
-    own = [str(settings.id2label[index]) for index in sorted(settings.id2label)]
+    own = label_names(settings)
     if len(own) == len(labels) and not _named(labels):
         return {}
     folded_own, folded = [name.lower() for name in own], [name.lower() for name in labels]
@@ -298,11 +305,17 @@ def _head_options(settings: Any, labels: list[str] | None, path: str) -> dict[st
     }
 
 
+def label_names(config: PreTrainedConfig) -> list[str]:
+    """A model's label names in the order of its outputs."""
+    names = {int(number): str(name) for number, name in (config.id2label or {}).items()}
+    return [names[number] for number in sorted(names)]
+
+
 def _named(labels: list[str]) -> bool:
     return not all(name.lstrip("-").isdigit() for name in labels)
 
 
-def _fingerprint(source: Source, settings: Any) -> str:
+def _fingerprint(source: Source, settings: PreTrainedConfig) -> str:
     if source.path is not None:
         return fingerprint_folder(source.path)
     commit = getattr(settings, "_commit_hash", None) or "unknown"
@@ -310,7 +323,7 @@ def _fingerprint(source: Source, settings: Any) -> str:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """Hash of every parameter and buffer: equal models, equal digits."""
+    """Hash of every parameter and buffer."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())

@@ -6,8 +6,6 @@ and ``pipeline`` know them, and the Auto classes do after ``import hfcompress``.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,7 +20,7 @@ from hfcompress.models.configuration_text import register as register_config
 class ConvolutionEncoder(nn.Module):
     """Convolutions of several widths over the tokens, side by side."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.convolutions = nn.ModuleList(
             nn.Conv1d(config.embedding_size, config.width, kernel, padding=kernel // 2)
@@ -41,7 +39,7 @@ class ConvolutionEncoder(nn.Module):
 class RecurrentEncoder(nn.Module):
     """A bidirectional LSTM over the tokens that are no padding."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.lstm = nn.LSTM(
             config.embedding_size, config.width, batch_first=True, bidirectional=True
@@ -96,7 +94,7 @@ class TextForSequenceClassification(PreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> SequenceClassifierOutput:
         """Logits, and the cross-entropy where labels are given.
 
@@ -121,7 +119,7 @@ class TextForSequenceClassification(PreTrainedModel):
 
 
 def register() -> None:
-    """Make the Auto classes know these models."""
+    """Register the models with the Auto classes."""
     register_config()
     AutoModelForSequenceClassification.register(
         TextConfig, TextForSequenceClassification, exist_ok=True

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from hfcompress.models.architectures import (
     stage_of,
     weight_matrix,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Kind = Literal["heads", "neurons"]
 
@@ -118,11 +121,11 @@ def known_family(model: nn.Module) -> Family:
 
 def head_size(model: nn.Module, layer: str | None = None) -> int:
     """Width of one attention head, of a layer where the family's layers differ."""
-    config = cast(Any, model).config
+    config = cast("PreTrainedModel", model).config
     family = family_of(model)
     if layer is not None and family is not None and family.staged:
-        attention: Any = model.get_submodule(f"{layer}.{family.query.rpartition('.')[0]}")
-        return int(attention.head_dim)
+        attention = model.get_submodule(f"{layer}.{family.query.rpartition('.')[0]}")
+        return cast(int, attention.head_dim)
     own = getattr(config, "head_dim", None)
     return int(own or config.hidden_size // config.num_attention_heads)
 
@@ -136,7 +139,7 @@ def _sublayer(model: nn.Module, family: Family, layer: str, kind: Kind) -> Subla
         paths, out, size, removable = (family.ffn_in,), family.ffn_out, 1, True
         copies = 2 if family.gated else 1
     tables = (f"{layer}.{family.head_table}",) if family.head_table and kind == "heads" else ()
-    window = getattr(cast(Any, model).config, family.window) ** 2 if family.window else None
+    window = getattr(model.config, family.window) ** 2 if family.window else None
     return Sublayer(
         name=f"{layer}.{out}",
         layer=layer,

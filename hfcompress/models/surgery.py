@@ -9,7 +9,7 @@ must be forgotten: make a new optimizer, or clear its ``state``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,10 @@ from hfcompress.errors import TargetError
 from hfcompress.models.architectures import blocks
 from hfcompress.models.sublayers import Sublayer, known_family
 from hfcompress.utils import is_conv1d
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.pytorch_utils import Conv1D
 
 Index = Tensor | Sequence[int]
 
@@ -59,7 +63,7 @@ def keep_features(module: nn.Module, keep: Index) -> None:
                 keep_along(parameter, keep, parameter.dim() - 1)
         module.normalized_shape = (*module.normalized_shape[:-1], len(keep))
     else:
-        raise TargetError(f"{type(module).__name__} has no features to keep some of")
+        raise TargetError(f"{type(module).__name__} has no features to select")
     resized(module)
 
 
@@ -75,7 +79,7 @@ def keep_rows(module: nn.Embedding, keep: Index) -> None:
 
 
 def resized(module: nn.Module) -> None:
-    """Make a module's own record of its sizes what its weight says.
+    """Set a module's size attributes to the shape of its weight.
 
     A depthwise convolution keeps one group for each channel; other groups stay as many.
     """
@@ -90,8 +94,8 @@ def resized(module: nn.Module) -> None:
         if weight is not None:
             module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-        told = next(t for t in (weight, module.running_mean) if t is not None)
-        module.num_features = len(told)
+        known = next(t for t in (weight, module.running_mean) if t is not None)
+        module.num_features = len(known)
     elif isinstance(module, nn.GroupNorm):
         module.num_channels = len(weight)
     elif isinstance(module, (nn.Conv1d, nn.Conv2d)):
@@ -130,19 +134,19 @@ def keep_units(model: nn.Module, sublayer: Sublayer, keep: Index) -> None:
 
 
 def keep_layers(model: nn.Module, keep: Sequence[int]) -> None:
-    """Keep some layers, in the given order; the config is told.
+    """Keep some layers, in the given order, and write their number into the config.
 
     Args:
         model: changed in place.
         keep: numbers of the layers.
 
     Raises:
-        TargetError: an unknown family, or one in stages, no layer, a number that is none, or a
-            first layer that differs in kind from the others and would go (ModernBERT).
+        TargetError: an unknown family, one with stages, no layer, a number out of range, or a
+            first layer of another kind that would be dropped (ModernBERT).
     """
     if known_family(model).staged:
         raise TargetError(
-            f"the layers of {type(model).__name__} stand in stages and are not dropped; "
+            f"{type(model).__name__} has stages, whose layers cannot be dropped; "
             f"give a budget such as macs: 0.5 instead"
         )
     found = blocks(model)
@@ -152,7 +156,7 @@ def keep_layers(model: nn.Module, keep: Sequence[int]) -> None:
             f"layers {list(keep)} cannot be kept of {len(layers)}, which count from 0; "
             f"keep at least one"
         )
-    config = cast(Any, model).config
+    config = cast("PreTrainedModel", model).config
     if config.model_type == "modernbert" and keep[0] != 0:
         raise TargetError("the first layer of ModernBERT has no norm and must stay the first")
     path = next(iter(found)).rpartition(".")[0]
@@ -162,15 +166,15 @@ def keep_layers(model: nn.Module, keep: Sequence[int]) -> None:
         config.layer_types = [config.layer_types[number] for number in keep]
     config.num_hidden_layers = len(keep)
     for place, number in enumerate(keep):
-        for module in cast(Any, layers[number]).modules():
+        for module in layers[number].modules():
             if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx = place
+                setattr(module, "layer_idx", place)  # noqa: B010  # no class declares it
 
 
-def _linear(module: nn.Module) -> Any:
-    if not (isinstance(module, nn.Linear) or is_conv1d(module)):
-        raise TargetError(f"{type(module).__name__} is no Linear and cannot be cut")
-    return module
+def _linear(module: nn.Module) -> nn.Linear | Conv1D:
+    if isinstance(module, nn.Linear) or is_conv1d(module):
+        return module
+    raise TargetError(f"cannot cut a {type(module).__name__}; give a Linear or Conv1D")
 
 
 @torch.no_grad()

@@ -117,7 +117,7 @@ def test_labels_in_another_order_are_refused(model_folder: Path) -> None:
 
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"holds no config\.json"):
+    with pytest.raises(SourceError, match=r"has no config\.json"):
         load_model(ModelConfig(path=str(tmp_path)), TEXT_CLASSIFICATION)
 
 

@@ -86,14 +86,14 @@ def test_the_split_that_idx_folders_have_not(tmp_path: Path) -> None:
             gzip.compress(idx(IMAGES)[:-9], mtime=0),
             "says 12x5x4 and holds",
         ),
-        ("train-images-idx3-ubyte.gz", gzip.compress(b"text", mtime=0), "is no IDX file"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(b"text", mtime=0), "is not an IDX file"),
         ("train-images-idx3-ubyte.gz", gzip.compress(b"\0\0\x0d\3", mtime=0), "values of type 13"),
         (
             "train-labels-idx1-ubyte.gz",
             gzip.compress(idx(LABELS[:9]), mtime=0),
-            "9 labels; the files do",
+            "9 labels; give files that",
         ),
-        ("train-labels-idx1-ubyte.gz", None, "and not its labels"),
+        ("train-labels-idx1-ubyte.gz", None, "without its labels"),
     ],
 )
 def test_idx_files_that_cannot_be_used(

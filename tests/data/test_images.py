@@ -125,8 +125,8 @@ def empty(path: Path) -> None:
     [
         (cut, "the image is cut short or damaged"),
         (cut_jpeg, "the image is cut short or damaged"),
-        (text, "this is no image that Pillow can read"),
-        (empty, "this is no image that Pillow can read"),
+        (text, "Pillow cannot read this as an image"),
+        (empty, "Pillow cannot read this as an image"),
     ],
 )
 def test_files_that_are_no_image(
@@ -144,8 +144,8 @@ def test_files_that_are_no_image(
     ("value", "message"),
     [
         (None, "(there is no image): row 3"),
-        ({"bytes": b"x", "path": "a.png"}, "can read: a.png, row 3"),
-        (np.zeros((2, 3, 4, 5)), "of shape (2, 3, 4, 5) is no image"),
+        ({"bytes": b"x", "path": "a.png"}, "as an image: a.png, row 3"),
+        (np.zeros((2, 3, 4, 5)), "of shape (2, 3, 4, 5) is not an image"),
         (np.full((2, 2), np.nan), "not finite"),
     ],
 )

@@ -34,7 +34,7 @@ def test_package_path() -> None:
     ("spec", "message"),
     [
         ("pkg://no_such_package/x", "write: pip install no-such-package"),
-        ("pkg://datasets/no_such_file", "holds no 'no_such_file'"),
+        ("pkg://datasets/no_such_file", "has no file or folder 'no_such_file'"),
         ("pkg:///x", "write pkg://PACKAGE/PATH"),
         ("./no/such/folder", "there is no file or folder './no/such/folder'"),
         ("data.tsv", "there is no file or folder 'data.tsv'"),

@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageClassification, ViTImageProcessorPil
+from transformers import AutoModelForImageClassification, PreTrainedConfig, ViTImageProcessorPil
 
 from hfcompress.data.image_processors import check_same_images, image_side, like_teacher
 from hfcompress.errors import ConfigError, MissingExtraError, ModelError
@@ -76,7 +75,7 @@ def test_the_fingerprint_is_what_was_asked_for() -> None:
         ({"config": {**VIT, "hiden_size": 8}}, "no field 'hiden_size' for vit; did you mean 'hid"),
         ({"config": {**VIT, "model_type": "vitt"}}, "there is no 'vitt'; did you mean 'vit'?"),
         ({"config": {"hidden_size": 8}}, "model.config needs model_type"),
-        ({"config": {**VIT, "num_labels": 8}}, "model.config.num_labels: it comes from the data"),
+        ({"config": {**VIT, "num_labels": 8}}, "model.config.num_labels comes from the data"),
         ({"config": {**VIT, "hidden_size": "big"}}, "model.config does not fit vit"),
         ({"config": {**VIT, "image_size": 8}, "image_size": 9}, "write one of them"),
         ({"config": VIT, "path": "x"}, "not both"),
@@ -97,7 +96,7 @@ def test_mistakes_show_before_anything_is_made(fields: dict[str, Any], message: 
         (
             {**RESNET, "hidden_act": "x"},
             {"image_size": 8},
-            "makes no resnet that reads images of 8x8",
+            "resnet config is invalid for 8x8 images",
         ),
         (VIT, {"image_mean": [0.5]}, "image_mean holds 1 values and the model reads 3 channels"),
     ],
@@ -129,7 +128,7 @@ def test_what_is_saved_is_what_comes_back(model_type: str, tmp_path: Path) -> No
 def test_checkpoints_without_a_fitting_processor(tmp_path: Path) -> None:
     build: Any = AutoModelForImageClassification.from_config
     build(make(RESNET).model.config).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"holds no preprocessor_config\.json"):
+    with pytest.raises(ModelError, match=r"has no preprocessor_config\.json"):
         load_model(ModelConfig(path=str(tmp_path)), TASK)
     own = load_model(ModelConfig(path=str(tmp_path), image_size=16), TASK).processor
     assert (image_side(own), list(own.image_mean)) == (16, [0.5])
@@ -149,7 +148,7 @@ def test_timm_where_it_is_not_installed(tmp_path: Path) -> None:
 
 def test_images_for_timm_models() -> None:
     told = {"input_size": [3, 20, 20], "crop_pct": 0.8, "mean": [0.5] * 3, "std": [0.25] * 3}
-    config = SimpleNamespace(pretrained_cfg={**told, "interpolation": "bilinear"})
+    config = PreTrainedConfig.from_dict({"pretrained_cfg": {**told, "interpolation": "bilinear"}})
     picture = Image.fromarray(np.full((50, 40, 3), 255, np.uint8))
     pixels = timm_processor(config)(picture, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(pixels, torch.full((1, 3, 20, 20), 2.0))

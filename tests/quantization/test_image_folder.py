@@ -110,7 +110,7 @@ def test_predict_on_the_command_line(
     assert line.endswith("photo.png")
     (tmp_path / "notes.png").write_text("no image")
     assert main(["predict", str(folder), str(tmp_path / "notes.png")]) == 2
-    assert "no image that Pillow can read" in " ".join(capsys.readouterr().err.split())
+    assert "Pillow cannot read this as an image" in " ".join(capsys.readouterr().err.split())
 
 
 PROCESSORS = {
@@ -179,7 +179,7 @@ def test_refuses_damaged_and_missing_image_files_by_name(folder: Path, tmp_path:
     (tmp_path / "text.png").write_text("no image")
     for name, said in (
         ("cut.png", r"cut short or damaged .*cut\.png"),
-        ("text.png", r"no image that Pillow can read: .*text\.png"),
+        ("text.png", r"Pillow cannot read this as an image: .*text\.png"),
         ("nowhere.png", r"there is no image file '.*nowhere\.png'"),
     ):
         with pytest.raises(DataError, match=said):

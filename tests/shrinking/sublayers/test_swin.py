@@ -99,7 +99,7 @@ def test_what_goes_is_what_its_mask_zeroes(score: str) -> None:
 
 
 def test_what_swin_cannot_do() -> None:
-    with pytest.raises(TargetError, match="stand in stages and are not dropped"):
+    with pytest.raises(TargetError, match="has stages, whose layers cannot be dropped"):
         shrunk(layers=2)
     with pytest.raises(TargetError, match="removes heads and neurons from"):
         shrunk(macs=0.5, heads=False, neurons=False)
