@@ -30,7 +30,8 @@ when it is out of date. A recipe and a Python call take the same configs: the YA
 `prune: {{sparsity: 0.5}}` is `PruningConfig(sparsity=0.5)`. A field without a default is required.
 `null` in YAML is `None` in Python. How a recipe is put together: [recipes.md](recipes.md).
 """
-_PLAIN = {str: "text", int: "int", float: "float", bool: "true or false", Any: "any value"}
+_ANY = "any value"
+_PLAIN = {str: "text", int: "int", float: "float", bool: "true or false", Any: _ANY, object: _ANY}
 _BOUNDS = {"gt": "> ", "ge": ">= ", "lt": "< ", "le": "<= ", "min_length": "length >= "}
 
 
