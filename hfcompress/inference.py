@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -33,14 +33,14 @@ def predict(
     progress: Callable[[int, int], None] | None = None,
     batches: Batches | None = None,
 ) -> Logits:
-    """The model's logits for every row, in the data's order.
+    """Return the model's logits for every row, in the data's order.
 
     Args:
         model: put in eval mode; its device is used.
         data: rows to predict.
         batch_size: rows in a batch.
         progress: called with (rows done, rows in all) after each batch.
-        batches: what ``data.batches`` gave, where the caller keeps it for several models.
+        batches: the result of ``data.batches``, if the caller reuses it for several models.
 
     Returns:
         float32 [rows, classes].
@@ -67,7 +67,7 @@ def predict_with(
     progress: Callable[[int, int], None] | None = None,
     batches: Batches | None = None,
 ) -> Logits:
-    """As `predict`, by whatever gives one batch's logits.
+    """Return the logits of every row, computed by a function of one batch.
 
     Args:
         run: one batch -> float32 [rows of the batch, classes].
@@ -87,16 +87,16 @@ def predict_with(
     return logits
 
 
-def call_model(model: nn.Module, batch: Mapping[str, Tensor]) -> Any:
-    """What a model gives for a batch without its labels.
+def call_model(model: nn.Module, batch: Mapping[str, Tensor]) -> object:
+    """Return a model's output for a batch without its labels.
 
-    Inputs go by name. A model that knows none of the names, such as an ``nn.Sequential``, is
-    called with the batch's only tensor.
+    Inputs are passed by name. A model whose ``forward`` has none of the names, such as an
+    ``nn.Sequential``, is called with the batch's only tensor.
 
     Args:
         model: any module.
-        batch: ``pixel_values``, or ``input_ids`` and ``attention_mask`` ...; ``labels`` are left
-            out.
+        batch: ``pixel_values``, or ``input_ids`` and ``attention_mask`` ...; ``labels`` are
+            ignored.
     """
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     parameters = inspect.signature(model.forward).parameters.values()
@@ -108,46 +108,48 @@ def call_model(model: nn.Module, batch: Mapping[str, Tensor]) -> Any:
 
 
 def takes_labels(model: nn.Module) -> bool:
-    """Whether a model computes a loss from the labels that it is given."""
+    """Return whether a model takes labels and computes a loss."""
     parameters = inspect.signature(model.forward).parameters
     return "labels" in parameters or any(
         parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
     )
 
 
-def logits_in(outputs: Any) -> Tensor:
-    """The logits [rows, classes] in what a classifier gives: a tensor, or an object with logits.
+def logits_in(outputs: object) -> Tensor:
+    """Return the logits [rows, classes] of a classifier's output.
+
+    Args:
+        outputs: a tensor, or an object or mapping with ``logits``.
 
     Raises:
-        ModelError: there are none.
+        ModelError: it has no logits.
     """
     found = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
     if isinstance(outputs, Mapping) and found is None:
         found = outputs.get("logits")
     if not isinstance(found, Tensor):
         raise ModelError(
-            f"the model gives {type(outputs).__name__} without logits; it must return logits, or "
-            f"an object that holds them"
+            f"the model returns {type(outputs).__name__} without logits; return logits, or "
+            f"an object that has them"
         )
     return found
 
 
-# The largest error seen is multiplied by this before a row is trusted: errors are bell-shaped,
-# so that three times the largest of some hundred is beyond anything that occurs.
+# Factor on the largest error of the sample: errors are bell-shaped, so three times the largest of
+# about a hundred is an upper bound.
 SAFETY = 3.0
-# Rows whose error is looked at before any is trusted.
+# Number of rows whose error is measured first.
 SAMPLE = 64
 Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of every row.
+    """A model's logits for every row.
 
     Attributes:
-        logits: float32 [rows, classes]; those of rows that are far from a boundary have the
-            precision of bf16.
-        exact_rows: how many rows were computed in fp32.
+        logits: float32 [rows, classes]; rows far from a decision boundary have bf16 precision.
+        exact_rows: number of rows that were computed in fp32.
     """
 
     logits: Logits
@@ -155,7 +157,7 @@ class Prediction:
 
 
 def checking_pays(model: nn.Module, data: Encoded) -> bool:
-    """True where `bf16_is_faster`, and for more than a few rows."""
+    """Return whether `bf16_is_faster` and there are more than a few rows."""
     return bf16_is_faster(model) and len(data) > 2 * SAMPLE
 
 
@@ -166,12 +168,11 @@ def predict_checked(
     progress: Callable[[int, int], None] | None = None,
     batches: Batches | None = None,
 ) -> Prediction:
-    """Logits whose largest entry stands where fp32 puts it.
+    """Return logits with the same largest entry as in fp32.
 
-    All rows are predicted by a copy of the model in bf16. A sample of them, the ones nearest to a
-    decision boundary among it, is predicted in fp32; the largest error seen there, times
-    `SAFETY`, is what a row may be wrong by, and every row nearer to a boundary is computed in
-    fp32 too.
+    A bf16 copy of the model predicts all rows. A sample, with the rows closest to a decision
+    boundary in it, is predicted in fp32. The largest error of the sample times `SAFETY` bounds the
+    error of a row, and every row closer to a boundary is computed in fp32, too.
 
     Args:
         model: a classifier of two or more classes; put in eval mode.
@@ -195,14 +196,14 @@ def predict_checked(
 
 
 def _margins(logits: Logits) -> NDArray[np.float32]:
-    """How far the largest logit is above the second."""
+    """Return the difference of the largest and the second logit."""
     top = np.partition(logits, -2, axis=1)[:, -2:]
     margins: NDArray[np.float32] = top[:, 1] - top[:, 0]
     return margins
 
 
 def _sample(margins: NDArray[np.float32]) -> Rows:
-    """Half of the sample nearest to a boundary, half evenly from all other rows."""
+    """Return a sample: half of it closest to a boundary, half evenly spaced."""
     order = np.argsort(margins, kind="stable")
     nearest, others = order[: SAMPLE // 2], np.sort(order[SAMPLE // 2 :])
     spaced = np.linspace(0, len(others) - 1, min(SAMPLE // 2, len(others))).astype(np.int64)
@@ -210,13 +211,15 @@ def _sample(margins: NDArray[np.float32]) -> Rows:
 
 
 def _largest_error(rough: Logits, exact: Logits) -> float:
-    """The most by which the difference of two logits of one row is wrong."""
+    """Return the largest error of the difference of two logits of one row."""
     error = rough - exact
     return float((error.max(axis=1) - error.min(axis=1)).max())
 
 
-def dense_logits(model: PreTrainedModel, batch: Mapping[str, Any]) -> Logits:
-    """A torch model's logits for arrays or tensors, float32."""
+def dense_logits(
+    model: PreTrainedModel, batch: Mapping[str, Tensor | NDArray[np.generic]]
+) -> Logits:
+    """Return a torch model's logits for arrays or tensors, float32."""
     with torch.inference_mode():
         inputs = {key: torch.as_tensor(value) for key, value in batch.items()}
         found: Logits = np.asarray(model(**inputs).logits.float().cpu().numpy(), np.float32)

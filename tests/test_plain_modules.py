@@ -97,5 +97,5 @@ def test_a_model_without_logits(data: Encoded) -> None:
         def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
             return (pixel_values,)
 
-    with pytest.raises(ModelError, match="gives tuple without logits"):
+    with pytest.raises(ModelError, match="returns tuple without logits"):
         predict(Pair(), data, 16)

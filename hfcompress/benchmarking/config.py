@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -17,14 +17,14 @@ class EngineKind:
     """One way to run an fp32 checkpoint.
 
     Attributes:
-        runtime: who computes; ratios within one runtime say what compression alone gains.
+        runtime: the library that computes; ratios within one runtime show what compression gains.
         dtype: of the weights of torch's own kinds; empty for the others.
         quantization: fields of `QuantizationConfig`; empty for torch's own kinds.
     """
 
     runtime: str
     dtype: str = ""
-    quantization: Mapping[str, Any] = field(default_factory=dict)
+    quantization: Mapping[str, str] = field(default_factory=dict)
 
 
 ENGINES: dict[str, EngineKind] = {
@@ -50,7 +50,7 @@ REFERENCE = "torch-fp32"
 
 
 def kind_name(backend: str, mode: str, floats: str = "fp32", bits: int = 8) -> str:
-    """What a quantized folder's engine is called: ``onnxruntime-int8``, ``openvino-fp32``.
+    """Return the name of a quantized folder's engine: ``onnxruntime-int8``, ``openvino-fp32``.
 
     Args:
         backend, mode, floats, bits: as in `QuantizationConfig`, the mode resolved.
@@ -63,7 +63,7 @@ def kind_name(backend: str, mode: str, floats: str = "fp32", bits: int = 8) -> s
 
 
 def runtime_of(name: str) -> str:
-    """Who computes for an engine of this name."""
+    """Return the runtime of an engine of this name."""
     head = name.split("-")[0]
     return "torch" if head == "torchao" else head
 
@@ -112,5 +112,5 @@ class BenchConfig(Config):
     def _known_engines(self) -> Self:
         for name in self.engine or ():
             if name not in ENGINES:
-                raise ValueError(f"there is no engine {name!r}{nearest(name, ENGINES)}")
+                raise ValueError(f"unknown engine {name!r}{nearest(name, ENGINES)}")
         return self

@@ -1,25 +1,28 @@
-"""Batches to time: random, unpadded, the same for everyone; numpy alone."""
+"""Random batches without padding, the same for every engine; needs only numpy."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 IMAGE = "pixel_values"
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a model reads.
+    """The inputs of a model.
 
     Attributes:
         names: of its inputs.
-        vocabulary: ids that it knows; 0 for images.
-        padding: the id that must not occur.
-        longest: tokens that it takes at most; 0 where nothing limits them.
+        vocabulary: number of token ids; 0 for images.
+        padding: the padding id, which batches avoid.
+        longest: maximum number of tokens; 0 without a limit.
         pixels: channels, height and width of an image; empty for texts.
     """
 
@@ -31,16 +34,16 @@ class InputSpec:
 
     @property
     def images(self) -> bool:
-        """Whether it reads images."""
+        """Return whether the model reads images."""
         return IMAGE in self.names
 
 
-def input_spec(config: Any, names: tuple[str, ...]) -> InputSpec:
-    """Read a transformers config.
+def input_spec(config: PretrainedConfig, names: tuple[str, ...]) -> InputSpec:
+    """Return the inputs that a transformers config describes.
 
     Args:
         config: of the model.
-        names: what its engine reads.
+        names: of the engine's inputs.
     """
     if IMAGE in names:
         side = config.image_size
@@ -48,20 +51,20 @@ def input_spec(config: Any, names: tuple[str, ...]) -> InputSpec:
         return InputSpec(names, pixels=(int(config.num_channels), int(height), int(width)))
     padding = getattr(config, "pad_token_id", None)
     longest = int(getattr(config, "max_position_embeddings", None) or 0)
-    # RoBERTa's kin count positions from behind the padding id.
-    kin = any(name in str(config.model_type) for name in ("roberta", "camembert"))
-    if longest and kin:
+    # Models like RoBERTa number positions from padding id + 1.
+    offset = any(name in str(config.model_type) for name in ("roberta", "camembert"))
+    if longest and offset:
         longest -= int(padding or 0) + 1
     return InputSpec(names, int(config.vocab_size), -1 if padding is None else padding, longest)
 
 
-def make_inputs(spec: InputSpec, batch: int, length: int) -> dict[str, NDArray[Any]]:
-    """One batch.
+def make_inputs(spec: InputSpec, batch: int, length: int) -> dict[str, NDArray[np.generic]]:
+    """Return one random batch.
 
     Args:
         spec: of the model.
-        batch: examples.
-        length: tokens of each; without meaning for images.
+        batch: number of examples.
+        length: tokens of each; ignored for images.
     """
     generator = np.random.default_rng(0)
     if spec.images:

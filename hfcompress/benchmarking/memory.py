@@ -1,7 +1,7 @@
-"""An engine's memory, honestly: the peak of a fresh process that loads it and nothing else.
+"""Measure an engine's memory: the peak of a fresh process that loads nothing else.
 
-Neither torch nor transformers are in the process of an engine that needs neither, as they are
-not where a deployable folder's ``example.py`` runs.
+The process of an engine that needs neither torch nor transformers imports neither, like a saved
+folder's ``example.py``.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Memory:
     """Resident memory of one process in bytes.
 
     Attributes:
-        before: with Python and the engine's library loaded, and no model.
-        peaks: the highest until then, after each shape, small shapes first.
+        before: with Python and the engine's library, without a model.
+        peaks: the peak after each shape, small shapes first.
     """
 
     before: int
@@ -34,18 +34,18 @@ class Memory:
 
 
 def measure_memory(subject: Subject, shapes: Sequence[Shape], threads: int) -> Memory | str:
-    """Run one batch of each shape in a fresh process.
+    """Return the memory of a fresh process that runs one batch of each shape.
 
     Args:
-        subject: which model in which engine.
-        shapes: batch and length; they run from small to large, since a peak never falls.
+        subject: the model and its engine.
+        shapes: batch and length; they run from small to large, because a peak never falls.
         threads: of the engine.
 
     Returns:
-        What was measured, or one sentence that says why it cannot be.
+        The memory, or one sentence with the reason why it was not measured.
     """
     if not Path("/proc/self/status").is_file():
-        return "memory is measured on Linux alone"
+        return "memory is measured on Linux only"
     ordered = sorted(set(shapes), key=lambda shape: (shape[0] * shape[1], shape))
     task = {
         "engine": subject.engine,
@@ -69,5 +69,5 @@ def measure_memory(subject: Subject, shapes: Sequence[Shape], threads: int) -> M
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
         return f"the memory of {subject.label} was not measured: {reason}"
-    said = json.loads(done.stdout.strip().splitlines()[-1])
-    return Memory(said["before"], dict(zip(ordered, said["peaks"], strict=True)))
+    reported = json.loads(done.stdout.strip().splitlines()[-1])
+    return Memory(reported["before"], dict(zip(ordered, reported["peaks"], strict=True)))

@@ -6,17 +6,48 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hfcompress.benchmarking.inputs import InputSpec, make_inputs
 
-Run = Callable[[dict[str, Any]], object]
+Run = Callable[[dict[str, NDArray[np.generic]]], object]
+
+
+class Spec(TypedDict):
+    """An `InputSpec` as JSON."""
+
+    names: list[str]
+    vocabulary: int
+    padding: int
+    longest: int
+    pixels: list[int]
+
+
+class Task(TypedDict):
+    """What `measure_memory` asks for."""
+
+    engine: str
+    source: str
+    dtype: str
+    threads: int
+    spec: Spec
+    shapes: list[tuple[int, int]]
 
 
 def main() -> None:
-    """Load the engine, run each shape once, say how high memory rose."""
-    task = json.load(sys.stdin)
-    spec = InputSpec(**{**task["spec"], "names": tuple(task["spec"]["names"])})
+    """Load the engine, run each shape once and write the memory after each."""
+    task: Task = json.load(sys.stdin)
+    given = task["spec"]
+    spec = InputSpec(
+        tuple(given["names"]),
+        given["vocabulary"],
+        given["padding"],
+        given["longest"],
+        tuple(given["pixels"]),
+    )
     opener = _opener(task)
     before = _memory("VmRSS")
     run = opener()
@@ -27,8 +58,8 @@ def main() -> None:
     sys.stdout.write(json.dumps({"before": before, "peaks": peaks}) + "\n")
 
 
-def _opener(task: dict[str, Any]) -> Callable[[], Run]:
-    """Import the engine's library; what is returned loads the model."""
+def _opener(task: Task) -> Callable[[], Run]:
+    """Import the engine's library, and return a function that loads the model."""
     folder, threads = Path(task["source"]), task["threads"]
     if task["dtype"] or task["engine"].startswith("torch"):
         return _torch(task)
@@ -53,7 +84,7 @@ def _opener(task: dict[str, Any]) -> Callable[[], Run]:
 
     def open_openvino() -> Run:
         manifest = json.loads((folder / "hfcompress.json").read_text(encoding="utf-8"))
-        options: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads}
+        options: dict[str, str | int] = {"INFERENCE_NUM_THREADS": threads}
         if manifest["quantization"]["floats"] != "auto":
             options["INFERENCE_PRECISION_HINT"] = "f32"
         return openvino.Core().compile_model(str(folder / "model.xml"), "CPU", options)  # type: ignore[no-any-return]
@@ -61,7 +92,7 @@ def _opener(task: dict[str, Any]) -> Callable[[], Run]:
     return open_openvino
 
 
-def _torch(task: dict[str, Any]) -> Callable[[], Run]:
+def _torch(task: Task) -> Callable[[], Run]:
     import torch
 
     from hfcompress.benchmarking.subjects import Bf16Engine, task_of
@@ -78,7 +109,7 @@ def _torch(task: dict[str, Any]) -> Callable[[], Run]:
         if not task["dtype"]:
             return load(source).engine.logits
         given, asked = ModelConfig(path=source), task_of(source)
-        model: Any = load_model(given, asked, processor=False).model
+        model = load_model(given, asked, processor=False).model
         if task["dtype"] == "bfloat16":
             return Bf16Engine(model).logits
         return TorchEngine(model).logits
@@ -87,7 +118,7 @@ def _torch(task: dict[str, Any]) -> Callable[[], Run]:
 
 
 def _memory(field: str) -> int:
-    """Bytes of this process's memory: ``VmRSS`` now, ``VmHWM`` at most."""
+    """Return the bytes of this process's memory: ``VmRSS`` now, or the peak ``VmHWM``."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     (line,) = (line for line in lines if line.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024

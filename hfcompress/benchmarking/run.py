@@ -4,37 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hfcompress.benchmarking.config import BenchConfig
 from hfcompress.benchmarking.memory import Memory, Shape, measure_memory
 from hfcompress.benchmarking.subjects import Subject, find_subjects
-from hfcompress.benchmarking.timing import Point, Row, points_of, timed_rows
+from hfcompress.benchmarking.timing import Point, points_of, timed_rows
 from hfcompress.errors import OutputError
 from hfcompress.measure.environment import cpu_abilities, environment, slow_int8
 from hfcompress.report.bench import draw_bench
 from hfcompress.report.table import csv_text
 from hfcompress.sweep.results import RunDirectory
-from hfcompress.utils import Progress, atomic_write
+from hfcompress.utils import Progress, Row, atomic_write
 
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What `bench` gives.
+    """The result of `bench`.
 
     Attributes:
         rows: one for each model, engine and point of the grid; times in milliseconds, memory and
             sizes in bytes. ``speedup`` is over the first model in torch fp32, ``same_runtime``
             over the first model in fp32 in the row's own runtime, both round by round.
         environment: processor, its abilities, versions.
-        notes: what was left out and why, one sentence each.
+        notes: the engines that were left out and why, one sentence each.
     """
 
     rows: list[Row]
-    environment: dict[str, Any]
+    environment: Row
     notes: tuple[str, ...]
 
 
@@ -48,23 +47,23 @@ def bench(
 
         result = bench(["distilbert-base-uncased", "small"], BenchConfig(batch=(1, 32)))
 
-    At each point of the grid all are timed in turns, round by round, so that a busy moment hits
-    all of them; ratios are taken within a round. Quantized forms are made once and kept in the
-    cache; OpenVINO's int8 is calibrated with random inputs, which does for speed.
+    At each point of the grid all engines are timed in turns, round by round, so that load on the
+    machine affects all of them; ratios are computed within a round. Quantized forms are cached;
+    OpenVINO's int8 is calibrated with random inputs, which is enough to measure speed.
 
     Args:
         models: hub names, folders of checkpoints or of quantized models. Ratios are over the
             first.
         config: the grid and the engines.
-        output: a folder that keeps rows as they come, a plot, CSV and JSON; the same call goes
-            on where it stopped. None keeps nothing.
-        progress: receives what is done.
+        output: a folder for rows, a plot, CSV and JSON; the same call resumes an interrupted
+            bench. None writes nothing.
+        progress: receives stages, counts and notes.
 
     Raises:
         ConfigError: no model, a text longer than a model takes, texts and images together.
         SourceError, ModelError: a model that cannot be loaded.
         MissingExtraError: no engine is left, since packages are missing.
-        OutputError: the folder cannot be written, or holds another bench.
+        OutputError: the folder cannot be written, or contains another bench.
     """
     config, progress = config or BenchConfig(), progress or Progress()
     directory = None if output is None else RunDirectory(Path(output))
@@ -72,19 +71,19 @@ def bench(
     notes: list[str] = []
     slow = slow_int8()
 
-    def tell(note: str) -> None:
+    def log(note: str) -> None:
         notes.append(note)
         progress.note(note)
 
     if slow:
-        tell(slow)
-    subjects = find_subjects(names, config, tell, progress.stage)
+        log(slow)
+    subjects = find_subjects(names, config, log, progress.stage)
     around = bench_environment()
     setup = setup_of(subjects, config, around)
     known = [] if directory is None else own_rows(directory, setup)
     points = points_of(config, subjects)
     todo = [point for point in points if not is_finished(point, subjects, known)]
-    memory = _memory(todo, subjects, config, progress, tell)
+    memory = _memory(todo, subjects, config, progress, log)
     rows = list(known)
     progress.sweep(len(points) - len(todo), len(points))
     for row in timed_rows(todo, subjects, config, progress):
@@ -102,8 +101,8 @@ def bench(
     return result
 
 
-def bench_environment() -> dict[str, Any]:
-    """The environment, with the processor's abilities by name."""
+def bench_environment() -> Row:
+    """Return the environment, with the processor's abilities by name."""
     abilities = [name for name, has in cpu_abilities().items() if has is True]
     return {**environment(), "abilities": abilities}
 
@@ -113,7 +112,7 @@ def _memory(
     subjects: Sequence[Subject],
     config: BenchConfig,
     progress: Progress,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> dict[tuple[str, str], Memory]:
     found: dict[tuple[str, str], Memory] = {}
     if not config.memory or not points:
@@ -124,7 +123,7 @@ def _memory(
         progress.work(number, len(subjects))
         measured = measure_memory(subject, shapes, max(point.threads for point in points))
         if isinstance(measured, str):
-            tell(measured)
+            log(measured)
         else:
             found[subject.model, subject.engine] = measured
     return found
@@ -147,8 +146,8 @@ def _write(
     atomic_write(directory.path / "bench.png", draw_bench(result.rows))
 
 
-def setup_of(subjects: Sequence[Subject], config: BenchConfig, around: Mapping[str, Any]) -> str:
-    """A hash of all that rows of one table must share."""
+def setup_of(subjects: Sequence[Subject], config: BenchConfig, around: Row) -> str:
+    """Return a hash of everything that rows of one table share."""
     parts = {
         "subjects": [[item.label, item.fingerprint, item.bytes] for item in subjects],
         "timing": [config.repeats, config.warmup, config.seconds, *["fixed"] * config.fixed],
@@ -158,16 +157,16 @@ def setup_of(subjects: Sequence[Subject], config: BenchConfig, around: Mapping[s
 
 
 def key_of(setup: str, row: Row) -> str:
-    """A hash of a row's point."""
+    """Return a hash of a row's point."""
     return _digest([setup, *(row[name] for name in ("batch", "length", "threads"))])
 
 
-def _digest(data: Any) -> str:
+def _digest(data: object) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def own_rows(directory: RunDirectory, setup: str) -> list[Row]:
-    """The rows that a folder holds already.
+    """Return the rows that a folder already contains.
 
     Raises:
         OutputError: some are of another setup.
@@ -175,18 +174,18 @@ def own_rows(directory: RunDirectory, setup: str) -> list[Row]:
     rows = directory.rows()
     if any(row.get("setup") != setup for row in rows):
         raise OutputError(
-            f"{directory.path} holds a bench of other models, engines, rounds or another machine; "
+            f"{directory.path} contains a bench of other models, engines, rounds or machines; "
             f"choose another --output or remove it"
         )
     return rows
 
 
-def _place(row: Row) -> tuple[Any, ...]:
+def _place(row: Row) -> tuple[object, ...]:
     return row["threads"], row["batch"], row["length"] or 1, row["model"], row["engine"]
 
 
 def is_finished(point: Point, subjects: Sequence[Subject], rows: Sequence[Row]) -> bool:
-    """Whether every subject has its row at a point."""
+    """Return whether every subject has a row at a point."""
     have = {_place(row) for row in rows}
     return all(
         (point.threads, point.batch, point.length, item.model, item.engine) in have
@@ -195,7 +194,7 @@ def is_finished(point: Point, subjects: Sequence[Subject], rows: Sequence[Row]) 
 
 
 def chosen(rows: Sequence[Row], points: Sequence[Point], subjects: Sequence[Subject]) -> list[Row]:
-    """The rows of this grid in its order; the latest where a point was cut and timed again."""
+    """Return the rows of this grid in order; the latest if a point was timed twice."""
     by_place = {_place(row): row for row in rows}
     return [
         by_place[point.threads, point.batch, point.length, item.model, item.engine]

@@ -1,4 +1,4 @@
-"""What is timed: each model in each engine, quantized once and kept in the cache."""
+"""The subjects of a bench: each model in each engine, quantized once and cached."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from hfcompress.benchmarking.config import ENGINES, BenchConfig, EngineKind, kind_name
@@ -42,13 +42,13 @@ class Subject:
 
     Attributes:
         model: its short name.
-        engine: of `ENGINES`, or what a quantized folder's is called.
-        spec: what it reads.
+        engine: a name of `ENGINES`, or of a quantized folder's engine.
+        spec: its inputs.
         bytes: of its own files.
-        fingerprint: of the model that was given.
+        fingerprint: of the given model.
         open: threads -> the engine.
         source: what a fresh process loads: a quantized folder, or a model's path or name.
-        dtype: of torch's own engines; empty where ``source`` is a quantized folder.
+        dtype: of torch's own engines; empty if ``source`` is a quantized folder.
     """
 
     model: str
@@ -62,44 +62,44 @@ class Subject:
 
     @property
     def label(self) -> str:
-        """What sets it apart from the others."""
+        """Return the name that distinguishes it from the others."""
         return f"{self.model} · {self.engine}"
 
 
 def find_subjects(
     models: Sequence[str],
     config: BenchConfig,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
     stage: Callable[[str], None],
 ) -> list[Subject]:
-    """Load every model, and quantize it for every engine.
+    """Load every model, quantize it for every engine and return the subjects.
 
     Args:
         models: hub names, folders or pkg://PACKAGE/PATH; quantized folders run in their engine.
-        config: names the engines, or leaves it to what is installed.
-        tell: takes one sentence for each engine that is left out.
-        stage: takes what is being done.
+        config: names the engines; all installed ones by default.
+        log: receives one sentence for each engine that is left out.
+        stage: receives the current stage.
 
     Raises:
         ConfigError: no model, a text longer than a model takes, or texts and images together.
         SourceError, ModelError: a model that cannot be loaded.
-        MissingExtraError: no engine is left, since packages are missing.
+        MissingExtraError: no engine is left because packages are missing.
     """
     if not models:
-        raise ConfigError("there is no model to time; give at least one")
+        raise ConfigError("no model to time; give at least one")
     found: list[Subject] = []
     for path, name in zip(models, _names(models), strict=True):
         stage(f"loading {name}")
         if (Path(path) / MANIFEST).is_file():
             found.append(_of_folder(Path(path), name))
         else:
-            found += _of_checkpoint(path, name, config, tell, stage)
+            found += _of_checkpoint(path, name, config, log, stage)
     _check(found, config)
     return found
 
 
 def _names(models: Sequence[str]) -> list[str]:
-    """The last part of each path; the whole where two are alike."""
+    """Return the last part of each path; the whole path if two are equal."""
     short = [path.rstrip("/").rsplit("/", 1)[-1] or path for path in models]
     return [
         name if short.count(name) == 1 else path for name, path in zip(short, models, strict=True)
@@ -156,7 +156,7 @@ def _of_checkpoint(
     path: str,
     name: str,
     config: BenchConfig,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
     stage: Callable[[str], None],
 ) -> Iterator[Subject]:
     loaded = load_model(ModelConfig(path=path), task_of(path), processor=False)
@@ -166,7 +166,7 @@ def _of_checkpoint(
         if config.engine is not None and engine not in config.engine:
             continue
         if config.engine is None and "bf16" in engine and not _has_bf16():
-            tell(f"{engine} is left out: this processor has no bf16 instructions")
+            log(f"{engine} is left out: this processor has no bf16 instructions")
             continue
         try:
             stage(f"{engine} of {name}")
@@ -174,9 +174,9 @@ def _of_checkpoint(
             count += 1
         except MissingExtraError as error:
             missing = error
-            tell(f"{engine} is left out: {error}")
+            log(f"{engine} is left out: {error}")
         except (ModelError, TargetError) as error:
-            tell(f"{engine} is left out for {name}: {error}")
+            log(f"{engine} is left out for {name}: {error}")
     if not count:
         raise missing or ModelError(f"no engine can run {name}; see the notes above")
 
@@ -215,29 +215,30 @@ def task_of(path: str) -> Task:
     return infer_task(settings, path)
 
 
-# Enough for ranges of activations; what a bench asks is speed, not accuracy.
+# Rows and tokens; enough for ranges of activations, because a bench measures speed only.
 _CALIBRATION = (8, 32)
 
 
 class Bf16Engine(TorchEngine):
-    """A copy with bf16 weights, which computes in bf16."""
+    """Runs a copy of a model in bf16."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        half: Any = copy.deepcopy(model)
-        super().__init__(half.to(torch.bfloat16))
+        half = copy.deepcopy(model)
+        nn.Module.to(half, torch.bfloat16)
+        super().__init__(half)
 
     def logits(self, arrays: Arrays) -> NDArray[np.float32]:
-        """Logits of one batch; pixels become bf16 first."""
+        """Return the logits of one batch; pixels are converted to bf16 first."""
         if IMAGE not in arrays:
             return super().logits(arrays)
         with torch.inference_mode():
             pixels = torch.from_numpy(arrays[IMAGE]).bfloat16()
-            found: Any = self.model(pixel_values=pixels).logits.float().numpy()
-        return np.asarray(found, np.float32)
+            logits = self.model(pixel_values=pixels).logits
+        return np.asarray(logits.float().numpy(), np.float32)
 
 
 def quantized_folder(loaded: LoadedModel, kind: EngineKind) -> Path:
-    """The model in the engine's form, from the cache where it was made before."""
+    """Return the folder of the quantized model, from the cache if it is there."""
     settings = QuantizationConfig.from_dict(kind.quantization)
     folder = cache_folder() / "bench" / _key(loaded.fingerprint, settings)
     if not (folder / MANIFEST).is_file():

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -16,9 +15,8 @@ from hfcompress.benchmarking.inputs import make_inputs
 from hfcompress.benchmarking.subjects import Subject
 from hfcompress.measure.latency import LatencyReport, measure_latency
 from hfcompress.quantization.engine import Engine, with_static_shape
-from hfcompress.utils import Progress
+from hfcompress.utils import Progress, Row
 
-Row = dict[str, Any]
 _FEWEST = 5
 
 
@@ -32,7 +30,7 @@ class Point:
 
 
 def points_of(config: BenchConfig, subjects: Sequence[Subject]) -> list[Point]:
-    """The grid, threads outermost; images have one length, 1."""
+    """Return the points of the grid, threads outermost; images have one length, 1."""
     images = subjects[0].spec.images
     lengths = (1,) if images else tuple(dict.fromkeys(config.length))
     threads = config.threads or (torch.get_num_threads(),)
@@ -46,7 +44,7 @@ def timed_rows(
     config: BenchConfig,
     progress: Progress,
 ) -> Iterator[Row]:
-    """Time all subjects in turns at each point; the rows of a point come together."""
+    """Time all subjects in turns at each point, and yield the rows point by point."""
     for threads, group in itertools.groupby(points, key=lambda point: point.threads):
         with _torch_threads(threads):
             progress.stage(f"opening {len(subjects)} engines, {threads} threads")

@@ -17,8 +17,8 @@ MODES: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("dynamic", "static", "none"),
     "openvino": ("static", "none"),
 }
-"""What each engine can do, its default first."""
-# Fields that say something to some engines only.
+"""The modes of each backend, its default first."""
+# Fields that only some backends support.
 _ONLY: dict[str, tuple[str, ...]] = {
     "per_channel": ("torch", "onnxruntime"),
     "embeddings": ("onnxruntime", "openvino"),
@@ -32,10 +32,10 @@ _ONLY: dict[str, tuple[str, ...]] = {
 
 
 class MixedPrecisionConfig(Config):
-    """How much quantizing may lose; what loses most for its bytes stays in fp32 until it holds.
+    """Limits of the loss; modules stay in fp32, most loss by byte first, until the limits hold.
 
     Raises:
-        ConfigError: no limit at all, or one out of range.
+        ConfigError: no limit, or one out of range.
     """
 
     max_kl: float | None = Field(
@@ -50,7 +50,7 @@ class MixedPrecisionConfig(Config):
         ge=0,
         lt=1,
         strict=False,
-        description="share of the calibration rows whose class may be another than in fp32",
+        description="share of the calibration rows whose class may differ from fp32",
     )
 
     @model_validator(mode="after")
@@ -65,7 +65,7 @@ class QuantizationConfig(StepConfig):
 
     Raises:
         ConfigError: an unknown field, a wrong type, a value out of range, or a field that the
-            backend cannot honour.
+            backend does not support.
     """
 
     step_name = "quantize"
@@ -78,101 +78,102 @@ class QuantizationConfig(StepConfig):
     )
     mode: Mode = Field(
         default="auto",
-        description="dynamic: activations are quantized as they come; static: with ranges from "
-        "calibration data; weight-only: activations stay in fp32; none: the engine runs the fp32 "
-        "model; auto: static for openvino and, in onnxruntime, for networks of convolutions, which "
-        "dynamic leaves alone; else dynamic",
+        description="dynamic: ranges of activations are measured at run time; static: they come "
+        "from calibration data; weight-only: activations stay in fp32; none: the engine runs "
+        "the fp32 model; auto: static for openvino and, in onnxruntime, for convolutional "
+        "networks, whose convolutions dynamic does not quantize; else dynamic",
     )
     bits: Literal[4, 8] = Field(
         default=8,
-        description="of the weights; 4 for torchao's weight-only alone, which keeps each in a byte "
-        "on CPUs",
+        description="bits of the weights; 4 only with torchao's weight-only, which on CPUs stores "
+        "one in a byte",
     )
     per_channel: bool = Field(
-        default=True, description="a scale for each output of a layer, not one for the layer"
+        default=True,
+        description="one scale for each output of a layer instead of one for the layer",
     )
     embeddings: bool = Field(
         default=True,
-        description="embedding tables in int8, too (onnxruntime and openvino; the others leave "
-        "them in fp32)",
+        description="quantize embedding tables, too (onnxruntime and openvino; the other backends "
+        "keep them in fp32)",
     )
     embedding_bits: Literal[4, 8] = Field(
         default=8,
-        description="of embedding tables: 8 with a scale for each row, or 4 with a scale for "
-        "32 neighbours, a little over half the bytes",
+        description="bits of embedding tables: 8 with one scale for each row, or 4 with one scale "
+        "for 32 columns, a little over half the bytes",
     )
     exclude: tuple[str, ...] | None = Field(
         default=None,
         strict=False,
-        description="patterns of modules that stay in fp32: a glob over the name, a bare last "
-        "component or a class name",
+        description="patterns of modules that stay in fp32: a glob over the name, its last "
+        "component, or a class name",
     )
     mixed: MixedPrecisionConfig | None = Field(
         default=None,
-        description="keep in fp32, besides, what loses most, until a loss holds that is measured "
-        "on calibration rows",
+        description="also keep the most sensitive modules in fp32, until limits hold that are "
+        "measured on calibration rows",
     )
     smooth: float | None = Field(
         default=None,
         ge=0,
         le=1,
         strict=False,
-        description="onnxruntime: SmoothQuant's strength, often 0.5; outliers that calibration "
-        "rows show in activations move into the weights (openvino does so unasked). It helps "
-        "models with outliers and harms others, so measure",
+        description="onnxruntime: SmoothQuant's strength, often 0.5; moves outliers of activations "
+        "on calibration rows into the weights (openvino always does). It helps models with "
+        "outliers and harms others, so measure",
     )
     per_token: bool = Field(
         default=False,
-        description="onnxruntime, dynamic: a scale for the activations of each token, not one for "
-        "the batch: much nearer to fp32, a little slower (torchao does so unasked)",
+        description="onnxruntime, dynamic: one activation scale for each token instead of one for "
+        "the batch: much closer to fp32, a little slower (torchao always does)",
     )
     reduce_range: bool = Field(
         default=False,
-        description="onnxruntime: weights of one bit less, for processors without VNNI, whose "
-        "8-bit sums saturate",
+        description="onnxruntime: 7-bit weights, for processors without VNNI, whose 8-bit sums "
+        "saturate",
     )
     calibrate: Literal["minmax", "percentile", "entropy"] = Field(
         default="minmax",
-        description="how onnxruntime's static mode finds the range of activations: all that "
-        "occurs; all but the outermost; or what loses least information",
+        description="how onnxruntime's static mode finds the range of activations: all values; "
+        "a percentile of them; or the range of least entropy loss",
     )
     percentile: float = Field(
         default=99.99,
         gt=50,
         lt=100,
         strict=False,
-        description="what calibrate: percentile keeps, in percent",
+        description="percentage of values within the range for calibrate: percentile",
     )
     floats: Literal["fp32", "auto"] = Field(
         default="fp32",
-        description="what openvino computes in where it does not compute in int8: fp32, or bf16 "
-        "where the processor has it (auto)",
+        description="openvino's precision for operations that are not int8: fp32, or bf16 if the "
+        "processor supports it (auto)",
     )
     calibration_rows: int = Field(
         default=256,
         ge=1,
-        description="rows of a recipe's training data that static mode, mixed and smooth read",
+        description="number of a recipe's training rows that static mode, mixed and smooth use",
     )
-    seed: int = Field(default=0, ge=0, description="which rows those are")
+    seed: int = Field(default=0, ge=0, description="for sampling these rows")
 
     @property
     def resolved_mode(self) -> str:
-        """The mode with ``auto`` decided as for a network of matrix products."""
+        """Return the mode, with ``auto`` resolved as for a network without convolutions."""
         return MODES[self.backend][0] if self.mode == "auto" else self.mode
 
     @property
     def needs_rows(self) -> bool:
-        """Whether the step reads training rows."""
+        """Return whether the step reads training rows."""
         return self.needs_calibration
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether calibration data are needed."""
+        """Return whether calibration data are needed."""
         return self.resolved_mode == "static" or bool(self.reads_rows)
 
     @property
     def reads_rows(self) -> str | None:
-        """The option that needs calibration data whatever the mode, if one is set."""
+        """Return the option that needs calibration data in any mode, if one is set."""
         if self.mixed is not None:
             return "mixed"
         return "smooth" if self.smooth is not None else None

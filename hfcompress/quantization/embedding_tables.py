@@ -1,15 +1,14 @@
-"""Embedding tables as integers, the same numbers for every engine.
+"""Embedding tables as integers, the same integers for every engine.
 
-With 8 bits a row has one scale. With 4 bits 32 neighbours in a row share one, as long as they
-divide the row; otherwise the whole row does. Scales are fp16, which costs a table of 8 bits and
-384 columns half a percent of its bytes and its values nothing that counts.
+With 8 bits a row has one scale. With 4 bits each group of 32 columns has one if 32 divides the
+row, else the whole row has one. Scales are fp16: half a percent of the bytes of an 8-bit table of
+384 columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +17,11 @@ from hfcompress.errors import ModelError
 
 GROUP = 32
 """Columns that share a scale with 4 bits."""
-# With 4 bits, the integer that a group's extreme value is stored as, before rounding. It is
-# negative, where the range reaches further; below -8 the extreme is cut so that the others gain.
+# With 4 bits, candidates for the integer (before rounding) of a group's extreme value. Negative,
+# because -8..7 reaches further there; below -8 the extreme is clipped in favour of the others.
 _ENDS = (-7.0, -7.5, -8.0, -8.75, -9.5)
 _ROWS = 4096
-# Beyond it a scale would not fit fp16.
+# Larger values need a scale beyond fp16's range.
 _LARGEST = 400_000.0
 
 Values = NDArray[np.int8]
@@ -34,8 +33,8 @@ class QuantizedTable:
     """A table [rows, columns].
 
     Attributes:
-        values: int8 [rows, columns], one number in a byte whatever the bits.
-        scales: fp16 [rows, groups]; a negative one turns the signs of its group.
+        values: int8 [rows, columns], one integer in a byte for 4 bits, too.
+        scales: fp16 [rows, groups]; a negative scale flips the signs of its group.
         bits: 4 or 8.
     """
 
@@ -49,21 +48,19 @@ class QuantizedTable:
         return int(self.values.shape[1] // self.scales.shape[1])
 
     def packed(self, shift: int = 0) -> NDArray[np.uint8]:
-        """The numbers without gaps, two of 4 bits in a byte, the first in the lower half.
+        """Return the integers packed: two 4-bit integers in a byte, the first in the lower half.
 
         Args:
-            shift: added to each before; 8 makes numbers of 4 bits unsigned.
+            shift: added to each integer first; 8 makes 4-bit integers unsigned.
         """
-        numbers: Any = (self.values.astype(np.int16) + shift).astype(np.uint8).reshape(-1)
-        if self.bits == 4:
-            numbers = numbers & 15
-            numbers = np.append(numbers, np.uint8(0)) if len(numbers) % 2 else numbers
-            numbers = numbers[0::2] | (numbers[1::2] << 4)
-        packed: NDArray[np.uint8] = numbers
-        return packed
+        numbers = (self.values.astype(np.int16) + shift).astype(np.uint8).reshape(-1)
+        if self.bits == 8:
+            return numbers
+        numbers = np.pad(numbers & 15, (0, len(numbers) % 2))
+        return np.asarray(numbers[0::2] | (numbers[1::2] << 4), np.uint8)
 
     def dequantized(self) -> Floats:
-        """What the numbers stand for, fp32 [rows, columns]."""
+        """Return the table in fp32, [rows, columns]."""
         scales = np.repeat(self.scales.astype(np.float32), self.group, axis=1)
         found: Floats = self.values * scales
         return found
@@ -72,35 +69,35 @@ class QuantizedTable:
 def quantize_table(weight: Floats, bits: int) -> QuantizedTable:
     """Quantize a table.
 
-    With 8 bits a value comes back within half a step of where it was. With 4 bits each group
-    takes the scale of least squared error among five, one of which keeps all within half a step.
+    With 8 bits the error of a value is at most half a step. With 4 bits each group takes the scale
+    of least squared error among five; for one of them the error is at most half a step.
 
     Args:
         weight: [rows, columns].
-        bits: 4 or 8; rows of an odd number of columns take 8.
+        bits: 4 or 8; a table with an odd number of columns takes 8.
 
     Raises:
-        ModelError: NaN, or numbers beyond fp16's range, in it.
+        ModelError: it contains NaN, or numbers that need scales beyond fp16's range.
     """
     if not np.abs(weight).max(initial=0) < _LARGEST:
         raise ModelError(
-            f"an embedding table holds NaN or numbers above {_LARGEST:,.0f}; "
-            f"load or train the model anew"
+            f"an embedding table contains NaN or numbers above {_LARGEST:,.0f}; "
+            f"load or train the model again"
         )
     rows, columns = weight.shape
     bits = 8 if columns % 2 else bits
     group = GROUP if bits == 4 and columns % GROUP == 0 else columns
     values = np.empty((rows, columns), np.int8)
     scales = np.empty((rows, columns // group), np.float16)
-    for part in _parts(rows):  # the search for a scale takes several times a part's memory
+    for part in _parts(rows):  # the search for scales needs several times the memory of a part
         found, steps = _quantize(weight[part].reshape(-1, group).astype(np.float32), bits)
         values[part], scales[part] = found.reshape(-1, columns), steps.reshape(-1, columns // group)
     return QuantizedTable(values, scales, bits)
 
 
 def halved(numbers: Floats) -> NDArray[np.float16] | None:
-    """A constant in fp16, or None where that would change it: a number by more than a thousandth
-    of itself that is more than a millionth of the largest.
+    """Return a constant in fp16, or None if a value changes by more than a thousandth of itself
+    and a millionth of the largest value.
     """
     largest = np.abs(numbers).max(initial=0)
     if not largest < np.finfo(np.float16).max:
@@ -134,7 +131,7 @@ def _quantize(groups: Floats, bits: int) -> tuple[Values, NDArray[np.float16]]:
 
 
 def _as_scales(steps: Floats) -> NDArray[np.float16]:
-    """Rounded to fp16; where that gives 0 or denormal numbers, its smallest normal one."""
+    """Round to fp16; 0 and denormal numbers become fp16's smallest normal number."""
     tiny = np.finfo(np.float16).tiny
     scales = steps.astype(np.float16)
     small = np.abs(scales) < tiny

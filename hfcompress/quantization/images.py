@@ -1,30 +1,33 @@
-"""Which images a classifier reads: the size that an exported graph is made for."""
+"""The size of images that a classifier reads and an exported graph is made for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 IMAGE_INPUT = "pixel_values"
 ImageShape = tuple[int, int, int]
 """Channels, height and width."""
 
-# What image processors cut to where nobody says otherwise.
+# The most frequent size of image processors.
 _USUAL_SIDE = 224
-# Small, two different sides, and still two pixels after five halvings.
+# Small and different from each other, with two pixels left after five strides of two.
 _FREE_SIDES = (64, 96)
 
 
-def image_shape(model: nn.Module, batches: Sequence[Mapping[str, Any]] = ()) -> ImageShape | None:
-    """The one shape of image that a model is used with; None where it may be any.
+def image_shape(
+    model: nn.Module, batches: Sequence[Mapping[str, Tensor | NDArray[np.generic]]] = ()
+) -> ImageShape | None:
+    """Return the shape of the images that a model is used with; None if it takes any.
 
     Args:
-        model: its config may say a size.
-        batches: what it is called with; the first image's shape counts more than the config's,
-            since convolutions take other sizes than those they were configured with.
+        model: its config may name a size.
+        batches: inputs of the model; the shape of their first image takes precedence over the
+            config's, because convolutional networks also take other sizes.
     """
     for batch in batches:
         if IMAGE_INPUT in batch:
@@ -40,20 +43,20 @@ def image_shape(model: nn.Module, batches: Sequence[Mapping[str, Any]] = ()) -> 
 def example_images(
     model: nn.Module, batch: int, shape: ImageShape | None, generator: torch.Generator
 ) -> Tensor:
-    """Random images, [batch, channels, height, width].
+    """Return random images, [batch, channels, height, width].
 
     Args:
-        model: its config says the channels where no shape is given.
-        batch: how many.
-        shape: of one; None takes the usual size.
-        generator: draws them.
+        model: its config names the channels if no shape is given.
+        batch: number of images.
+        shape: of one image; None takes 224 x 224.
+        generator: for sampling.
     """
     shape = shape or (_channels(model), _USUAL_SIDE, _USUAL_SIDE)
     return torch.randn((batch, *shape), generator=generator)
 
 
 def checked_shape(model: nn.Module, shape: ImageShape | None, turn: int) -> ImageShape:
-    """The shape to try a graph with: the given one, or another at every turn where any will do."""
+    """Return the shape to check a graph with: the given one, or alternating sizes if it is None."""
     sides = _FREE_SIDES if turn % 2 == 0 else _FREE_SIDES[::-1]
     return shape or (_channels(model), *sides)
 

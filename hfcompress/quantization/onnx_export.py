@@ -1,7 +1,7 @@
 """``export_onnx``: a classifier as an ONNX file whose batch and length may vary.
 
-torch captures the model (``torch.onnx.export``, the dynamo exporter), which folds batch norms into
-the convolutions before them; graph.py calls each weight what its module is called.
+``torch.onnx.export`` (the dynamo exporter) captures the model and folds batch norms into the
+convolutions before them; `tidy` names each weight after its module.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 import torch
@@ -30,6 +30,10 @@ from hfcompress.quantization.images import IMAGE_INPUT as IMAGE_INPUT
 from hfcompress.quantization.images import ImageShape, checked_shape, example_images, image_shape
 from hfcompress.utils import require, unwritable
 
+if TYPE_CHECKING:
+    from onnx_ir import Graph, Model, Node, Value
+    from torch.onnx import ONNXProgram
+
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUT = "logits"
 # Both engines' fp32 kernels stay within 2e-5 of torch's on the families tested.
@@ -38,11 +42,11 @@ TOLERANCE = 1e-4
 ONE_FILE = 2**31 - 2**26
 _EXAMPLE = (2, 12)
 _CHECKED = ((1, 5), (3, 17))
-Arrays = Mapping[str, NDArray[Any]]
+Arrays = Mapping[str, NDArray[np.generic]]
 
 
 def input_names(model: PreTrainedModel) -> tuple[str, ...]:
-    """What a classifier reads: ids, mask and, where it knows several, token types; or pixels."""
+    """Return the inputs of a classifier: ids, mask, token types if it has several; or pixels."""
     if model.main_input_name == IMAGE_INPUT:
         return (IMAGE_INPUT,)
     known = inspect.signature(model.forward).parameters
@@ -55,17 +59,16 @@ def input_names(model: PreTrainedModel) -> tuple[str, ...]:
 def example_inputs(
     model: PreTrainedModel, batch: int, length: int, image: ImageShape | None = None
 ) -> dict[str, Tensor]:
-    """Random inputs of the model's kind, the same on every call; every second row is padded.
+    """Return random inputs, the same on every call; every second row of tokens is padded.
 
     Args:
-        model: its config says sizes.
+        model: its config names the sizes.
         batch: rows.
         length: tokens.
-        image: shape of the images; None takes the config's, or the usual one.
+        image: shape of the images; None takes the config's, or 224 x 224.
     """
     generator = torch.Generator().manual_seed(0)
-    config: Any = model.config
-    names = input_names(model)
+    config, names = model.config, input_names(model)
     if names == (IMAGE_INPUT,):
         return {IMAGE_INPUT: example_images(model, batch, image or image_shape(model), generator)}
     padding = getattr(config, "pad_token_id", None) or 0
@@ -89,16 +92,16 @@ def export_onnx(
 ) -> Path:
     """Write a model as ONNX, fp32, batch and length dynamic.
 
-    The file appears whole or not at all. A model above 2 GB has its weights in ``NAME.data``
-    beside it, since one protobuf message holds no more.
+    The file is written atomically. The weights of a model above 2 GB, the limit of a protobuf
+    message, are in ``NAME.data`` beside it.
 
     Args:
-        model: any state; it is left as it was.
-        path: ``model.onnx``; its folder is made.
-        image: shape of the images that the graph reads; None takes the config's, or any height and
-            width where it says none.
-        one_file: False puts the weights into ``NAME.data`` whatever their size, one after the
-            other; for one file they are in memory three times while it is written.
+        model: in any state; not changed.
+        path: ``model.onnx``; its folder is created.
+        image: shape of the graph's images; None takes the config's, or any height and width if
+            the config has no size.
+        one_file: False writes the weights into ``NAME.data`` whatever their size, one by one;
+            writing one file needs three copies of them in memory.
 
     Returns:
         The path.
@@ -114,12 +117,12 @@ def export_onnx(
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
     program = _capture(model, image or image_shape(model))
     tidy(program.model, model)
-    # Not .tmp at the end: the exporter names the file of a large model's weights after this one.
+    # No suffix .tmp: the exporter names the weights' file of a large model after this name.
     temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if size > ONE_FILE or not one_file:
-            # Its name is written into the file, so it must be the final one.
+            # The graph contains the name of the weights' file, so it must be the final name.
             _save_apart(program, path, temporary)
         else:
             program.save(str(temporary), external_data=False)
@@ -138,7 +141,7 @@ def check_against_torch(
     engine: str,
     image: ImageShape | None = None,
 ) -> float:
-    """Compare what an engine computes in fp32 with torch, on batches of several shapes.
+    """Return the difference of an engine's fp32 logits from torch's on batches of several shapes.
 
     Args:
         model: the model that was exported.
@@ -163,7 +166,7 @@ def check_against_torch(
             of = "images" if IMAGE_INPUT in inputs else "tokens"
             shape = " x ".join(str(size) for size in next(iter(inputs.values())).shape)
             raise ModelError(
-                f"{type(model).__name__} in {engine} puts out logits that differ from torch's by "
+                f"{type(model).__name__} in {engine} gives logits that differ from torch's by "
                 f"{difference:.2g} for {shape} {of}, more than {TOLERANCE:g}; "
                 f"use backend: torch"
             )
@@ -175,7 +178,7 @@ def check_against_torch(
 
 
 class _Logits(nn.Module):
-    """Inputs by place, one output: what an ONNX graph is."""
+    """Positional inputs and one output, as an ONNX graph has them."""
 
     def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
@@ -187,10 +190,10 @@ class _Logits(nn.Module):
         return logits
 
 
-def _capture(model: PreTrainedModel, image: ImageShape | None) -> Any:
+def _capture(model: PreTrainedModel, image: ImageShape | None) -> ONNXProgram:
     names = input_names(model)
     inputs = example_inputs(model, *_EXAMPLE, checked_shape(model, image, 0))
-    dynamic: Any = torch.export.Dim.DYNAMIC
+    dynamic = torch.export.Dim.DYNAMIC
     axes = {0: dynamic, 1: dynamic}
     if names == (IMAGE_INPUT,):
         axes = {0: dynamic} if image else {0: dynamic, 2: dynamic, 3: dynamic}
@@ -199,7 +202,7 @@ def _capture(model: PreTrainedModel, image: ImageShape | None) -> Any:
             stack.enter_context(context)
         wrapped = _Logits(model, names).train(False)
         try:
-            return torch.onnx.export(
+            program = torch.onnx.export(
                 wrapped,
                 tuple(inputs.values()),
                 dynamo=True,
@@ -208,18 +211,19 @@ def _capture(model: PreTrainedModel, image: ImageShape | None) -> Any:
                 dynamic_shapes=(tuple(axes for _ in names),),
                 verbose=False,
             )
-        except Exception as error:  # whatever torch raises is about this model
+        except Exception as error:  # the exporter's errors share no base class
             line = first_line(error.__cause__ or error)
             raise ModelError(
                 f"torch cannot export {type(model).__name__} to ONNX: {line}; use backend: torch"
             ) from error
+    assert program is not None  # with dynamo=True
+    return program
 
 
 @contextmanager
 def _plain_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Attention as two products and a softmax; the fused kernel exports as a longer graph."""
-    config: Any = model.config
-    before = config._attn_implementation
+    """Use eager attention; the fused kernel exports as a longer graph."""
+    before = model.config._attn_implementation
     try:
         if before == "sdpa":
             model.set_attn_implementation("eager")
@@ -231,13 +235,13 @@ def _plain_attention(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's own notes: that torchvision is missing, and what it deprecates in itself."""
+    """Silence torch's notes on a missing torchvision and its own deprecation warnings."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            # torch 2.13, 2026-11: raised inside the exporter by its own calls.
+            # torch 2.13, 2026-11: caused inside the exporter by its own calls.
             warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
             warnings.filterwarnings("ignore", module=r"torch\.(onnx|export|fx)\b")
             yield
@@ -245,7 +249,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _save_apart(program: Any, path: Path, temporary: Path) -> None:
+def _save_apart(program: ONNXProgram, path: Path, temporary: Path) -> None:
     folder = path.parent / temporary.stem
     try:
         folder.mkdir()
@@ -262,16 +266,16 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 _OPERATORS = ("MatMul", "Gather", "Conv")
 
 
-def tidy(graph_model: Any, model: nn.Module) -> None:
-    """Name products, tables and convolutions, and their weights, by their module.
+def tidy(graph_model: Model, model: nn.Module) -> None:
+    """Name products, tables and convolutions, and their weights, after their modules.
 
-    A module ``a.b`` has its operation called ``a.b`` and its weight ``a.b.weight``. Sums that
-    are fused with a product (Gemm) are taken apart first, since the engines rename those. Notes
-    on the source code, a tenth of a small file, go.
+    The operation of a module ``a.b`` becomes ``a.b`` and its weight ``a.b.weight``. Each Gemm is
+    split into a product and a sum first, because the engines rename Gemms. Source locations, a
+    tenth of a small file, are removed.
 
     Args:
-        graph_model: an ``onnx_ir.Model`` as torch exports it; changed in place.
-        model: the model that was exported, as ``model`` inside a wrapper.
+        graph_model: as torch exports it; changed in place.
+        model: the exported model, called ``model`` inside a wrapper.
     """
     graph = graph_model.graph
     for node in list(graph):
@@ -284,7 +288,7 @@ def tidy(graph_model: Any, model: nn.Module) -> None:
         node.doc_string = None
         for value in node.outputs:
             if value not in kept:
-                # The exporter's shapes make ONNX Runtime's own inference fail.
+                # ONNX Runtime's shape inference fails on some of the exporter's shapes.
                 value.shape = value.type = None
     for value in (*graph.initializers.values(), *graph.inputs, *graph.outputs):
         value.metadata_props.clear()
@@ -292,7 +296,7 @@ def tidy(graph_model: Any, model: nn.Module) -> None:
     graph_model.metadata_props.clear()
 
 
-def _name(graph: Any, model: nn.Module) -> None:
+def _name(graph: Graph, model: nn.Module) -> None:
     modules = dict(model.named_modules())
     taken: set[str] = set()
     for node in graph:
@@ -301,8 +305,8 @@ def _name(graph: Any, model: nn.Module) -> None:
         weight = next((value for value in node.inputs if _is_matrix(value)), None)
         path = _module_path(node)
         if node.op_type == "Conv" and weight is not None:
-            # The exporter folds batch norms, and what it makes stands under the norm's name.
-            path = weight.name.removeprefix("model.").removesuffix(".weight")
+            # A convolution with a folded batch norm has the scope of the norm.
+            path = str(weight.name).removeprefix("model.").removesuffix(".weight")
         if path in taken:
             continue
         module = modules.get(path)
@@ -312,8 +316,8 @@ def _name(graph: Any, model: nn.Module) -> None:
             weight.name = f"{path}.weight"
 
 
-def _split(graph: Any, node: Any) -> None:
-    """A Gemm with a constant weight as a product and a sum (the product alone, without bias)."""
+def _split(graph: Graph, node: Node) -> None:
+    """Replace a Gemm with a constant weight by a product and, if it has a bias, a sum."""
     ir = require("onnx_ir", "onnx")
     inputs, weight, bias = (*node.inputs, None)[:3]
     options = {name: attribute.value for name, attribute in node.attributes.items()}
@@ -321,6 +325,7 @@ def _split(graph: Any, node: Any) -> None:
     if not plain or options.get("transA") or not _is_matrix(weight):
         return
     if options.get("transB"):
+        assert weight.const_value is not None
         matrix = np.ascontiguousarray(weight.const_value.numpy().T)
         turned = ir.val(f"{weight.name}_turned", const_value=ir.tensor(matrix))
         graph.initializers.add(turned)
@@ -334,14 +339,14 @@ def _split(graph: Any, node: Any) -> None:
         graph, node, [node], made, node.outputs, made[-1].outputs
     )
     if not weight.uses() and weight.name in graph.initializers:
-        del graph.initializers[weight.name]
+        del graph.initializers[str(weight.name)]
 
 
-def _module_path(node: Any) -> str:
-    """The module that a node was made from: the last but one of its scopes."""
+def _module_path(node: Node) -> str:
+    """Return the module of a node: the last but one of its scopes."""
     scopes: list[str] = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
     return scopes[-2].removeprefix("model.") if len(scopes) > 1 else ""
 
 
-def _is_matrix(value: Any) -> bool:
+def _is_matrix(value: Value | None) -> TypeGuard[Value]:
     return value is not None and value.is_initializer() and len(value.shape or ()) >= 2

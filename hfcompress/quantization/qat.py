@@ -1,4 +1,4 @@
-"""``quantization_aware``: a model that computes as if it were quantized, while it trains or not."""
+"""``quantization_aware``: fake quantization, for training or for predicting a loss."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,24 +20,24 @@ from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.coverage import excluded_modules
 from hfcompress.quantization.embedding_tables import quantize_table
 
-# How fast static ranges follow those of the batches in training (1712.05877, section 3.1).
+# Moving average of static ranges in training (1712.05877, section 3.1).
 _PACE = 0.05
 
 
 class FakeQuantization:
-    """Makes the modules of a model compute with numbers on an engine's grids.
+    """Rounds the weights and activations of a model's modules to an engine's grids.
 
-    Only ``forward`` of each module is replaced while it is on: parameters stay where they are and
-    are fp32, names in the ``state_dict`` stay, and a checkpoint is an ordinary one.
+    `start` replaces only the ``forward`` of each module: parameters stay fp32 and in place, so
+    names in the ``state_dict`` and checkpoints are those of the plain model.
 
     Args:
         model: the model.
-        config: the config that it will be quantized with; it says the arithmetic.
+        config: the config to quantize the model with; determines the arithmetic.
 
     Attributes:
-        modules: what is quantized, by name: products, and convolutions and tables where the
-            backend takes them.
-        active: which of them are on now; all at first.
+        modules: the quantized modules by name: products, and convolutions and tables if the
+            backend quantizes them.
+        active: names of the modules that round now; all at first.
 
     Raises:
         ConfigError: mode none.
@@ -54,18 +54,17 @@ class FakeQuantization:
         self.active: Collection[str] = set(self.modules)
         self._ranges: dict[str, Tensor] = {}
         self._tables: dict[str, tuple[int, Tensor]] = {}
-        self._before: dict[str, Any] = {}
+        self._before: dict[str, Callable[..., Tensor] | None] = {}
         self._observing = False
 
     def start(self) -> None:
         """Replace the modules' ``forward``."""
         for name, module in self.modules.items():
             self._before[name] = module.__dict__.get("forward")
-            own: Any = partial(_FORWARD[_kind(module)], self, name, module)
-            module.forward = own
+            module.forward = partial(_FORWARD[_kind(module)], self, name, module)
 
     def stop(self) -> None:
-        """Put it back; the model computes in fp32 again."""
+        """Restore the modules' ``forward``; the model computes in fp32 again."""
         for name, before in self._before.items():
             module = self.modules[name]
             del module.forward
@@ -75,14 +74,14 @@ class FakeQuantization:
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Leave the weights of products on their grid, so that quantizing them loses nothing."""
+        """Round the weights of products to their grid in place, where quantizing loses nothing."""
         for name, module in self.modules.items():
             if not isinstance(module, nn.Embedding):
                 write_matrix(module, self.weight(name, module))
 
     @torch.no_grad()
     def observe(self, run: Callable[[], object]) -> None:
-        """Find static ranges: the smallest and largest activations of whatever is run."""
+        """Set static ranges to the smallest and largest activations while ``run`` runs."""
         self._observing = True
         try:
             run()
@@ -90,13 +89,13 @@ class FakeQuantization:
             self._observing = False
 
     def weight(self, name: str, module: nn.Module) -> Tensor:
-        """A product's weight as it is multiplied: outputs x inputs, with a gradient."""
-        own: Any = module.weight
+        """Return a product's rounded weight, outputs x inputs, with a gradient."""
+        own = module.get_parameter("weight")
         matrix = own.t() if isinstance(module, Conv1D) else own.flatten(1)
         return fake_weight(matrix, self.arithmetic)
 
     def inputs(self, name: str, module: nn.Module, inputs: Tensor) -> Tensor:
-        """A product's inputs as they are multiplied."""
+        """Return a product's rounded inputs."""
         if self.arithmetic.activations != "static":
             return fake_activations(inputs, self.arithmetic.activations)
         found, known = value_range(inputs), self._ranges.get(name)
@@ -110,7 +109,7 @@ class FakeQuantization:
         return fake_activations(inputs, "static", known)
 
     def table(self, name: str, module: nn.Embedding) -> Tensor:
-        """A table as its rows are looked up; made anew when it has changed."""
+        """Return a rounded table, cached until the table changes."""
         version = module.weight._version
         kept = self._tables.get(name)
         if kept is None or kept[0] != version:
@@ -121,30 +120,30 @@ class FakeQuantization:
         return kept[1]
 
     def is_on(self, name: str) -> bool:
-        """Whether a module is quantized now."""
+        """Return whether a module rounds now."""
         return name in self.active
 
     @property
     def observing(self) -> bool:
-        """Whether ranges are looked for, and nothing is rounded."""
+        """Return whether ranges are being observed; nothing is rounded then."""
         return self._observing
 
 
 @contextmanager
 def quantization_aware(model: nn.Module, config: QuantizationConfig) -> Iterator[FakeQuantization]:
-    """Train inside it, then quantize with the same config::
+    """Make a model round as its engine will, for training inside the ``with`` block::
 
         with quantization_aware(model, config):
             trainer.train()
         small = quantize(model, config)
 
-    At the end the model computes in fp32 again, with weights that lie on the grid of the
-    integers: quantizing moves them no more. Zeros stay zeros, so masks of pruned layers hold.
-    Where training fails, the weights stay as it left them.
+    At the end the model computes in fp32 again, with weights on the grid of the integers, so that
+    quantizing does not change them. Zeros stay zero, so masks of pruned layers hold. If training
+    fails, the weights are not rounded.
 
     Args:
         model: changed in place.
-        config: backend, mode and what else `hfcompress.quantize` will be called with.
+        config: the config for `hfcompress.quantize` afterwards.
 
     Raises:
         ConfigError, TargetError: as `FakeQuantization`.
@@ -159,7 +158,7 @@ def quantization_aware(model: nn.Module, config: QuantizationConfig) -> Iterator
 
 
 def quantizable(model: nn.Module, config: QuantizationConfig) -> dict[str, nn.Module]:
-    """The modules that a config's backend quantizes, by name.
+    """Return the modules that a config's backend quantizes, by name.
 
     Raises:
         TargetError: an ``exclude`` pattern that matches nothing.
@@ -184,7 +183,9 @@ def _union(first: Tensor, second: Tensor) -> Tensor:
 # --- forward passes ----------------------------------------------------------------------------
 
 
-def _product(fake: FakeQuantization, name: str, module: Any, inputs: Tensor) -> Tensor:
+def _product(
+    fake: FakeQuantization, name: str, module: nn.Linear | Conv1D, inputs: Tensor
+) -> Tensor:
     if not fake.is_on(name) and not fake.observing:
         return functional.linear(inputs, _plain_matrix(module), module.bias)
     given = fake.inputs(name, module, inputs)
@@ -192,14 +193,19 @@ def _product(fake: FakeQuantization, name: str, module: Any, inputs: Tensor) -> 
     return functional.linear(given, weight, module.bias)
 
 
-def _convolution(fake: FakeQuantization, name: str, module: Any, inputs: Tensor) -> Tensor:
+def _convolution(fake: FakeQuantization, name: str, module: nn.Conv2d, inputs: Tensor) -> Tensor:
     if not fake.is_on(name) and not fake.observing:
-        return module._conv_forward(inputs, module.weight, module.bias)  # type: ignore[no-any-return]
+        return _convolve(module, inputs, module.weight)
     given = fake.inputs(name, module, inputs)
-    weight = module.weight
+    weight: Tensor = module.weight
     if not fake.observing:
         weight = fake.weight(name, module).view_as(weight)
-    return module._conv_forward(given, weight, module.bias)  # type: ignore[no-any-return]
+    return _convolve(module, given, weight)
+
+
+def _convolve(module: nn.Conv2d, inputs: Tensor, weight: Tensor) -> Tensor:
+    found: Tensor = module._conv_forward(inputs, weight, module.bias)
+    return found
 
 
 def _lookup(fake: FakeQuantization, name: str, module: nn.Embedding, ids: Tensor) -> Tensor:
@@ -225,28 +231,28 @@ def _kind(module: nn.Module) -> str:
     return "convolution" if isinstance(module, nn.Conv2d) else "product"
 
 
-def _plain_matrix(module: Any) -> Tensor:
+def _plain_matrix(module: nn.Linear | Conv1D) -> Tensor:
     weight: Tensor = module.weight
     return weight.t() if isinstance(module, Conv1D) else weight
 
 
 Activations = Literal["none", "tensor", "token", "static"]
-# Weights that share a scale in torchao's 4 bits.
+# With torchao's 4 bits, so many weights share a scale.
 _GROUP = 32
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Where an engine puts the numbers of a product.
+    """The integer grids of an engine.
 
     Attributes:
-        activations: ``tensor``: unsigned and affine, the range of each batch's tensor; ``token``:
-            signed and symmetric, the range of each row; ``static``: as ``tensor``, with the range
-            of calibration data; ``none``: not quantized.
+        activations: ``tensor``: unsigned and affine, one range for each batch; ``token``: signed
+            and symmetric, one range for each row; ``static``: as ``tensor``, with the range of
+            calibration data; ``none``: not quantized.
         bits: of the weights.
-        per_channel: a step for each output, not one for the weight.
-        table_bits: of embedding tables; None where they stay in fp32.
-        convolutions: they are quantized, too.
+        per_channel: one step for each output instead of one for the weight.
+        table_bits: of embedding tables; None if they stay in fp32.
+        convolutions: whether they are quantized, too.
         group: inputs of an output that share a step; None for all of them.
     """
 
@@ -259,10 +265,10 @@ class Arithmetic:
 
 
 def arithmetic_of(config: QuantizationConfig) -> Arithmetic:
-    """The arithmetic of a config's backend and mode.
+    """Return the arithmetic of a config's backend and mode.
 
-    OpenVINO's weights and ranges are corrected by NNCF besides, which is not imitated: it loses
-    less than this shows.
+    NNCF also corrects biases and ranges for OpenVINO. That is not simulated, so OpenVINO loses less
+    than the simulation.
     """
     mode = config.resolved_mode
     kinds: dict[str, Activations] = {"static": "static", "weight-only": "none", "none": "none"}
@@ -281,7 +287,7 @@ def arithmetic_of(config: QuantizationConfig) -> Arithmetic:
 
 
 def fake_weight(matrix: Tensor, arithmetic: Arithmetic) -> Tensor:
-    """A weight on its grid, symmetric.
+    """Return a weight rounded to its symmetric grid.
 
     Args:
         matrix: fp32 [outputs, inputs].
@@ -298,10 +304,10 @@ def fake_weight(matrix: Tensor, arithmetic: Arithmetic) -> Tensor:
 
 
 def fake_rows(rows: Tensor, bits: int) -> Tensor:
-    """Rows of a table on their grids: 8 bits a row, or 4 bits and 32 neighbours; [..., columns].
+    """Return rows of a table rounded to their grids, [..., columns].
 
-    Steps are fp16. With 4 bits the step is that of the largest number, where `quantize_table`
-    tries others, too.
+    Steps are fp16, one for each row with 8 bits and one for 32 columns with 4 bits. With 4 bits the
+    largest value determines the step, while `quantize_table` tries other steps, too.
     """
     columns = rows.shape[-1]
     group = _GROUP if bits == 4 and columns % _GROUP == 0 else columns
@@ -311,12 +317,12 @@ def fake_rows(rows: Tensor, bits: int) -> Tensor:
 
 
 def fake_activations(inputs: Tensor, kind: Activations, range_: Tensor | None = None) -> Tensor:
-    """Activations on their grid.
+    """Return activations rounded to their grid.
 
     Args:
-        inputs: fp32, any shape; the last dimension is a token's.
+        inputs: fp32, any shape; the last dimension holds the channels.
         kind: see `Arithmetic`.
-        range_: for ``static``, the smallest and the largest number; beyond them is cut off.
+        range_: for ``static``: the smallest and the largest value; others are clipped.
     """
     if kind == "none":
         return inputs
@@ -328,13 +334,13 @@ def fake_activations(inputs: Tensor, kind: Activations, range_: Tensor | None = 
     zero = (-low / step).round()
     integers = ((inputs / step).detach().round() + zero).clamp(0, 255)
     rounded = (integers - zero) * step
-    if kind == "static":  # no gradient where a number is cut off
+    if kind == "static":  # clipped values have no gradient
         inputs = inputs.clamp(float(low), float(high))
     return inputs + (rounded - inputs).detach()
 
 
 def value_range(inputs: Tensor) -> Tensor:
-    """Smallest and largest number, 0 always between them: [2]."""
+    """Return the smallest and the largest value, with 0 included: [2]."""
     low, high = torch.aminmax(inputs.detach())
     return torch.stack([low.clamp_max(0), high.clamp_min(0)])
 
@@ -355,15 +361,15 @@ class QuantizationAwareCallback(TrainerCallback):
         Trainer(..., callbacks=[QuantizationAwareCallback(config)]).train()
         small = quantize(model, config)
 
-    Weights and activations are rounded to the backend's grids on the way forward, and gradients
-    pass as if they were not (1712.05877). When training ends the weights lie on their grid and the
-    model computes in fp32 again. Goes with `PruningCallback`: dropped weights stay zero.
+    The forward pass rounds weights and activations to the backend's grids; gradients pass straight
+    through (1712.05877). When training ends, the weights are on their grid and the model computes
+    in fp32 again. Works together with `PruningCallback`: pruned weights stay zero.
 
     Args:
-        config: backend, mode and what else the model will be quantized with.
+        config: the config to quantize the model with afterwards.
 
     Attributes:
-        fake: the `FakeQuantization`, while training runs.
+        fake: the `FakeQuantization` while training runs.
     """
 
     def __init__(self, config: QuantizationConfig) -> None:
@@ -376,9 +382,9 @@ class QuantizationAwareCallback(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         model: nn.Module | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
-        """Round from now on.
+        """Start rounding.
 
         Raises:
             ConfigError: mode none, or training that shards weights.
@@ -396,9 +402,13 @@ class QuantizationAwareCallback(TrainerCallback):
         self.fake.start()
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
-        """Leave the weights on their grid, and stop rounding."""
+        """Round the weights in place and stop rounding."""
         if self.fake is not None:
             self.fake.settle()
             self.fake.stop()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from hfcompress.checkpoint.record import METHOD
 from hfcompress.errors import CalibrationError, ModelError, TargetError
 from hfcompress.measure.environment import slow_int8
 from hfcompress.models.architectures import compressible_modules
+from hfcompress.quantization.backends import import_backend
 from hfcompress.quantization.config import MODES, QuantizationConfig
 from hfcompress.quantization.coverage import (
     DYNAMIC_LEAVES_CONVOLUTIONS,
@@ -23,7 +23,7 @@ from hfcompress.quantization.coverage import (
     is_convolutional,
     share_of_convolutions,
 )
-from hfcompress.quantization.engine import Engine, FileEngine
+from hfcompress.quantization.engine import Arrays, Engine, FileEngine
 from hfcompress.quantization.images import image_shape
 from hfcompress.quantization.mixed_precision import MixedReport, keep_most_sensitive
 from hfcompress.quantization.model import QuantizedModel
@@ -36,7 +36,7 @@ class HasBatches(Protocol):
 
     @property
     def batches(self) -> Sequence[Batch]:
-        """Dicts of tensors, as the model is called."""
+        """Return dicts of tensors, as the model is called with."""
         ...
 
 
@@ -52,13 +52,13 @@ def quantize(
         hfcompress.load("sentiment")("a gripping film")
 
     Args:
-        model: fp32, on the CPU, shrunk or pruned or neither; it is left as it was.
-        config: which engine and how; onnxruntime's dynamic int8 by default.
+        model: fp32, on the CPU, shrunk or pruned or neither; not changed.
+        config: engine and mode; onnxruntime's dynamic int8 by default.
         calibration: batches as the model is called with, for static mode, ``mixed`` and
-            ``smooth``; labels are left aside. Images are read in the size that they have here.
+            ``smooth``; labels are ignored. Images must have the size of the later use.
 
     Returns:
-        The quantized model, with the report of what was quantized and what was not.
+        The quantized model, with a report of every module.
 
     Raises:
         MissingExtraError: the engine is not installed; the message holds the pip command.
@@ -66,12 +66,12 @@ def quantize(
             nothing.
         CalibrationError: static mode, ``mixed``, ``smooth``, or ``auto`` for a network of
             convolutions, and no calibration batches.
-        ModelError: the model is quantized already, or the engine refuses it.
+        ModelError: the model is quantized already, or the engine fails on it.
     """
     config = config or QuantizationConfig()
     check_quantizable(model, config)
     batches = _arrays(calibration)
-    config = _settled(config, model, batches)
+    config = _with_mode(config, model, batches)
     if config.needs_calibration and not batches:
         static = config.resolved_mode == "static"
         raise CalibrationError(
@@ -81,14 +81,11 @@ def quantize(
             else f"{config.reads_rows} needs calibration data: give batches of examples, or leave "
             f"{config.reads_rows} out"
         )
-    backend: Any = importlib.import_module(f"hfcompress.quantization.backends.{config.backend}")
+    backend = import_backend(config.backend)
     excluded = excluded_modules(model, config)
 
     def make(kept: Collection[str]) -> tuple[Engine, set[str]]:
-        made: tuple[Engine, set[str]] = backend.quantize_model(
-            model, config, excluded | set(kept), batches
-        )
-        return made
+        return backend.quantize_model(model, config, excluded | set(kept), batches)
 
     training, mixed = model.training, None
     model.train(False)
@@ -116,13 +113,14 @@ def quantize(
 def _mixed_notes(mixed: MixedReport | None) -> Iterator[str]:
     if mixed is not None and not mixed.holds:
         yield (
-            f"mixed precision does not hold: with {mixed.kept} modules in fp32 the KL divergence "
-            f"is {mixed.measured.kl:.2g} and {mixed.measured.changed:.2%} of the classes change"
+            f"mixed precision exceeds its limits: with {mixed.kept} modules in fp32 the KL "
+            f"divergence is {mixed.measured.kl:.2g} and {mixed.measured.changed:.2%} of the "
+            f"classes change"
         )
 
 
 def check_quantizable(model: PreTrainedModel, config: QuantizationConfig) -> None:
-    """Refuse before anything runs.
+    """Refuse what cannot be quantized, before anything runs.
 
     Raises:
         TargetError, ModelError: as `quantize`.
@@ -130,13 +128,13 @@ def check_quantizable(model: PreTrainedModel, config: QuantizationConfig) -> Non
     modules = compressible_modules(model).values()
     if not modules:
         raise TargetError(f"{type(model).__name__} has no Linear or convolution to quantize")
-    takes_convolutions = config.resolved_mode in ("static", "none") or _decides(config)
+    takes_convolutions = config.resolved_mode in ("static", "none") or _may_be_static(config)
     if not takes_convolutions and all(isinstance(module, nn.Conv2d) for module in modules):
         raise TargetError(
             f"{type(model).__name__} has no Linear to quantize, and "
             f"{DYNAMIC_LEAVES_CONVOLUTIONS}, in backend: onnxruntime or openvino"
         )
-    settings: Any = getattr(model.config, "quantization_config", None)
+    settings = getattr(model.config, "quantization_config", None)
     if settings is not None:
         plain = settings if isinstance(settings, dict) else settings.to_dict()
         if plain.get("quant_method") != METHOD or plain.get("int8"):
@@ -145,26 +143,26 @@ def check_quantizable(model: PreTrainedModel, config: QuantizationConfig) -> Non
             )
     if next(model.parameters()).dtype != torch.float32:
         raise ModelError(
-            f"{type(model).__name__} holds {next(model.parameters()).dtype}; "
+            f"{type(model).__name__} has weights of {next(model.parameters()).dtype}; "
             f"load it with dtype=torch.float32"
         )
     excluded_modules(model, config)
 
 
-def _decides(config: QuantizationConfig) -> bool:
-    """Whether ``auto`` may become static: where the backend has other modes, too."""
+def _may_be_static(config: QuantizationConfig) -> bool:
+    """Return whether ``auto`` may resolve to static."""
     return config.mode == "auto" and "static" in MODES[config.backend]
 
 
-def _settled(
-    config: QuantizationConfig, model: PreTrainedModel, batches: Sequence[Any]
+def _with_mode(
+    config: QuantizationConfig, model: PreTrainedModel, batches: Sequence[Arrays]
 ) -> QuantizationConfig:
-    """The config with ``auto`` decided for this model: static for networks of convolutions.
+    """Return the config with ``auto`` resolved for this model: static if it is convolutional.
 
     Raises:
-        CalibrationError: such a network, and nothing to calibrate with.
+        CalibrationError: a convolutional model without calibration data.
     """
-    if not _decides(config) or not is_convolutional(model):
+    if not _may_be_static(config) or not is_convolutional(model):
         return config
     if not batches:
         raise CalibrationError(
@@ -176,7 +174,7 @@ def _settled(
 
 
 def _notes(model: PreTrainedModel, config: QuantizationConfig) -> tuple[str, ...]:
-    """What the user should know of this processor and this model."""
+    """Return warnings about this processor and this model."""
     slow = slow_int8()
     notes = [slow] if slow else []
     if config.resolved_mode == "dynamic" and is_convolutional(model):
@@ -188,7 +186,7 @@ def _notes(model: PreTrainedModel, config: QuantizationConfig) -> tuple[str, ...
     return tuple(notes)
 
 
-def _arrays(calibration: HasBatches | Sequence[Batch] | None) -> list[dict[str, Any]]:
+def _arrays(calibration: HasBatches | Sequence[Batch] | None) -> list[Arrays]:
     if calibration is None:
         return []
     batches = calibration if isinstance(calibration, Sequence) else calibration.batches

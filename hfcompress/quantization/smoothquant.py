@@ -1,15 +1,15 @@
-"""SmoothQuant (2211.10438): outliers of activations move into the weights, before both are rounded.
+"""SmoothQuant (2211.10438): move outliers of activations into the weights before quantizing both.
 
-A few channels of a transformer's activations are many times the others, and one scale for a whole
-tensor then leaves the others few steps. y = (x / s) (s W) is the same product for any s above 0;
-s_j = max|x_j|^a / max|w_j|^(1 - a) shares the difficulty between both.
+A few channels of a transformer's activations are many times larger than the others, and one scale
+for the tensor leaves few levels for the others. y = (x / s) (s W) is the same product for any
+s above 0; s_j = max|x_j|^a / max|w_j|^(1 - a) shares the difficulty between both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,13 +22,16 @@ from hfcompress.models.architectures import compressible_modules
 from hfcompress.quantization.engine import Arrays
 from hfcompress.utils import require
 
+if TYPE_CHECKING:
+    from onnx import GraphProto, NodeProto
+
 Floats = NDArray[np.float32]
-# Channels that are silent in calibration must not blow up what is not.
+# Lower bound, so that channels that are zero in calibration keep a finite factor.
 _LEAST = 1e-5
 
 
 def largest_inputs(model: PreTrainedModel, batches: Sequence[Arrays]) -> dict[str, Floats]:
-    """The largest absolute input of each product, channel by channel: name -> fp32 [inputs].
+    """Return the largest absolute input of each product by channel: name -> fp32 [inputs].
 
     Args:
         model: fp32, in eval mode.
@@ -36,13 +39,13 @@ def largest_inputs(model: PreTrainedModel, batches: Sequence[Arrays]) -> dict[st
     """
     found: dict[str, Tensor] = {}
 
-    def look(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def record(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         largest = inputs[0].detach().abs().flatten(0, -2).amax(0)
         known = found.get(name)
         found[name] = largest if known is None else torch.maximum(known, largest)
 
     hooks = [
-        module.register_forward_pre_hook(partial(look, name))
+        module.register_forward_pre_hook(partial(record, name))
         for name, module in compressible_modules(model).items()
         if not isinstance(module, nn.Conv2d)
     ]
@@ -56,27 +59,27 @@ def largest_inputs(model: PreTrainedModel, batches: Sequence[Arrays]) -> dict[st
 
 
 def smooth_products(
-    graph: Any, largest: Mapping[str, Floats], strength: float, excluded: Collection[str]
+    graph: GraphProto, largest: Mapping[str, Floats], strength: float, excluded: Collection[str]
 ) -> None:
     """Divide the inputs of products by their factors, and multiply the weights by them.
 
     Products of the same input share a factor and one division.
 
     Args:
-        graph: an ``onnx.GraphProto`` in fp32, its products called as their modules are; changed
-            in place, its outputs are not.
+        graph: fp32, its products named after their modules; changed in place, with the same
+            outputs.
         largest: from `largest_inputs`.
-        strength: a, from 0 (the weights' range decides) to 1 (the activations' does).
+        strength: a, from 0 (only the weights' range counts) to 1 (only the activations' counts).
         excluded: modules that stay in fp32.
     """
     onnx = require("onnx", "onnx")
     tensors = {item.name: item for item in graph.initializer}
-    groups: dict[str, list[Any]] = {}
+    groups: dict[str, list[NodeProto]] = {}
     for node in graph.node:
         chosen = node.op_type == "MatMul" and node.name in largest and node.name not in excluded
         if chosen and node.input[1] in tensors:
             groups.setdefault(node.input[0], []).append(node)
-    first: dict[int, Any] = {}
+    first: dict[int, NodeProto] = {}
     for source, nodes in groups.items():
         weights = [onnx.numpy_helper.to_array(tensors[node.input[1]]) for node in nodes]
         factors = _factors(largest[nodes[0].name], weights, strength)

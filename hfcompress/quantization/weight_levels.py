@@ -1,9 +1,9 @@
-"""How the values of a weight lie before and after they become integers, for a picture."""
+"""Histograms of weights before and after quantization, for a plot."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -12,28 +12,43 @@ from hfcompress.layers.affine import quantize_layer_weights
 from hfcompress.models.architectures import compressible_modules, weight_matrix
 
 BINS = 85
-"""Of the histograms, three levels each, the middle one around zero."""
+"""Bins of the histograms: three levels each, the middle bin around zero."""
+
+
+class LayerLevels(TypedDict):
+    """The histogram of one layer's weights.
+
+    ``edges`` are in steps; ``before`` counts values by bin, ``after`` counts them by level, -127 to
+    127, both without the ``zeros`` that are exact in fp32. ``distinct_before`` counts different
+    values, ``distinct_after`` different levels, zero included.
+    """
+
+    name: str
+    count: int
+    zeros: int
+    edges: list[float]
+    before: list[int]
+    after: list[int]
+    distinct_before: int
+    distinct_after: int
 
 
 def weight_levels(
     model: nn.Module, quantized: Collection[str], per_channel: bool = True, most: int = 2
-) -> list[dict[str, Any]]:
-    """Histograms of some layers' weights in fp32 and as int8, and how many values there are.
+) -> list[LayerLevels]:
+    """Return histograms of some layers' weights in fp32 and in int8.
 
-    Weights are counted in steps of their channel, -127 to 127, so that one axis serves all
-    channels, and a batch norm that is folded into the layer changes nothing.
+    Weights are counted in steps of their channel, -127 to 127, so that all channels share one axis
+    and a batch norm that is folded into the layer has no effect.
 
     Args:
         model: fp32.
-        quantized: names of the modules that became integers, symmetrically.
-        per_channel: a step for each output, not one for the layer.
-        most: how many layers: those with the most weights, in the model's order.
+        quantized: names of the modules with symmetric integer weights.
+        per_channel: one step for each output instead of one for the layer.
+        most: number of layers: those with the most weights, in the model's order.
 
     Returns:
-        For each layer ``name``, ``count``, ``zeros`` (exact ones, in fp32), ``edges`` in steps,
-        ``before`` (values in each bin) and ``after`` (values at each level, -127 to 127), both
-        without these zeros, ``distinct_before`` and ``distinct_after``: different values, and
-        different levels, zero among them.
+        One `LayerLevels` for each layer.
     """
     modules = {
         name: module for name, module in compressible_modules(model).items() if name in quantized
@@ -47,7 +62,7 @@ def weight_levels(
     ]
 
 
-def _layer(name: str, weight: Tensor, per_channel: bool) -> dict[str, Any]:
+def _layer(name: str, weight: Tensor, per_channel: bool) -> LayerLevels:
     made = quantize_layer_weights(weight, per_channel=per_channel)
     kept = weight != 0
     steps = (weight / made.scale.view(-1, 1))[kept]

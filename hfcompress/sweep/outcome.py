@@ -115,7 +115,8 @@ def _levels(model: QuantizedModel) -> list[Fields]:
     if model.config.bits != 8:
         return []
     names = [module.name for module in model.coverage.modules if module.quantized]
-    return weight_levels(model.source, names, model.config.per_channel)
+    found = weight_levels(model.source, names, model.config.per_channel)
+    return [{**layer} for layer in found]
 
 
 def save_model(

@@ -254,7 +254,7 @@ def test_models_that_cannot_be_quantized() -> None:
     with pytest.raises(TargetError, match="'nothing' matches no module"):
         quantize(text_model(), config.replace(exclude=("nothing",)))
     with pytest.raises(
-        ModelError, match=r"holds torch\.bfloat16; load it with dtype=torch.float32"
+        ModelError, match=r"has weights of torch\.bfloat16; load it with dtype=torch.float32"
     ):
         quantize(text_model().bfloat16(), config)
     engine: Any = quantize(text_model(), config).engine

@@ -89,7 +89,7 @@ def test_zeros_stay_zero_and_odd_rows_take_eight_bits() -> None:
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e7])
 def test_numbers_that_no_scale_fits(wrong: float) -> None:
     weight: Floats = np.array([[1.0, wrong]], np.float32)
-    with pytest.raises(ModelError, match="holds NaN or numbers above 400,000"):
+    with pytest.raises(ModelError, match="contains NaN or numbers above 400,000"):
         quantize_table(weight, 8)
 
 

@@ -126,7 +126,7 @@ def test_openvino_for_one_shape_gives_the_same_logits() -> None:
     assert one is not engine
     np.testing.assert_allclose(one.logits(batch), engine.logits(batch), atol=1e-5)
     more = {name: np.concatenate([value, value]) for name, value in batch.items()}
-    with pytest.raises(DataError, match="of 6 x 9 alone and was given 12 x 9; load the model"):
+    with pytest.raises(DataError, match="of 6 x 9 and received 12 x 9; load the model"):
         one.logits(more)
 
 

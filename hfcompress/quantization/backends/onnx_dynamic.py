@@ -1,75 +1,78 @@
 """ONNX Runtime's dynamic quantizer, some weights at a time.
 
-The quantizer holds the graph that it is given three times over. So it is given the graph without
-its large weights, which stand there as inputs, but for those of one part.
+The quantizer keeps three copies of its graph in memory. So it receives the graph in parts: all
+large weights are graph inputs, except those of the part that is quantized.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hfcompress.quantization.backends.onnx_graph import quantize_tables
 from hfcompress.utils import require
 
-# Of fp32 weights in one part, about; the products of one input stay together whatever they take.
+if TYPE_CHECKING:
+    from onnx import ModelProto, TensorProto
+
+# Approximate fp32 weight bytes of one part; products of one input are never separated.
 PART_BYTES = 16 * 2**20
 _SMALL = 2**16
 """Bytes up to which a constant stays in the graph."""
 
 
 class WeightStore:
-    """The large constants of a graph, out of it; their numbers are read when they are needed.
+    """Keeps the large constants of a graph outside it, and reads their values when they are needed.
 
     Args:
-        model: an ``onnx.ModelProto``, loaded with or without its external data; changed in place:
-            its large constants become inputs.
-        folder: where the external data lie.
+        model: loaded with or without its external data; changed in place: its large constants
+            become inputs.
+        folder: of the external data.
     """
 
-    def __init__(self, model: Any, folder: Path) -> None:
+    def __init__(self, model: ModelProto, folder: Path) -> None:
         self._onnx = require("onnx", "onnx")
         self._folder = folder
-        self._away: dict[str, Any] = {}
+        self._stored: dict[str, TensorProto] = {}
         self.take(model)
         for item in model.graph.initializer:
             self._load(item)
 
-    def take(self, model: Any) -> None:
-        """Take all large constants out of a graph."""
+    def take(self, model: ModelProto) -> None:
+        """Move all large constants of a graph into the store."""
         for item in [item for item in model.graph.initializer if _bytes(item) > _SMALL]:
             kind = self._onnx.helper.make_tensor_value_info(item.name, item.data_type, item.dims)
             model.graph.input.append(kind)
-            self._away[item.name] = self._own(item)
+            self._stored[item.name] = self._own(item)
             model.graph.initializer.remove(item)
 
-    def _own(self, item: Any) -> Any:
-        # A message frees nothing before it goes itself: numbers are kept in messages of their own.
-        own = self._onnx.TensorProto()
+    def _own(self, item: TensorProto) -> TensorProto:
+        # A protobuf message keeps the memory of removed items, so copy each tensor out of it.
+        own: TensorProto = self._onnx.TensorProto()
         own.CopyFrom(item)
         return own
 
     def bytes(self, name: str) -> int:
-        """Of one constant; 0 where it is not away."""
-        return _bytes(self._away[name]) if name in self._away else 0
+        """Return the bytes of one constant; 0 if it is in the graph."""
+        return _bytes(self._stored[name]) if name in self._stored else 0
 
-    def put_back(self, model: Any, names: Collection[str] | None = None) -> None:
-        """Make constants of inputs again.
+    def put_back(self, model: ModelProto, names: Collection[str] | None = None) -> None:
+        """Move constants from the store back into the graph.
 
         Args:
             model: changed in place.
-            names: which; None takes all that are away.
+            names: which constants; None moves all.
         """
-        for name in [name for name in self._away if names is None or name in names]:
-            item = self._away.pop(name)
+        for name in [name for name in self._stored if names is None or name in names]:
+            item = self._stored.pop(name)
             self._load(item)
             (stand_in,) = (one for one in model.graph.input if one.name == name)
             model.graph.input.remove(stand_in)
             model.graph.initializer.append(item)
 
-    def _load(self, item: Any) -> None:
+    def _load(self, item: TensorProto) -> None:
         helper = self._onnx.external_data_helper
         if helper.uses_external_data(item):
             helper.load_external_data_for_tensor(item, str(self._folder))
@@ -78,23 +81,23 @@ class WeightStore:
 
 
 def quantize_weights(
-    model: Any,
+    model: ModelProto,
     folder: Path,
     excluded: Collection[str],
-    options: dict[str, Any],
+    options: Mapping[str, object],
     embedding_bits: int | None,
-) -> Any:
-    """Products with constant weights in int8, dynamically, and tables of embeddings as integers.
+) -> ModelProto:
+    """Quantize products with constant weights dynamically, and store embedding tables as integers.
 
     Args:
-        model: an ``onnx.ModelProto``, its operations called as their modules are; it is used up.
-        folder: of the model's external data; files are made and removed there.
+        model: its operations are named after their modules; changed, so do not use it afterwards.
+        folder: of the model's external data; temporary files are written there.
         excluded: modules that stay in fp32.
         options: of ``onnxruntime.quantization.quantize_dynamic``.
         embedding_bits: of `quantize_tables`; None leaves tables as they are.
 
     Returns:
-        Another ``onnx.ModelProto``, all constants in it.
+        A new model that contains all constants.
     """
     onnx = require("onnx", "onnx")
     tools = require("onnxruntime.quantization", "onnx")
@@ -109,7 +112,7 @@ def quantize_weights(
         model = onnx.load(str(made))
     for names in list(_parts(model, store, excluded)):
         store.put_back(model, names)
-        del model.graph.value_info[:]  # of the part before; the quantizer infers them anew
+        del model.graph.value_info[:]  # shapes of the previous part; the quantizer infers new ones
         tools.quantize_dynamic(model, str(made), **options)
         model = onnx.load(str(made))
         store.take(model)
@@ -120,8 +123,8 @@ def quantize_weights(
     return model
 
 
-def _parts(model: Any, store: WeightStore, excluded: Collection[str]) -> Iterator[list[str]]:
-    """Weights that are quantized together. Products of one input are: its integers are shared."""
+def _parts(model: ModelProto, store: WeightStore, excluded: Collection[str]) -> Iterator[list[str]]:
+    """Yield the weights of each part; products of one input share its integers and a part."""
     readers: dict[str, list[str]] = {}
     for node in model.graph.node:
         if node.op_type == "MatMul" and store.bytes(node.input[1]) and node.name not in excluded:
@@ -132,8 +135,8 @@ def _parts(model: Any, store: WeightStore, excluded: Collection[str]) -> Iterato
             yield part
             part = []
         part += names
-    yield part  # also where there is none: small weights are in the graph all the time
+    yield part  # also if it is empty, because small weights stay in the graph
 
 
-def _bytes(item: Any) -> int:
+def _bytes(item: TensorProto) -> int:
     return 4 * int(math.prod(item.dims))

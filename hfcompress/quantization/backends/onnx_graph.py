@@ -1,11 +1,11 @@
-"""What ONNX Runtime's quantizer leaves to be done: tables as integers, and a small graph."""
+"""Rewrites of a quantized ONNX graph: integer tables, scales of tokens, fewer bytes."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,24 +13,26 @@ from numpy.typing import NDArray
 from hfcompress.quantization.embedding_tables import QuantizedTable, halved, quantize_table
 from hfcompress.utils import require
 
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto
+
 QUANTIZED = "_quantized"
-"""Ends the name of a weight that is integers now; the quantizer calls them so."""
+"""Suffix that ONNX Runtime's quantizer gives to integer weights."""
 _CONTRIB = "com.microsoft"
 _SHORTEST_BLOCK = 16
 _LINEAR = ("QuantizeLinear", "DequantizeLinear")
-# Constants with fewer numbers cost more as an operation of their own than fp16 saves.
+# For constants with fewer values, the Cast node costs more bytes than fp16 saves.
 _WORTH_HALVING = 128
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
-def quantize_tables(model: Any, bits: int, excluded: Collection[str]) -> None:
-    """Store the tables of embeddings as integers; rows become fp32 when they are looked up.
+def quantize_tables(model: ModelProto, bits: int, excluded: Collection[str]) -> None:
+    """Store embedding tables as integers; a row becomes fp32 when it is looked up.
 
-    ONNX Runtime's own quantizer has one scale for a whole table, which its largest number sets.
+    ONNX Runtime's own quantizer uses one scale for a whole table, set by its largest value.
 
     Args:
-        model: an ``onnx.ModelProto`` whose lookups are called as their modules are; changed in
-            place.
+        model: its lookups are named after their modules; changed in place.
         bits: 4 or 8.
         excluded: modules that stay in fp32.
 
@@ -41,11 +43,17 @@ def quantize_tables(model: Any, bits: int, excluded: Collection[str]) -> None:
     graph = model.graph
     tensors = {item.name: item for item in graph.initializer}
     uses = Counter(name for node in graph.node for name in node.input)
-    made: list[Any] = []
+    made: list[NodeProto] = []
     for node in graph.node:
-        item: Any = tensors.get(node.input[0]) if node.op_type == "Gather" else None
+        item = tensors.get(node.input[0]) if node.op_type == "Gather" else None
         known = item is not None and item.name == f"{node.name}.weight"
-        if not known or node.name in excluded or uses[item.name] > 1 or len(item.dims) != 2:
+        if (
+            item is None
+            or not known
+            or node.name in excluded
+            or uses[item.name] > 1
+            or len(item.dims) != 2
+        ):
             made.append(node)
             continue
         table = quantize_table(onnx.numpy_helper.to_array(item), bits)
@@ -57,8 +65,8 @@ def quantize_tables(model: Any, bits: int, excluded: Collection[str]) -> None:
         model.opset_import.append(onnx.helper.make_opsetid(_CONTRIB, 1))
 
 
-def _lookup(graph: Any, node: Any, table: QuantizedTable) -> Iterator[Any]:
-    """The nodes that take a lookup's place: rows of integers times their scales."""
+def _lookup(graph: GraphProto, node: NodeProto, table: QuantizedTable) -> Iterator[NodeProto]:
+    """Yield the nodes that replace a lookup: integer rows times their scales."""
     onnx = require("onnx", "onnx")
     make, name = onnx.helper.make_node, node.name
     weight, scale = f"{name}.weight{QUANTIZED}", f"{name}.weight_scale"
@@ -87,14 +95,13 @@ def _lookup(graph: Any, node: Any, table: QuantizedTable) -> Iterator[Any]:
     yield make("Cast", [f"{name}_halves"], [output], **as_fp32)
 
 
-def compact(model: Any) -> None:
-    """Take out what costs bytes and says nothing: zero points that are 0, long names, and half of
-    each constant that is no matrix.
+def compact(model: ModelProto) -> None:
+    """Remove zero points that are 0, shorten names, and store vectors in fp16.
 
-    Weights keep their names, and so do the lookups and products of weights.
+    Weights and the operations that read them keep their names.
 
     Args:
-        model: a quantized ``onnx.ModelProto``; changed in place.
+        model: quantized; changed in place.
     """
     onnx = require("onnx", "onnx")
     graph = model.graph
@@ -112,16 +119,16 @@ def compact(model: Any) -> None:
         _shorten(graph)
 
 
-def halve_constants(graph: Any) -> None:
-    """Store biases, norms and scales in fp16; ONNX Runtime makes them fp32 when it loads them.
+def halve_constants(graph: GraphProto) -> None:
+    """Store biases, norms and scales in fp16; ONNX Runtime converts them when it loads them.
 
     Args:
-        graph: a quantized ``onnx.GraphProto``; changed in place. Scales of static quantization
-            stay as they are: ONNX Runtime looks for them as they are.
+        graph: quantized; changed in place. Scales of static quantization stay fp32, because ONNX
+            Runtime only fuses constant fp32 scales.
     """
     onnx = require("onnx", "onnx")
     fixed = {name for node in graph.node if node.op_type in _LINEAR for name in node.input}
-    made: list[Any] = []
+    made: list[NodeProto] = []
     for item in graph.initializer:
         if item.data_type != onnx.TensorProto.FLOAT or len(item.dims) != 1 or item.name in fixed:
             continue
@@ -136,7 +143,7 @@ def halve_constants(graph: Any) -> None:
     graph.node.extend(made)
 
 
-def _shorten(graph: Any) -> None:
+def _shorten(graph: GraphProto) -> None:
     fixed = {item.name for item in (*graph.input, *graph.output)}
     fixed |= {item.name for item in graph.initializer if ".weight" in item.name}
     fresh = (name for name in map(_code, count()) if name not in fixed)
@@ -162,12 +169,12 @@ def _code(number: int) -> str:
     return digits if number < len(_DIGITS) else _code(number // len(_DIGITS) - 1) + digits
 
 
-def _add(graph: Any, name: str, values: NDArray[Any]) -> None:
+def _add(graph: GraphProto, name: str, values: NDArray[np.generic]) -> None:
     onnx = require("onnx", "onnx")
     graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(values), name))
 
 
-def _knows_contrib(model: Any) -> bool:
+def _knows_contrib(model: ModelProto) -> bool:
     return any(item.domain == _CONTRIB for item in model.opset_import)
 
 
@@ -175,19 +182,19 @@ _LEAST = 1e-12
 _AXES, _FLOOR = "token_axes", "token_floor"
 
 
-def scale_tokens(graph: Any, excluded: Collection[str]) -> None:
-    """Divide the inputs of products by each token's largest, and multiply the outputs by it.
+def scale_tokens(graph: GraphProto, excluded: Collection[str]) -> None:
+    """Divide the inputs of products by each token's largest value, and multiply the outputs by it.
 
     Products of the same input share the division.
 
     Args:
-        graph: an ``onnx.GraphProto`` in fp32 of opset 18 or later, its products called as their
-            modules are; changed in place, its outputs are not.
+        graph: fp32, opset 18 or later, its products named after their modules; changed in place,
+            with the same outputs.
         excluded: modules that stay in fp32.
     """
     onnx = require("onnx", "onnx")
     weights = {item.name for item in graph.initializer}
-    made: list[Any] = []
+    made: list[NodeProto] = []
     known: set[str] = set()
     for node in graph.node:
         product = node.op_type == "MatMul" and node.name and node.input[1] in weights
@@ -208,7 +215,7 @@ def scale_tokens(graph: Any, excluded: Collection[str]) -> None:
             graph.initializer.append(onnx.numpy_helper.from_array(value, name))
 
 
-def _divided(source: str) -> Iterator[Any]:
+def _divided(source: str) -> Iterator[NodeProto]:
     onnx = require("onnx", "onnx")
     make = onnx.helper.make_node
     yield make("Abs", [source], [f"{source}_abs"])

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from hfcompress.quantization.backends.onnx_graph import (
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.coverage import DYNAMIC_LEAVES_CONVOLUTIONS
 from hfcompress.quantization.engine import (
+    Array,
     Arrays,
     FileEngine,
     check_inputs,
@@ -43,23 +44,23 @@ from hfcompress.utils import require
 
 FILE = "model.onnx"
 _OPERATORS = ("MatMul", "Conv")
-# Its fused sum and norm adds one number after the other, while its norm alone uses vectors: an
-# int8 encoder of DistilBERT's shape takes 12 % longer with it for 32 x 32 tokens.
+# ONNX Runtime's fused Add + LayerNorm kernel is not vectorized, its LayerNorm kernel is: with the
+# fusion an int8 encoder of DistilBERT's shape takes 12 % longer for 32 x 32 tokens.
 SLOW_FUSIONS = ["SkipLayerNormFusion"]
 _CALIBRATIONS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
 
 
 class OnnxEngine(FileEngine):
-    """A session over one file.
+    """Runs one ONNX file.
 
     Args:
-        path: the file; it must stay as long as the engine is used.
+        path: the file; it must exist as long as the engine is used.
         threads: of one operator; None takes torch's number.
-        folder: a temporary folder that goes with the engine.
+        folder: a temporary folder that is deleted with the engine.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
-        ModelError: ONNX Runtime refuses the file, or it reads other inputs.
+        ModelError: ONNX Runtime cannot load the file, or it has other inputs.
     """
 
     name = "onnxruntime"
@@ -69,8 +70,8 @@ class OnnxEngine(FileEngine):
         options = ort.SessionOptions()
         options.intra_op_num_threads = thread_count(threads)
         options.log_severity_level = 3
-        # Else its threads go on spinning after a call and take the cores from whatever runs next:
-        # torch, or a second session, is then up to twice as slow.
+        # Without it, idle threads keep spinning after a call and slow down whatever runs next
+        # (torch, a second session) up to twofold.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         self.path, self.files = path, tuple(_files(path))
         if folder is not None:
@@ -82,19 +83,19 @@ class OnnxEngine(FileEngine):
                 providers=["CPUExecutionProvider"],
                 disabled_optimizers=SLOW_FUSIONS,
             )
-        except Exception as error:  # its errors share no base class
-            raise ModelError(f"ONNX Runtime refuses {path}: {first_line(error)}") from error
+        except Exception as error:  # ONNX Runtime's errors share no base class
+            raise ModelError(f"ONNX Runtime cannot load {path}: {first_line(error)}") from error
         self.inputs = tuple(str(item.name) for item in self._session.get_inputs())
         check_inputs(self.inputs, str(path))
 
     def logits(self, arrays: Arrays) -> NDArray[np.float32]:
-        """Logits of one batch."""
+        """Return the logits of one batch."""
         (found,) = self._session.run(None, select_inputs(arrays, self.inputs))
         return np.asarray(found, np.float32)
 
 
 def load_engine(folder: Path, threads: int | None = None) -> OnnxEngine:
-    """The engine of a saved folder.
+    """Return the engine of a saved folder.
 
     Raises:
         MissingExtraError, ModelError: as `OnnxEngine`.
@@ -108,7 +109,7 @@ def quantize_model(
     excluded: Collection[str],
     batches: Sequence[Arrays],
 ) -> tuple[OnnxEngine, set[str]]:
-    """Export and quantize.
+    """Export a model and quantize the graph.
 
     Args:
         model: fp32.
@@ -121,14 +122,14 @@ def quantize_model(
 
     Raises:
         MissingExtraError: a package is not installed.
-        ModelError: torch cannot export the model, its outputs differ, or ONNX Runtime refuses
-            the graph; the fp32 file is kept then and named.
+        ModelError: torch cannot export the model, its outputs differ, or ONNX Runtime cannot
+            quantize the graph; the message then names the fp32 file.
     """
     require("onnxruntime", "onnx")
     folder = Path(tempfile.mkdtemp(prefix="hfcompress-"))
     image = image_shape(model, batches)
     try:
-        one_file = config.resolved_mode == "none"  # else it is read again, and goes
+        one_file = config.resolved_mode == "none"  # other modes read it again and delete it
         dense = export_onnx(model, folder / "fp32" / FILE, image, one_file)
         check_against_torch(model, OnnxEngine(dense).logits, "ONNX Runtime", image)
         if config.resolved_mode == "none":
@@ -138,7 +139,7 @@ def quantize_model(
             largest = {} if config.smooth is None else largest_inputs(model, batches)
             _quantize(dense, target, config, excluded, batches, largest)
             engine = OnnxEngine(target, folder=folder)
-        except Exception as error:  # whatever it is, the export is good and has cost time
+        except Exception as error:  # keep the export: it is valid and took time
             raise ModelError(
                 f"ONNX Runtime cannot quantize {type(model).__name__}: {first_line(error)}; "
                 f"the fp32 model is kept as {_keep(dense)}"
@@ -151,7 +152,7 @@ def quantize_model(
 
 
 def why_not(module: nn.Module, config: QuantizationConfig) -> str:
-    """Why a module of this class stays in fp32."""
+    """Return the reason why a module of this class stays in fp32."""
     if config.resolved_mode == "none":
         return "mode: none"
     if isinstance(module, nn.Embedding):
@@ -164,6 +165,15 @@ def why_not(module: nn.Module, config: QuantizationConfig) -> str:
 # --- quantizing --------------------------------------------------------------------------------
 
 
+class _Common(TypedDict):
+    """Arguments of both of ONNX Runtime's quantizers."""
+
+    per_channel: bool
+    reduce_range: bool
+    weight_type: object
+    nodes_to_exclude: list[str]
+
+
 def _quantize(
     source: Path,
     target: Path,
@@ -174,7 +184,7 @@ def _quantize(
 ) -> None:
     onnx = require("onnx", "onnx")
     tools = require("onnxruntime.quantization", "onnx")
-    common: dict[str, Any] = {
+    common: _Common = {
         "per_channel": config.per_channel,
         "reduce_range": config.reduce_range,
         "weight_type": tools.QuantType.QInt8,
@@ -192,11 +202,14 @@ def _quantize(
             graph = onnx.load(str(source), load_external_data=False)
             if config.per_token:
                 scale_tokens(graph.graph, excluded)
-            # Its convolutions in int8 are slower than in fp32 and need calibration to be good.
-            common["op_types_to_quantize"] = ["MatMul"]
-            common["extra_options"] = {"MatMulConstBOnly": True}
+            # Dynamic int8 convolutions are slower than fp32 and need calibration to be accurate.
+            options = {
+                **common,
+                "op_types_to_quantize": ["MatMul"],
+                "extra_options": {"MatMulConstBOnly": True},
+            }
             bits = config.embedding_bits if config.embeddings else None
-            made = quantize_weights(graph, source.parent, excluded, common, bits)
+            made = quantize_weights(graph, source.parent, excluded, options, bits)
     compact(made)
     onnx.save(made, str(target))
 
@@ -207,7 +220,7 @@ def _smoothed(
     strength: float,
     excluded: Collection[str],
 ) -> Path:
-    """The graph after `smooth_products`, in a file beside the one that it was."""
+    """Write the graph after `smooth_products` beside its file, and return the new path."""
     onnx = require("onnx", "onnx")
     model = onnx.load(str(source))
     smooth_products(model.graph, largest, strength, excluded)
@@ -221,7 +234,7 @@ def _quantize_static(
     target: Path,
     config: QuantizationConfig,
     batches: Sequence[Arrays],
-    common: dict[str, Any],
+    common: _Common,
 ) -> None:
     tools = require("onnxruntime.quantization", "onnx")
     tools.quantize_static(
@@ -235,8 +248,8 @@ def _quantize_static(
         extra_options={
             "MatMulConstBOnly": True,
             "CalibPercentile": config.percentile,
-            # One batch at a time: they differ in length, and all activations of all batches
-            # would be many times the model.
+            # Calibrate batch by batch: batches differ in length, and the activations of all of them
+            # would need many times the model's memory.
             "CalibStridedMinMax": 1,
         },
         **common,
@@ -244,26 +257,26 @@ def _quantize_static(
 
 
 def _inputs(path: Path) -> tuple[str, ...]:
-    """What a graph reads."""
+    """Return the names of a graph's inputs."""
     onnx = require("onnx", "onnx")
     graph = onnx.load(str(path), load_external_data=False).graph
     return tuple(item.name for item in graph.input)
 
 
 class _Reader:
-    """Calibration batches, one after the other, as ONNX Runtime asks for them."""
+    """Gives ONNX Runtime the calibration batches one by one."""
 
     def __init__(self, batches: Sequence[Arrays], inputs: tuple[str, ...]) -> None:
         self._batches, self._inputs = batches, inputs
         self._iterator = iter(batches)
 
-    def get_next(self) -> dict[str, NDArray[Any]] | None:
-        """The next batch, None at the end."""
+    def get_next(self) -> dict[str, Array] | None:
+        """Return the next batch, None at the end."""
         batch = next(self._iterator, None)
         return None if batch is None else select_inputs(batch, self._inputs)
 
     def set_range(self, start_index: int, end_index: int) -> None:
-        """Go on with some of the batches."""
+        """Continue with some of the batches."""
         self._iterator = iter(self._batches[start_index:end_index])
 
     def __len__(self) -> int:
@@ -271,7 +284,7 @@ class _Reader:
 
 
 def _integer_modules(path: Path) -> set[str]:
-    """Modules whose weight is an integer in the graph."""
+    """Return the names of modules whose weight is an integer in the graph."""
     onnx = require("onnx", "onnx")
     graph = onnx.load(str(path), load_external_data=False).graph
     integers = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
@@ -289,7 +302,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _keep(dense: Path) -> Path:
-    """Move the fp32 export out of the folder that is about to go."""
+    """Move the fp32 export out of the folder that is about to be deleted; return its new path."""
     kept = Path(tempfile.mkdtemp(prefix="hfcompress-kept-"))
     for file in _files(dense):
         os.replace(file, kept / file.name)
@@ -298,7 +311,7 @@ def _keep(dense: Path) -> Path:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the quantizer prints, and its advice on the root logger at every call."""
+    """Silence what the quantizer prints, and its advice on the root logger."""
 
     def wanted(record: logging.LogRecord) -> bool:
         return "pre-processing before quantization" not in record.getMessage()
@@ -307,7 +320,7 @@ def _quiet() -> Iterator[None]:
     root.addFilter(wanted)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            # onnxruntime 1.31, 2026-11: raised by its own use of numpy and onnx.
+            # onnxruntime 1.31, 2026-11: caused by its own use of numpy and onnx.
             warnings.filterwarnings("ignore", module=r"(onnxruntime|onnx)\b")
             yield
     finally:

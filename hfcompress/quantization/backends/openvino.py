@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,25 +40,28 @@ from hfcompress.quantization.manifest import read_manifest
 from hfcompress.quantization.onnx_export import check_against_torch, export_onnx
 from hfcompress.utils import require
 
+if TYPE_CHECKING:
+    from openvino import Model, Node, Output
+
 FILE = "model.xml"
 _PRECISION = "INFERENCE_PRECISION_HINT"
 
 
 class OpenVinoEngine(FileEngine):
-    """A compiled model.
+    """Runs one compiled model.
 
     Args:
-        path: ``model.xml``, ``model.bin`` beside it; or an ONNX file. It must stay as long as the
+        path: ``model.xml``, ``model.bin`` beside it; or an ONNX file. It must exist as long as the
             engine is used.
         threads: None takes torch's number.
         floats: ``fp32``, or ``auto`` for bf16 where the processor has it.
-        folder: a temporary folder that goes with the engine.
-        shapes: of the inputs, for batches of this shape alone: OpenVINO otherwise works out every
+        folder: a temporary folder that is deleted with the engine.
+        shapes: of the inputs, for batches of this shape only: otherwise OpenVINO infers every
             operation's shape at every call, a third of the time of a small model.
 
     Raises:
         MissingExtraError: openvino is not installed.
-        ModelError: OpenVINO refuses the file or the shape, or it reads other inputs.
+        ModelError: OpenVINO cannot load the file for the shape, or it has other inputs.
     """
 
     name = "openvino"
@@ -73,7 +76,7 @@ class OpenVinoEngine(FileEngine):
         shapes: Shapes | None = None,
     ) -> None:
         openvino = require("openvino", "openvino")
-        options: dict[str, Any] = {} if floats == "auto" else {_PRECISION: "f32"}
+        options: dict[str, str | int] = {} if floats == "auto" else {_PRECISION: "f32"}
         options["INFERENCE_NUM_THREADS"] = thread_count(threads)
         self.path, self.files = path, tuple(_files(path))
         self._threads, self._floats, self._shapes = threads, floats, shapes
@@ -85,16 +88,16 @@ class OpenVinoEngine(FileEngine):
             if shapes is not None:
                 graph.reshape({item: _shape_of(item, shapes) for item in graph.inputs})
             self._compiled = core.compile_model(graph, "CPU", options)
-        except Exception as error:  # its errors share no base class
-            raise ModelError(f"OpenVINO refuses {path}: {first_line(error)}") from error
+        except Exception as error:  # OpenVINO's errors share no base class
+            raise ModelError(f"OpenVINO cannot load {path}: {first_line(error)}") from error
         self.inputs = tuple(str(item.any_name) for item in self._compiled.inputs)
         check_inputs(self.inputs, str(path))
 
     def logits(self, arrays: Arrays) -> NDArray[np.float32]:
-        """Logits of one batch.
+        """Return the logits of one batch.
 
         Raises:
-            DataError: of another shape than the engine is for.
+            DataError: the engine was compiled for another shape.
         """
         given = select_inputs(arrays, self.inputs)
         if self._shapes is not None:
@@ -104,7 +107,7 @@ class OpenVinoEngine(FileEngine):
     def with_shapes(self, shapes: Shapes) -> OpenVinoEngine:
         """Return an engine for batches of this shape alone; see `StaticShapeEngine`."""
         static = OpenVinoEngine(self.path, self._threads, self._floats, shapes=shapes)
-        static._dynamic = self  # keeps the files, which are deleted with that engine
+        static._dynamic = self  # keep its files, which are deleted with that engine
         return static
 
     def _check(self, given: Arrays) -> None:
@@ -112,13 +115,13 @@ class OpenVinoEngine(FileEngine):
             found, wanted = given[item.any_name].shape, tuple(item.shape)
             if found != wanted:
                 raise DataError(
-                    f"this engine reads {item.any_name} of {_times(wanted)} alone and was given "
+                    f"this engine is compiled for {item.any_name} of {_times(wanted)} and received "
                     f"{_times(found)}; load the model without a shape"
                 )
 
 
-def _shape_of(item: Any, shapes: Shapes) -> list[int]:
-    """An input's shape; token types, which a batch may leave out, have that of the tokens."""
+def _shape_of(item: Output, shapes: Shapes) -> list[int]:
+    """Return an input's shape; token types, which a batch may omit, have that of the tokens."""
     return list(shapes.get(item.any_name) or next(iter(shapes.values())))
 
 
@@ -127,7 +130,7 @@ def _times(shape: Sequence[int]) -> str:
 
 
 def load_engine(folder: Path, threads: int | None = None) -> OpenVinoEngine:
-    """The engine of a saved folder.
+    """Return the engine of a saved folder.
 
     Raises:
         MissingExtraError, ModelError: as `OpenVinoEngine`.
@@ -142,7 +145,7 @@ def quantize_model(
     excluded: Collection[str],
     batches: Sequence[Arrays],
 ) -> tuple[OpenVinoEngine, set[str]]:
-    """Export to ONNX, convert and quantize.
+    """Export a model to ONNX, convert it and quantize the graph.
 
     Args:
         model: fp32.
@@ -155,8 +158,8 @@ def quantize_model(
 
     Raises:
         MissingExtraError: a package is not installed.
-        ModelError: torch cannot export the model, its outputs differ, or OpenVINO or NNCF
-            refuses the graph; the fp32 ONNX file is kept then and named.
+        ModelError: torch cannot export the model, its outputs differ, or OpenVINO or NNCF fails
+            on the graph; the message then names the fp32 ONNX file.
     """
     openvino = require("openvino", "openvino")
     if config.resolved_mode == "static":
@@ -175,9 +178,9 @@ def quantize_model(
             names = _integer_modules(graph, model)
             if names:
                 compact(folder / FILE, names)
-            del graph  # it maps the ONNX file, and is as large as the model
+            del graph  # it maps the ONNX file and takes as much memory as the model
             engine = OpenVinoEngine(folder / FILE, floats=config.floats, folder=folder)
-        except Exception as error:  # whatever it is, the export is good and has cost time
+        except Exception as error:  # keep the export: it is valid and took time
             kept = Path(tempfile.mkdtemp(prefix="hfcompress-kept-"))
             for file in dense.parent.iterdir():
                 os.replace(file, kept / file.name)
@@ -193,7 +196,7 @@ def quantize_model(
 
 
 def why_not(module: nn.Module, config: QuantizationConfig) -> str:
-    """Why a module of this class stays in fp32."""
+    """Return the reason why a module of this class stays in fp32."""
     if config.resolved_mode == "none":
         return "mode: none"
     if isinstance(module, nn.Embedding) and not config.embeddings:
@@ -205,12 +208,12 @@ def why_not(module: nn.Module, config: QuantizationConfig) -> str:
 
 
 def _quantize(
-    graph: Any,
+    graph: Model,
     model: PreTrainedModel,
     config: QuantizationConfig,
     excluded: Collection[str],
     batches: Sequence[Arrays],
-) -> Any:
+) -> Model:
     nncf = require("nncf", "openvino")
     inputs = tuple(item.any_name for item in graph.inputs)
     rows = [select_inputs(batch, inputs) for batch in batches]
@@ -233,13 +236,13 @@ def _quantize(
     return quantized
 
 
-def _tables(graph: Any, model: PreTrainedModel) -> set[str]:
+def _tables(graph: Model, model: PreTrainedModel) -> set[str]:
     names = {name for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
     return {op.get_friendly_name() for op in graph.get_ops()} & names
 
 
-def _integer_modules(graph: Any, model: PreTrainedModel) -> set[str]:
-    """Modules whose operation reads a constant of integers, through scales and shifts."""
+def _integer_modules(graph: Model, model: PreTrainedModel) -> set[str]:
+    """Return the names of modules whose operation reads integers through scales and shifts."""
     names = {name for name, _ in model.named_modules()}
     return {
         _module_of(op)
@@ -249,12 +252,12 @@ def _integer_modules(graph: Any, model: PreTrainedModel) -> set[str]:
     }
 
 
-def _module_of(op: Any) -> str:
-    """The module that an operation was made from; a convolution with a bias becomes two."""
+def _module_of(op: Node) -> str:
+    """Return the module of an operation; NNCF splits the bias off a convolution's."""
     return str(op.get_friendly_name()).removesuffix("/WithoutBiases")
 
 
-def _reads_integers(node: Any) -> bool:
+def _reads_integers(node: Node) -> bool:
     kind = node.get_type_name()
     if kind == "Constant":
         return str(node.get_element_type().to_string()) in ("i8", "u8", "i4", "u4")
@@ -270,13 +273,13 @@ def _files(path: Path) -> list[Path]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without NNCF's log and bars."""
+    """Silence NNCF's log and progress bars."""
     logger = logging.getLogger("nncf")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            # nncf 3.4, 2026-11: raised by its own use of torch and numpy.
+            # nncf 3.4, 2026-11: caused by its own use of torch and numpy.
             warnings.filterwarnings("ignore", module=r"(nncf|openvino)\b")
             yield
     finally:

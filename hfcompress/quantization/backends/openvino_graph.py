@@ -1,11 +1,11 @@
-"""What makes an OpenVINO model small on disk: integer tables, fp16 constants, a terse XML."""
+"""Rewrites that make an OpenVINO model small on disk: integer tables, fp16 vectors, short XML."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 import numpy as np
@@ -13,18 +13,20 @@ import numpy as np
 from hfcompress.quantization.embedding_tables import QuantizedTable, halved, quantize_table
 from hfcompress.utils import require
 
-# Constants with fewer numbers cost more as an operation of their own than fp16 saves.
+if TYPE_CHECKING:
+    from openvino import Model, Node
+
+# For constants with fewer values, the Convert node costs more bytes than fp16 saves.
 _WORTH_HALVING = 128
 _DEFAULT = {"auto_broadcast": "numpy"}
 _BODIES = ("body", "then_body", "else_body")
 
 
-def quantize_tables(graph: Any, names: Collection[str], bits: int) -> None:
-    """Store tables of embeddings as integers; rows become fp32 when they are looked up.
+def quantize_tables(graph: Model, names: Collection[str], bits: int) -> None:
+    """Store embedding tables as integers; a row becomes fp32 when it is looked up.
 
     Args:
-        graph: an ``openvino.Model`` whose lookups are called as their modules are; changed in
-            place.
+        graph: its lookups are named after their modules; changed in place.
         names: the modules.
         bits: 4 or 8.
 
@@ -40,8 +42,8 @@ def quantize_tables(graph: Any, names: Collection[str], bits: int) -> None:
             node.input(0).replace_source_output(_restored(table).output(0))
 
 
-def _restored(table: QuantizedTable) -> Any:
-    """Integers times scales, in the form that the CPU plugin keeps packed in memory."""
+def _restored(table: QuantizedTable) -> Node:
+    """Return integers times scales, in the form that the CPU plugin keeps packed in memory."""
     openvino = require("openvino", "openvino")
     operations = require("openvino.opset13", "openvino")
     rows, columns = table.values.shape
@@ -59,12 +61,11 @@ def _restored(table: QuantizedTable) -> Any:
     return operations.convert(whole, "f32")
 
 
-def halve_constants(graph: Any) -> None:
-    """Store biases, norms and scales in fp16; they are computed with in fp32 as before.
+def halve_constants(graph: Model) -> None:
+    """Store biases, norms and scales in fp16; computation stays in fp32.
 
     Args:
-        graph: an ``openvino.Model`` whose matrices are integers; those that stay in fp32 (two
-            dimensions longer than one) are left as they are.
+        graph: changed in place; matrices (two dimensions longer than one) stay as they are.
     """
     operations = require("openvino.opset13", "openvino")
     for node in graph.get_ops():
@@ -83,13 +84,13 @@ def halve_constants(graph: Any) -> None:
 
 
 def compact(path: Path, names: Collection[str]) -> None:
-    """Rewrite ``model.xml`` without what OpenVINO works out for itself when it reads it.
+    """Rewrite ``model.xml`` without what OpenVINO infers when it loads the file.
 
-    Shapes between layers, generated names, notes on how the model was made and repeated
-    constants go; the names of inputs, outputs and modules stay.
+    Removes shapes between layers, generated names, conversion notes and repeated constants;
+    inputs, outputs and modules keep their names.
 
     Args:
-        path: the file; it is replaced whole.
+        path: the file; it is replaced atomically.
         names: layers that keep their name.
     """
     tree = ElementTree.parse(path)
@@ -129,7 +130,7 @@ def _kind(layers: ElementTree.Element, edge: ElementTree.Element) -> str | None:
 
 
 def _merge_constants(layers: ElementTree.Element, edges: ElementTree.Element) -> None:
-    """One layer for constants that are the same bytes of the file."""
+    """Merge constants that are the same bytes of the file."""
     first: dict[tuple[tuple[str, str], ...], str] = {}
     replaced: dict[str, str] = {}
     for layer in list(layers.iterfind("layer[@type='Const']")):

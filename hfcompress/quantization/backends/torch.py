@@ -1,11 +1,10 @@
-"""torch: Linears in int8, activations quantized as they come; saved in our own safetensors form."""
+"""torch: int8 Linears with dynamic activations, saved as a safetensors checkpoint."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +25,7 @@ from hfcompress.quantization.onnx_export import input_names
 
 
 class TorchEngine:
-    """A torch model with `Int8Linear` in it.
+    """Runs a torch model that contains `Int8Linear`.
 
     Args:
         model: put into eval mode.
@@ -40,39 +39,37 @@ class TorchEngine:
 
     @property
     def bytes(self) -> int:
-        """Bytes of its safetensors file."""
+        """Return the bytes of its safetensors file."""
         return calculate_model_size(self.model)
 
     @property
     def digest(self) -> str:
-        """Hash of its tensors."""
+        """Return a hash of its tensors."""
         return weights_hash(self.model)
 
     def logits(self, arrays: Arrays) -> NDArray[np.float32]:
-        """Logits of one batch."""
+        """Return the logits of one batch."""
         return dense_logits(self.model, select_inputs(arrays, self.inputs))
 
     def write(self, folder: Path) -> None:
-        """A checkpoint that ``from_pretrained`` loads with hfcompress imported."""
+        """Write a checkpoint that ``from_pretrained`` loads with hfcompress imported."""
         save_compressed(self.model, folder)
 
 
 def load_engine(folder: Path, threads: int | None = None) -> TorchEngine:
-    """The engine of a saved folder; torch has one number of threads for the whole process."""
+    """Return the engine of a saved folder; torch's number of threads is the process's."""
     return TorchEngine(load_checkpoint(folder))
 
 
 def load_checkpoint(folder: Path) -> PreTrainedModel:
-    """The classifier in a folder that ``save_pretrained`` wrote, of texts or of images."""
+    """Return the text or image classifier of a folder that ``save_pretrained`` wrote."""
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder)
     names: tuple[str, ...] = getattr(config, "architectures", None) or ()
     images = any("ImageClassification" in name for name in names)
-    kind: Any = getattr(
-        transformers, f"AutoModelFor{'Image' if images else 'Sequence'}Classification"
-    )
-    model: PreTrainedModel = kind.from_pretrained(folder)
+    name = f"AutoModelFor{'Image' if images else 'Sequence'}Classification"
+    model: PreTrainedModel = getattr(transformers, name).from_pretrained(folder)
     return model
 
 
@@ -82,13 +79,13 @@ def quantize_model(
     excluded: Collection[str],
     batches: Sequence[Arrays],
 ) -> tuple[TorchEngine, set[str]]:
-    """Replace every Linear and Conv1D of a copy.
+    """Copy a model and replace every Linear and Conv1D of the copy.
 
     Args:
         model: fp32; left as it was.
         config: of this backend.
         excluded: modules that stay in fp32.
-        batches: not needed.
+        batches: not used.
 
     Returns:
         The engine, and the names of the modules that are quantized.
@@ -104,15 +101,15 @@ def quantize_model(
         and name not in excluded
         and id(module.weight) not in tied
     }
-    # The fp32 weights that are replaced are not copied.
-    shared: dict[int, Any] = {
+    # deepcopy takes these modules from its memo, so the fp32 weights that go are not copied.
+    shared: dict[int, nn.Module] = {
         id(module): Int8Linear.of(module, config.per_channel) for module in chosen.values()
     }
     return TorchEngine(copy.deepcopy(model, shared)), set(chosen)
 
 
 def why_not(module: nn.Module, config: QuantizationConfig) -> str:
-    """Why a module of this class stays in fp32."""
+    """Return the reason why a module of this class stays in fp32."""
     if isinstance(module, nn.Embedding):
         return "torch quantizes matrix products only; backend: onnxruntime takes tables"
     if isinstance(module, nn.Conv2d):

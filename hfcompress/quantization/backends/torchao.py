@@ -8,7 +8,7 @@ import tempfile
 import weakref
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,16 +24,19 @@ from hfcompress.quantization.engine import Arrays, select_inputs
 from hfcompress.quantization.onnx_export import input_names
 from hfcompress.utils import require
 
-# Weights that share a scale with 4 bits.
+if TYPE_CHECKING:
+    from transformers import TorchAoConfig
+
+# With 4 bits, so many weights share a scale.
 _GROUP = 32
 
 
 class TorchAoEngine:
-    """A checkpoint with torchao's tensors in it, and the model loaded from it.
+    """Runs the model of a checkpoint with torchao's tensors.
 
     Args:
-        folder: the checkpoint; it must stay as long as the engine is used.
-        temporary: the folder goes with the engine.
+        folder: the checkpoint; it must exist as long as the engine is used.
+        temporary: delete the folder with the engine.
 
     Raises:
         MissingExtraError: torchao is not installed.
@@ -51,19 +54,19 @@ class TorchAoEngine:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the weights' files."""
+        """Return the bytes of the weights' files."""
         return sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
 
     @property
     def digest(self) -> str:
-        """Hash of the weights' files."""
+        """Return a hash of the weights' files."""
         digest = hashlib.sha256()
         for file in sorted(self.folder.glob("*.safetensors")):
             digest.update(file.read_bytes())
         return digest.hexdigest()[:16]
 
     def logits(self, arrays: Arrays) -> NDArray[np.float32]:
-        """Logits of one batch."""
+        """Return the logits of one batch."""
         return dense_logits(self.model, select_inputs(arrays, self.inputs))
 
     def write(self, folder: Path) -> None:
@@ -73,7 +76,7 @@ class TorchAoEngine:
 
 
 def load_engine(folder: Path, threads: int | None = None) -> TorchAoEngine:
-    """The engine of a saved folder; torch has one number of threads for the whole process."""
+    """Return the engine of a saved folder; torch's number of threads is the process's."""
     return TorchAoEngine(folder)
 
 
@@ -83,16 +86,16 @@ def quantize_model(
     excluded: Collection[str],
     batches: Sequence[Arrays],
 ) -> tuple[TorchAoEngine, set[str]]:
-    """Save, load with torchao's config, save again.
+    """Save a model, load it with torchao's config and save it again.
 
-    transformers quantizes while it loads; the engine is loaded from what is saved in the end, so
-    that it is what others will load.
+    transformers quantizes while it loads. The engine is loaded from the final checkpoint, so that
+    it equals what users load.
 
     Args:
         model: fp32, not shrunk: a checkpoint has one quantization method.
         config: of this backend.
         excluded: modules that stay in fp32.
-        batches: not needed.
+        batches: not used.
 
     Returns:
         The engine, and the names of the modules that are quantized.
@@ -110,8 +113,7 @@ def quantize_model(
     root = Path(tempfile.mkdtemp(prefix="hfcompress-"))
     try:
         model.save_pretrained(root / "fp32")
-        kind: Any = type(model)
-        quantized = kind.from_pretrained(
+        quantized = type(model).from_pretrained(
             root / "fp32",
             quantization_config=_settings(config, {*excluded, *_indivisible(model, config)}),
             dtype=torch.float32,
@@ -120,7 +122,7 @@ def quantize_model(
         quantized.save_pretrained(root)
         shutil.rmtree(root / "fp32")
         engine = TorchAoEngine(root, temporary=True)
-    except Exception as error:  # whatever torchao raises is about this model
+    except Exception as error:  # torchao's errors share no base class
         shutil.rmtree(root, ignore_errors=True)
         line = first_line(error)
         raise ModelError(f"torchao cannot quantize {type(model).__name__}: {line}") from error
@@ -128,10 +130,10 @@ def quantize_model(
 
 
 def why_not(module: nn.Module, config: QuantizationConfig) -> str:
-    """Why a module of this class stays in fp32."""
+    """Return the reason why a module of this class stays in fp32."""
     if isinstance(module, nn.Linear):
         if config.bits == 4 and module.in_features % _GROUP:
-            return f"its inputs are no multiple of {_GROUP}, which share a scale"
+            return f"its number of inputs is not a multiple of {_GROUP}, which share a scale"
         return "transformers leaves the output head in fp32 for torchao"
     return "torchao quantizes Linears only"
 
@@ -144,7 +146,7 @@ def _indivisible(model: nn.Module, config: QuantizationConfig) -> set[str]:
     return {name for name, linear in linears.items() if linear.in_features % _GROUP}
 
 
-def _settings(config: QuantizationConfig, excluded: Collection[str]) -> Any:
+def _settings(config: QuantizationConfig, excluded: Collection[str]) -> TorchAoConfig:
     from transformers import TorchAoConfig
 
     tools = require("torchao.quantization", "torchao")
@@ -153,7 +155,7 @@ def _settings(config: QuantizationConfig, excluded: Collection[str]) -> Any:
     elif config.bits == 8:
         kind = tools.Int8WeightOnlyConfig()
     else:
-        # Its packed forms need a GPU; on a CPU 4-bit numbers lie one in a byte.
+        # torchao's packed forms need a GPU; on a CPU each 4-bit number takes a byte.
         kind = tools.IntxWeightOnlyConfig(
             weight_dtype=getattr(torch, "int4"),  # noqa: B009  # torch's types do not know it
             granularity=tools.PerGroup(_GROUP),
