@@ -62,6 +62,9 @@ RESNET = {
 }  # fmt: skip
 DIGITS = {"path": "pkg://sklearn/datasets/data/digits.csv.gz", "max_train": 128, "max_eval": 64}
 
+# The defaults of alps when the first rows were recorded.
+FORMER_ALPS = {"iterations": 60, "damping": 0.01, "output_importance": 0, "token_importance": 0}
+
 RECIPES: dict[str, dict[str, Any]] = {
     "quickstart": {
         "steps": [FINETUNE, {"prune": {"method": "magnitude"}}],
@@ -69,7 +72,15 @@ RECIPES: dict[str, dict[str, Any]] = {
         "save_models": True,
     },
     "oneshot": {
-        "steps": [FINETUNE, {"prune": {"sparsity": 0.6, "calibration_rows": 16}}],
+        "steps": [
+            FINETUNE,
+            {
+                "prune": {
+                    "sparsity": 0.6, "calibration_rows": 16, "allocation": "uniform",
+                    "alps": FORMER_ALPS,
+                }
+            },
+        ],
         "grid": {"prune.method": ["wanda", "sparsegpt", "alps", "obert"]},
         "save_models": True,
         "save_sparse": True,

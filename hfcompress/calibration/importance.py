@@ -8,7 +8,7 @@ far the logits move.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,8 @@ class Importance:
 
     Attributes:
         outputs: groups x outputs, the mean over tokens.
-        tokens: for each batch, its tokens' share of the gradient in their row, mean 1.
+        tokens: for each batch, its tokens' share of the gradient in their row, mean 1; of a module
+            that is called several times, one call after the other.
         count: tokens seen.
         matrix: outputs x outputs, summed over tokens; each row's gradient has length one, so that
             the few rows near a decision do not outweigh all others. None unless asked for.
@@ -46,6 +47,7 @@ def importance(
     seed: int,
     *,
     matrices: bool = False,
+    skip_unreached: bool = False,
 ) -> dict[str, Importance]:
     """The importance of each module's outputs and of the tokens there.
 
@@ -57,12 +59,17 @@ def importance(
         calibration: rows; labels are not used.
         seed: of the random combination of logits.
         matrices: which directions of the outputs matter, too.
+        skip_unreached: leave modules out that do not reach the model's output, instead of raising.
 
     Raises:
         CalibrationError: a module that does not reach the model's output.
     """
     key = ("importance", fingerprint(model), seed, matrices, *modules)
-    return calibration.kept(key, lambda: _collect(model, modules, calibration, seed, matrices))
+    found = calibration.kept(key, lambda: _collect(model, modules, calibration, seed, matrices))
+    for name in modules:
+        if name not in found and not skip_unreached:
+            raise CalibrationError(f"{name} does not reach the model's output; exclude it")
+    return found
 
 
 def _collect(
@@ -73,34 +80,60 @@ def _collect(
     matrices: bool,
 ) -> dict[str, Importance]:
     generator = torch.Generator().manual_seed(seed)
-    found: dict[str, Importance] = {}
+    found = {name: Importance(torch.zeros(()), []) for name in modules}
+    reached: set[str] = set()
     with evaluating(model), torch.enable_grad():
         for index in range(len(calibration.batches)):
             outputs, logits = _forward(model, modules, calibration, index)
             centred = logits - logits.mean(-1, keepdim=True)
             mix = torch.randn(centred.shape, generator=generator).to(centred)
-            gradients = torch.autograd.grad(
-                (centred * mix).sum(), list(outputs.values()), allow_unused=True
-            )
-            for name, gradient in zip(outputs, gradients, strict=True):
-                if gradient is None:
-                    raise CalibrationError(f"{name} does not reach the model's output; exclude it")
-                mask = calibration.tokens(index)
-                rows = output_rows(modules[name], gradient, mask).float()
-                squares = rows.square()
-                part = found.setdefault(name, Importance(squares.new_zeros(()), []))
-                part.outputs = part.outputs + squares.sum(1)
-                part.count += squares.shape[1]
-                by_token = squares.sum((0, 2))
-                sums = _row_sums(by_token, len(gradient), mask)
-                part.tokens.append(_shares(by_token, sums))
-                if matrices:
-                    unit = rows[0] / sums.sqrt()[:, None]
-                    product = unit.T @ unit
-                    part.matrix = product if part.matrix is None else part.matrix + product
+            for name, gradients in _gradients((centred * mix).sum(), outputs).items():
+                if any(gradient is not None for gradient in gradients):
+                    reached.add(name)
+                known = [
+                    torch.zeros_like(output) if gradient is None else gradient
+                    for output, gradient in zip(outputs[name], gradients, strict=True)
+                ]
+                _add(found[name], modules[name], known, calibration.tokens(index), matrices)
     for part in found.values():
         part.outputs = part.outputs / max(part.count, 1)
-    return found
+    return {name: part for name, part in found.items() if name in reached}
+
+
+def _gradients(
+    total: Tensor, outputs: Mapping[str, list[Tensor]]
+) -> dict[str, list[Tensor | None]]:
+    """The gradients at each module's outputs, call by call; None where one does not count."""
+    calls = [output for made in outputs.values() for output in made]
+    found: Sequence[Tensor | None] = [None] * len(calls)
+    if total.requires_grad:
+        found = torch.autograd.grad(total, calls, allow_unused=True)
+    every = iter(found)
+    return {name: [next(every) for _ in made] for name, made in outputs.items()}
+
+
+def _add(
+    part: Importance,
+    module: nn.Module,
+    gradients: Sequence[Tensor],
+    mask: Tensor | None,
+    matrices: bool,
+) -> None:
+    """Add one batch, in place."""
+    shares = [part.outputs.new_zeros(0)]
+    for gradient in gradients:
+        rows = output_rows(module, gradient, mask).float()
+        squares = rows.square()
+        part.outputs = part.outputs + squares.sum(1)
+        part.count += squares.shape[1]
+        by_token = squares.sum((0, 2))
+        sums = _row_sums(by_token, len(gradient), mask)
+        shares.append(_shares(by_token, sums))
+        if matrices:
+            unit = rows[0] / sums.sqrt()[:, None]
+            product = unit.T @ unit
+            part.matrix = product if part.matrix is None else part.matrix + product
+    part.tokens.append(torch.cat(shares[1:] or shares))
 
 
 def _row_sums(squares: Tensor, rows: int, mask: Tensor | None) -> Tensor:
@@ -125,16 +158,16 @@ def _shares(squares: Tensor, sums: Tensor) -> Tensor:
 
 def _forward(
     model: nn.Module, modules: Mapping[str, nn.Module], calibration: Calibration, index: int
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Outputs of the modules, kept for the backward pass, and the logits."""
-    outputs: dict[str, Tensor] = {}
+) -> tuple[dict[str, list[Tensor]], Tensor]:
+    """Outputs of the modules, call by call, with their graph, and the logits."""
+    outputs: dict[str, list[Tensor]] = {name: [] for name in modules}
     handles = []
     for name, module in modules.items():
 
         def note(_: nn.Module, __: Any, output: Any, name: str = name) -> Tensor | None:
             if not output.requires_grad:
                 output = output.detach().requires_grad_()
-            outputs[name] = output
+            outputs[name].append(output)
             return output  # type: ignore[no-any-return]
 
         handles.append(module.register_forward_hook(note))
@@ -143,5 +176,13 @@ def _forward(
     finally:
         for handle in handles:
             handle.remove()
+    return outputs, _logits(result)
+
+
+def _logits(result: object) -> Tensor:
+    """The logits in what a model returns; without any, its first tensor."""
     logits = getattr(result, "logits", None)
-    return outputs, logits if isinstance(logits, Tensor) else first_tensor(result)
+    if logits is None and isinstance(result, Mapping):
+        tensors = [value for value in result.values() if isinstance(value, Tensor)]
+        logits = result.get("logits", *tensors[:1])
+    return logits if isinstance(logits, Tensor) else first_tensor(result)

@@ -24,17 +24,17 @@ RECONSTRUCTING = frozenset({"sparsegpt", "alps"})
 
 
 class AlpsConfig(Config):
-    """Settings of method alps."""
+    """Settings of method alps; the defaults are those of the published results."""
 
-    iterations: int = Field(60, ge=1, description="ADMM steps, at most")
+    iterations: int = Field(45, ge=1, description="ADMM steps, at most")
     damping: float = Field(
-        0.01,
+        0.03,
         ge=0,
         strict=False,
         description="added to each Gram matrix's diagonal, as a share of its mean",
     )
     output_importance: float = Field(
-        0.0,
+        0.5,
         ge=0,
         le=1,
         strict=False,
@@ -42,12 +42,12 @@ class AlpsConfig(Config):
         "squared gradient; 0 treats all outputs alike",
     )
     token_importance: float = Field(
-        0.0,
+        0.8,
         ge=0,
         le=1,
         strict=False,
         description="preference for tokens that move the model's logits: weight of each token's "
-        "share of the squared gradient; 0 treats all tokens alike",
+        "share of the squared gradient; 0 treats all tokens alike, as do dense statistics",
     )
 
 
@@ -144,10 +144,11 @@ class PruningConfig(StepConfig):
         description="which weights compete: those of one output (row), of one layer, or of all "
         "layers (one threshold); auto: row for wanda, global for lamp, else layer",
     )
-    allocation: Literal["uniform", "owl", "optimal"] = Field(
-        default="uniform",
+    allocation: Literal["auto", "uniform", "owl", "optimal"] = Field(
+        default="auto",
         description="the layers' sparsities: all the same; less for layers with outliers (OWL); "
-        "or of least estimated change of the model's output (dynamic programming)",
+        "or of least estimated change of the model's output (dynamic programming); auto: optimal "
+        "for alps without an N:M pattern and without scope global, else uniform",
     )
     targets: tuple[str, ...] | None = Field(
         default=None,
@@ -255,7 +256,7 @@ class PruningConfig(StepConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        pattern = self.parsed_pattern
+        pattern, allocates = self.parsed_pattern, self.allocation in ("owl", "optimal")
         if self.sparsity is None and not pattern.group:
             raise ValueError("sparsity is missing; write a share such as sparsity: 0.5")
         fixed = 1 - pattern.keep / pattern.group if pattern.group else None
@@ -264,7 +265,7 @@ class PruningConfig(StepConfig):
                 f"pattern {self.pattern} makes sparsity {fixed:g}, not {self.sparsity:g}; "
                 f"leave sparsity out"
             )
-        if fixed is not None and (self.scope in ("row", "global") or self.allocation != "uniform"):
+        if fixed is not None and (self.scope in ("row", "global") or allocates):
             raise ValueError(
                 f"pattern {self.pattern} fixes each layer's sparsity; "
                 f"leave scope and allocation at their defaults"
@@ -273,14 +274,15 @@ class PruningConfig(StepConfig):
             raise ValueError(
                 f"pattern {self.pattern} cannot be reached in steps; leave recomputations out"
             )
-        if self.solver.token_importance and self.resolved_statistics == "dense":
+        tokens_differ = self.method != "alps" and self.sparsegpt.token_importance > 0
+        if tokens_differ and self.resolved_statistics == "dense":
             raise ValueError("token_importance needs statistics: sequential")
         if self.augmented_rows and self.method in GRADIENT_METHODS:
             raise ValueError(
                 f"augmented_rows are text without labels and method {self.method} needs labels; "
                 f"leave augmented_rows out"
             )
-        if self.scope == "global" and self.allocation != "uniform":
+        if self.scope == "global" and allocates:
             raise ValueError("scope global is an allocation itself; leave allocation out")
         if self.scope == "row" and not pattern.unstructured:
             raise ValueError(f"scope row does not go with pattern {self.pattern}; leave it out")
@@ -315,8 +317,22 @@ class PruningConfig(StepConfig):
             return self.scope
         if self.method == "wanda" and self.parsed_pattern.unstructured:
             return "row"
-        fixed = bool(self.parsed_pattern.group) or self.allocation != "uniform"
+        fixed = bool(self.parsed_pattern.group) or self.resolved_allocation != "uniform"
         return "global" if self.method == "lamp" and not fixed else "layer"
+
+    @property
+    def resolved_allocation(self) -> Literal["uniform", "owl", "optimal"]:
+        """``allocation`` with auto resolved."""
+        if self.allocation != "auto":
+            return self.allocation
+        free = not self.parsed_pattern.group and self.scope != "global"
+        return "optimal" if self.method == "alps" and free else "uniform"
+
+    @property
+    def resolved_token_importance(self) -> float:
+        """``token_importance`` of the method; 0 with dense statistics."""
+        sequential = self.resolved_statistics == "sequential"
+        return self.solver.token_importance if sequential else 0.0
 
     @property
     def resolved_bias_repair(self) -> bool:
@@ -345,20 +361,25 @@ class PruningConfig(StepConfig):
         return (
             self.method in GRADIENT_METHODS | MOMENT_METHODS
             or self.resolved_bias_repair
-            or self.allocation != "uniform"
+            or self.resolved_allocation != "uniform"
         )
 
     def non_default_fields(self) -> dict[str, object]:
-        """As `Config.non_default_fields`, in the flat names that hashes were made of."""
+        """As `Config.non_default_fields`, in the flat names that hashes were made of.
+
+        Fields that depend on the method are hashed as resolved, against their former defaults.
+        """
         fields = super().non_default_fields()
-        for group in _GROUPS:
+        for group in (*_GROUPS, "allocation"):
             fields.pop(group, None)
+        unused = self.method != "alps" and self.alps == AlpsConfig()
         hashed = {
+            "allocation": (self.resolved_allocation, "uniform"),
             "output_importance": (self.solver.output_importance, 0.0),
-            "token_importance": (self.solver.token_importance, 0.0),
+            "token_importance": (self.resolved_token_importance, 0.0),
             "damping": (self.solver.damping, 0.01),
             "block_size": (self.sparsegpt.block_size, 128),
-            "iterations": (self.alps.iterations, 60),
+            "iterations": (60 if unused else self.alps.iterations, 60),
             "fisher_block": (self.obert.block, 50),
             "fisher_damping": (self.obert.damping, 1e-7),
             "owl_multiple": (self.owl.multiple, 5.0),

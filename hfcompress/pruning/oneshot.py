@@ -76,10 +76,8 @@ class OneShot:
         """Each layer's task, with the importance of its outputs."""
         if not self.config.solver.output_importance:
             return {name: Task(name, drop) for name, drop in counts.items()}
-        found = self._importance()
-        return {
-            name: Task(name, drop, importance=found[name].outputs) for name, drop in counts.items()
-        }
+        found = {name: part.outputs for name, part in self._importance().items()}
+        return {name: Task(name, drop, importance=found.get(name)) for name, drop in counts.items()}
 
     def _by_rounds(self) -> dict[str, int]:
         rounds = self.config.recomputations
@@ -175,27 +173,44 @@ class OneShot:
         config, total = self.config, round(sparsity * sum(self._sizes.values()))
         if config.resolved_scope == "global":
             return self._global_counts(total)
-        if config.allocation == "owl":
+        if config.resolved_allocation == "owl":
             outliers = {
                 name: allocation.outlier_share(score, config.owl.multiple)
                 for name, score in self._wanda_scores().items()
             }
             return allocation.owl(outliers, self._sizes, total, config.owl.spread)
-        if config.allocation == "optimal":
-            levels, errors = allocation.finer(
-                LEVELS, self._error_table(), config.optimal.max_sparsity
-            )
-            return allocation.optimal(errors, levels, self._sizes, total)
-        return {
+        uniform = {
             name: self._pattern.dropped(*_shape(module), sparsity)
             for name, module in self.modules.items()
         }
+        return uniform if config.resolved_allocation == "uniform" else self._optimal(uniform, total)
+
+    def _optimal(self, uniform: Mapping[str, int], total: int) -> dict[str, int]:
+        """Counts of least estimated error; layers without an estimate keep the uniform count."""
+        levels, errors = allocation.finer(
+            LEVELS, self._error_table(), self.config.optimal.max_sparsity
+        )
+        fixed = {name: drop for name, drop in uniform.items() if name not in errors}
+        sizes = {name: size for name, size in self._sizes.items() if name in errors}
+        free = allocation.optimal(errors, levels, sizes, total - sum(fixed.values()))
+        return {name: fixed[name] if name in fixed else free[name] for name in uniform}
 
     def _importance(self) -> dict[str, Importance]:
-        return importance(self.model, self.modules, self.calibration, self.config.seed)
+        """The importance of the layers that reach the model's output; a note names the others."""
+        found = importance(
+            self.model, self.modules, self.calibration, self.config.seed, skip_unreached=True
+        )
+        others = [name for name in self.modules if name not in found]
+        note = (
+            f"{', '.join(others)}: not connected to the model's output, so pruned to the uniform "
+            f"sparsity with all outputs and tokens weighted alike"
+        )
+        if others and note not in self._notes:
+            self._notes.append(note)
+        return found
 
     def _token_weights(self) -> dict[str, list[Tensor]]:
-        share = self.config.solver.token_importance
+        share = self.config.resolved_token_importance
         found = self._importance() if share else {}
         return {
             name: [1 - share + share * tokens for tokens in part.tokens]
@@ -226,15 +241,17 @@ class OneShot:
             config.seed,
         )
 
+        moved = self._importance()
+
         def collect() -> dict[str, list[float]]:
             moments = self.calibration.moments(self.model, modules)
-            moved = self._importance()
             masking = {} if config.method in RECONSTRUCTING else self._scores()
             return {
                 name: layer_errors(
                     module, moments[name], moved[name].outputs, masking.get(name), config
                 )
                 for name, module in modules.items()
+                if name in moved
             }
 
         return self.calibration.kept(("errors", key, fingerprint(self.model), *modules), collect)

@@ -123,6 +123,7 @@ class _Collector:
             if tokens is not None and not bool(tokens.any()):
                 continue
             inputs = inputs_of(run(index), self.modules, group)
+            weigh, done = self._weights(group, index), 0
             outputs: Sequence[dict[str, Tensor] | None] = [None] * len(inputs)
             if dense is not None:
                 with dense[1].swapped():
@@ -132,8 +133,10 @@ class _Collector:
                     name: output_rows(self.modules[name], output, tokens)
                     for name, output in (targets or {}).items()
                 }
-                module = self.modules[group.names[0]]
-                total.add(input_rows(module, call, tokens), rows, self._weights(group, index))
+                seen = input_rows(self.modules[group.names[0]], call, tokens)
+                weights = None if weigh is None else weigh[done : done + seen.shape[1]]
+                done += seen.shape[1]
+                total.add(seen, rows, weights)
         return {name: finite_moments(name, total) for name in group.names}
 
     def _weights(self, group: Group, index: int) -> Tensor | None:

@@ -85,6 +85,47 @@ def test_both_spellings_are_one_config_with_the_former_hash(
     assert PruningConfig.from_dict(config.to_dict()) == config
 
 
+PUBLISHED: Data = {
+    "iterations": 45, "damping": 0.03, "output_importance": 0.5, "token_importance": 0.8,
+}  # fmt: skip
+ALPS: list[tuple[Data, Data, Data]] = [  # short spelling, long spelling, what is hashed
+    ({"sparsity": 0.8}, {"allocation": "optimal"}, {"allocation": "optimal"}),
+    ({"pattern": "16x1", "sparsity": 0.8}, {"allocation": "optimal"}, {"allocation": "optimal"}),
+    ({"pattern": "2:4"}, {"allocation": "uniform"}, {}),
+    ({"scope": "global", "sparsity": 0.8}, {"allocation": "uniform"}, {}),
+]
+
+
+@pytest.mark.parametrize(("short", "added", "hashed"), ALPS, ids=str)
+def test_alps_alone_is_the_published_setting(short: Data, added: Data, hashed: Data) -> None:
+    alone = PruningConfig.from_dict({"method": "alps", **short})
+    spelled = PruningConfig.from_dict({"method": "alps", **short, **added, "alps": PUBLISHED})
+    expected = {"method": "alps", **short, **PUBLISHED, **hashed}
+    assert alone.non_default_fields() == spelled.non_default_fields() == expected
+    assert alone.resolved_allocation == spelled.resolved_allocation == added["allocation"]
+    assert alone.alps == spelled.alps
+
+
+def test_dense_statistics_weigh_all_tokens_alike() -> None:
+    dense = PruningConfig(method="alps", sparsity=0.5, statistics="dense", bias_repair=False)
+    assert dense.resolved_token_importance == 0
+    assert "token_importance" not in dense.non_default_fields()
+    assert PruningConfig(method="alps", sparsity=0.5).resolved_token_importance == 0.8
+    with pytest.raises(ConfigError, match="token_importance needs statistics: sequential"):
+        PruningConfig(
+            method="sparsegpt", sparsity=0.5, statistics="dense",
+            sparsegpt=SparseGPTConfig(token_importance=0.5),
+        )  # fmt: skip
+
+
+def test_defaults_of_alps_leave_hashes_of_other_methods_alone() -> None:
+    for method in ("magnitude", "wanda", "sparsegpt"):
+        for alps in (PUBLISHED, {**PUBLISHED, "iterations": 60}):
+            config = PruningConfig.from_dict({"method": method, "sparsity": 0.5, "alps": alps})
+            expected = {} if method == "magnitude" else {"method": method}
+            assert config.non_default_fields() == {"sparsity": 0.5, **expected}
+
+
 def test_a_former_name_warns_with_the_current_one() -> None:
     expected = "write alps.damping instead of damping, obert.block instead of fisher_block"
     for data in ({"damping": 0.1, "fisher_block": 9}, {"fisher_block": 9, "damping": 0.1}):
