@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from hfcompress.errors import CalibrationError
 
 Run = Callable[[], Any]
 
@@ -21,18 +23,29 @@ class Stop(Exception):
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside: no dropout, and no cache of keys and values between two calls."""
     modes = {module: module.training for module in model.modules()}
-    config = getattr(model, "config", None)
-    caches = getattr(config, "use_cache", None)
+    # An encoder and a decoder have configs of their own.
+    configs = {id(config): config for config in map(_config_of, modes) if config is not None}
+    caches = [(config, config.use_cache) for config in configs.values()]
     model.eval()
-    if caches is not None:
-        config.use_cache = False  # type: ignore[union-attr]
+    for config, _ in caches:
+        config.use_cache = False
     try:
         yield
     finally:
-        if caches is not None:
-            config.use_cache = caches  # type: ignore[union-attr]
+        for config, before in caches:
+            config.use_cache = before
         for module, mode in modes.items():
             module.training = mode
+
+
+class _HasCache(Protocol):
+    use_cache: bool
+
+
+def _config_of(module: nn.Module) -> _HasCache | None:
+    """A module's config, where it says whether keys and values are kept."""
+    config: _HasCache | None = getattr(module, "config", None)
+    return config if getattr(config, "use_cache", None) is not None else None
 
 
 @dataclass(frozen=True)
@@ -132,7 +145,7 @@ def recorded_calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Call]
     for name, module in modules.items():
 
         def note(_: nn.Module, args: Any, kwargs: Any, result: Any, name: str = name) -> None:
-            calls.setdefault(name, (args, kwargs, first_tensor(result)))
+            calls.setdefault(name, (args, kwargs, _find_tensor(result)))
 
         handles.append(module.register_forward_hook(note, with_kwargs=True))
     try:
@@ -142,15 +155,34 @@ def recorded_calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Call]
             handle.remove()
 
 
-Call = tuple[tuple[Any, ...], dict[str, Any], Tensor]
-"""Positional arguments, keyword arguments, first tensor of the result."""
+Call = tuple[tuple[Any, ...], dict[str, Any], Tensor | None]
+"""Positional arguments, keyword arguments, first tensor of the result (None where it has none)."""
 
 
-def first_tensor(result: Any) -> Tensor:
-    """The tensor that a module passes on: its result, or the first item of it."""
-    first = result if isinstance(result, Tensor) else result[0]
-    assert isinstance(first, Tensor)
-    return first
+def first_tensor(result: object) -> Tensor:
+    """The tensor that a module passes on: its result, or the first tensor inside it.
+
+    Raises:
+        CalibrationError: there is none.
+    """
+    found = _find_tensor(result)
+    if found is None:
+        raise CalibrationError(
+            f"a module returns {type(result).__name__} without a tensor inside; "
+            f"give a model that returns tensors"
+        )
+    return found
+
+
+def _find_tensor(result: object) -> Tensor | None:
+    if isinstance(result, Tensor):
+        return result
+    items: Iterable[object] = ()
+    if isinstance(result, Mapping):
+        items = result.values()
+    elif isinstance(result, (tuple, list)):
+        items = result
+    return next((found for item in items if (found := _find_tensor(item)) is not None), None)
 
 
 Look = Callable[[str, Tensor], None]
