@@ -32,6 +32,9 @@ def option(config: type[BaseModel], name: str) -> Any:
     return field(default=config.model_fields[name].default, metadata=option_metadata(config, name))
 
 
+_MAX_SHOWN = 200  # characters of a wrong value in a sentence
+
+
 class Config(BaseModel):
     """Base of every config class.
 
@@ -78,7 +81,7 @@ class Config(BaseModel):
         if not isinstance(data, Mapping):
             place = where or cls.__name__
             raise ConfigError(
-                f"{place} must be a mapping of fields to values, not {data!r}; "
+                f"{place} must be a mapping of fields to values, not {shown(data)}; "
                 f"its fields are: {', '.join(cls.model_fields)}"
             )
         try:
@@ -199,6 +202,12 @@ def _listed(data: Any) -> Any:
     return [_listed(item) for item in data] if isinstance(data, (tuple, list)) else data
 
 
+def shown(value: object) -> str:
+    """A value as a sentence shows it: its ``repr``, long ones cut in the middle."""
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 23]} ... {text[-18:]}"
+
+
 def nearest(name: str, known: object) -> str:
     """``"; did you mean 'x'?"`` with the nearest known name, or the list of all of them."""
     names = [str(item) for item in known] if isinstance(known, (list, tuple, set, dict)) else []
@@ -244,7 +253,7 @@ def _describe(
         return f"{field}: {message}" if location else f"{where}: {message}"
     message = str(details["msg"]).removeprefix("Input ")
     message = message.replace("valid tuple", "list").replace("valid dictionary", "mapping")
-    return f"{field} {message}, not {value!r}"
+    return f"{field} {message}, not {shown(value)}"
 
 
 def _path(where: str, location: tuple[int | str, ...]) -> str:

@@ -114,6 +114,10 @@ def _compress_arguments(parser: argparse.ArgumentParser) -> None:
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file or a shipped recipe's name")
     parser.add_argument(
+        "--trust-remote-code", action="store_true",
+        help="run code of models and metrics where the recipe asks for it (trust_remote_code)",
+    )  # fmt: skip
+    parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[],
         help="change a field: model=FOLDER, data.path=FILE, prune.scope=global, "
         "'grid.prune.sparsity=[0,0.5]'",

@@ -67,6 +67,10 @@ def _one_line(error: BaseException) -> str:
     return escape(" ".join(str(error).split()))
 
 
+def _note_on(console: Console) -> Callable[[str], None]:
+    return lambda text: console.print(f"note: {text}", markup=False)
+
+
 # --- commands ----------------------------------------------------------------------------------
 
 
@@ -76,10 +80,13 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.recipes.schema import load_recipe
     from hfcompress.sweep.run import run
 
-    recipe = load_recipe(find_recipe(options.recipe), options.set)
+    recipe = load_recipe(find_recipe(options.recipe), options.set, _note_on(console))
     output = Path(options.output or Path("runs") / recipe.name)
     with Display(console) as display:
-        result = run(recipe, output, display, workers=options.workers, engine=options.engine)
+        result = run(
+            recipe, output, display, workers=options.workers, engine=options.engine,
+            trust_remote_code=options.trust_remote_code,
+        )  # fmt: skip
     _show_rows(result.rows, console)
     if result.rows:
         console.print(f"written to [bold]{output}[/]: report.html, curve.png, results.csv")
@@ -92,10 +99,10 @@ def _sensitivity(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.recipes.schema import load_recipe
     from hfcompress.sweep.sensitivity import sensitivity
 
-    recipe = load_recipe(find_recipe(options.recipe), options.set)
+    recipe = load_recipe(find_recipe(options.recipe), options.set, _note_on(console))
     output = Path(options.output or Path("runs") / f"{recipe.name}-layers")
     with Display(console) as display:
-        result = sensitivity(recipe, output, display)
+        result = sensitivity(recipe, output, display, trust_remote_code=options.trust_remote_code)
     worst = sorted(result.rows, key=lambda row: -row["drop"])[:5]
     if worst:
         console.print("the layers that lose most:")
@@ -112,7 +119,7 @@ def _validate(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.recipes.schema import expand, load_recipe
 
     path = find_recipe(options.recipe)
-    recipe = load_recipe(path, options.set)
+    recipe = load_recipe(path, options.set, _note_on(console))
     trials = expand(recipe)
     console.print(f"{path} is a valid recipe with {len(trials)} trial{'s' * (len(trials) != 1)}:")
     for trial in trials:

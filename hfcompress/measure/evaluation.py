@@ -22,7 +22,7 @@ RESAMPLES = 1000  # bootstrap draws
 
 
 def metric_names() -> tuple[str, ...]:
-    """The built-in metrics, which need no network; other names are passed to ``evaluate.load``."""
+    """The built-in metrics, which need no network; other names must be trusted."""
     return tuple(CONFUSION_METRICS)
 
 
@@ -56,7 +56,8 @@ def compute_metric(name: str, predictions: npt.ArrayLike, references: npt.ArrayL
     """The value of one metric, computed by the ``evaluate`` package.
 
     Args:
-        name: one of `metric_names`, or any that ``evaluate.load`` finds.
+        name: one of `metric_names`, or one that `hfcompress.measure.metrics.trust_metric` allows
+            ``evaluate.load`` to run.
         predictions: logits of shape (n, classes), or n class ids.
         references: n class ids.
 
@@ -227,7 +228,7 @@ def compare(
     """Evaluate a metric and, given the dense model's predictions, the difference from them.
 
     Args:
-        metric: one of `metric_names`, or any that ``evaluate.load`` finds.
+        metric: as in `compute_metric`.
         predictions: logits of shape (n, classes), or n class ids.
         labels: n class ids.
         dense: the dense model's predictions on the same examples in the same order.

@@ -16,7 +16,8 @@ import evaluate
 import numpy as np
 import numpy.typing as npt
 
-from hfcompress.errors import DataError, SourceError, first_line
+from hfcompress.config import nearest, shown
+from hfcompress.errors import ConfigError, DataError, SourceError, first_line
 
 Classes = npt.NDArray[np.int64]
 Confusion = npt.NDArray[np.float64]
@@ -66,14 +67,64 @@ def matthews_correlation(confusion: Confusion) -> float:
     return float((hits * n - predicted @ true) / np.sqrt(spread)) if spread > 0 else 0.0
 
 
+def balanced_accuracy(confusion: Confusion) -> float:
+    """The unweighted mean of the recall of every class that occurs."""
+    counts = confusion.sum(1)
+    return float((np.diag(confusion)[counts > 0] / counts[counts > 0]).mean())
+
+
+def cohen_kappa(confusion: Confusion) -> float:
+    """Agreement beyond what independent predictions of the same frequencies have (Cohen 1960)."""
+    n = confusion.sum()
+    expected = float(confusion.sum(0) @ confusion.sum(1)) / (n * n)
+    return (accuracy(confusion) - expected) / (1 - expected) if expected < 1 else 0.0
+
+
+def precision(confusion: Confusion) -> float:
+    """The share of class 1 of two classes among the examples predicted as it.
+
+    Raises:
+        DataError: more than two classes.
+    """
+    return _of_class_1("precision", confusion, confusion.sum(0))
+
+
+def recall(confusion: Confusion) -> float:
+    """The share of class 1 of two classes that is predicted as it.
+
+    Raises:
+        DataError: more than two classes.
+    """
+    return _of_class_1("recall", confusion, confusion.sum(1))
+
+
+def _of_class_1(name: str, confusion: Confusion, totals: Confusion) -> float:
+    if len(confusion) > 2:
+        raise DataError(f"{name} needs two classes, but {len(confusion)} occur; use f1_macro")
+    return float(confusion[1, 1] / totals[1]) if len(confusion) == 2 and totals[1] else 0.0
+
+
 CONFUSION_METRICS: Mapping[str, Callable[[Confusion], float]] = MappingProxyType(
     {
         "accuracy": accuracy,
+        "balanced_accuracy": balanced_accuracy,
+        "cohen_kappa": cohen_kappa,
         "f1": f1,
         "f1_macro": f1_macro,
         "matthews_correlation": matthews_correlation,
+        "precision": precision,
+        "recall": recall,
     }
 )
+_trusted: set[str] = set()
+
+
+def trust_metric(name: str) -> None:
+    """Allow `evaluate_metric` to load a metric that is not built in, for the rest of the process.
+
+    ``evaluate`` runs the script of such a metric, from the hub or from a local path.
+    """
+    _trusted.add(name)
 
 
 class _Metric(Protocol):
@@ -109,12 +160,16 @@ class ConfusionMetric(evaluate.Metric):  # type: ignore[misc]
 
 
 def evaluate_metric(name: str, predictions: Classes, references: Classes) -> float:
-    """The value of one metric; a name that is not built in is loaded by ``evaluate``.
+    """The value of one metric; a name that is not built in is loaded by ``evaluate``, which runs
+    the script of that name: `trust_metric` must allow it.
 
     Raises:
+        ConfigError: the metric is neither built in nor trusted.
         SourceError: the metric is not built in and ``evaluate`` cannot load it.
         DataError: the metric cannot be computed from these predictions.
     """
+    if name not in _trusted:
+        check_metric(name)
     # evaluate creates a folder per metric even with keep_in_memory. A temporary one leaves the
     # cache untouched and keeps parallel trials apart.
     with TemporaryDirectory(prefix="hfcompress-") as folder:
@@ -124,6 +179,20 @@ def evaluate_metric(name: str, predictions: Classes, references: Classes) -> flo
         except (ValueError, TypeError) as error:
             raise DataError(f"cannot compute the metric {name!r}: {error}") from error
     return _scalar(name, result)
+
+
+def check_metric(name: str) -> None:
+    """Refuse the name of a metric that is not built in.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if name not in CONFUSION_METRICS:
+        raise ConfigError(
+            f"the metric {shown(name)} is not built in{nearest(name, [*CONFUSION_METRICS])} (a "
+            f"metric of evaluate's hub or a local script is code that would run: write "
+            f"measure.trust_remote_code: true and give --trust-remote-code)"
+        )
 
 
 def _load(name: str, folder: str) -> _Metric:

@@ -88,7 +88,10 @@ def _in_package(spec: str, what: str) -> Path:
             f"{what}: the package {package!r} is not installed; "
             f"write: pip install {package.replace('_', '-')}"
         )
-    path = Path(roots[0]) / inner
+    root = Path(roots[0]).resolve()
+    path = (root / inner).resolve()
+    if not path.is_relative_to(root):
+        raise SourceError(f"{what}: {spec!r} leaves the package; write pkg://PACKAGE/PATH")
     if not path.exists():
         raise SourceError(
             f"{what}: the package {package!r} has no file or folder {inner!r} in {roots[0]}"

@@ -152,7 +152,8 @@ class QuantizationConfig(StepConfig):
     calibration_rows: int = Field(
         default=256,
         ge=1,
-        description="number of a recipe's training rows that static mode, mixed and smooth use",
+        description="number of a recipe's training rows that static mode, mixed and smooth use; "
+        "the default uses all where there are fewer",
     )
     seed: int = Field(default=0, ge=0, description="for sampling these rows")
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hfcompress.config import Config, nearest, owner_of
+from hfcompress.config import Config, nearest, owner_of, shown
 from hfcompress.errors import ConfigError
 from hfcompress.recipes.step_configs import (
     STEP_CONFIGS,
@@ -25,6 +26,10 @@ Steps = Sequence[Mapping[str, Any]]
 
 Grid = Sequence[Mapping[str, Sequence[Any]]]
 """Dotted fields and the values of each; several grids follow each other."""
+
+
+MAX_TRIALS = 10_000
+"""Points that a grid may have."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +83,25 @@ def points(steps: Steps, grid: Grid, seed: int) -> list[Trial]:
     check_names(steps)
     if not grid:
         return [Trial(0, {}, seed, parse_steps(steps))]
+    _check_size(grid)
     trials: list[Trial] = []
     for part in grid:
-        for field, values in part.items():
-            if not values:
-                raise ConfigError(f"grid.{field} is empty; give at least one value")
         for values in itertools.product(*part.values()):
             settings = dict(zip(part, values, strict=True))
             trials.append(_trial(steps, len(trials), settings, seed))
     return trials
+
+
+def _check_size(grid: Grid) -> None:
+    """Refuse empty lists of values and more than `MAX_TRIALS` points, before any is built."""
+    count = 0
+    for part in grid:
+        for field, values in part.items():
+            if not values:
+                raise ConfigError(f"grid.{field} is empty; give at least one value")
+        count += math.prod(len(values) for values in part.values())
+    if count > MAX_TRIALS:
+        raise ConfigError(f"the grid has {count:,} points; write {MAX_TRIALS:,} at most")
 
 
 def beginnings(steps: Steps, trials: Sequence[Trial]) -> list[Trial]:
@@ -114,7 +129,7 @@ def _trial(given: Steps, index: int, settings: Fields, seed: int) -> Trial:
     for field, value in settings.items():
         if field == "seed":
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise ConfigError(f"grid.seed contains {value!r}; give whole numbers from 0")
+                raise ConfigError(f"grid.seed contains {shown(value)}; give whole numbers from 0")
             seed = value
             continue
         place, name, inner = locate(field, steps, "grid.")
@@ -124,7 +139,7 @@ def _trial(given: Steps, index: int, settings: Fields, seed: int) -> Trial:
     except ConfigError as error:
         if not settings:
             raise
-        point = ", ".join(f"{field}={value!r}" for field, value in settings.items())
+        point = ", ".join(f"{field}={shown(value)}" for field, value in settings.items())
         raise ConfigError(f"{error} (at the grid's {point})") from None
 
 
@@ -221,12 +236,12 @@ def _fields_given(data: object) -> Mapping[str, object]:
     if isinstance(data, Config):
         return {name: getattr(data, name) for name in data.model_fields_set}
     if data and not isinstance(data, Mapping):
-        raise ConfigError(f"{data!r} has no fields to change; write a mapping in its place")
+        raise ConfigError(f"{shown(data)} has no fields to change; write a mapping in its place")
     return data if isinstance(data, Mapping) else {}
 
 
-def apply_override(data: Fields, override: str, known: Collection[str]) -> Fields:
-    """Plain data with one field changed.
+def apply_override(data: Fields, override: str, known: Collection[str]) -> tuple[Fields, list[str]]:
+    """Plain data with one field changed, and the grid's fields that it takes the place of.
 
     Args:
         data: of a recipe, as YAML gives it; left as it is.
@@ -234,7 +249,8 @@ def apply_override(data: Fields, override: str, known: Collection[str]) -> Field
         known: the recipe's own fields; other keys name fields of steps.
 
     Raises:
-        ConfigError: no ``key=value``, no YAML, or a key that names nothing.
+        ConfigError: no ``key=value``, no YAML, a key that names nothing, or one inside of a field
+            that the grid varies.
     """
     key, separator, text = override.partition("=")
     if not separator or not key:
@@ -242,23 +258,78 @@ def apply_override(data: Fields, override: str, known: Collection[str]) -> Field
     value = parse_yaml(text, f"--set {key}")
     head = key.split(".")[0]
     if key.startswith("grid."):
-        return {**data, "grid": _override_grid(data.get("grid") or {}, key[5:], value)}
-    steps = list(data.get("steps") or [])
+        return {**data, "grid": _override_grid(data.get("grid") or {}, key[5:], value)}, []
     if head not in known or key.startswith("steps["):
+        steps = list(data.get("steps") or [])
+        check_names(steps)
         place, name, inner = locate(key, steps, "--set ")
         steps[place] = {name: with_value(steps[place][name] or {}, inner.split("."), value)}
-        return {**data, "steps": steps}
+        return _without_grid_field({**data, "steps": steps}, key)
     path = key.split(".")
     if len(path) > 1 and isinstance(data.get(head), str):
         data = {**data, head: {"path": data[head]}}
     if len(path) > 1 and not isinstance(data.get(head) or {}, dict):
         raise ConfigError(f"--set {key}: {head} has no fields")
-    return with_value(data, path, value)
+    changed = with_value(data, path, value)
+    return _without_grid_field(changed, key) if key == "seed" else (changed, [])
 
 
 def _override_grid(grid: object, field: str, value: object) -> object:
-    parts = grid if isinstance(grid, list) else [grid]
-    changed = [{**part, field: value} for part in parts if isinstance(part, Mapping)]
-    if len(changed) < len(parts):
-        raise ConfigError(f"--set grid.{field}: the recipe's grid must be a mapping, not {grid!r}")
+    changed = [{**part, field: value} for part in _grid_parts(grid)]
     return changed if isinstance(grid, list) else changed[0]
+
+
+def _grid_parts(grid: object) -> list[Fields]:
+    """The mappings of a grid as YAML gives it.
+
+    Raises:
+        ConfigError: something else than one or several mappings.
+    """
+    given = grid if isinstance(grid, list) else [grid]
+    parts = [part for part in given if isinstance(part, dict)]
+    if len(parts) < len(given):
+        raise ConfigError(f"grid must be a mapping of fields to lists, not {shown(grid)}")
+    return parts
+
+
+def _without_grid_field(data: Fields, key: str) -> tuple[Fields, list[str]]:
+    """The recipe's plain data whose grid does not vary what ``--set key`` has set, and the
+    grid's fields that went.
+
+    Raises:
+        ConfigError: the grid varies a field that the key is a part of.
+    """
+    grid, steps = data.get("grid"), list(data.get("steps") or [])
+    if not grid:
+        return data, []
+    own = _current_paths(key, steps)
+    replaced: list[str] = []
+    for field in dict.fromkeys(field for part in _grid_parts(grid) for field in part):
+        other = _current_paths(str(field), steps)
+        if any(_begins_with(theirs, mine) for theirs in other for mine in own):
+            replaced.append(str(field))
+        elif any(_begins_with(mine, theirs) for theirs in other for mine in own):
+            raise ConfigError(f"--set {key}: the grid varies {field}; use --set grid.{field}=[...]")
+    parts = [
+        {field: values for field, values in part.items() if field not in replaced}
+        for part in _grid_parts(grid)
+    ]
+    kept = [part for place, part in enumerate(parts) if part not in parts[:place]]
+    return {**data, "grid": [] if kept == [{}] else kept}, replaced
+
+
+def _current_paths(key: str, steps: Steps) -> list[list[str]]:
+    """Where a dotted field of the grid or of ``--set`` is, as paths from the step's place on;
+    several where a former name stands for several fields."""
+    if key == "seed":
+        return [["seed"]]
+    place, name, inner = locate(key, steps, "grid.")
+    *path, last = inner.split(".")
+    owner = owner_of(STEP_CONFIGS[name], tuple(path))
+    former = owner.former_fields.get(last, ()) if issubclass(owner, Config) else ()
+    names = [current.split(".") for current in former] or [[last]]
+    return [[f"steps[{place}]", *path, *current] for current in names]
+
+
+def _begins_with(path: Sequence[str], start: Sequence[str]) -> bool:
+    return list(path[: len(start)]) == list(start)

@@ -5,13 +5,13 @@ Nothing is loaded here. A `Recipe` is frozen plain data; `expand` turns it into 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PureWindowsPath
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from hfcompress.config import Config, Names
+from hfcompress.config import Config, Names, shown
 from hfcompress.data.config import DataConfig
 from hfcompress.errors import ConfigError
 from hfcompress.models.loading import ModelConfig
@@ -25,7 +25,7 @@ from hfcompress.recipes.grid import (
     restore,
 )
 from hfcompress.recipes.step_configs import STEP_CONFIGS
-from hfcompress.recipes.yaml import parse_yaml
+from hfcompress.recipes.yaml import MAX_BYTES, parse_yaml
 from hfcompress.tasks.registry import find_task
 from hfcompress.utils import Fields
 
@@ -58,6 +58,11 @@ class MeasureConfig(Config):
 
     metric: str = Field("accuracy", description="metric of the curve: accuracy, f1, matthews ...")
     also: Names = Field((), description="more metrics, kept in the rows")
+    trust_remote_code: bool = Field(
+        False,
+        description="metric and also may name scripts of evaluate's hub or of a local path, which "
+        "are run; --trust-remote-code must allow it, too",
+    )
     batch_size: int = Field(32, ge=1, description="rows in a batch")
     macs: bool = Field(True, description="count multiply-accumulates of one example")
     precision: Literal["auto", "fp32"] = Field(
@@ -81,10 +86,9 @@ class MeasureConfig(Config):
         return data
 
     def non_default_fields(self) -> Fields:
-        """As `Config.non_default_fields`, without ``every_step``: it changes no row."""
+        """As `Config.non_default_fields`, without what changes no row."""
         fields = super().non_default_fields()
-        fields.pop("every_step", None)
-        return fields
+        return {name: fields[name] for name in fields.keys() - {"every_step", "trust_remote_code"}}
 
 
 Choices = Annotated[tuple[Any, ...], Field(strict=False)]
@@ -109,7 +113,7 @@ class Recipe(Config):
         ConfigError: anything that does not fit, grid included, as one sentence.
     """
 
-    name: str = Field("recipe", min_length=1, description="names the output folder")
+    name: str = Field("recipe", min_length=1, max_length=200, description="names the output folder")
     description: str = Field("", description="what it shows")
     model: ModelConfig = Field(description="which model")
     task: str = Field("text-classification", description="decides the Auto class")
@@ -132,6 +136,17 @@ class Recipe(Config):
         if isinstance(data, Mapping) and isinstance(data.get("grid"), Mapping):
             data = {**data, "grid": [data["grid"]]}
         return data
+
+    @field_validator("name")
+    @classmethod
+    def _stays_inside_the_output_folder(cls, name: str) -> str:
+        # Windows' rules on every system: a recipe is shared, and both slashes part folders there.
+        path = PureWindowsPath(name)
+        if path.anchor or ".." in path.parts or not path.parts or not name.isprintable():
+            raise ValueError(
+                f"{shown(name)} is not a folder's name; use letters, digits and dashes"
+            )
+        return name
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
@@ -166,20 +181,32 @@ class Recipe(Config):
         return data
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    note: Callable[[str], None] = lambda _: None,
+) -> Recipe:
     """Read and check a recipe.
 
     Args:
         path: a YAML file.
         overrides: ``key=value`` each: ``model=FOLDER``, ``data.path=FILE``,
             ``prune.scope=global``, ``grid.prune.sparsity=[0,0.5]``; the value is YAML.
+            A field that the grid varies is taken out of the grid.
+        note: receives a sentence for each field that is taken out of the grid.
 
     Raises:
         ConfigError: no such file, no YAML, or anything in it that does not fit.
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ConfigError(
+                f"recipe {str(path)!r} has more than {MAX_BYTES:,} bytes; give a shorter one"
+            )
+        text = content.decode("utf-8")
     except OSError as error:
         raise ConfigError(
             f"recipe {str(path)!r} cannot be read ({error.strerror}); "
@@ -195,7 +222,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         )
     data.setdefault("name", path.stem)
     for override in overrides:
-        data = apply_override(data, override, Recipe.model_fields)
+        data, replaced = apply_override(data, override, Recipe.model_fields)
+        if replaced:
+            note(f"--set {override} replaces the grid's values of {', '.join(replaced)}")
     return parse_recipe(data, path.name)
 
 

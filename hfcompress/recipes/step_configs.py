@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from hfcompress.config import StepConfig, nearest
+from hfcompress.config import StepConfig, nearest, shown
 from hfcompress.data.images import ImageAugmentation
 from hfcompress.distillation.config import (
     AugmentationConfig,
@@ -215,6 +215,10 @@ class ProgressiveStepConfig(ProgressiveConfig, StepConfig):
         0.1, gt=0, lt=1, description="share of the training rows that judges the rounds"
     )
 
+    def held_out_rows(self, rows: int) -> int:
+        """How many of the training rows judge the rounds."""
+        return max(1, round(self.held_out * rows))
+
 
 class QuantizationAwareConfig(RecoverConfig):
     """Quantization-aware recovery; a recipe's ``qat`` step, before ``quantize``.
@@ -347,7 +351,7 @@ def check_names(steps: Sequence[object]) -> None:
         if not isinstance(item, Mapping) or len(item) != 1:
             raise ConfigError(
                 f"steps[{index}] must be one step and its fields, such as "
-                f"'prune: {{sparsity: 0.5}}', not {item!r}"
+                f"'prune: {{sparsity: 0.5}}', not {shown(item)}"
             )
         name = next(iter(item))
         if name not in STEP_CONFIGS:

@@ -1,18 +1,22 @@
-"""YAML as recipes use it: safe, numbers and words read the way people mean them."""
+"""YAML as recipes use it: safe, bounded, numbers and words read the way people mean them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import yaml
 
 from hfcompress.config import Config
-from hfcompress.errors import ConfigError
+from hfcompress.errors import ConfigError, first_line
 
 ConfigType = TypeVar("ConfigType", bound=Config)
 _NUMBER_STARTS = list("-+.0123456789")
+# A recipe has some dozens of lines. Beyond these bounds a small file takes minutes or gigabytes.
+MAX_BYTES = 1 << 17
+_MAX_DEPTH = 32
+_MAX_NODES = 20_000
 
 
 class _Loader(yaml.SafeLoader):
@@ -29,7 +33,7 @@ _Loader.add_implicit_resolver(
 )
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+"),
+    re.compile(r"[-+]?(\d[\d_]*(\.\d*)?|\.\d+)[eE][-+]?\d+"),
     _NUMBER_STARTS,
 )
 
@@ -38,6 +42,8 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[object, object]:
     seen: set[object] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, Hashable):
+            raise ConfigError(f"line {key_node.start_mark.line + 1}: a key must be one word")
         if key in seen:
             raise ConfigError(f"line {key_node.start_mark.line + 1}: duplicate key {key!r}")
         seen.add(key)
@@ -56,9 +62,11 @@ def parse_yaml(text: str, name: str) -> Any:
         name: what it is called in messages.
 
     Raises:
-        ConfigError: no YAML, a doubled key, or a tag that would build a Python object.
+        ConfigError: no YAML, a doubled key, a tag that would build a Python object, or more
+            bytes, levels or values than a recipe may have.
     """
     try:
+        _check_bounds(text)
         return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain data only
     except yaml.constructor.ConstructorError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
@@ -70,8 +78,57 @@ def parse_yaml(text: str, name: str) -> Any:
         place = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be read"
         raise ConfigError(f"{name}{place}: cannot parse YAML: {problem}") from None
+    except ValueError as error:  # a date or a number that Python refuses
+        raise ConfigError(f"{name}: cannot parse YAML: {first_line(error)}") from None
     except ConfigError as error:
         raise ConfigError(f"{name}, {error}") from None
+
+
+def _check_bounds(text: str) -> None:
+    """Refuse text that is too long, too deep, or unfolds (by aliases) to too many values.
+
+    Counts the parser's events before anything is built: each alias counts as much as its anchor.
+
+    Raises:
+        ConfigError: a bound is exceeded.
+    """
+    if len(text) > MAX_BYTES:
+        raise ConfigError(
+            f"line 1: {len(text):,} characters are too many; a recipe has {MAX_BYTES:,} at most"
+        )
+    anchors: dict[str, int] = {}
+    open_nodes: list[tuple[str | None, int]] = []  # anchor, and nodes counted before it began
+    nodes = 0
+    for event in _events(text):
+        problem = None
+        if isinstance(event, yaml.AliasEvent):
+            nodes += anchors.get(str(event.anchor), 1)
+            if any(event.anchor == anchor for anchor, _ in open_nodes):
+                problem = f"the alias *{event.anchor} refers to what it is a part of"
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_nodes.pop()
+            anchors.update({anchor: nodes - before} if anchor else {})
+        elif isinstance(event, yaml.NodeEvent):
+            nodes += 1
+            if isinstance(event, yaml.CollectionStartEvent):
+                open_nodes.append((event.anchor, nodes - 1))
+            elif event.anchor:
+                anchors[event.anchor] = 1
+        if nodes > _MAX_NODES:
+            problem = f"more than {_MAX_NODES:,} values, aliases unfolded; write fewer"
+        elif len(open_nodes) > _MAX_DEPTH:
+            problem = f"nested more than {_MAX_DEPTH} levels deep; write it flatter"
+        if problem:
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            raise ConfigError(f"line {line}: {problem}")
+
+
+def _events(text: str) -> Iterator[yaml.Event]:
+    """The parser's events up to the first mistake, which `yaml.load` reports in its own words."""
+    try:
+        yield from yaml.parse(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        return
 
 
 def config_of_options(config: type[ConfigType], given: Mapping[str, str | None]) -> ConfigType:

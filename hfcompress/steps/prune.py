@@ -113,7 +113,7 @@ def progressive_step(
     """Prune and recover in rounds, in place, as far as ``max_loss`` allows."""
     rows = context.training_rows("progressive")
     order = np.random.default_rng(context.seed).permutation(len(rows))
-    cut = max(1, round(config.held_out * len(rows)))
+    cut = config.held_out_rows(len(rows))
     judged, trained = rows.select(np.sort(order[:cut])), rows.select(np.sort(order[cut:]))
     inner = replace(context, train=trained, workdir=None)
 

@@ -26,11 +26,13 @@ def quantize_step(
     """
     context.progress.stage(f"quantizing: {config.backend}, {config.mode}")
     model = state.network
-    # Networks of convolutions are quantized statically by default.
-    calibrates = config.needs_calibration or (
-        config.mode == "auto" and is_convolutional(model) and context.train is not None
-    )
-    calibration = context.calibration(config.calibration_rows, config.seed) if calibrates else None
+    calibration = None
+    if calibrates(model, config) and (config.needs_calibration or context.train is not None):
+        available, asked = len(context.training_rows("calibration")), config.calibration_rows
+        if rows_asked(config) is None and available < asked:
+            asked = available
+            context.progress.note(f"quantize calibrates on all {asked} training rows")
+        calibration = context.calibration(asked, config.seed)
     quantized = quantize(model, config, calibration)
     context.progress.note(quantized.coverage.sentence)
     if quantized.mixed is not None:
@@ -41,6 +43,18 @@ def quantize_step(
     details.pop("modules")
     report = StepReport(details=details)
     return state.after(config, report, quantized), report
+
+
+def calibrates(model: PreTrainedModel, config: QuantizationConfig) -> bool:
+    """Whether quantizing a model reads training rows, where there are any."""
+    # Networks of convolutions are quantized statically by default.
+    return config.needs_calibration or (config.mode == "auto" and is_convolutional(model))
+
+
+def rows_asked(config: QuantizationConfig) -> int | None:
+    """The number of calibration rows, or None for the default: that many or all, if fewer."""
+    default = QuantizationConfig.model_fields["calibration_rows"].default
+    return None if config.calibration_rows == default else config.calibration_rows
 
 
 def qat_step(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from hfcompress.config import StepConfig
+from hfcompress.config import Config, StepConfig
+from hfcompress.errors import CalibrationError
 from hfcompress.models.architectures import select_modules
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.quantization.config import QuantizationConfig
@@ -35,7 +36,7 @@ from hfcompress.steps.prune import (
     prune_step,
     recover_step,
 )
-from hfcompress.steps.quantize import check_qat, qat_step, quantize_step
+from hfcompress.steps.quantize import calibrates, check_qat, qat_step, quantize_step, rows_asked
 from hfcompress.steps.shrink import check_shrink, check_vocabulary, shrink_step, vocabulary_step
 from hfcompress.steps.training import check_training
 
@@ -90,3 +91,43 @@ def check_step(model: PreTrainedModel, config: StepConfig) -> None:
         BadInputError: as the step's check.
     """
     STEPS[type(config)].check(model, config)
+
+
+def check_rows(model: PreTrainedModel, config: StepConfig, rows: int) -> None:
+    """Refuse a step that calibrates on more rows than there are, before anything runs.
+
+    Args:
+        model: the dense model.
+        config: of the step.
+        rows: how many the training side has.
+
+    Raises:
+        CalibrationError: the step asks for more.
+    """
+    if isinstance(config, ProgressiveStepConfig):
+        rows -= config.held_out_rows(rows)
+    for field, asked in _calibration_rows(model, config):
+        if asked > rows:
+            raise CalibrationError(
+                f"{config.step_name}.{field} is {asked} and the training side has {rows} rows; "
+                f"lower it or give more data"
+            )
+
+
+def _calibration_rows(model: PreTrainedModel, config: Config) -> Iterator[tuple[str, int]]:
+    """Field and number of the rows that a config, and those inside it, calibrate on."""
+    asked: int | None = getattr(config, "calibration_rows", None)
+    if isinstance(config, QuantizationConfig):
+        asked = rows_asked(config) if calibrates(model, config) else None
+    elif not getattr(config, "needs_calibration", True):
+        timed = isinstance(config, ShrinkStepConfig) and config.budget in ("latency", "speedup")
+        asked = asked if timed else None
+    if asked is not None:
+        yield "calibration_rows", asked
+    # Quantization-aware training takes its scales from the rows that it trains on.
+    for name in type(config).model_fields if type(config) is not QuantizationAwareConfig else ():
+        part = getattr(config, name)
+        if isinstance(part, Config):
+            yield from (
+                (f"{name}.{field}", count) for field, count in _calibration_rows(model, part)
+            )

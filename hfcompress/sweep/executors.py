@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
@@ -28,7 +28,17 @@ from hfcompress.sweep.trial import Runner
 from hfcompress.utils import Fields, Progress, quiet_libraries, require
 
 EngineName = Literal["process", "ray"]
-Task = tuple[str, str | None, str, int, int]
+
+
+class Task(NamedTuple):
+    """One trial as a worker is told of it: plain values, which any process can read."""
+
+    recipe: str
+    folder: str | None
+    cache: str
+    threads: int
+    trusted: bool
+    trial_index: int
 
 
 def in_process(runner: Runner, folder: Path | None) -> Iterator[Outcome]:
@@ -73,7 +83,8 @@ def in_workers(
     recipe = json.dumps(experiment.recipe.to_dict())
     threads = max(1, (os.cpu_count() or 1) // workers)
     place = None if folder is None else str(folder)
-    tasks = [(recipe, place, str(experiment.cache.root), threads, trial.index) for trial in pending]
+    cache, trusted = str(experiment.cache.root), experiment.trusted
+    tasks = [Task(recipe, place, cache, threads, trusted, trial.index) for trial in pending]
     settings = {trial.index: trial.settings for trial in pending}
     yield from run_tasks(tasks, settings, min(workers, len(tasks)), threads)
 
@@ -92,18 +103,18 @@ def _train_shared(experiment: Experiment, pending: list[Trial]) -> None:
 
 def perform_task(task: Task) -> Outcome:
     """Carry out one trial of a recipe in a worker."""
-    recipe, folder, cache, threads, index = task
-    runner = _runner(recipe, cache, threads)
-    (trial,) = [trial for trial in runner.experiment.trials if trial.index == index]
-    return perform(runner, trial, None if folder is None else Path(folder))
+    runner = _runner(task.recipe, task.cache, task.threads, task.trusted)
+    trial = runner.experiment.trials[task.trial_index]
+    return perform(runner, trial, None if task.folder is None else Path(task.folder))
 
 
 @functools.cache
-def _runner(recipe: str, cache: str, threads: int) -> Runner:
+def _runner(recipe: str, cache: str, threads: int, trusted: bool) -> Runner:
     """A worker's own, prepared at its first trial and kept for the next ones."""
     quiet_libraries()
     torch.set_num_threads(threads)
-    experiment = prepare(parse_recipe(json.loads(recipe)), Progress(), StepCache(Path(cache)))
+    plan, kept = parse_recipe(json.loads(recipe)), StepCache(Path(cache))
+    experiment = prepare(plan, Progress(), kept, trust_remote_code=trusted)
     return Runner(experiment, experiment.trials)
 
 
@@ -114,7 +125,7 @@ def _in_processes(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         futures: dict[Future[Outcome], int] = {
-            pool.submit(perform_task, task): task[-1] for task in tasks
+            pool.submit(perform_task, task): task.trial_index for task in tasks
         }
         try:
             for future in as_completed(futures):
@@ -146,7 +157,7 @@ def _on_ray(
         )  # fmt: skip
     try:
         remote = ray.remote(num_cpus=threads, max_retries=0)(perform_task)
-        waiting = {remote.remote(task): task[-1] for task in tasks}
+        waiting = {remote.remote(task): task.trial_index for task in tasks}
         while waiting:
             (ready,), _ = ray.wait(list(waiting), num_returns=1)
             index = waiting.pop(ready)

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -18,14 +18,15 @@ from transformers import PreTrainedModel
 from hfcompress.calibration.batches import Calibration
 from hfcompress.data.encode import Batch, Encoded
 from hfcompress.data.load import Examples, fingerprint
-from hfcompress.errors import ModelError
+from hfcompress.errors import ConfigError, ModelError
+from hfcompress.measure.metrics import check_metric, trust_metric
 from hfcompress.models.architectures import select_modules
 from hfcompress.models.loading import LoadedModel, Processor, check_source, load_model
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.recipes.grid import Trial
 from hfcompress.recipes.schema import Recipe, expand
 from hfcompress.steps.context import Context, ModelState
-from hfcompress.steps.registry import check_step
+from hfcompress.steps.registry import check_rows, check_step
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.timing import check_length
 from hfcompress.tasks.registry import find_task
@@ -91,6 +92,7 @@ class Experiment:
         eval_hash: content hash of the measured rows.
         progress: receives stages, counts and notes.
         cache: results of training steps.
+        trusted: the recipe may run code of models and metrics.
         shared: what steps of several trials share.
     """
 
@@ -103,6 +105,7 @@ class Experiment:
     eval_hash: str
     progress: Progress
     cache: StepCache
+    trusted: bool = False
     shared: dict[str, Calibration] = field(default_factory=dict)
     _encodings: dict[tuple[tuple[int, ...], ...], Encoding] = field(default_factory=dict)
 
@@ -184,6 +187,7 @@ def prepare(
     cache: StepCache,
     loaded: LoadedModel | None = None,
     splits: Mapping[str, Dataset] | None = None,
+    trust_remote_code: bool = False,
 ) -> Experiment:
     """Load and check everything that a recipe names; nothing is written.
 
@@ -193,10 +197,12 @@ def prepare(
         cache: results of training steps.
         loaded: a model in the place of the one that the recipe names.
         splits: rows by split in the place of those that the recipe names.
+        trust_remote_code: run code of models and metrics where the recipe asks for it, too.
 
     Raises:
         BadInputError: a source, column, label, split, metric or target that does not fit.
     """
+    check_trust(recipe, trust_remote_code)
     trials = expand(recipe)
     task = find_task(recipe.task)
     _check_metrics(recipe, task)
@@ -213,7 +219,7 @@ def prepare(
     if loaded is None:
         loaded = load_model(recipe.model, task, examples.labels, recipe.seed)
     task.check_head(loaded.model.config, recipe.model.name)
-    _check_model(recipe, loaded, trials)
+    _check_model(recipe, loaded, trials, 0 if examples.train is None else len(examples.train))
     for note in touched_layers(loaded.model, trials):
         progress.note(note)
     progress.stage("encoding the data")
@@ -230,6 +236,7 @@ def prepare(
         eval_hash=fingerprint(examples.eval, examples.columns),
         progress=progress,
         cache=cache,
+        trusted=trust_remote_code,
     )
     experiment.trials = [experiment.hashed(trial) for trial in trials]
     return experiment
@@ -253,13 +260,44 @@ def touched_layers(model: PreTrainedModel, trials: list[Trial]) -> list[str]:
     return notes[:3]
 
 
+def check_trust(recipe: Recipe, trusted: bool) -> None:
+    """Refuse a recipe that asks to run code of models or metrics, unless the caller allows it.
+
+    Raises:
+        ConfigError: the recipe asks and the caller does not allow it.
+    """
+    asking = None if trusted else next(_asking(recipe.to_dict()), None)
+    if asking is not None:
+        raise ConfigError(
+            f"{asking}: true runs code that is not a part of this recipe; if you trust it, allow "
+            f"it: --trust-remote-code (in Python: trust_remote_code=True)"
+        )
+
+
+def _asking(data: object, path: str = "") -> Iterator[str]:
+    """Paths of the fields of plain data that ask to run code."""
+    if isinstance(data, Mapping):
+        for name, value in data.items():
+            if name == "trust_remote_code" and value:
+                yield f"{path}{name}"
+            yield from _asking(value, f"{path}{name}.")
+    elif isinstance(data, list):
+        for place, value in enumerate(data):
+            yield from _asking(value, f"{path.removesuffix('.')}[{place}].")
+
+
 def _check_metrics(recipe: Recipe, task: Task) -> None:
     for name in (recipe.measure.metric, *recipe.measure.also):
-        if name not in task.metrics:
-            task.metric(name, [0, 1, 1], [0, 1, 1])  # asks the hub, or says it cannot
+        if name in task.metrics:
+            continue
+        if recipe.measure.trust_remote_code:
+            trust_metric(name)
+        else:
+            check_metric(name)
+        task.metric(name, [0, 1, 1], [0, 1, 1])  # asks the hub, or says it cannot
 
 
-def _check_model(recipe: Recipe, loaded: LoadedModel, trials: list[Trial]) -> None:
+def _check_model(recipe: Recipe, loaded: LoadedModel, trials: list[Trial], rows: int) -> None:
     """Refuse steps that do not fit the model before any of them runs."""
     check_length(loaded.model, recipe.measure.latency)
     for trial in trials:
@@ -270,6 +308,7 @@ def _check_model(recipe: Recipe, loaded: LoadedModel, trials: list[Trial]) -> No
             )
         for step in trial.steps:
             check_step(loaded.model, step.config)
+            check_rows(loaded.model, step.config, rows)
 
 
 def content_hash(data: object) -> str:

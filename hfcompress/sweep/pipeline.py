@@ -141,7 +141,12 @@ class CompressionPipeline:
         config, splits = as_data(data)
         recipe = Recipe.from_dict({**self._plan, "data": config.to_dict()}, "CompressionPipeline")
         experiment = prepare(
-            recipe, progress or Progress(), cache or StepCache(), given(model, processor), splits
+            recipe,
+            progress or Progress(),
+            cache or StepCache(),
+            given(model, processor),
+            splits,
+            trust_remote_code=True,  # the steps are the caller's own
         )
         return run_steps(experiment, None if output is None else RunDirectory(Path(output)))
 

@@ -57,6 +57,7 @@ def run(
     draw: bool = True,
     workers: int = 1,
     engine: EngineName = "process",
+    trust_remote_code: bool = False,
 ) -> SweepResult:
     """Run a recipe; finish what is missing where the folder has some of its rows.
 
@@ -69,13 +70,16 @@ def run(
         workers: trials that run side by side. More than one pays on many cores; a script that
             asks for it needs the usual ``if __name__ == "__main__"``.
         engine: what the workers are: processes of this machine, or Ray's.
+        trust_remote_code: run code of models and metrics where the recipe asks for it, too.
 
     Raises:
         BadInputError: anything the recipe names that does not fit, before anything is written.
     """
     progress = progress or Progress()
     store = None if output is None else RunDirectory(Path(output))
-    experiment = prepare(recipe, progress, cache or StepCache())
+    experiment = prepare(
+        recipe, progress, cache or StepCache(), trust_remote_code=trust_remote_code
+    )
 
     def outcomes(pending: list[Trial]) -> Iterator[Outcome]:
         folder = None if store is None else store.path

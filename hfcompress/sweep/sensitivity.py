@@ -13,6 +13,7 @@ from hfcompress.recipes.schema import Recipe, expand
 from hfcompress.report.heatmap import draw_heatmap
 from hfcompress.report.table import write_csv
 from hfcompress.sweep.cache import StepCache
+from hfcompress.sweep.experiment import check_trust
 from hfcompress.sweep.run import SweepResult, run
 from hfcompress.tasks.registry import find_task
 from hfcompress.utils import Progress, Row, atomic_write
@@ -23,6 +24,7 @@ def sensitivity(
     output: str | Path,
     progress: Progress | None = None,
     cache: StepCache | None = None,
+    trust_remote_code: bool = False,
 ) -> SweepResult:
     """Prune each target layer alone at each sparsity of the recipe's grid, and draw a heatmap.
 
@@ -31,6 +33,7 @@ def sensitivity(
             (`SPARSITIES` by default), other grid fields are not taken.
         output: the run's folder; gets ``heatmap.png`` beside the rows. Run again, it finishes
             what is missing.
+        trust_remote_code: as `run`.
 
     Returns:
         One row for each layer and sparsity; ``settings["prune.targets"]`` names the layer.
@@ -39,12 +42,13 @@ def sensitivity(
         ConfigError: the recipe does not end in one prune step, or its grid varies other fields.
         BadInputError: as `run`.
     """
+    check_trust(recipe, trust_remote_code)
     layers, sparsities = _layers(recipe), _sparsities(recipe)
     grid = {"prune.targets": tuple([name] for name in layers), "prune.sparsity": sparsities}
     steps = (*recipe.steps[:-1], {"prune": {**recipe.steps[-1]["prune"], "sparsity": 0.5}})
     measure = recipe.measure.replace(every_step=False)
     plan = recipe.replace(grid=(grid,), steps=steps, measure=measure)
-    result = run(plan, output, progress, cache, draw=False)
+    result = run(plan, output, progress, cache, draw=False, trust_remote_code=trust_remote_code)
     folder = Path(output)
     if result.rows:
         write_csv(result.rows, folder / "results.csv")

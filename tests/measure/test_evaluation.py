@@ -29,10 +29,16 @@ from hfcompress.measure.evaluation import (
 
 REFERENCE: dict[str, Any] = {
     "accuracy": sk.accuracy_score,
+    "balanced_accuracy": sk.balanced_accuracy_score,
+    "cohen_kappa": lambda y, p: np.nan_to_num(sk.cohen_kappa_score(y, p)),
     "f1": lambda y, p: sk.f1_score(y, p, zero_division=0.0),
     "f1_macro": lambda y, p: sk.f1_score(y, p, average="macro", zero_division=0.0),
     "matthews_correlation": sk.matthews_corrcoef,
+    "precision": lambda y, p: sk.precision_score(y, p, zero_division=0.0),
+    "recall": lambda y, p: sk.recall_score(y, p, zero_division=0.0),
 }
+# Metrics of class 1 of two classes.
+BINARY = {"f1", "precision", "recall"}
 PAIRS = st.integers(2, 4).flatmap(
     lambda k: st.lists(
         st.tuples(st.integers(0, k - 1), st.integers(0, k - 1)), min_size=1, max_size=30
@@ -49,7 +55,7 @@ def test_every_built_in_metric_has_a_reference() -> None:
 @given(pairs=PAIRS)
 def test_metrics_equal_scikit_learn(name: str, pairs: list[tuple[int, int]]) -> None:
     predictions, labels = np.array(pairs).T
-    if name == "f1" and max(predictions.max(), labels.max()) > 1:
+    if name in BINARY and max(predictions.max(), labels.max()) > 1:
         with pytest.raises(DataError, match="f1_macro"):
             compute_metric(name, predictions, labels)
         return
@@ -94,9 +100,22 @@ def test_refuses_a_metric_that_cannot_be_loaded_in_one_line(
         raise FileNotFoundError("no module\nsecond line")
 
     monkeypatch.setattr(evaluate, "load", offline)
+    monkeypatch.setattr(metrics_module, "_trusted", {"rouge"})
     with pytest.raises(SourceError, match="'rouge' is not built in") as error:
         compute_metric("rouge", [0], [0])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["./evil", "rouge", "acuracy", "accuracy/", "/tmp/evil.py"])
+def test_a_metric_that_is_not_trusted_is_not_loaded(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a script was loaded")
+
+    monkeypatch.setattr(evaluate, "load", never)
+    with pytest.raises(ConfigError, match=r"is not built in.*trust_remote_code"):
+        compute_metric(name, [0, 1], [0, 1])
 
 
 class FixedMetric:
@@ -115,6 +134,7 @@ def test_a_metric_of_evaluate_is_computed_and_bootstrapped(
             return {"per_class": [1, 2], "share": float(np.mean(inputs["predictions"]))}
 
     monkeypatch.setattr(evaluate, "load", lambda *_, **__: Share({}))
+    monkeypatch.setattr(metrics_module, "_trusted", {"share"})
     classes = np.array([0, 1, 1, 1])
     assert compute_metric("share", classes, classes) == 0.75
     low, high = confidence_interval("share", classes, classes, resamples=50)

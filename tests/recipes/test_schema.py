@@ -202,3 +202,77 @@ def test_files_that_are_no_recipe(content: bytes, message: str, tmp_path: Path) 
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load_recipe(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "../../x", "a/../../x", "/x", "C:\\x", "C:x", "\\\\host\\share", "..\\x", "..",
+             ".", "a\nb", "a\0b", "a\x1b[2J", "x" * 201, "~/../x"]
+)  # fmt: skip
+def test_a_name_that_leaves_the_output_folder_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"recipe\.name") as caught:
+        recipe(name=name)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["tiny", "sst2, 50 %", "team/run 1", "ähnlich", "a..b"])
+def test_a_name_inside_the_output_folder_is_kept(name: str) -> None:
+    assert recipe(name=name).name == name
+
+
+def test_a_wrong_value_is_shown_shortened() -> None:
+    with pytest.raises(ConfigError) as caught:
+        recipe(description=["x" * 1000] * 1000)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_grid_has_a_bounded_number_of_points() -> None:
+    with pytest.raises(ConfigError, match="the grid has 1,000,000 points; write 10,000 at most"):
+        recipe(grid={"prune.sparsity": [0.5] * 1000, "prune.seed": list(range(1000))})
+
+
+@pytest.mark.parametrize(
+    ("grid", "override", "left"),
+    [
+        ({"prune.sparsity": [0.1, 0.2]}, "prune.sparsity=0.5", [{}]),
+        ({"steps[1].prune.sparsity": [0.1, 0.2]}, "prune.sparsity=0.5", [{}]),
+        ({"prune.sparsity": [0.1, 0.2]}, "steps[1].sparsity=0.5", [{}]),
+        ({"seed": [1, 2], "prune.sparsity": [0.5]}, "seed=7", [{"prune.sparsity": 0.5}]),
+        (
+            [{"prune.sparsity": [0.1]}, {"prune.sparsity": [0.2], "prune.scope": ["global"]}],
+            "prune.sparsity=0.5",
+            [{}, {"prune.scope": "global"}],
+        ),
+    ],
+)
+def test_set_takes_the_place_of_the_grids_values(
+    grid: Any, override: str, left: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    notes: list[str] = []
+    found = load_recipe(write(tmp_path, {**BASE, "grid": grid}), [override], notes.append)
+    trials = expand(found)
+    assert [trial.settings for trial in trials] == left
+    assert {getattr(trial.steps[1].config, "sparsity", None) for trial in trials} == {0.5}
+    assert len(notes) == 1
+    assert override in notes[0]
+    assert "replaces the grid's values" in notes[0]
+
+
+def test_set_inside_of_a_field_that_the_grid_varies_is_refused(tmp_path: Path) -> None:
+    steps = [{"distill": {"distillation": {"alpha": 1}}}]
+    grid = {"distill.distillation": [{"alpha": 1}, {"temperature": 2}]}
+    with pytest.raises(ConfigError, match=r"the grid varies distill\.distillation; use --set grid"):
+        load_recipe(
+            write(tmp_path, {**BASE, "steps": steps, "grid": grid}),
+            ["distill.distillation.temperature=3"],
+        )
+
+
+def test_set_of_a_whole_field_takes_the_place_of_its_parts_in_the_grid(tmp_path: Path) -> None:
+    grid = {"distill.distillation.temperature": [1, 2]}
+    path = write(tmp_path, {**BASE, "steps": [{"distill": {}}], "grid": grid})
+    found = load_recipe(path, ["distill.distillation={temperature: 4}"])
+    assert len(expand(found)) == 1
+
+
+def test_trust_changes_no_hash() -> None:
+    assert recipe(measure={"trust_remote_code": True}).measure.non_default_fields() == {}
