@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TypeAlias
+
 from pydantic import Field, model_validator
 
 from hfcompress.config import Config, Names, Values
@@ -11,9 +14,11 @@ TEXT_COLUMNS = ("text", "sentence", "content", "review")
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "category", "class")
 
+Labels: TypeAlias = Values | dict[str | int, str | int | None] | None
+
 
 class DataConfig(Config):
-    """Which examples to read, and what their columns mean; a path alone may stand for it."""
+    """Which examples to read, and what their columns mean; a path alone is enough."""
 
     path: str = Field(description="hub name, local file or folder, or pkg://PACKAGE/PATH")
     name: str | None = Field(None, description="configuration on the hub, such as sst2 of glue")
@@ -23,8 +28,10 @@ class DataConfig(Config):
     )
     image: str | None = Field(None, description="image column")
     label: str | None = Field(None, description="label column")
-    labels: Values | None = Field(
-        None, description="label values in order; rows with others are dropped"
+    labels: Labels = Field(
+        None,
+        description="label values in order, rows with others are dropped; or a mapping of label "
+        "values to names of the model's classes, null drops their rows",
     )
     train: str = Field("train", description="split to train and calibrate on")
     eval: str = Field("validation", description="split to measure on")
@@ -50,6 +57,9 @@ class DataConfig(Config):
     def _one_modality(self) -> DataConfig:
         if self.text is not None and self.image is not None:
             raise ValueError("text and image cannot both be set; keep the one the task reads")
-        if self.labels is not None and len(set(map(str, self.labels))) < 2:
+        if isinstance(self.labels, Mapping):
+            if not self.labels:
+                raise ValueError("labels is an empty mapping; map label values to classes")
+        elif self.labels is not None and len(set(map(str, self.labels))) < 2:
             raise ValueError(f"labels needs at least two different values, not {list(self.labels)}")
         return self

@@ -7,20 +7,29 @@ and a count of every row that was left out and why. `hfcompress.data.encode` tur
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import datasets
 from datasets import Dataset
 
 from hfcompress.config import nearest
-from hfcompress.data.columns import find_column, input_columns, label_values, labelled
-from hfcompress.data.config import LABEL_COLUMNS, DataConfig
+from hfcompress.data.columns import (
+    find_classes,
+    find_column,
+    input_columns,
+    label_column,
+    labelled,
+    row_labels,
+    with_labels,
+)
+from hfcompress.data.config import DataConfig
 from hfcompress.data.image_batches import array_chunks, is_array_column
 from hfcompress.data.read import read
-from hfcompress.errors import DataError
-from hfcompress.models.loading import Modality
+from hfcompress.errors import DataError, ModelError
+from hfcompress.models.labels import Alignment, align_labels
+from hfcompress.models.loading import LoadedModel, Modality, label_names, unlike_labels
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,25 @@ class Examples:
     labels: list[str]
     dropped: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def aligned(self, alignment: Alignment) -> Examples:
+        """The same examples with the class numbers and the order of a model.
+
+        Args:
+            alignment: which class of the model each label means.
+        """
+        notes = self.notes if alignment.note is None else (*self.notes, alignment.note)
+        found = replace(self, labels=list(alignment.names), notes=notes)
+        if alignment.places == tuple(range(len(alignment.places))):
+            return found
+        train, measured = (
+            None
+            if rows is None
+            else with_labels(rows, [alignment.places[number] for number in rows["label"][:]])
+            for rows in (self.train, self.eval)
+        )
+        assert measured is not None
+        return replace(found, train=train, eval=measured)
 
 
 def load_examples(config: DataConfig, modality: Modality, need_train: bool) -> Examples:
@@ -83,17 +111,22 @@ def examples_of(
     """
     first = next(iter(raw.values()))
     columns = input_columns(config, modality, first)
-    label = find_column(config.label, LABEL_COLUMNS, first, "label")
+    label = label_column(config, first)
     if config.group is not None:
         find_column(config.group, (), first, "group")
-    train_raw, eval_raw = choose_splits(raw, config, need_train)
-    names, values = label_values(config, label, eval_raw)
+    sides_raw = choose_splits(raw, config, need_train)
+    row_names = {
+        side: row_labels(rows, find_column(label, (), rows, "label"), config)
+        for side, rows in sides_raw.items()
+    }
+    features = [rows.features[label] for rows in sides_raw.values()]
+    classes = find_classes(list(row_names.values()), features, label, config)
     dropped: dict[str, int] = {}
     sides: dict[str, Dataset | None] = {"train": None}
-    if train_raw is not None:
-        sides["train"] = labelled(train_raw, label, values, columns, "train", dropped)
-    sides["eval"] = labelled(eval_raw, label, values, columns, "eval", dropped)
-    if train_raw is None and need_train:
+    for side, rows in reversed(sides_raw.items()):  # the training side first
+        if side == "eval" or need_train:
+            sides[side] = labelled(rows, row_names[side], classes, columns, side, dropped)
+    if sides["train"] is None and need_train:
         sides["train"], sides["eval"] = split(sides["eval"], config)
     limited = {
         side: limit(rows, count, config.seed)
@@ -101,10 +134,39 @@ def examples_of(
             sides.items(), (config.max_train, config.max_eval), strict=True
         )
     }
-    for side, rows in limited.items():
-        check_classes(rows, names, side, config)
+    for side, kept in limited.items():
+        check_classes(kept, classes.names, side, config)
     assert limited["eval"] is not None
-    return Examples(limited["train"], limited["eval"], columns, modality, names, dropped, notes)
+    return Examples(
+        train=limited["train"],
+        eval=limited["eval"],
+        columns=columns,
+        modality=modality,
+        labels=list(classes.names),
+        dropped=dropped,
+        notes=(*notes, *classes.notes, *absent_classes(limited, classes.names)),
+    )
+
+
+def align_examples(examples: Examples, loaded: LoadedModel, name: str) -> Examples:
+    """The examples with the class numbers of a model.
+
+    Args:
+        examples: with the class numbers of the data.
+        loaded: a model; where its head is new, the data's class numbers are its own.
+        name: the model's, for messages.
+
+    Raises:
+        ModelError: the labels do not correspond.
+        DataError: labels that may count the model's classes from 0 or from 1.
+    """
+    if loaded.new_head:
+        return examples
+    own = label_names(loaded.model.config)
+    alignment = loaded.alignment or align_labels(examples.labels, own)
+    if alignment is None:
+        raise ModelError(unlike_labels(examples.labels, own, f"model {name!r}"))
+    return examples.aligned(alignment)
 
 
 def load_texts(config: DataConfig) -> list[str]:
@@ -137,25 +199,60 @@ def load_texts(config: DataConfig) -> list[str]:
 
 def choose_splits(
     raw: Mapping[str, Dataset], config: DataConfig, need_train: bool
-) -> tuple[Dataset | None, Dataset]:
-    """The two named splits; a lone split stands for both and is divided later."""
+) -> dict[str, Dataset]:
+    """The splits to measure and to train on; a lone split stands for both and is divided later.
+
+    The training split is given wherever it exists: its rows tell which classes there are.
+    """
     if len(raw) == 1:
-        return None, next(iter(raw.values()))
+        return {"eval": next(iter(raw.values()))}
     for what, name, needed in (("train", config.train, need_train), ("eval", config.eval, True)):
         if needed and name not in raw:
             raise DataError(f"data.{what}: there is no split {name!r}{nearest(name, list(raw))}")
-    return raw.get(config.train) if need_train else None, raw[config.eval]
+    found = {"eval": raw[config.eval]}
+    return {**found, "train": raw[config.train]} if config.train in raw else found
 
 
 def split(rows: Dataset | None, config: DataConfig) -> tuple[Dataset, Dataset]:
-    """Divide a lone split, whole groups at a time where a group column is named."""
+    """Divide a lone split, whole groups at a time where a group column is named.
+
+    Each class of two rows or more is on both sides, unless whole groups move.
+    """
     assert rows is not None
-    if config.group is None:
-        if len(rows) < 2:
-            raise DataError(f"data: {len(rows)} usable rows cannot be split in train and eval")
-        sides = rows.train_test_split(test_size=config.eval_fraction, seed=config.seed)
-        return sides["train"], sides["test"]
-    groups = rows[config.group][:]
+    if config.group is not None:
+        return _split_groups(rows, config.group, config)
+    if len(rows) < 2:
+        raise DataError(f"data: {len(rows)} usable rows cannot be split in train and eval")
+    numbered = Dataset.from_dict({"row": range(len(rows))})
+    parts = numbered.train_test_split(test_size=config.eval_fraction, seed=config.seed)
+    sides = [list(parts[name]["row"]) for name in ("train", "test")]
+    train, measured = _balanced(sides[0], sides[1], rows["label"][:], config.eval_fraction)
+    return rows.select(train), rows.select(measured)
+
+
+def _balanced(
+    train: list[int], measured: list[int], labels: list[int], fraction: float
+) -> tuple[list[int], list[int]]:
+    """The sides with rows moved of classes of two rows or more that are on one side only."""
+    sides: list[dict[int, list[int]]] = [{}, {}]
+    for side, rows in zip(sides, (train, measured), strict=True):
+        for row in rows:
+            side.setdefault(labels[row], []).append(row)
+    moved: list[list[int]] = [[], []]
+    for source, share in ((0, fraction), (1, 1 - fraction)):
+        for number in sides[source].keys() - sides[1 - source].keys():
+            rows = sides[source][number]
+            if len(rows) > 1:
+                moved[source] += rows[-min(len(rows) - 1, max(1, round(share * len(rows)))) :]
+    gone = set(moved[0] + moved[1])
+    return (
+        [row for row in train if row not in gone] + moved[1],
+        [row for row in measured if row not in gone] + moved[0],
+    )
+
+
+def _split_groups(rows: Dataset, column: str, config: DataConfig) -> tuple[Dataset, Dataset]:
+    groups = rows[column][:]
     order = sorted(
         {str(group) for group in groups}, key=lambda group: _shuffled(group, config.seed)
     )
@@ -181,6 +278,18 @@ def split(rows: Dataset | None, config: DataConfig) -> tuple[Dataset, Dataset]:
     return sides[0], sides[1]
 
 
+def absent_classes(sides: Mapping[str, Dataset | None], names: Sequence[str]) -> tuple[str, ...]:
+    """One sentence for each side that has no row of some class."""
+    notes = []
+    for side, rows in sides.items():
+        present = set() if rows is None else set(rows["label"][:])
+        absent = [name for number, name in enumerate(names) if number not in present]
+        if rows is not None and absent:
+            shown = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+            notes.append(f"the {side} side has no row with the label {shown}")
+    return tuple(notes)
+
+
 def _shuffled(group: str, seed: int) -> str:
     # A hash instead of a shuffle: adding a group moves no other group to the other side.
     return hashlib.sha256(f"{seed}:{group}".encode()).hexdigest()
@@ -193,7 +302,9 @@ def limit(rows: Dataset | None, most: int | None, seed: int) -> Dataset | None:
     return rows.shuffle(seed=seed).select(range(most))
 
 
-def check_classes(rows: Dataset | None, names: list[str], side: str, config: DataConfig) -> None:
+def check_classes(
+    rows: Dataset | None, names: Sequence[str], side: str, config: DataConfig
+) -> None:
     """Refuse a side without rows, or with one class only.
 
     Raises:

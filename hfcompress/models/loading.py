@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ from hfcompress.models.image_models import (
     size_of,
     timm_processor,
 )
+from hfcompress.models.labels import Alignment, align_labels, are_default_names, numbers_of
 
 Modality = Literal["text", "image"]
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
@@ -122,12 +123,14 @@ class LoadedModel:
         processor: its tokenizer or image processor.
         new_head: the classifier is freshly initialised and must be trained first.
         fingerprint: hash of the checkpoint's content (or hub name and commit).
+        alignment: which of its classes each of the data's labels means; None where nobody asked.
     """
 
     model: PreTrainedModel
     processor: Any
     new_head: bool
     fingerprint: str
+    alignment: Alignment | None = None
 
 
 def check_source(config: ModelConfig) -> None:
@@ -161,19 +164,23 @@ def load_model(
     labels: list[str] | None = None,
     seed: int = 0,
     processor: bool = True,
+    new_head: bool = True,
 ) -> LoadedModel:
     """Load a model, its processor and its fingerprint.
 
     Args:
         config: which model.
         task: decides the Auto class and the kind of processor.
-        labels: the data's label names in order; a model without a head for them gets a new one.
+        labels: the data's label names in order; a model whose labels do not correspond gets a new
+            head.
         seed: initialises a new head.
         processor: load it, too; without, ``processor`` is None and the folder needs none.
+        new_head: a step will train, so that the head may be a new one.
 
     Raises:
         SourceError: no such path, or the hub cannot be reached.
-        ModelError: a model whose own labels contradict the data's.
+        ModelError: labels that do not correspond, where no step trains a new head.
+        DataError: labels that may count the model's classes from 0 or from 1.
     """
     if config.config is not None:
         return _new(config, task, labels, seed)
@@ -183,16 +190,55 @@ def load_model(
         options["revision"] = config.revision or "main"
     with hub_errors(source, "model", "--set model=FOLDER"), _timm_named(config):
         settings = AutoConfig.from_pretrained(source.location, **options)
-        head = _head_options(settings, labels, config.name)
-        torch.manual_seed(seed)
-        model, info = task.auto_class().from_pretrained(
-            source.location, **options, **head, output_loading_info=True, dtype=torch.float32
-        )
+        alignment = _align(settings, labels, config.name, new_head)
+        head = _head_options(settings, labels, alignment)
+
+        def load(head: dict[str, object]) -> tuple[PreTrainedModel, dict[str, list[Any]]]:
+            torch.manual_seed(seed)
+            return task.auto_class().from_pretrained(
+                source.location,
+                **options,
+                **head,
+                output_loading_info=True,
+                dtype=torch.float32,
+            )
+
+        model, info = load(head)
         loaded: Processor | None = (
             _load_processor(config, source.location, task, settings, options) if processor else None
         )
-    missing = [*info["missing_keys"], *(item[0] for item in info["mismatched_keys"])]
-    return LoadedModel(model.train(False), loaded, bool(missing), _fingerprint(source, settings))
+        renewed = alignment is None and labels is not None and not _missing(info)
+        if renewed:
+            _renew_head(model, *load(_head_options(settings, [*(labels or ()), ""], None)))
+    return LoadedModel(
+        model=model.train(False),
+        processor=loaded,
+        new_head=renewed or bool(_missing(info)),
+        # The fingerprint says which head a cached result began with.
+        fingerprint=_fingerprint(source, settings) + ("+new-head" if renewed else ""),
+        alignment=alignment,
+    )
+
+
+def _missing(info: Mapping[str, list[Any]]) -> list[str]:
+    """Parameters that are not in the checkpoint, or not in the model's shape."""
+    return [*info["missing_keys"], *(item[0] for item in info["mismatched_keys"])]
+
+
+def _renew_head(
+    model: PreTrainedModel, larger: PreTrainedModel, info: Mapping[str, list[Any]]
+) -> None:
+    """Replace the classifier's trained weights by new ones.
+
+    Args:
+        model: changed in place.
+        larger: the same model with one class more, whose classifier is new.
+        info: what was not loaded into ``larger``.
+    """
+    parameters, new = dict(model.named_parameters()), dict(larger.named_parameters())
+    for name in _missing(info):
+        old = parameters[name]
+        old.data = new[name].data[tuple(map(slice, old.shape))].clone()
 
 
 def _new(
@@ -280,39 +326,60 @@ def saved_class(folder: Path, like: PreTrainedModel) -> type[PreTrainedModel]:
     return type(like)
 
 
+def _align(
+    settings: PreTrainedConfig, labels: list[str] | None, name: str, new_head: bool
+) -> Alignment | None:
+    """Which classes of a model the data's labels mean; None where it gets a new head.
+
+    Raises:
+        ModelError: the labels do not correspond, and no step trains a new head.
+    """
+    if labels is None:
+        return None
+    own = label_names(settings)
+    found = align_labels(labels, own, new_head)
+    if found is None and not new_head:
+        raise ModelError(unlike_labels(labels, own, f"model {name!r}"))
+    return found
+
+
+def unlike_labels(labels: Sequence[str], own: Sequence[str], model: str) -> str:
+    """The sentence that refuses a model whose labels do not correspond to the data's."""
+    shown = [", ".join(names[:8]) + (", ..." if len(names) > 8 else "") for names in (labels, own)]
+    return (
+        f"{model} has no trained classification head for these labels: the data have "
+        f"{len(labels)} ({shown[0]}) and the model {len(own)} ({shown[1]}); map them "
+        f"(data.labels: {{{labels[0]}: {own[0] if own else 'NAME'}, ...}}), add a finetune step, "
+        f"which trains a new head, or give a model fine-tuned for these labels"
+    )
+
+
 def _head_options(
-    settings: PreTrainedConfig, labels: list[str] | None, path: str
+    settings: PreTrainedConfig, labels: list[str] | None, alignment: Alignment | None
 ) -> dict[str, object]:
-    """Options of from_pretrained for a new head; none where the model's labels fit."""
+    """Options of from_pretrained: a new head's labels, or names for labels without one."""
     if labels is None:
         return {}
-    own = label_names(settings)
-    if len(own) == len(labels) and not _named(labels):
-        return {}
-    folded_own, folded = [name.lower() for name in own], [name.lower() for name in labels]
-    if folded_own == folded:
-        return {}
-    if sorted(folded_own) == sorted(folded):
-        raise ModelError(
-            f"model {path!r} orders its labels {own} and the data {labels}; "
-            f"write data.labels in the model's order"
-        )
-    return {
+    if alignment is not None:
+        own = label_names(settings)
+        if not are_default_names(own) or numbers_of(alignment.names) == list(range(len(own))):
+            return {}
+        labels = list(alignment.names)
+    options: dict[str, object] = {
         "num_labels": len(labels),
         "id2label": dict(enumerate(labels)),
         "label2id": {name: index for index, name in enumerate(labels)},
         "ignore_mismatched_sizes": True,
     }
+    if alignment is None and settings.problem_type is not None:
+        options["problem_type"] = "single_label_classification"
+    return options
 
 
 def label_names(config: PreTrainedConfig) -> list[str]:
     """A model's label names in the order of its outputs."""
     names = {int(number): str(name) for number, name in (config.id2label or {}).items()}
     return [names[number] for number in sorted(names)]
-
-
-def _named(labels: list[str]) -> bool:
-    return not all(name.lstrip("-").isdigit() for name in labels)
 
 
 def _fingerprint(source: Source, settings: PreTrainedConfig) -> str:

@@ -19,7 +19,7 @@ from hfcompress.distillation.weight_folding import Batch
 from hfcompress.errors import ConfigError, ModelError
 from hfcompress.measure.size import count_parameters
 from hfcompress.models.architectures import blocks
-from hfcompress.models.loading import load_model
+from hfcompress.models.loading import label_names, load_model
 from hfcompress.recipes.step_configs import DistillConfig
 from hfcompress.steps.context import Context, ModelState, StepReport
 from hfcompress.steps.training import (
@@ -122,6 +122,12 @@ def _own(config: DistillConfig, context: Context, task: Task) -> Model:
     if examples.modality == "image" and wanted.config is not None:
         wanted = like_teacher(wanted, context.processor)
     loaded = load_model(wanted, task, examples.labels, context.seed)
+    if loaded.alignment is not None and not loaded.alignment.is_identity:
+        raise ModelError(
+            f"the student {wanted.name!r} has the labels "
+            f"{', '.join(label_names(loaded.model.config))} and the teacher "
+            f"{', '.join(examples.labels)}; give both the same labels in the same order"
+        )
     mine, theirs = loaded.processor, context.processor
     if examples.modality == "image":
         check_same_images(config.model.name, mine, theirs)

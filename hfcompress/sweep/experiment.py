@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from hfcompress.calibration.batches import Calibration
 from hfcompress.data.encode import Batch, Encoded
-from hfcompress.data.load import Examples, fingerprint
+from hfcompress.data.load import Examples, align_examples, fingerprint
 from hfcompress.errors import ConfigError, ModelError
 from hfcompress.measure.metrics import check_metric, trust_metric
 from hfcompress.models.architectures import select_modules
@@ -213,14 +213,14 @@ def prepare(
     examples = task.load(recipe.data, need_rows, splits)
     for reason, count in examples.dropped.items():
         progress.note(f"{count:,} rows left out ({reason})")
-    for note in examples.notes:
-        progress.note(note)
     progress.stage("loading the model")
     if loaded is None:
-        loaded = load_model(recipe.model, task, examples.labels, recipe.seed)
+        trains = all(trial.trains_after(0) for trial in trials)
+        loaded = load_model(recipe.model, task, examples.labels, recipe.seed, new_head=trains)
     task.check_head(loaded.model.config, recipe.model.name)
     _check_model(recipe, loaded, trials, 0 if examples.train is None else len(examples.train))
-    for note in touched_layers(loaded.model, trials):
+    examples = align_examples(examples, loaded, recipe.model.name)
+    for note in (*examples.notes, *touched_layers(loaded.model, trials)):
         progress.note(note)
     progress.stage("encoding the data")
     train = examples.train if need_rows else None

@@ -105,15 +105,41 @@ def test_models_by_folder(model_folder: Path) -> None:
     assert torch.equal(*heads)
 
 
-def test_labels_in_another_order_are_refused(model_folder: Path) -> None:
+def test_labels_of_the_model_decide_the_order(model_folder: Path) -> None:
     model = tiny_bert()
     model.config.id2label = {0: "NEGATIVE", 1: "POSITIVE"}
     model.config.label2id = {"NEGATIVE": 0, "POSITIVE": 1}
     model.save_pretrained(model_folder)
     config = ModelConfig(path=str(model_folder))
-    assert not load_model(config, TEXT_CLASSIFICATION, ["negative", "positive"]).new_head
-    with pytest.raises(ModelError, match="orders its labels"):
-        load_model(config, TEXT_CLASSIFICATION, ["positive", "negative"])
+    loaded = load_model(config, TEXT_CLASSIFICATION, ["positive", "negative"])
+    assert not loaded.new_head
+    assert loaded.alignment is not None
+    assert loaded.alignment.places == (1, 0)
+    assert loaded.model.config.id2label == {0: "NEGATIVE", 1: "POSITIVE"}
+
+
+def test_labels_that_do_not_correspond_get_a_new_head(model_folder: Path) -> None:
+    model = tiny_bert()
+    model.config.id2label = {0: "pos", 1: "neg"}
+    model.config.label2id = {"pos": 0, "neg": 1}
+    model.config.problem_type = "multi_label_classification"
+    model.save_pretrained(model_folder)
+    config, labels = ModelConfig(path=str(model_folder)), ["negative", "positive"]
+    with pytest.raises(ModelError, match=r"data\.labels: \{negative: pos, \.\.\.\}"):
+        load_model(config, TEXT_CLASSIFICATION, labels, new_head=False)
+    loaded = load_model(config, TEXT_CLASSIFICATION, labels)
+    assert loaded.new_head
+    assert loaded.model.config.id2label == {0: "negative", 1: "positive"}
+    assert loaded.model.config.problem_type == "single_label_classification"
+    trained, new = (found.get_parameter("classifier.weight") for found in (model, loaded.model))
+    assert new.shape == trained.shape
+    assert not torch.isclose(new, trained).any()
+    assert torch.equal(*(found.get_parameter("bert.embeddings.word_embeddings.weight")
+                         for found in (model, loaded.model)))  # fmt: skip
+    again = load_model(config, TEXT_CLASSIFICATION, labels)
+    assert torch.equal(new, again.model.get_parameter("classifier.weight"))
+    plain = load_model(config, TEXT_CLASSIFICATION, ["pos", "neg"])
+    assert loaded.fingerprint == f"{plain.fingerprint}+new-head"
 
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:

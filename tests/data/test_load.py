@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,12 +118,103 @@ def test_labels_in_the_order_asked_and_others_dropped(tmp_path: Path) -> None:
     assert found.dropped == {"eval: other label": 1, "eval: empty text": 1}
 
 
-def test_unlabelled_rows_are_dropped(tmp_path: Path) -> None:
+def test_minus_one_is_a_class_where_there_are_others(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,label\na,0\nb,1\nc,-1\nd,\n")
+    (tmp_path / "dev.csv").write_text("text,label\na,-1\nb,-1\n")
+    found = load(tmp_path, eval="train")
+    assert found.labels == ["-1", "0", "1"]
+    assert found.eval["label"][:] == [1, 2, 0]
+    assert found.dropped == {"eval: no label": 1}
+    with pytest.raises(DataError, match=r"the eval side of .* has no usable row"):
+        load(tmp_path)
+
+
+def test_a_class_of_one_side_is_a_class(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,label\na,0\nb,1\nc,2\n")
+    (tmp_path / "dev.csv").write_text("text,label\na,0\nb,2\n")
+    for fields in ({}, {"labels": [0, 1, 2]}, {"labels": ["0", "1", "2"]}):
+        found = load(tmp_path, need_train=True, **fields)
+        assert found.train is not None
+        assert found.labels == ["0", "1", "2"]
+        assert (found.train["label"][:], found.eval["label"][:]) == ([0, 1, 2], [0, 2])
+        assert found.notes == ("the eval side has no row with the label 1",)
+        assert not found.dropped
+
+
+def test_splits_that_order_their_labels_in_two_ways(tmp_path: Path) -> None:
+    sides = {}
+    for side, names in (("train", ["cat", "dog"]), ("validation", ["Dog", "cat", "cow"])):
+        features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+        rows = {"text": ["a", "b"], "label": [0, 1]}
+        sides[side] = Dataset.from_dict(rows, features=features)
+    DatasetDict(sides).save_to_disk(tmp_path / "set")
+    found = load(tmp_path / "set", need_train=True)
+    assert found.train is not None
+    assert found.labels == ["Dog", "cat", "cow"]
+    assert (found.train["label"][:], found.eval["label"][:]) == ([1, 0], [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "numbers", "dropped"),
+    [
+        ({"pos": "POSITIVE"}, ["POSITIVE", "neg", "odd"], [0, 1, 2, 0], {}),
+        ({"pos": "good", "neg": "bad", "odd": None}, ["bad", "good"], [1, 0, 1],
+         {"eval: no label": 1}),
+        ({"pos": "yes", "odd": "yes"}, ["neg", "yes"], [1, 0, 1, 1], {}),
+        (["neg", "pos"], ["neg", "pos"], [1, 0, 1], {"eval: other label": 1}),
+    ],
+)  # fmt: skip
+def test_labels_may_be_mapped(
+    labels: Any, names: list[str], numbers: list[int], dropped: dict[str, int], tmp_path: Path
+) -> None:
     path = tmp_path / "data.csv"
-    path.write_text("text,label\na,0\nb,1\nc,-1\n")
+    path.write_text("text,label\na,pos\nb,neg\nc,odd\nd,Pos \n")
+    found = load(path, labels=labels)
+    assert found.labels == names
+    assert found.eval["label"][:] == numbers
+    assert found.dropped == dropped
+
+
+def test_spellings_of_one_label_are_one_class(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("text,label\na,New York\nb,new_york\nc,A\nd,a\ne,C#\nf,C++\n")
     found = load(path)
-    assert found.labels == ["0", "1"]
-    assert found.dropped == {"eval: other label": 1}
+    assert found.labels == ["A", "C#", "C++", "New York", "a"]
+    assert found.eval["label"][:] == [3, 3, 0, 4, 1, 2]
+    assert found.notes == ("labels 'New York' and 'new_york' are one class",)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([["a", "b"], ["b", "c"]], "column 'label' holds lists, several labels for a row"),
+        (["a", "b", "a|b"], "'a|b' in column 'label' holds several labels"),
+        (["[1, 0]", "[0, 1]"], "holds several labels"),
+    ],
+)
+def test_several_labels_of_a_row_are_refused(
+    labels: list[Any], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(json.dumps({"text": "x", "label": label}) for label in labels))
+    with pytest.raises(DataError, match=re.escape(message)):
+        load(path)
+
+
+def test_a_lone_split_keeps_every_class_on_both_sides(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    lines = [f"text {i},{kind}" for kind, rows in (("a", 40), ("b", 40), ("rare", 2), ("one", 1))
+             for i in range(rows)]  # fmt: skip
+    path.write_text("\n".join(["text,label", *lines]))
+    for seed in range(5):
+        found = load(path, need_train=True, seed=seed)
+        assert found.train is not None
+        train, measured = found.train["label"][:], found.eval["label"][:]
+        assert len(train) + len(measured) == 83
+        rare, one = found.labels.index("rare"), found.labels.index("one")
+        assert train.count(rare) == measured.count(rare) == 1
+        side = "train" if one in measured else "eval"
+        assert found.notes == (f"the {side} side has no row with the label one",)
 
 
 def test_groups_stay_on_one_side(tmp_path: Path) -> None:
