@@ -164,4 +164,9 @@ Fields = dict[str, Any]
 Row = Fields
 """One row of results.csv and results.jsonl."""
 
-Tell = Callable[[str, int, int], None]
+ShowProgress = Callable[[str, int, int], None]
+"""Receives stage, count and total."""
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """Show nothing."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from hfcompress.calibration.hooks import call_order, evaluating, watching
+from hfcompress.calibration.hooks import Group, call_order, evaluating, watching
 from hfcompress.calibration.moments import Moments, MomentSum, input_rows, weight_of
 from hfcompress.errors import CalibrationError
 from hfcompress.inference import call_model, logits_in, takes_labels
@@ -82,7 +82,7 @@ class Calibration:
         return run_on(model, self.batches[index])
 
     def kept(self, key: tuple[object, ...], collect: Callable[[], Result]) -> Result:
-        """What ``collect`` gave when it was first asked for under this key."""
+        """The result of the first ``collect`` under this key."""
         if key not in self._kept:
             self._kept[key] = collect()
         result: Result = self._kept[key]
@@ -201,8 +201,8 @@ class Calibration:
                 with watching(modules, partial(_with_tokens, use, tokens)):
                     self.run(model, index)
 
-    def call_order(self, model: nn.Module, modules: Mapping[str, nn.Module]) -> list[Any]:
-        """`tracing.call_order` for the first batch."""
+    def call_order(self, model: nn.Module, modules: Mapping[str, nn.Module]) -> list[Group]:
+        """`hooks.call_order` for the first batch."""
         with evaluating(model):
             groups = call_order(lambda: self.run(model, 0), modules)
         missing = set(modules) - {name for group in groups for name in group.names}

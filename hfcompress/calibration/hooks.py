@@ -1,4 +1,4 @@
-"""Hooks that look at a model while it runs: inputs and outputs of modules, stopping early."""
+"""Forward hooks that record inputs and outputs of modules, and that end a pass early."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from hfcompress.errors import CalibrationError
+from hfcompress.errors import CalibrationError, ModelError
 
-Run = Callable[[], Any]
+Run = Callable[[], object]
+Arguments = tuple[Any, ...]
+"""Positional arguments of a module, which may be anything."""
 
 
 class Stop(Exception):
@@ -144,10 +146,16 @@ def recorded_calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Call]
     handles = []
     for name, module in modules.items():
 
-        def note(_: nn.Module, args: Any, kwargs: Any, result: Any, name: str = name) -> None:
+        def record(
+            _: nn.Module,
+            args: Arguments,
+            kwargs: dict[str, object],
+            result: object,
+            name: str = name,
+        ) -> None:
             calls.setdefault(name, (args, kwargs, _find_tensor(result)))
 
-        handles.append(module.register_forward_hook(note, with_kwargs=True))
+        handles.append(module.register_forward_hook(record, with_kwargs=True))
     try:
         yield calls
     finally:
@@ -155,7 +163,7 @@ def recorded_calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Call]
             handle.remove()
 
 
-Call = tuple[tuple[Any, ...], dict[str, Any], Tensor | None]
+Call = tuple[Arguments, dict[str, object], Tensor | None]
 """Positional arguments, keyword arguments, first tensor of the result (None where it has none)."""
 
 
@@ -185,6 +193,39 @@ def _find_tensor(result: object) -> Tensor | None:
     return next((found for item in items if (found := _find_tensor(item)) is not None), None)
 
 
+def tensors_of(result: object) -> list[Tensor]:
+    """All tensors in what a model returns: in tuples, lists, dicts and objects with attributes."""
+    if isinstance(result, Tensor):
+        return [result]
+    parts: Iterable[object] = ()
+    if isinstance(result, Mapping):
+        parts = result.values()
+    elif isinstance(result, (list, tuple, set)):
+        parts = result
+    elif hasattr(result, "__dict__") and not isinstance(result, (nn.Module, type)):
+        parts = vars(result).values()
+    return [tensor for part in parts for tensor in tensors_of(part)]
+
+
+def predictions_in(result: object) -> list[Tensor]:
+    """What a model predicts: its logits or last hidden states, or all that it returns.
+
+    Raises:
+        ModelError: it returns no tensor of floats.
+    """
+    for name in ("logits", "last_hidden_state"):
+        named = result.get(name) if isinstance(result, Mapping) else None
+        predicted = getattr(result, name, named)
+        if isinstance(predicted, Tensor):
+            return [predicted]
+    found = [part for part in tensors_of(result) if part.is_floating_point() and part.dim()]
+    if not found:
+        raise ModelError(
+            f"the model returns {type(result).__name__} without a tensor of floats; return logits"
+        )
+    return found
+
+
 Look = Callable[[str, Tensor], None]
 
 
@@ -194,14 +235,16 @@ def _hooked(hooks: Mapping[str, tuple[nn.Module, Look | None, Look | None]]) -> 
     for name, (module, before, after) in hooks.items():
         if before is not None:
 
-            def on_input(_: nn.Module, args: Any, name: str = name, before: Look = before) -> None:
+            def on_input(
+                _: nn.Module, args: Arguments, name: str = name, before: Look = before
+            ) -> None:
                 before(name, args[0])
 
             handles.append(module.register_forward_pre_hook(on_input))
         if after is not None:
 
             def on_output(
-                _: nn.Module, args: Any, out: Any, name: str = name, after: Look = after
+                _: nn.Module, args: Arguments, out: object, name: str = name, after: Look = after
             ) -> None:
                 after(name, first_tensor(out))
 

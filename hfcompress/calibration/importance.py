@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hfcompress.calibration.batches import Calibration, fingerprint
-from hfcompress.calibration.hooks import evaluating, first_tensor
+from hfcompress.calibration.hooks import evaluating, predictions_in
 from hfcompress.calibration.moments import output_rows
 from hfcompress.errors import CalibrationError
 
@@ -84,10 +83,9 @@ def _collect(
     reached: set[str] = set()
     with evaluating(model), torch.enable_grad():
         for index in range(len(calibration.batches)):
-            outputs, logits = _forward(model, modules, calibration, index)
-            centred = logits - logits.mean(-1, keepdim=True)
-            mix = torch.randn(centred.shape, generator=generator).to(centred)
-            for name, gradients in _gradients((centred * mix).sum(), outputs).items():
+            outputs, predicted = _forward(model, modules, calibration, index)
+            total = torch.stack([_mixed(tensor, generator) for tensor in predicted]).sum()
+            for name, gradients in _gradients(total, outputs).items():
                 if any(gradient is not None for gradient in gradients):
                     reached.add(name)
                 known = [
@@ -136,6 +134,12 @@ def _add(
     part.tokens.append(torch.cat(shares[1:] or shares))
 
 
+def _mixed(predicted: Tensor, generator: torch.Generator) -> Tensor:
+    """A random combination of the centred predictions."""
+    centred = predicted - predicted.mean(-1, keepdim=True)
+    return (centred * torch.randn(centred.shape, generator=generator).to(centred)).sum()
+
+
 def _row_sums(squares: Tensor, rows: int, mask: Tensor | None) -> Tensor:
     """For each token the sum over the tokens of its row."""
     if mask is not None and len(squares) == int(mask.sum()):
@@ -158,31 +162,22 @@ def _shares(squares: Tensor, sums: Tensor) -> Tensor:
 
 def _forward(
     model: nn.Module, modules: Mapping[str, nn.Module], calibration: Calibration, index: int
-) -> tuple[dict[str, list[Tensor]], Tensor]:
-    """Outputs of the modules, call by call, with their graph, and the logits."""
+) -> tuple[dict[str, list[Tensor]], list[Tensor]]:
+    """Outputs of the modules, call by call, with their graph, and the predictions."""
     outputs: dict[str, list[Tensor]] = {name: [] for name in modules}
     handles = []
     for name, module in modules.items():
 
-        def note(_: nn.Module, __: Any, output: Any, name: str = name) -> Tensor | None:
+        def record(_: nn.Module, __: object, output: Tensor, name: str = name) -> Tensor:
             if not output.requires_grad:
                 output = output.detach().requires_grad_()
             outputs[name].append(output)
-            return output  # type: ignore[no-any-return]
+            return output
 
-        handles.append(module.register_forward_hook(note))
+        handles.append(module.register_forward_hook(record))
     try:
         result = calibration.run(model, index)
     finally:
         for handle in handles:
             handle.remove()
-    return outputs, _logits(result)
-
-
-def _logits(result: object) -> Tensor:
-    """The logits in what a model returns; without any, its first tensor."""
-    logits = getattr(result, "logits", None)
-    if logits is None and isinstance(result, Mapping):
-        tensors = [value for value in result.values() if isinstance(value, Tensor)]
-        logits = result.get("logits", *tensors[:1])
-    return logits if isinstance(logits, Tensor) else first_tensor(result)
+    return outputs, predictions_in(result)

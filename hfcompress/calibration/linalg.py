@@ -67,7 +67,7 @@ def ridge_target(
 
 
 def inverse_upper(factor: Tensor) -> Tensor:
-    """U with U'U = H^-1, upper triangular: what `sparsegpt` spreads errors with.
+    """U with U'U = H^-1, upper triangular, by which `sparsegpt` spreads errors.
 
     Args:
         factor: lower Cholesky factor of the damped H.

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from hfcompress.models.architectures import weight_matrix
 from hfcompress.utils import is_conv1d
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -101,7 +103,7 @@ def weight_of(module: nn.Module) -> Tensor:
 
 def groups_of(module: nn.Module) -> int:
     """Independent parts of a layer: the groups of a convolution, else 1."""
-    return module.groups if isinstance(module, nn.Conv2d) else 1
+    return module.groups if isinstance(module, _CONVOLUTIONS) else 1
 
 
 def grouped_weight(module: nn.Module) -> Tensor:
@@ -119,23 +121,37 @@ def input_rows(module: nn.Module, inputs: Tensor, tokens: Tensor | None) -> Tens
     """A module's input as groups x tokens x inputs, without padding.
 
     Args:
-        module: ``nn.Linear``, ``Conv1D`` or ``nn.Conv2d``.
+        module: ``nn.Linear``, ``Conv1D`` or a convolution.
         inputs: what the module was called with.
         tokens: batch x length, True for real tokens; None when there is no padding.
     """
-    if not isinstance(module, nn.Conv2d):
+    if not isinstance(module, _CONVOLUTIONS):
         return _real(inputs, tokens)[None]
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     padded = nn.functional.pad(inputs, module._reversed_padding_repeated_twice, mode=mode)
-    patches = nn.functional.unfold(
-        padded, module.kernel_size, dilation=module.dilation, stride=module.stride
-    )
+    if isinstance(module, nn.Conv2d):
+        patches = nn.functional.unfold(
+            padded, module.kernel_size, dilation=module.dilation, stride=module.stride
+        )
+    else:
+        patches = _unfolded(module, padded)
     return _grouped(patches, module.groups)
+
+
+def _unfolded(module: nn.Conv1d | nn.Conv3d, padded: Tensor) -> Tensor:
+    """The patches of a convolution, batch x (channels * kernel) x positions."""
+    ends = len(module.kernel_size)
+    for dim in range(ends):
+        step = module.dilation[dim]
+        reach = step * (module.kernel_size[dim] - 1) + 1
+        padded = padded.unfold(2 + dim, reach, module.stride[dim])[..., ::step]
+    positions, kernel = range(2, 2 + ends), range(2 + ends, 2 + 2 * ends)
+    return padded.permute(0, 1, *kernel, *positions).flatten(1, 1 + ends).flatten(2)
 
 
 def output_rows(module: nn.Module, outputs: Tensor, tokens: Tensor | None) -> Tensor:
     """A module's output as groups x tokens x outputs, without padding; as `input_rows`."""
-    if not isinstance(module, nn.Conv2d):
+    if not isinstance(module, _CONVOLUTIONS):
         return _real(outputs, tokens)[None]
     return _grouped(outputs.flatten(2), module.groups)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.backends import mkldnn
+from torch.backends import mha, mkldnn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import TypeIs
@@ -48,17 +48,9 @@ def count_macs(model: nn.Module, inputs: Mapping[str, Any]) -> Macs:
     Raises:
         ModelError: the model cannot be run on these inputs.
     """
-    # The fused attention kernels differ by device and some are not counted; "math" is the same
-    # two matrix products everywhere. oneDNN's fused LSTM is not counted either, its products are.
     counter = FlopCounterMode(display=False)
     try:
-        with (
-            evaluation_mode(model),
-            frozen(model),
-            sdpa_kernel(SDPBackend.MATH),
-            _without_onednn(),
-            counter,
-        ):
+        with evaluation_mode(model), frozen(model), countable(), counter:
             model(**inputs)
     except Exception as error:  # whatever a forward raises is about these inputs
         line = first_line(error)
@@ -77,6 +69,22 @@ def count_macs(model: nn.Module, inputs: Mapping[str, Any]) -> Macs:
         if name.startswith(prefix) and count
     }
     return Macs(counter.get_total_flops() // 2, modules)
+
+
+@contextmanager
+def countable() -> Iterator[None]:
+    """Run every layer as plain products inside.
+
+    The fused kernels of attention differ by device and some are not counted, nor are the fused
+    layers of ``nn.TransformerEncoder`` and oneDNN's LSTM; their products are.
+    """
+    fused = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), _without_onednn():
+            yield
+    finally:
+        mha.set_fastpath_enabled(fused)
 
 
 @contextmanager

@@ -367,7 +367,11 @@ def base_prefix(model: nn.Module) -> str:
     if not is_pretrained(model):
         return ""
     prefix = model.base_model_prefix
-    return prefix if prefix and hasattr(model, prefix) else ""
+    if prefix and hasattr(model, prefix):
+        return prefix
+    inner = [name for name, module in model.named_modules() if name and is_pretrained(module)]
+    outer = [name for name in inner if not any(name.startswith(f"{other}.") for other in inner)]
+    return outer[0] if len(outer) == 1 else ""  # a class of the user's own may name it otherwise
 
 
 def _head_names(model: nn.Module, modules: dict[str, nn.Module]) -> set[str]:

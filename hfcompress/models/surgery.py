@@ -8,13 +8,15 @@ must be forgotten: make a new optimizer, or clear its ``state``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from hfcompress.errors import TargetError
+from hfcompress.errors import ModelError, TargetError
 from hfcompress.models.architectures import blocks
 from hfcompress.models.sublayers import Sublayer, known_family
 from hfcompress.utils import is_conv1d
@@ -90,19 +92,58 @@ def resized(module: nn.Module) -> None:
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = module.weight.shape
-    elif isinstance(module, nn.LayerNorm):
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         if weight is not None:
             module.normalized_shape = tuple(weight.shape)
-    elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-        known = next(t for t in (weight, module.running_mean) if t is not None)
-        module.num_features = len(known)
+    elif isinstance(module, _NormBase):
+        known = next((t for t in (weight, module.running_mean) if t is not None), None)
+        module.num_features = module.num_features if known is None else len(known)
     elif isinstance(module, nn.GroupNorm):
-        module.num_channels = len(weight)
-    elif isinstance(module, (nn.Conv1d, nn.Conv2d)):
+        module.num_channels = module.num_channels if weight is None else len(weight)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(weight)
+    elif isinstance(module, nn.RNNBase):
+        module.input_size = module.get_parameter("weight_ih_l0").shape[1]
+    elif isinstance(module, _ConvTransposeNd):
+        module.in_channels, module.out_channels = len(weight), weight.shape[1] * module.groups
+    elif isinstance(module, _ConvNd):
         if module.groups == module.in_channels > 1:
             module.groups = len(weight) // (module.out_channels // module.groups)
         module.out_channels = len(weight)
         module.in_channels = weight.shape[1] * module.groups
+
+
+@torch.no_grad()
+def load_shapes(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a network of the full size the shapes and the values of a saved smaller one.
+
+    Args:
+        model: built as the dense one was; changed in place.
+        tensors: the state of the smaller network, such as safetensors' ``load_file`` reads.
+
+    Raises:
+        ModelError: tensors of another network.
+    """
+    own = model.state_dict(keep_vars=True)
+    missing = [name for name in own if name not in tensors and not _is_shared(own, name, tensors)]
+    unknown = [name for name in tensors if name not in own]
+    if missing or unknown:
+        raise ModelError(
+            f"the tensors do not belong to {type(model).__name__}: {(missing + unknown)[0]!r} is "
+            f"in one of both alone; build the network as the saved one was built"
+        )
+    changed = {id(own[name]) for name, tensor in tensors.items() if own[name].shape != tensor.shape}
+    for name, tensor in tensors.items():
+        own[name].data = tensor.to(own[name]).clone()
+    for module in model.modules():
+        held = (*module._parameters.values(), *module._buffers.values())
+        if any(id(tensor) in changed for tensor in held if tensor is not None):
+            resized(module)
+
+
+def _is_shared(own: Mapping[str, Tensor], name: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a tensor that is not in a file is there by another name."""
+    return any(own[other] is own[name] for other in tensors if other in own)
 
 
 def keep_units(model: nn.Module, sublayer: Sublayer, keep: Index) -> None:

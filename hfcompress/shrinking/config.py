@@ -1,4 +1,4 @@
-"""``ShrinkConfig``: how small a model is to become, and how the units that go are chosen."""
+"""``ShrinkConfig``: the budget of `shrink` and how the units to remove are chosen."""
 
 from __future__ import annotations
 
@@ -130,7 +130,10 @@ class ShrinkConfig(Config):
                 f"not {' and '.join(given) or 'none'}"
             )
         if not (self.heads or self.neurons or self.channels):
-            raise ValueError("heads, neurons and channels are all false, so that nothing could go")
+            raise ValueError(
+                "heads, neurons and channels are all false: nothing can be removed; "
+                "set one of them to true"
+            )
         if self.allocation == "global" and self.score == "reconstruction":
             raise ValueError(
                 "allocation global ranks scores, and reconstruction has none that compare "

@@ -1,10 +1,9 @@
-"""Latency budgets: the dense and a smaller model are timed in turns on this machine."""
+"""Latency budgets: the dense and a smaller model, timed in turns on this machine."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -43,7 +42,7 @@ class TimedBudget:
         return self.config.budget in ("latency", "speedup")
 
     def take_inputs(self, calibration: Calibration | None, length: int | None) -> None:
-        """Choose what is timed: a batch of calibration rows.
+        """Set the inputs that are timed: a batch of calibration rows.
 
         Args:
             calibration: where it is from.
@@ -59,7 +58,7 @@ class TimedBudget:
         self._inputs = timed_inputs(calibration, self.config.batch_size, length)
 
     def latencies(self, model: nn.Module | None) -> Latencies | None:
-        """What is to be reported of the shrunk model (None: of a preview)."""
+        """The latencies for the report of the shrunk model (None: of a preview)."""
         if self.latency is None or self.predicted is None:
             return None
         if model is None:
@@ -102,7 +101,7 @@ def _of_type(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model if same else copy.deepcopy(model).to(dtype)
 
 
-def _call(model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+def _call(model: nn.Module, inputs: Mapping[str, Tensor]) -> Callable[[], object]:
     return lambda: run_on(model, inputs)
 
 

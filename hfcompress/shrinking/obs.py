@@ -1,4 +1,4 @@
-"""Which units of an output projection can be spared, and what the others make of it. Tensors only.
+"""Choose the units of an output projection to remove, and refit the others. Tensors only.
 
 Removing units from x and fitting the projection anew costs, for a group of columns J of the
 fitted V and with H the second moment of x, V_J' F V_J (H^-1_JJ)^-1 (traced): the optimal brain

@@ -1,4 +1,4 @@
-"""What heads, neurons and channels have in common: groups of units, a plan, its application."""
+"""Groups of units, plans and the `Prunable` protocol that heads, neurons and channels share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.quality import interpolated, predictions
 from hfcompress.shrinking.report import Amount, Latencies
 from hfcompress.shrinking.widths import Allowed, Widths
-from hfcompress.utils import Tell
+from hfcompress.utils import ShowProgress
 
 
 @dataclass
@@ -33,7 +33,7 @@ class ShrinkContext:
     calibration: Calibration | None
     dense: nn.Module
     frozen: Callable[[nn.Module], nn.Module]
-    progress: Tell
+    progress: ShowProgress
     _reference: tuple[Calibration, list[Tensor]] | None = None
 
     def reference(self) -> tuple[Calibration, list[Tensor]]:

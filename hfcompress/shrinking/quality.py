@@ -1,16 +1,16 @@
-"""How far a smaller model's predictions are from the dense model's, and which directions matter."""
+"""Divergence of a smaller model's predictions from the dense model's, and its metric."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import suppress
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hfcompress.calibration.batches import Calibration
-from hfcompress.calibration.hooks import evaluating, first_tensor
+from hfcompress.calibration.hooks import evaluating, predictions_in
 from hfcompress.measure.environment import bf16_is_faster
 
 ERROR_POWER = 2.0
@@ -18,18 +18,24 @@ ERROR_POWER = 2.0
 
 @torch.no_grad()
 def predictions(model: nn.Module, rows: Calibration) -> list[Tensor]:
-    """The model's logits for each batch (hidden states where it has no head).
+    """The model's predictions for each batch: logits, hidden states, or all of its outputs.
 
     Under bf16 autocast where the processor is fast at it: what is compared is much coarser.
     """
-    found = []
-    fast = torch.autocast("cpu", torch.bfloat16) if bf16_is_faster(model) else nullcontext()
-    with evaluating(model), fast:
-        for index in range(len(rows.batches)):
-            result = rows.run(model, index)
-            logits = getattr(result, "logits", None)
-            found.append((logits if isinstance(logits, Tensor) else first_tensor(result)).float())
-    return found
+    if bf16_is_faster(model):
+        fast = torch.autocast("cpu", torch.bfloat16)
+        with suppress(RuntimeError), fast:  # raised by an operator without bf16
+            return _predictions(model, rows)
+    return _predictions(model, rows)
+
+
+def _predictions(model: nn.Module, rows: Calibration) -> list[Tensor]:
+    with evaluating(model):
+        return [
+            predicted.float()
+            for index in range(len(rows.batches))
+            for predicted in predictions_in(rows.run(model, index))
+        ]
 
 
 def divergence(dense: Sequence[Tensor], other: Sequence[Tensor]) -> float:

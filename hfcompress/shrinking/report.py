@@ -1,4 +1,4 @@
-"""What `shrink` did, or would do."""
+"""``ShrinkReport``: the result of `shrink` or of its dry run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from hfcompress.utils import FormerPlain
 
 @dataclass(frozen=True)
 class SublayerReport:
-    """What became of one sublayer.
+    """One sublayer or group of channels before and after.
 
     Attributes:
-        name: its output projection's name in the model.
-        kind: ``"heads"`` or ``"neurons"``.
+        name: path of its output projection, or of the first layer that makes the channels.
+        kind: ``"heads"``, ``"neurons"`` or ``"channels"``.
         units: how many there were.
         keep: numbers of those that are left, ascending.
         error: estimated change of the predictions (KL, nats) by this sublayer alone; None where
@@ -70,7 +70,7 @@ class ShrinkReport(FormerPlain):
         budget: the field of the config that said how small; None for ``layers`` alone.
         requested: its value.
         parts: one record for each sublayer that was looked at, in model order.
-        dropped_layers: numbers of the layers that went whole.
+        dropped_layers: numbers of the layers that were removed whole.
         macs: multiply-accumulates of all layers for one token.
         parameters: of the whole model.
         latency: None unless the budget is one.
@@ -104,16 +104,16 @@ class ShrinkReport(FormerPlain):
                  f"{self.parameters.share:.1%} of the parameters"]  # fmt: skip
         if self.latency is not None:
             measured = self.latency.measured
-            said = "" if measured is None else f", measured {measured:.3g} ms"
-            predicted = f"predicted {self.latency.predicted:.3g} ms{said}"
+            timed = "" if measured is None else f", measured {measured:.3g} ms"
+            predicted = f"predicted {self.latency.predicted:.3g} ms{timed}"
             lines.append(f"{self.latency.dense:.3g} ms dense, {predicted}")
         if self.dropped_layers:
-            lines.append(f"layers gone: {', '.join(map(str, self.dropped_layers))}")
+            lines.append(f"layers removed: {', '.join(map(str, self.dropped_layers))}")
         widest = max((len(part.name) for part in self.parts), default=0)
         for part in self.parts:
             lines.append(f"{part.name:<{widest}}  {part.kind:<7}  {part.units:>5} -> {part.width}")
         return "\n".join([*lines, *self.notes])
 
 
-def _listed(value: Any) -> Any:
+def _listed(value: object) -> object:
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value

@@ -16,12 +16,13 @@ from hfcompress.measure.size import count_parameters
 from hfcompress.models.architectures import family_of
 from hfcompress.models.sublayers import known_family
 from hfcompress.shrinking.channels.prunable import PrunableChannels, check_channels
+from hfcompress.shrinking.channels.sides import LAYERS
 from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.plan import Plan, Prunable, ShrinkContext
 from hfcompress.shrinking.report import Amount, ShrinkReport, SublayerReport
 from hfcompress.shrinking.snapshot import restored_on_error
 from hfcompress.shrinking.sublayers.prunable import PrunableSublayers, removable_sublayers
-from hfcompress.utils import Tell, is_pretrained
+from hfcompress.utils import ShowProgress, is_pretrained, no_progress
 
 Recover = Callable[[nn.Module], object]
 
@@ -32,7 +33,8 @@ def shrink(
     calibration: Calibration | None = None,
     *,
     recover: Recover | None = None,
-    tell: Tell = lambda stage, done, total: None,
+    progress: ShowProgress = no_progress,
+    tell: ShowProgress | None = None,
 ) -> ShrinkReport:
     """Remove heads, neurons and layers, or channels, until a model fits a budget.
 
@@ -49,7 +51,8 @@ def shrink(
         config: the budget, and how the units to remove are chosen.
         calibration: examples, for all scores but magnitudes without repair.
         recover: trains the model after each of several ``rounds`` but the last.
-        tell: receives stage, count and total.
+        progress: receives stage, count and total.
+        tell: the former name of ``progress``, kept for one release.
 
     Returns:
         what was removed, and the budget as predicted and as measured.
@@ -66,7 +69,7 @@ def shrink(
     else:
         removable_sublayers(model, config)
     with _working_model(model, config) as (work, dense, frozen):
-        context = ShrinkContext(config, rows, dense, frozen, tell)
+        context = ShrinkContext(config, rows, dense, frozen, tell or progress)
         size = count_parameters(work)
         prunable: Prunable = (
             PrunableChannels(work, context)
@@ -92,10 +95,10 @@ def check_shrinkable(model: nn.Module) -> None:
 
 
 def has_channels(model: nn.Module) -> bool:
-    """Whether `shrink` removes channels: convolutions in an architecture of no known family."""
+    """Whether `shrink` removes channels: layers in an architecture of no known family."""
     if family_of(model) is not None:
         return False
-    return any(isinstance(module, nn.Conv2d) for module in model.modules())
+    return any(isinstance(module, (*LAYERS, nn.Embedding)) for module in model.modules())
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""How many units each sublayer keeps, so that all together fit a budget. Numbers only."""
+"""Widths of the sublayers that fit a budget: exact, uniform or by one ranking. Numbers only."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_budget(costs: Costs) -> None:
 
 
 def written(value: float) -> str:
-    """A cost as people read it."""
+    """Format a cost."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 

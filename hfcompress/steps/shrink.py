@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import cast
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfcompress.errors import ModelError
 from hfcompress.recipes.step_configs import ShrinkStepConfig
@@ -47,7 +47,7 @@ def shrink_step(
         context.progress.work(done, whole)
 
     model = state.network
-    found = shrink(model, config.choice, rows, recover=retrain if training else None, tell=show)
+    found = shrink(model, config.choice, rows, recover=retrain if training else None, progress=show)
     report = StepReport.from_dict(found.to_dict())
     return state.after(config, report), report
 
@@ -79,7 +79,8 @@ def vocabulary_step(
     context.progress.stage("vocabulary: looking for the tokens that the training rows use")
     texts = [text for column in context.examples.columns for text in context.examples.train[column]]
     model = state.network
-    cut = cut_tokenizer(state.processor, texts, config, required_tokens(model))
+    tokenizer = cast(PreTrainedTokenizerBase, state.processor)  # only images have another
+    cut = cut_tokenizer(tokenizer, texts, config, required_tokens(model))
     report = StepReport.from_dict(apply_cut(model, cut).to_dict())
     return state.with_vocabulary(cut).after(config, report), report
 

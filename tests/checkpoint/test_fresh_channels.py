@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -15,8 +14,6 @@ from hfcompress.shrinking.channels.surgery import cut
 from tests.checkpoint.test_fresh_process import SCRIPT
 from tests.fresh_process import run_fresh
 from tests.tiny_images import CONVNETS, convnet, convnet_batches
-
-pytest.importorskip("torch_pruning")
 
 
 def test_every_family_comes_back(tmp_path: Path) -> None:

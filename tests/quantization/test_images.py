@@ -64,7 +64,6 @@ def test_exports_equal_torch_with_norms_folded_and_every_weight_named(
 
 @pytest.mark.parametrize("family", ["resnet", "convnext"])
 def test_networks_that_lost_channels_export(family: str, exported: Callable[..., Path]) -> None:
-    pytest.importorskip("torch_pruning")
     model = image_model(family)
     before = sum(parameter.numel() for parameter in model.parameters())
     shrink(model, ShrinkConfig(macs=0.5, score="magnitude"), Calibration(image_batches()))

@@ -19,8 +19,6 @@ from hfcompress.shrinking.snapshot import Snapshot, restored_on_error
 from tests.tiny_images import convnet, convnet_batches
 from tests.tiny_models import shrinkable_batches, shrinkable_model
 
-pytest.importorskip("torch_pruning")
-
 SHRINKING = "hfcompress.shrinking"
 SUBLAYER_STEPS = {
     "surgery": (f"{SHRINKING}.sublayers.repair.keep_units", 3),

@@ -280,7 +280,7 @@ def test_bad_calls() -> None:
         ({}, "give one budget of macs"),
         ({"macs": 0.5, "speedup": 2.0}, "macs and speedup"),
         ({"macs": 0.0}, "greater than 0"),
-        ({"macs": 0.5, "heads": False, "neurons": False, "channels": False}, "nothing could go"),
+        ({"macs": 0.5, "heads": False, "neurons": False, "channels": False}, "are all false"),
         ({"macs": 0.5, "allocation": "global"}, "allocation: optimal"),
         ({"macs": 0.5, "dry_run": True, "rounds": 2}, "rounds: 1"),
         ({"mac": 0.5}, "did you mean 'macs'"),

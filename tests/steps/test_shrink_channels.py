@@ -5,15 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 from transformers import AutoModelForImageClassification
 
 from hfcompress.measure.size import count_parameters
 from hfcompress.recipes.schema import parse_recipe
 from hfcompress.sweep.run import run
 from tests.data.test_image_data import write_idx
-
-pytest.importorskip("torch_pruning")
 
 RESNET: dict[str, Any] = {
     "model_type": "resnet", "num_channels": 1, "embedding_size": 8, "hidden_sizes": [8, 16],

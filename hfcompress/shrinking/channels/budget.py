@@ -18,7 +18,8 @@ from hfcompress.shrinking.channels.costs import (
     parameters,
     tensor_bytes,
 )
-from hfcompress.shrinking.channels.graph import ChannelGraph, groups_in
+from hfcompress.shrinking.channels.groups import ChannelGraph
+from hfcompress.shrinking.channels.sides import groups_in
 from hfcompress.shrinking.channels.surgery import cut
 from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.latency import TimedBudget
@@ -53,11 +54,10 @@ class ChannelBudget(TimedBudget):
         calibration: Calibration | None,
     ) -> None:
         super().__init__(dense, config, _SECONDS)
-        self._of, self._unit = {
-            "parameters": (parameters, "parameters"),
-            "bytes": (tensor_bytes, "bytes"),
-        }.get(config.budget or "", (macs, "multiply-accumulates for each image"))
-        self._before = _whole(self._of(dense, graph), graph)
+        self._unit = {"parameters": "parameters", "bytes": "bytes"}.get(
+            config.budget or "", "multiply-accumulates for each row"
+        )
+        self._before = _whole(self._costs(dense, graph), graph)
         if self.is_timed:
             self.take_inputs(calibration, None)
             self.latency, _ = self.measure(dense)
@@ -65,6 +65,11 @@ class ChannelBudget(TimedBudget):
         else:
             wish = config.bytes if config.bytes is not None else config.parameters
             self._refuse_above(wish, self._before, self._unit, "has {:,.0f}")
+
+    def _costs(self, model: nn.Module, graph: ChannelGraph) -> ChannelCosts:
+        if self.config.budget == "parameters":
+            return parameters(model, graph)
+        return tensor_bytes(model, graph) if self.config.budget == "bytes" else macs(graph)
 
     def _refuse_above(self, wish: float | None, dense: float, unit: str, has: str) -> None:
         if wish is not None and wish > dense:
@@ -93,7 +98,7 @@ class ChannelBudget(TimedBudget):
         Raises:
             ConfigError: the budget is below what can be reached; the least is named.
         """
-        costs = self._of(model, graph)
+        costs = self._costs(model, graph)
         if self.latency is not None:
             return self._fit_latency(model, graph, allowed, choose, costs, progress)
         share = self.config.macs

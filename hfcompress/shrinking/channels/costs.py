@@ -7,39 +7,17 @@ neurons only add up.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
 from torch import nn
 
 from hfcompress.errors import ConfigError
-from hfcompress.shrinking.channels.graph import ChannelGraph, groups_in
+from hfcompress.shrinking.channels.groups import ChannelGraph, Dimension, Term
+from hfcompress.shrinking.channels.sides import Slot
 from hfcompress.shrinking.widths import Allowed, Widths, written
 
 ChannelWidths = Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class Dimension:
-    """A tensor's dimension.
-
-    Attributes:
-        size: as it is now.
-        units: for each group that has a part of it, how many places each unit takes.
-    """
-
-    size: int
-    units: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Term:
-    """One tensor: a coefficient times the product of its dimensions."""
-
-    coefficient: float
-    dimensions: tuple[Dimension, ...]
 
 
 class ChannelCosts:
@@ -79,59 +57,46 @@ class ChannelCosts:
         )
 
 
-def macs(model: nn.Module, graph: ChannelGraph) -> ChannelCosts:
-    """Multiply-accumulates of convolutions and Linears for one row."""
-    return _costs(model, graph, "macs")
+def macs(graph: ChannelGraph) -> ChannelCosts:
+    """Multiply-accumulates of one row: those that `count_macs` counts."""
+    return _summed(graph.work, graph)
 
 
 def parameters(model: nn.Module, graph: ChannelGraph) -> ChannelCosts:
     """Parameters of the whole model."""
-    return _costs(model, graph, "parameters")
+    return _stored(model, graph, lambda parameter: 1)
 
 
 def tensor_bytes(model: nn.Module, graph: ChannelGraph) -> ChannelCosts:
     """Bytes of the whole model's parameters."""
-    return _costs(model, graph, "bytes")
+    return _stored(model, graph, lambda parameter: parameter.element_size())
 
 
-def _costs(model: nn.Module, graph: ChannelGraph, kind: str) -> ChannelCosts:
-    where = _where(model, graph)
-    terms, fixed = [], 0.0
-    for name, parameter in model.named_parameters():
-        owner, _, last = name.rpartition(".")
-        if kind == "macs" and not (last == "weight" and owner in graph.positions):
-            continue
-        factor = {"macs": graph.positions.get(owner, 0.0), "bytes": parameter.element_size()}
-        coefficient = factor.get(kind, 1.0)
-        sizes = list(parameter.shape)
-        dimensions = tuple(
-            Dimension(size, where.get((name, number), {})) for number, size in enumerate(sizes)
-        )
-        if any(dimension.units for dimension in dimensions):
-            terms.append(Term(coefficient, dimensions))
-        else:
-            fixed += coefficient * parameter.numel()
-    return ChannelCosts(terms, {group.name: group.units for group in graph.groups}, fixed)
-
-
-def _where(model: nn.Module, graph: ChannelGraph) -> dict[tuple[str, int], dict[str, float]]:
-    """For each parameter's dimension the groups that have a part of it, and a unit's places."""
-    found: dict[tuple[str, int], dict[str, float]] = {}
+def _stored(
+    model: nn.Module, graph: ChannelGraph, each: Callable[[nn.Parameter], int]
+) -> ChannelCosts:
+    """The sizes of all parameters, each element weighted."""
+    units: dict[Slot, dict[str, float]] = {}
     for group in graph.groups:
         for place in group.places:
-            each = len(place.index) / group.units
-            if place.side == "parameter":
-                keys = [(place.module, place.dimension)]
-            elif place.side == "inputs":
-                each /= groups_in(model.get_submodule(place.module))
-                keys = [(f"{place.module}.weight", 1)]
-            else:
-                module: Any = model.get_submodule(place.module)
-                keys = [(f"{place.module}.{name}", 0) for name in module._parameters]
-            for key in keys:
-                part = found.setdefault(key, {})
-                part[group.name] = part.get(group.name, 0.0) + each
-    return found
+            for slot, index in place.slots(model):
+                part = units.setdefault(slot, {})
+                part[group.name] = part.get(group.name, 0.0) + len(np.unique(index)) / group.units
+    terms = []
+    for name, parameter in model.named_parameters():
+        dimensions = [Dimension(n, units.get((name, i), {})) for i, n in enumerate(parameter.shape)]
+        terms.append(Term(each(parameter), tuple(dimensions)))
+    return _summed(terms, graph)
+
+
+def _summed(terms: Sequence[Term], graph: ChannelGraph) -> ChannelCosts:
+    changing = [term for term in terms if any(part.units for part in term.dimensions)]
+    fixed = sum(
+        term.coefficient * prod(part.size for part in term.dimensions)
+        for term in terms
+        if not any(part.units for part in term.dimensions)
+    )
+    return ChannelCosts(changing, {group.name: group.units for group in graph.groups}, fixed)
 
 
 _EPSILON = 1 + 1e-9

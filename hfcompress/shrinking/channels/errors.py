@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +11,13 @@ from torch import Tensor, nn
 from hfcompress.calibration.batches import Calibration
 from hfcompress.calibration.moments import Moments, grouped_weight
 from hfcompress.models.architectures import weight_matrix, write_matrix
-from hfcompress.shrinking.channels.graph import ChannelGraph, ChannelGroup
+from hfcompress.shrinking.channels.groups import ChannelGraph, ChannelGroup
 from hfcompress.shrinking.channels.moments import about_means, unit_columns
-from hfcompress.shrinking.channels.repair import ridge
+from hfcompress.shrinking.channels.repair import ridge, running_norm
+from hfcompress.shrinking.channels.sides import LAYERS
 from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.quality import divergence, predictions
-from hfcompress.utils import Tell
+from hfcompress.utils import ShowProgress
 
 _LEVELS = (1.0, 7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4, 1 / 8)
 """Shares of a group's units at which the change of the predictions is measured."""
@@ -31,7 +31,7 @@ def measured_channel_errors(
     rows: Calibration,
     dense: Sequence[Tensor],
     config: ShrinkConfig,
-    progress: Tell,
+    progress: ShowProgress,
 ) -> dict[str, dict[int, float]]:
     """Divergence from the dense model with one group at one width, the others as they are.
 
@@ -74,11 +74,11 @@ def _levels(widths: Sequence[int]) -> list[int]:
 
 def _mean_taker(model: nn.Module, graph: ChannelGraph, name: str) -> tuple[Tensor, float] | None:
     """What makes up for a changed mean of a layer's outputs, and with which sign."""
-    norm: Any = model.get_submodule(graph.norms[name]) if name in graph.norms else None
-    if norm is not None and norm.running_mean is not None:
-        return norm.running_mean, 1.0
-    layer: Any = model.get_submodule(name)
-    return None if layer.bias is None else (layer.bias.data, -1.0)
+    norm = running_norm(model, graph, name)
+    if norm is not None:
+        return norm, 1.0
+    bias = model.get_submodule(name).bias
+    return (bias.data, -1.0) if isinstance(bias, Tensor) else None
 
 
 @contextmanager
@@ -93,17 +93,20 @@ def _tried(
     """A group's other units are not read inside, and what reads them makes up for it."""
     stays = torch.zeros(group.units, dtype=torch.bool)
     stays[keep] = True
-    before: list[tuple[Any, Tensor]] = []
+    before: list[tuple[Tensor, Tensor]] = []
     try:
         for name in dict.fromkeys(place.module for place in group.of("inputs")):
-            layer: Any = model.get_submodule(name)
-            old = grouped_weight(layer).double()
+            layer = model.get_submodule(name)
+            if not isinstance(layer, LAYERS):
+                before += _zeroed(model, group, name, ~stays)
+                continue
+            weight, old = layer.weight, grouped_weight(layer).double()
             seen = moments.get(name) if config.resolved_repair == "ridge" else None
             new = _without_units(model, graph, group, name, stays, seen, config.damping)
-            before.append((layer.weight, layer.weight.data))
-            layer.weight.data = torch.empty_like(layer.weight)
+            before.append((weight, weight.data))
+            weight.data = torch.empty_like(weight)
             with torch.no_grad():
-                write_matrix(layer, new.reshape(weight_matrix(layer).shape).to(layer.weight))
+                write_matrix(layer, new.reshape(weight_matrix(layer).shape).to(weight))
                 taker = _mean_taker(model, graph, name)
                 if seen is not None and taker is not None:
                     before.append((taker[0], taker[0].clone()))
@@ -111,11 +114,28 @@ def _tried(
                     taker[0].add_(taker[1] * moved.to(taker[0]))
         yield
     finally:
-        for tensor, data in before:
+        for tensor, data in reversed(before):
             if isinstance(tensor, nn.Parameter):
                 tensor.data = data
             else:
                 tensor.copy_(data)
+
+
+def _zeroed(
+    model: nn.Module, group: ChannelGroup, name: str, gone: Tensor
+) -> list[tuple[Tensor, Tensor]]:
+    """Zero what reads some units in a layer of another kind.
+
+    Returns:
+        its parameters, and their data before.
+    """
+    before: list[tuple[Tensor, Tensor]] = []
+    for place in group.of("inputs"):
+        for (path, dimension), index in place.slots(model) if place.module == name else ():
+            weight = model.get_parameter(path)
+            before.append((weight, weight.data))
+            weight.data = weight.data.index_fill(dimension, index[gone[place.unit]], 0)
+    return before
 
 
 def _without_units(

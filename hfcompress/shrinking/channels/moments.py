@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hfcompress.calibration.batches import Calibration, finite_moments
 from hfcompress.calibration.hooks import Stop, evaluating, first_tensor, until_stop
-from hfcompress.calibration.moments import Moments, MomentSum, input_rows, output_rows
-from hfcompress.shrinking.channels.graph import ChannelGroup, Place, groups_in
+from hfcompress.calibration.moments import Moments, MomentSum, input_rows, output_rows, weight_of
+from hfcompress.shrinking.channels.groups import ChannelGroup, Place
+from hfcompress.shrinking.channels.sides import groups_in
 
 _SAMPLE = 1 << 16
 """Pixels (or tokens) of each layer that moments are taken from, at most about."""
@@ -43,7 +43,7 @@ def input_moments(
 
 def following_moments(
     name: str, dense: nn.Module, model: nn.Module, outputs: Tensor, calibration: Calibration
-) -> Moments:
+) -> Moments | None:
     """Moments of a layer's inputs in a shrunk model with what it puts out in the dense one.
 
     Args:
@@ -52,23 +52,26 @@ def following_moments(
         outputs: numbers of the dense layer's outputs that the shrunk one still has.
         calibration: rows.
 
+    Returns:
+        the moments; None where channels are what the layer is applied to, and fewer are left.
+
     Raises:
         CalibrationError: the layer saw nothing, or NaN in its inputs.
     """
     total = MomentSum()
-    layer: Any = model.get_submodule(name)
-    old: Any = dense.get_submodule(name)
+    layer, old = model.get_submodule(name), dense.get_submodule(name)
     with evaluating(dense), evaluating(model):
         for index in range(len(calibration.batches)):
             wanted = _called(dense, old, calibration, index)[1].index_select(
                 -1 if isinstance(old, nn.Linear) else 1, outputs
             )
-            inputs = _called(model, layer, calibration, index)[0]
+            inputs = input_rows(layer, _called(model, layer, calibration, index)[0], None)
+            goal = output_rows(layer, wanted, None)
+            if inputs.shape[1] != goal.shape[1]:
+                return None
             batches = len(calibration.batches)
-            total.add(
-                _sampled(input_rows(layer, inputs, None), batches, index),
-                {name: _sampled(output_rows(layer, wanted, None), batches, index)},
-            )
+            goals = {name: _sampled(goal, batches, index)}
+            total.add(_sampled(inputs, batches, index), goals)
     return finite_moments(name, total)
 
 
@@ -90,11 +93,11 @@ def _called(
     """What a layer reads and puts out for one batch; what follows it is not computed."""
     found: list[tuple[Tensor, Tensor]] = []
 
-    def note(_: nn.Module, args: Any, output: Any) -> None:
+    def record(_: nn.Module, args: tuple[Tensor, ...], output: object) -> None:
         found.append((args[0].clone(), first_tensor(output).clone()))
         raise Stop
 
-    handle = layer.register_forward_hook(note)
+    handle = layer.register_forward_hook(record)
     try:
         until_stop(partial(calibration.run, model, index))
     finally:
@@ -129,8 +132,9 @@ class Columns:
 
 def unit_columns(model: nn.Module, group: ChannelGroup, place: Place) -> list[Columns]:
     """The columns of a group's units in a reading layer's weight, for each group of the layer."""
-    layer: Any = model.get_submodule(place.module)
-    width, area = layer.weight.shape[1], layer.weight[0, 0].numel()
+    layer = model.get_submodule(place.module)
+    weight = weight_of(layer)
+    width, area = weight.shape[1], weight[0, 0].numel()
     found = []
     for number in range(groups_in(layer)):
         mine = place.index // width == number

@@ -17,7 +17,8 @@ from hfcompress.shrinking.channels.costs import (
     ranked_channels,
     uniform_channels,
 )
-from hfcompress.shrinking.channels.graph import trace
+from hfcompress.shrinking.channels.graph import rows_of, trace
+from hfcompress.shrinking.channels.proof import check_cut, cuttable
 from hfcompress.shrinking.channels.repair import estimate_batch_norms, repair_channels
 from hfcompress.shrinking.channels.selection import find_channel_candidates
 from hfcompress.shrinking.channels.surgery import cut
@@ -26,6 +27,8 @@ from hfcompress.shrinking.plan import Plan, ShrinkContext, UnitGroup
 from hfcompress.shrinking.report import Amount, Latencies
 from hfcompress.shrinking.widths import Widths
 
+_ROWS = 2
+"""Rows that a model is tried on: what merges rows shows with two."""
 _SIDE = 224
 """Height and width of images where neither rows nor the config give them."""
 
@@ -38,7 +41,6 @@ class PrunableChannels:
         context: with the dense model.
 
     Raises:
-        MissingExtraError: Torch-Pruning is not installed.
         ModelError: the model cannot be traced.
         TargetError: no channel can be removed.
         ConfigError: a budget above the dense model.
@@ -50,12 +52,15 @@ class PrunableChannels:
 
     def __init__(self, model: nn.Module, context: ShrinkContext) -> None:
         self.dropped_layers: tuple[int, ...] = ()
-        self.notes: tuple[str, ...] = ()
         self._model = model
         self._context = context
-        self._example = example_row(model, context.calibration)
-        self._dense_graph = self._graph = trace(model, self._example)
-        self._costs = macs(model, self._graph)
+        self._example = example_rows(model, context.calibration)
+        context.progress("trying cuts", 0, 1)
+        graph, self._choices, reasons = cuttable(model, self._example)
+        self._kept_whole = set(reasons)
+        self.notes = tuple(_note(name, reason) for name, reason in reasons.items())
+        self._dense_graph = self._graph = graph
+        self._costs = macs(graph)
         self._groups = tuple(UnitGroup(g.name, "channels", g.units) for g in self._graph.groups)
         self._budget = ChannelBudget(
             context.dense, self._graph, context.config, context.calibration
@@ -70,7 +75,8 @@ class PrunableChannels:
         """See `Prunable`."""
         config, model = self._context.config, self._model
         if self._outputs:
-            self._graph = trace(model, self._example)
+            found = trace(model, self._example, self._choices)
+            self._graph = found.without(list(self._kept_whole))
         graph = self._graph
         allowed = allowed_channels(model, graph, config)
         candidates = find_channel_candidates(model, graph, allowed, self._context)
@@ -82,13 +88,42 @@ class PrunableChannels:
                 return ranked_channels(costs, allowed, candidates.score_lists(), limit)
             return uniform_channels(costs, allowed, limit)
 
-        return Plan(self._budget.fit(model, graph, allowed, choose, progress), candidates)
+        plan = Plan(self._budget.fit(model, graph, allowed, choose, progress), candidates)
+        while (reasons := self._unproved(plan)) is not None:
+            for name, reason in reasons.items():
+                full = allowed[name][-1]
+                allowed[name] = [full]
+                self.notes += (_note(name, reason),)
+            plan = Plan(self._budget.fit(model, graph, allowed, choose, progress), candidates)
+        return plan
+
+    def _unproved(self, plan: Plan) -> dict[str, str] | None:
+        """The groups that cannot be cut as planned, and why; None where all can.
+
+        Raises:
+            TargetError: each can be cut alone, and not all together.
+        """
+        model, keep = self._model, plan.keep
+        narrowed = [g for g in self._graph.groups if len(keep[g.name]) < g.units]
+        together = check_cut(model, narrowed, keep, self._example)
+        if together is None:
+            return None
+        alone = {g.name: check_cut(model, [g], keep, self._example) for g in narrowed}
+        reasons = {name: reason for name, reason in alone.items() if reason is not None}
+        if not reasons:
+            raise TargetError(
+                f"{type(model).__name__} cannot lose these channels together: without them "
+                f"{together}; write another budget"
+            )
+        return reasons
 
     def apply(self, plan: Plan) -> dict[str, Tensor]:
         """See `Prunable`."""
         keep = plan.keep
-        for (name, side), left in cut(self._model, self._graph.groups, keep).items():
-            if side == "outputs":
+        stays = cut(self._model, self._graph.groups, keep)
+        for name in self._graph.layers:
+            left = stays.get((f"{name}.weight", 0))
+            if left is not None:
                 outputs = self._outputs
                 outputs[name] = outputs[name][left] if name in outputs else left
         self._repair()
@@ -111,7 +146,7 @@ class PrunableChannels:
         return narrow
 
     def macs(self, model: nn.Module, widths: Widths) -> Amount:
-        """See `Prunable`; for one row."""
+        """See `Prunable`; for one row, those that `count_macs` counts."""
         before = {group.name: group.units for group in self._groups}
         return Amount(self._costs.total(before), self._costs.total(widths))
 
@@ -120,14 +155,18 @@ class PrunableChannels:
         return self._budget.latencies(model)
 
 
-def example_row(model: nn.Module, calibration: Calibration | None) -> Batch:
-    """A row to trace a model with: from the calibration, else noise of the config's image size.
+def _note(name: str, reason: str) -> str:
+    return f"{name} keeps all of its channels: without some of them {reason}"
+
+
+def example_rows(model: nn.Module, calibration: Calibration | None) -> Batch:
+    """Rows to run a model on: of the calibration, else noise of the config's image size.
 
     Raises:
         CalibrationError: no calibration, and a model whose config does not give the size.
     """
     if calibration is not None:
-        return {key: value[:1] for key, value in calibration.batches[0].items()}
+        return rows_of(calibration.batches[0], _ROWS)
     config = getattr(model, "config", None)
     channels = getattr(config, "num_channels", None)
     if channels is None:
@@ -138,7 +177,7 @@ def example_row(model: nn.Module, calibration: Calibration | None) -> Batch:
     size = getattr(config, "image_size", None) or _SIDE
     height, width = (size, size) if isinstance(size, int) else size
     generator = torch.Generator().manual_seed(0)
-    return {"pixel_values": torch.randn(1, channels, height, width, generator=generator)}
+    return {"pixel_values": torch.randn(_ROWS, channels, height, width, generator=generator)}
 
 
 def check_channels(model: nn.Module, config: ShrinkConfig) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hfcompress.calibration.batches import Calibration
-from hfcompress.calibration.moments import Moments, grouped_weight
+from hfcompress.calibration.moments import Moments, grouped_weight, weight_of
 from hfcompress.models.architectures import weight_matrix, write_matrix
-from hfcompress.shrinking.channels.graph import ChannelGraph
+from hfcompress.shrinking.channels.groups import ChannelGraph
 from hfcompress.shrinking.channels.moments import about_means, following_moments
 from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.plan import ShrinkContext
@@ -62,39 +62,44 @@ def repair_channels(
     todo = graph.layers[first:]
     for number, name in enumerate(todo):
         context.progress("layers", number, len(todo))
-        layer: Any = model.get_submodule(name)
-        outputs = alive.get(name, torch.arange(len(layer.weight)))
+        layer = model.get_submodule(name)
+        outputs = alive.get(name, torch.arange(len(weight_of(layer))))
         moments = following_moments(name, dense, model, outputs, calibration)
-        _refit(layer, moments, context.config, *_norms(model, dense, graph, name), outputs)
+        if moments is None:
+            continue
+        means = running_norm(model, graph, name), running_norm(dense, graph, name)
+        _refit(layer, moments, context.config, *means, outputs)
 
 
 def _cut(model: nn.Module, dense: nn.Module, name: str) -> bool:
     """Whether the layer reads something else than the dense one: inputs went, or a filter of
     its own (a depthwise one reads fewer channels, too)."""
-    now: Any = model.get_submodule(name)
-    before: Any = dense.get_submodule(name)
-    return bool(now.weight.shape != before.weight.shape)
+    now, before = (weight_of(one.get_submodule(name)) for one in (model, dense))
+    return now.shape != before.shape
 
 
-def _norms(model: nn.Module, dense: nn.Module, graph: ChannelGraph, name: str) -> tuple[Any, Any]:
-    if name not in graph.norms:
-        return None, None
-    path = graph.norms[name]
-    norm: Any = model.get_submodule(path)
-    if norm.running_mean is None:
-        return None, None
-    return norm, dense.get_submodule(path)
+def running_norm(model: nn.Module, graph: ChannelGraph, name: str) -> Tensor | None:
+    """The running mean of the batch norm that alone reads a layer, where it keeps one."""
+    norm = model.get_submodule(graph.norms[name]) if name in graph.norms else None
+    mean = getattr(norm, "running_mean", None)
+    return mean if isinstance(mean, Tensor) else None
 
 
 def _refit(
-    layer: Any, moments: Moments, config: ShrinkConfig, norm: Any, dense_norm: Any, alive: Tensor
+    layer: nn.Module,
+    moments: Moments,
+    config: ShrinkConfig,
+    running: Tensor | None,
+    dense_running: Tensor | None,
+    alive: Tensor,
 ) -> None:
     assert moments.cross is not None
     assert moments.output is not None
     old = grouped_weight(layer)
     gram, cross = moments.gram.double(), moments.cross.double()
     mean, output = moments.mean.double(), moments.output.double()
-    if layer.bias is not None or norm is not None:  # what takes the means
+    bias = layer.bias if isinstance(layer.bias, Tensor) else None
+    if bias is not None or running is not None:  # what takes the means
         gram = about_means(moments)
         cross = cross - output[:, :, None] * mean[:, None, :]
     new = old.double()
@@ -102,12 +107,12 @@ def _refit(
         new = ridge(old, gram, cross, config.damping)
         write_matrix(layer, new.reshape(weight_matrix(layer).shape).to(old))
     made = (new @ mean[:, :, None]).flatten()
-    if norm is not None:
+    if running is not None and dense_running is not None:
         shift = made - output.flatten()
-        bias = 0.0 if layer.bias is None else layer.bias.double()
-        norm.running_mean.copy_((dense_norm.running_mean[alive].double() + shift + bias).float())
-    elif layer.bias is not None:
-        layer.bias.copy_((output.flatten() - made).to(layer.bias))
+        added = 0.0 if bias is None else bias.double()
+        running.copy_((dense_running[alive].double() + shift + added).float())
+    elif bias is not None:
+        bias.copy_((output.flatten() - made).to(bias))
 
 
 @torch.no_grad()
@@ -121,8 +126,7 @@ def estimate_batch_norms(model: nn.Module, calibration: Calibration) -> int:
     Returns:
         how many batch norms there are.
     """
-    norms = [m for m in model.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
-    norms = [norm for norm in norms if norm.running_mean is not None]
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
     model.eval()

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hfcompress.calibration.batches import Calibration, require_labels, task_loss
 from hfcompress.calibration.hooks import evaluating
 from hfcompress.errors import CalibrationError, TargetError
-from hfcompress.shrinking.channels.graph import ChannelGraph, ChannelGroup, Place, groups_in
+from hfcompress.shrinking.channels.groups import ChannelGraph, ChannelGroup, Place
+from hfcompress.shrinking.channels.sides import (
+    Side,
+    channel_dimension,
+    side_size,
+    tensor_at,
+)
 from hfcompress.shrinking.config import Score
 
 
@@ -41,33 +47,26 @@ def channel_scores(
     if score in ("taylor", "fisher"):
         assert calibration is not None
         return mask_gradients(model, graph.groups, calibration, squared=score == "fisher")
-    rule = {"magnitude": _norm, "l1": _absolute_sum, "batch_norm": _norm_scale}[score]
+    rule = {"magnitude": weight_norms, "l1": _absolute_sum, "batch_norm": _norm_scale}[score]
     with torch.no_grad():
         return {group.name: rule(model, group) for group in graph.groups}
 
 
-def _norm(model: nn.Module, group: ChannelGroup) -> Tensor:
-    total = torch.zeros(group.units)
-    for place in (*group.of("outputs"), *group.of("inputs")):
-        layer: Any = model.get_submodule(place.module)
-        total.index_add_(0, place.unit, _sums(layer, place, layer.weight.float().square()))
-    return total.sqrt()
+def weight_norms(model: nn.Module, group: ChannelGroup) -> Tensor:
+    """The Euclidean norm of all weights that make or read each unit."""
+    return _summed(model, group, ("outputs", "inputs"), torch.square).sqrt()
 
 
 def _absolute_sum(model: nn.Module, group: ChannelGroup) -> Tensor:
-    total = torch.zeros(group.units)
-    for place in group.of("outputs"):
-        layer: Any = model.get_submodule(place.module)
-        total.index_add_(0, place.unit, _sums(layer, place, layer.weight.float().abs()))
-    return total
+    return _summed(model, group, ("outputs",), torch.abs)
 
 
 def _norm_scale(model: nn.Module, group: ChannelGroup) -> Tensor:
     total, count = torch.zeros(group.units), torch.zeros(group.units)
     for place in group.of("features"):
-        norm: Any = model.get_submodule(place.module)
-        if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)) and norm.weight is not None:
-            total.index_add_(0, place.unit, norm.weight.float().abs()[place.index])
+        norm = model.get_submodule(place.module)
+        if isinstance(norm, _BatchNorm) and norm.affine:
+            total.index_add_(0, place.unit, norm.weight.detach().float().abs()[place.index])
             count.index_add_(0, place.unit, torch.ones(len(place.unit)))
     if not bool(count.all()):
         raise TargetError(
@@ -76,13 +75,34 @@ def _norm_scale(model: nn.Module, group: ChannelGroup) -> Tensor:
     return total / count
 
 
-def _sums(layer: nn.Module, place: Place, values: Tensor) -> Tensor:
-    """Sums of a weight's values over all but the channels of a place."""
-    if place.side == "outputs":
-        return values.flatten(1).sum(1)[place.index]
-    groups = groups_in(layer)
-    split = values.reshape(groups, len(values) // groups, values.shape[1], -1)
-    return split.sum((1, 3)).flatten()[place.index]
+def _summed(
+    model: nn.Module,
+    group: ChannelGroup,
+    sides: Sequence[Side],
+    measure: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """For each unit the sum of a measure of the weights on some sides, and of bare weights."""
+    total = torch.zeros(group.units)
+    for place in group.places:
+        side = place.side
+        if side == "parameter":
+            side = "inputs" if place.read else "outputs"
+        for (name, dimension), _ in place.slots(model) if side in sides else ():
+            weight = tensor_at(model, name).detach().float()
+            if weight.dim() > 1:
+                sums = _sums(measure(weight), dimension, int(place.index.max()))
+                total.index_add_(0, place.unit, sums[place.index])
+    return total
+
+
+def _sums(values: Tensor, dimension: int, last: int) -> Tensor:
+    """For each channel the sum of a weight's values; groups of a layer have rows of their own."""
+    if dimension == 0:
+        return values.flatten(1).sum(1)
+    width = values.shape[dimension]
+    parts = last // width + 1
+    split = values.movedim(dimension, 1).reshape(parts, len(values) // parts, width, -1)
+    return split.sum((1, 3)).flatten()
 
 
 def mask_gradients(
@@ -100,8 +120,15 @@ def mask_gradients(
         squared: Fisher instead of Taylor.
 
     Raises:
+        TargetError: a group that only bare parameters read.
         CalibrationError: rows without labels, or NaN in a gradient.
     """
+    for group in groups:
+        if not group.of("inputs"):
+            raise TargetError(
+                f"no module reads the channels of {group.name}, so that they cannot be masked; "
+                f"write score: magnitude"
+            )
     sums = {group.name: torch.zeros(group.units) for group in groups}
     with evaluating(model), torch.enable_grad():
         for batch in calibration.batches:
@@ -134,19 +161,24 @@ def masked_channels(
             if group.name not in masks:
                 continue
             for place in group.of("inputs"):
-                layer: Any = model.get_submodule(place.module)
+                layer = model.get_submodule(place.module)
                 hook = partial(_multiply, place, masks[group.name])
                 stack.callback(layer.register_forward_pre_hook(hook).remove)
         yield
 
 
-def _multiply(place: Place, mask: Tensor, layer: nn.Module, args: Any) -> tuple[Any, ...]:
-    weight: Any = layer.weight
+def _multiply(
+    place: Place, mask: Tensor, layer: nn.Module, args: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
     rows = mask if mask.dim() == 2 else mask[None]
-    factor = torch.ones(len(rows), weight.shape[1] * groups_in(layer), dtype=rows.dtype)
+    factor = torch.ones(len(rows), side_size(layer, "inputs"), dtype=rows.dtype)
     factor = factor.index_copy(1, place.index, rows[:, place.unit])
-    inputs: Tensor = args[0]
+    inputs = args[0]
+    if isinstance(layer, nn.RNNBase) and not layer.batch_first and len(rows) > 1:
+        return (inputs * factor[None], *args[1:])
+    repeats = len(inputs) // len(rows) if len(rows) > 1 else 1
+    factor = factor.repeat_interleave(repeats, 0)  # a row may be several by now (patches, frames)
     between = (1,) * (inputs.dim() - 2)
-    last = isinstance(layer, nn.Linear)
-    shape = (len(rows), *between, -1) if last else (len(rows), -1, *between)
+    last = channel_dimension(layer) == -1
+    shape = (len(factor), *between, -1) if last else (len(factor), -1, *between)
     return (inputs * factor.view(shape), *args[1:])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from torch import nn
 
@@ -11,9 +10,9 @@ from hfcompress.calibration.batches import Calibration
 from hfcompress.calibration.importance import Importance, importance
 from hfcompress.calibration.moments import Moments, grouped_weight, groups_of
 from hfcompress.shrinking.channels.errors import centred_gram, measured_channel_errors
-from hfcompress.shrinking.channels.graph import ChannelGraph, ChannelGroup, Place
-from hfcompress.shrinking.channels.moments import input_moments, unit_columns
-from hfcompress.shrinking.channels.scores import channel_scores
+from hfcompress.shrinking.channels.groups import ChannelGraph, ChannelGroup, Place
+from hfcompress.shrinking.channels.moments import Columns, input_moments, unit_columns
+from hfcompress.shrinking.channels.scores import channel_scores, weight_norms
 from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.obs import Reader, eliminate_shared
 from hfcompress.shrinking.plan import Candidates, ShrinkContext
@@ -46,11 +45,18 @@ def find_channel_candidates(
     for number, group in enumerate(graph.groups):
         context.progress("choosing channels", number, len(graph.groups))
         widths = allowed[group.name]
+        readers = []
         if config.score == "reconstruction":
-            readers = [reader(group, place, columns) for place, columns in _pairs(model, group)]
+            readers = [
+                reader(group, place, columns) for place, columns in _pairs(model, group, moments)
+            ]
+        if readers:
             kept = eliminate_shared(readers, group.units, widths, damping=config.damping)
         else:
-            order = found.scores[group.name].argsort(descending=True, stable=True)
+            scores = found.scores.get(group.name)
+            if scores is None:  # nothing that reads the channels can be fitted anew
+                scores = weight_norms(model, group)
+            order = scores.argsort(descending=True, stable=True)
             kept = {width: order[:width].sort().values for width in widths}
         found.kept[group.name] = kept
     if measures_errors:
@@ -61,10 +67,13 @@ def find_channel_candidates(
     return found
 
 
-def _pairs(model: nn.Module, group: ChannelGroup) -> Iterator[tuple[Place, Any]]:
+def _pairs(
+    model: nn.Module, group: ChannelGroup, moments: Mapping[str, Moments]
+) -> Iterator[tuple[Place, Columns]]:
     for place in group.of("inputs"):
-        for columns in unit_columns(model, group, place):
-            yield place, columns
+        if place.module in moments:
+            for columns in unit_columns(model, group, place):
+                yield place, columns
 
 
 def _readers(
@@ -73,7 +82,7 @@ def _readers(
     moments: Mapping[str, Moments],
     config: ShrinkConfig,
     calibration: Calibration | None,
-) -> Callable[[ChannelGroup, Place, Any], Reader]:
+) -> Callable[[ChannelGroup, Place, Columns], Reader]:
     """Makes the `Reader` of one layer, or of one group of it."""
     seen: dict[str, Importance] = {}
     if config.score == "reconstruction":
@@ -84,7 +93,7 @@ def _readers(
             model, plain, calibration, config.seed, matrices=config.output_importance > 0
         )
 
-    def reader(group: ChannelGroup, place: Place, columns: Any) -> Reader:
+    def reader(group: ChannelGroup, place: Place, columns: Columns) -> Reader:
         layer = model.get_submodule(place.module)
         gram = centred_gram(model, graph, place.module, moments[place.module])[columns.group]
         weight = grouped_weight(layer)[columns.group].detach()

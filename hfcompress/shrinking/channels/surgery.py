@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hfcompress.errors import TargetError
 from hfcompress.models.surgery import keep_along, resized
-from hfcompress.shrinking.channels.graph import ChannelGroup, Place, Side, groups_in
+from hfcompress.shrinking.channels.groups import ChannelGroup
+from hfcompress.shrinking.channels.sides import (
+    Slot,
+    own_tensors,
+    set_norm_width,
+    side_size,
+    tensors_by_name,
+)
 
-Staying = dict[tuple[str, Side], Tensor]
-"""For each cut side of a module (or bare parameter) the numbers that stay, ascending."""
+Staying = dict[Slot, Tensor]
+"""For each cut dimension of a parameter or buffer the numbers that stay, ascending."""
 
 
 def staying(
     model: nn.Module, groups: Sequence[ChannelGroup], keep: Mapping[str, Tensor]
 ) -> Staying:
-    """What stays of each module when each group keeps some units.
+    """What stays of each parameter and buffer when each group keeps some units.
 
     Args:
         model: as it is now.
@@ -29,28 +35,38 @@ def staying(
     Raises:
         TargetError: a group would lose all of its units.
     """
-    gone: dict[tuple[str, Side], list[Tensor]] = {}
-    sizes: dict[tuple[str, Side], int] = {}
+    tensors = tensors_by_name(model)
+    names = {id(tensor): name for name, tensor in tensors.items()}
+    every = {name: names[id(tensor)] for name, _, _, tensor in own_tensors(model)}
+    stays: Staying = {}
     for group in groups:
         if group.name not in keep:
             continue
-        kept = torch.zeros(group.units, dtype=torch.bool)
-        kept[keep[group.name]] = True
-        if not bool(kept.any()):
-            raise TargetError(
-                f"{group.name} would lose all of its channels, and nothing would flow through "
-                f"the network; keep at least one"
-            )
+        kept = kept_units(group, keep[group.name])
         for place in group.places:
-            key = (place.module, place.side)
-            gone.setdefault(key, []).append(place.index[~kept[place.unit]])
-            sizes[key] = _size(model, place)
-    found: Staying = {}
-    for key, lists in gone.items():
-        stays = torch.ones(sizes[key], dtype=torch.bool)
-        stays[torch.cat(lists)] = False
-        found[key] = stays.nonzero()[:, 0]
-    return found
+            gone = ~kept[place.unit]
+            for (name, dimension), index in place.slots(model):
+                slot = (every[name], dimension)
+                size = tensors[slot[0]].shape[dimension]
+                flags = stays.setdefault(slot, torch.ones(size, dtype=torch.bool))
+                flags[index[gone]] = False
+    return {slot: flags.nonzero()[:, 0] for slot, flags in stays.items()}
+
+
+def kept_units(group: ChannelGroup, keep: Tensor) -> Tensor:
+    """For each unit of a group whether it stays.
+
+    Raises:
+        TargetError: none does.
+    """
+    kept = torch.zeros(group.units, dtype=torch.bool)
+    kept[keep] = True
+    if not bool(kept.any()):
+        raise TargetError(
+            f"{group.name} would lose all of its channels, and nothing would flow through "
+            f"the network; keep at least one"
+        )
+    return kept
 
 
 def cut(model: nn.Module, groups: Sequence[ChannelGroup], keep: Mapping[str, Tensor]) -> Staying:
@@ -61,49 +77,36 @@ def cut(model: nn.Module, groups: Sequence[ChannelGroup], keep: Mapping[str, Ten
         groups, keep: as for `staying`.
 
     Returns:
-        what stayed of each module.
+        what stayed of each parameter and buffer.
 
     Raises:
         TargetError: a group would lose all of its units.
     """
     found = staying(model, groups, keep)
-    dimensions = {p.module: p.dimension for g in groups for p in g.of("parameter")}
-    for (name, side), stays in found.items():
-        if side == "parameter":
-            keep_along(model.get_parameter(name), stays, dimensions[name])
-            continue
-        module: Any = model.get_submodule(name)
-        if side == "inputs":
-            width = module.weight.shape[1]
-            keep_along(module.weight, (stays % width).unique(), 1)
-        elif side == "outputs":
-            keep_along(module.weight, stays, 0)
-            if module.bias is not None:
-                keep_along(module.bias, stays, 0)
-        else:
-            _cut_norm(module, stays)
-    for name in dict.fromkeys(name for name, side in found if side != "parameter"):
-        resized(model.get_submodule(name))
+    widths = features_left(model, groups, keep)
+    tensors = tensors_by_name(model)
+    for (name, dimension), stays in found.items():
+        keep_along(tensors[name], stays, dimension)
+    touched = {id(tensors[name]) for name, _ in found}
+    modules = {id(m): m for _, m, _, tensor in own_tensors(model) if id(tensor) in touched}
+    for module in modules.values():
+        resized(module)
+    for path, stays in widths.items():
+        set_norm_width(model.get_submodule(path), len(stays))
     return found
 
 
-def _cut_norm(norm: Any, stays: Tensor) -> None:
-    for tensor in (*norm._parameters.values(), *norm._buffers.values()):
-        if tensor is not None and tensor.dim():  # the number of batches that it has seen has none
-            keep_along(tensor, stays, 0)
-    if isinstance(norm, nn.LayerNorm):
-        norm.normalized_shape = (len(stays),)
-
-
-def _size(model: nn.Module, place: Place) -> int:
-    """How many outputs, inputs or features there are now."""
-    if place.side == "parameter":
-        return model.get_parameter(place.module).shape[place.dimension]
-    module: Any = model.get_submodule(place.module)
-    if place.side == "inputs":
-        return int(module.weight.shape[1]) * groups_in(module)
-    if place.side == "outputs":
-        return int(module.weight.shape[0])
-    if isinstance(module, nn.LayerNorm):
-        return int(module.normalized_shape[-1])
-    return int(getattr(module, "num_features", 0) or getattr(module, "num_channels", 0))
+def features_left(
+    model: nn.Module, groups: Sequence[ChannelGroup], keep: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """For each norm that would lose features, the numbers of those that stay."""
+    flags: dict[str, Tensor] = {}
+    for group in groups:
+        if group.name not in keep:
+            continue
+        kept = kept_units(group, keep[group.name])
+        for place in group.of("features"):
+            size = side_size(model.get_submodule(place.module), "features")
+            own = flags.setdefault(place.module, torch.ones(size, dtype=torch.bool))
+            own[place.index[~kept[place.unit]]] = False
+    return {path: own.nonzero()[:, 0] for path, own in flags.items() if not bool(own.all())}

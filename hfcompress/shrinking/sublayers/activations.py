@@ -1,4 +1,4 @@
-"""What flows through the dense model and through the one that shrinks, layer after layer.
+"""Activations of the dense and of the shrinking model, layer after layer.
 
 Each sublayer's statistics come from the model as shrunk so far; what its output projection is to
 reproduce comes from the dense model: the residual stream behind the sublayer, so that each
@@ -11,13 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hfcompress.calibration.batches import Calibration, finite_moments
-from hfcompress.calibration.hooks import Stop, first_tensor, recorded_calls, until_stop
+from hfcompress.calibration.hooks import Call, Stop, first_tensor, recorded_calls, until_stop
 from hfcompress.calibration.moments import Moments, MomentSum, input_rows
 from hfcompress.errors import CalibrationError
 from hfcompress.models.architectures import blocks, bridges
@@ -55,7 +54,7 @@ class Stream:
         self._layers = blocks(model)
         self._bridges = bridges(model)
         self._states: list[Tensor] = []
-        self._calls: list[dict[str, tuple[tuple[Any, ...], dict[str, Any]]]] = []
+        self._calls: list[dict[str, Call]] = []
         for index in range(len(calibration.batches)):
             with recorded_calls(self._layers) as calls, torch.no_grad():
                 calibration.run(model, index)
@@ -64,7 +63,7 @@ class Stream:
                     f"the layers of {type(model).__name__} are not called one after the other"
                 )
             self._states.append(next(iter(calls.values()))[0][0].clone())
-            self._calls.append({name: (call[0][1:], call[1]) for name, call in calls.items()})
+            self._calls.append({name: (a[1:], k, None) for name, (a, k, _) in calls.items()})
 
     def look(self, part: Sublayer, index: int) -> Seen:
         """A sublayer of the next layer at work on one batch; what follows it is not computed."""
@@ -99,7 +98,7 @@ class Stream:
 
     @torch.no_grad()
     def _run(self, layer: str, index: int) -> Tensor:
-        args, kwargs = self._calls[index][layer]
+        args, kwargs, _ = self._calls[index][layer]
         states = first_tensor(self._layers[layer](self._states[index], *args, **kwargs))
         if layer in self._bridges:
             return first_tensor(self._bridges[layer](states, *args[:1]))
@@ -204,10 +203,10 @@ def _watching(
 ) -> Iterator[None]:
     """Note what sublayers read, and what goes into and out of their output projections."""
 
-    def reads(name: str, _: nn.Module, args: Any) -> None:
+    def reads(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
         notes[f"read {name}"] = args[0]
 
-    def puts_out(name: str, _: nn.Module, args: Any, output: Any) -> None:
+    def puts_out(name: str, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         notes[f"in {name}"], notes[f"out {name}"] = args[0], output
         if name == stop_at:
             raise Stop

@@ -1,10 +1,9 @@
-"""What each sublayer's width costs in quality, measured as the change of the predictions."""
+"""The loss of quality at each width of each sublayer, measured by the predictions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +31,7 @@ def measured_errors(
     candidates: Mapping[str, Mapping[int, Projection]],
     rows: Calibration,
     dense: Sequence[Tensor],
-    tell: Callable[[int, int], None] = lambda done, whole: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, dict[int, float]]:
     """Divergence from the dense model with one sublayer at one width, the others as they are.
 
@@ -42,7 +41,7 @@ def measured_errors(
         candidates: by sublayer and width.
         rows: what is predicted.
         dense: the dense model's predictions.
-        tell: is told how far it is.
+        progress: receives count and total.
 
     Returns:
         by sublayer and width, the full width (the model as it is) included.
@@ -50,7 +49,7 @@ def measured_errors(
     errors: dict[str, dict[int, float]] = {}
     as_it_is = divergence(dense, predictions(model, rows))
     replay = _Replay(model, rows)
-    done, whole = 0, sum(len(found) for found in candidates.values())
+    done, total = 0, sum(len(found) for found in candidates.values())
     for part in parts:
         errors[part.name] = {part.units(model): as_it_is}
         with replay.starting_at(part.layer):
@@ -58,7 +57,7 @@ def measured_errors(
                 with _tried(part, model, projection):
                     errors[part.name][width] = divergence(dense, predictions(model, rows))
                 done += 1
-                tell(done, whole)
+                progress(done, total)
     return errors
 
 
@@ -78,11 +77,16 @@ class _Replay:
         hooks = []
         for name, layer in self._layers.items():
 
-            def note(_: nn.Module, args: Any, result: Any, name: str = name) -> None:
+            def record(
+                _: nn.Module,
+                args: tuple[Tensor, ...],
+                result: Tensor | tuple[Tensor, ...],
+                name: str = name,
+            ) -> None:
                 self._states[name].append(args[0])
                 self._rest = None if isinstance(result, Tensor) else (None,) * (len(result) - 1)
 
-            hooks.append(layer.register_forward_hook(note))
+            hooks.append(layer.register_forward_hook(record))
         try:
             predictions(model, rows)
         finally:
@@ -94,10 +98,12 @@ class _Replay:
         """Layers before ``start`` pass on what they read; ``start`` reads what it read before."""
         calls = 0
 
-        def passing(state: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def passing(
+            state: Tensor, *args: object, **kwargs: object
+        ) -> Tensor | tuple[Tensor | None, ...]:
             return state if self._rest is None else (state, *self._rest)
 
-        def replayed(_: nn.Module, args: Any) -> Any:
+        def replayed(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             nonlocal calls
             state = self._states[start][calls % self._batches]
             calls += 1

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -69,7 +69,7 @@ def time_table(
     """
     place = cache_folder() / "latency" / f"{_key(model, parts, inputs, config)}.json"
     if place.is_file():
-        return _read(json.loads(place.read_text(encoding="utf-8")))
+        return _read(place)
     variants = {"dense": model}
     for kind, shares in _SHARES.items():
         mine = [part for part in parts if part.kind == kind]
@@ -79,7 +79,7 @@ def time_table(
             variants[f"{kind} {width}"] = with_widths(model, parts, widths)
     times = timed(variants, inputs, config.precision, _SECONDS)
     found = {name: times.times[name].median for name in variants}
-    plain: dict[str, Any] = {
+    data = {
         "dense": found["dense"],
         "layers": len(parts) // 2,
         "by_width": {
@@ -91,16 +91,17 @@ def time_table(
         },
         "environment": environment(),
     }
-    atomic_write(place, json.dumps(plain, indent=1))
-    return _read(plain)
+    atomic_write(place, json.dumps(data, indent=1))
+    return _read(place)
 
 
-def _read(plain: Mapping[str, Any]) -> TimeTable:
+def _read(place: Path) -> TimeTable:
+    data = json.loads(place.read_text(encoding="utf-8"))
     by_width = {
         kind: {int(width): ms for width, ms in times.items()}
-        for kind, times in plain["by_width"].items()
+        for kind, times in data["by_width"].items()
     }
-    return TimeTable(plain["dense"], plain["layers"], by_width)
+    return TimeTable(data["dense"], data["layers"], by_width)
 
 
 def with_widths(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,11 +88,11 @@ def repaired(
 
 @torch.no_grad()
 def install(part: Sublayer, model: nn.Module, projection: Projection) -> None:
-    """Make it so: units leave, and the output projection is the new one."""
+    """Apply `projection` in place: drop the units and replace the output projection."""
     keep_units(model, part, projection.keep)
-    linear: Any = part.out(model)
+    linear = part.out(model)
     write_matrix(linear, projection.weight)
-    if projection.bias is not None:
+    if isinstance(linear.bias, Tensor) and projection.bias is not None:
         linear.bias.data = projection.bias.detach().clone()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +93,9 @@ def masked(
         if part.name in masks:
             mask = masks[part.name].repeat_interleave(part.size, dim=-1)
 
-            def multiply(_: nn.Module, args: Any, mask: Tensor = mask) -> tuple[Any, ...]:
+            def multiply(
+                _: nn.Module, args: tuple[Tensor, ...], mask: Tensor = mask
+            ) -> tuple[Tensor, ...]:
                 if mask.dim() == 2:  # attention in windows has several rows for each
                     mask = mask.repeat_interleave(len(args[0]) // len(mask), dim=0)[:, None]
                 return (args[0] * mask, *args[1:])

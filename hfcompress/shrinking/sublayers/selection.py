@@ -1,4 +1,4 @@
-"""Which units would stay at each width, what each width costs in quality, and which go in fact."""
+"""Choose the units that stay at each width, measure the widths, and apply the chosen ones."""
 
 from __future__ import annotations
 

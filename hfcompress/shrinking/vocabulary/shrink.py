@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfcompress.checkpoint.save import record_shapes
 from hfcompress.errors import ModelError
@@ -33,17 +32,17 @@ class VocabularyReport(FormerPlain):
     parameters_before: int
     parameters: int
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, int]:
         """As data that JSON can hold."""
         return asdict(self)
 
 
 def shrink_vocabulary(
     model: PreTrainedModel,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     texts: Iterable[str],
     config: VocabularyConfig | None = None,
-) -> tuple[Any, VocabularyReport]:
+) -> tuple[PreTrainedTokenizerBase, VocabularyReport]:
     """Keep the tokens that a corpus uses (TextPruner, 2203.15996).
 
     The corpus is split as before and the model says the same of it; any other text is split into
@@ -137,7 +136,7 @@ def _keep_scores(model: nn.Module, output: nn.Linear, kept: Sequence[int], tied:
             parameter.data = parameter.data[list(kept)]
 
 
-def _token_fields(model: PreTrainedModel) -> list[tuple[tuple[Any, str], Any]]:
+def _token_fields(model: PreTrainedModel) -> list[tuple[tuple[object, str], int | list[int]]]:
     """Every setting that is a token's number, or a list of them."""
     found = []
     for settings in (model.config, getattr(model, "generation_config", None)):

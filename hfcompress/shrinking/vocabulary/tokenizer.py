@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
 
 from hfcompress.config import StepConfig
 from hfcompress.errors import CalibrationError, ModelError
@@ -36,13 +36,13 @@ class CutTokenizer:
         before: how many tokens there were.
     """
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     kept: tuple[int, ...]
     before: int
 
 
 def cut_tokenizer(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     texts: Iterable[str],
     config: VocabularyConfig | None = None,
     required: Iterable[int] = (),
@@ -81,7 +81,7 @@ def cut_tokenizer(
 
 
 def count_kept(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     texts: Iterable[str],
     min_counts: Sequence[int],
     required: Iterable[int] = (),
@@ -101,7 +101,7 @@ def count_kept(
     return kept
 
 
-def _as_json(tokenizer: Any) -> Json:
+def _as_json(tokenizer: PreTrainedTokenizerBase) -> Json:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         raise ModelError(
@@ -114,7 +114,7 @@ def _as_json(tokenizer: Any) -> Json:
 
 def _encoded(data: Json, texts: Sequence[str]) -> Iterator[list[int]]:
     """Numbers of each text's tokens, uncut and without special tokens around them."""
-    backend: Any = Tokenizer.from_str(json.dumps(data))
+    backend = Tokenizer.from_str(json.dumps(data))
     backend.no_truncation()
     backend.no_padding()
     rows = iter(texts)
@@ -134,7 +134,7 @@ def _check_alike(before: Json, after: Json, kept: Sequence[int], texts: Sequence
             )
 
 
-def _rebuilt(tokenizer: Any, data: Json) -> Any:
+def _rebuilt(tokenizer: PreTrainedTokenizerBase, data: Json) -> PreTrainedTokenizerBase:
     """The same class with the same options around a changed ``tokenizer.json``."""
     with tempfile.TemporaryDirectory(prefix="hfcompress-") as folder:
         tokenizer.save_pretrained(folder)
@@ -142,7 +142,7 @@ def _rebuilt(tokenizer: Any, data: Json) -> Any:
             (Path(folder) / name).unlink(missing_ok=True)
         (Path(folder) / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
         _renumber_options(Path(folder) / "tokenizer_config.json", tokens_of(data))
-        rebuilt = type(tokenizer).from_pretrained(folder)
+        rebuilt: PreTrainedTokenizerBase = type(tokenizer).from_pretrained(folder)
     rebuilt.name_or_path = tokenizer.name_or_path
     return rebuilt
 

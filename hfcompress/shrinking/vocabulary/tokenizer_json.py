@@ -121,7 +121,7 @@ def _parts(token: str, ranks: Mapping[tuple[str, str], int], prefix: str, suffix
     return passed
 
 
-def _renumbered(part: Any, numbers: Mapping[str, int]) -> Any:
+def _renumbered(part: object, numbers: Mapping[str, int]) -> object:
     """A post-processor or padding with the new numbers of the tokens that it inserts."""
     if isinstance(part, list):
         return [_renumbered(item, numbers) for item in part]

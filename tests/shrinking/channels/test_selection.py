@@ -17,8 +17,6 @@ from hfcompress.shrinking.config import Score
 from hfcompress.shrinking.obs import Reader, eliminate_shared
 from tests.tiny_images import convnet, convnet_batches
 
-pytest.importorskip("torch_pruning")
-
 
 def scores(network: str, score: Score) -> tuple[Any, Any, dict[str, torch.Tensor]]:
     model, rows = convnet(network), Calibration(convnet_batches(network))

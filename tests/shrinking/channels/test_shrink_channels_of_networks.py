@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,12 @@ from torch import nn
 from transformers import AutoModelForImageClassification
 
 from hfcompress.calibration.batches import Calibration, run_on
-from hfcompress.errors import CalibrationError, ConfigError, MissingExtraError, TargetError
+from hfcompress.errors import CalibrationError, ConfigError, TargetError
 from hfcompress.measure.macs import count_macs
 from hfcompress.measure.size import count_parameters
 from hfcompress.shrinking.channels.costs import macs, tensor_bytes
-from hfcompress.shrinking.channels.graph import ChannelGroup, trace
+from hfcompress.shrinking.channels.graph import trace
+from hfcompress.shrinking.channels.groups import ChannelGroup
 from hfcompress.shrinking.channels.scores import masked_channels
 from hfcompress.shrinking.channels.surgery import cut
 from hfcompress.shrinking.config import ShrinkConfig
@@ -25,8 +25,6 @@ from hfcompress.shrinking.quality import divergence, predictions
 from hfcompress.shrinking.report import ShrinkReport
 from hfcompress.shrinking.shrink import shrink
 from tests.tiny_images import CONVNETS, CONVNETS_AND_GROUPED, convnet, convnet_batches
-
-pytest.importorskip("torch_pruning")
 
 HALF: dict[str, Any] = {"macs": 0.5}
 PLAIN: dict[str, Any] = {**HALF, "score": "magnitude"}
@@ -96,7 +94,7 @@ def test_what_is_counted_is_what_runs(network: str) -> None:
     model = convnet(network)
     graph = trace(model, one_row(network))
     widths = {group.name: -(-group.units * 2 // 3) for group in graph.groups}
-    counted, stored = macs(model, graph), tensor_bytes(model, graph)
+    counted, stored = macs(graph), tensor_bytes(model, graph)
     full = {group.name: group.units for group in graph.groups}
     assert counted.total(full) == count_macs(model, one_row(network)).total
     name = graph.groups[-1].name
@@ -291,12 +289,6 @@ def test_what_cannot_go_is_said() -> None:
         shrunk("convnext", **HALF, score="batch_norm")
     with pytest.raises(ConfigError, match="all false"):
         ShrinkConfig(**HALF, heads=False, neurons=False, channels=False)
-
-
-def test_the_library_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'hfcompress\[vision\]'"):
-        shrunk(**PLAIN)
 
 
 def test_frozen_parameters_are_cut_and_stay_frozen() -> None:

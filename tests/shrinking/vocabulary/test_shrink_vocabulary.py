@@ -105,7 +105,8 @@ def test_the_scores_of_tokens_are_cut_too(tied: bool, tmp_path: Path) -> None:
     before = answers(model, tokenizer, CORPUS_SUBSET)
     cut, _ = shrink_vocabulary(model, tokenizer, CORPUS_SUBSET)
     kept = [
-        tokenizer.convert_tokens_to_ids(name) for name in cut.convert_ids_to_tokens(range(len(cut)))
+        tokenizer.convert_tokens_to_ids(name)
+        for name in cut.convert_ids_to_tokens(list(range(len(cut))))
     ]
     after = answers(model, cut, CORPUS_SUBSET)
     assert torch.allclose(after, before[..., kept], atol=1e-6)

@@ -144,7 +144,7 @@ def test_other_kinds_are_refused() -> None:
     with pytest.raises(ModelError, match="of the kind Unigram; only"):
         cut_tokenizer(unigram, ["a"])
     with pytest.raises(ModelError, match=r"keeps no tokenizer\.json"):
-        cut_tokenizer(object(), ["a"])
+        cut_tokenizer(object(), ["a"])  # type: ignore[arg-type]
 
 
 def test_a_tokenizer_with_rules_of_its_own_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
