@@ -88,17 +88,18 @@ def check_shrinkable(model: nn.Module) -> None:
     """Refuse a model without units that `shrink` can remove.
 
     Raises:
-        TargetError: an unknown family without convolutions.
+        TargetError: an unknown family without layers that follow each other.
     """
     if not has_channels(model):
         known_family(model)
 
 
 def has_channels(model: nn.Module) -> bool:
-    """Whether `shrink` removes channels: layers in an architecture of no known family."""
+    """Whether `shrink` removes channels: between layers of an architecture of no known family."""
     if family_of(model) is not None:
         return False
-    return any(isinstance(module, (*LAYERS, nn.Embedding)) for module in model.modules())
+    layers = [module for module in model.modules() if isinstance(module, (*LAYERS, nn.Embedding))]
+    return len(layers) > 1
 
 
 @contextmanager
