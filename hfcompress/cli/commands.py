@@ -178,7 +178,8 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 
 
 def _predict(options: argparse.Namespace, console: Console) -> int:
-    from hfcompress.quantization.load import LabelScore, load
+    from hfcompress.quantization.load import load
+    from hfcompress.tasks.outputs import LabelScore
 
     predictions = cast("list[LabelScore]", load(options.directory)(options.examples))
     for text, best in zip(options.examples, predictions, strict=True):

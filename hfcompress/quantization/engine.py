@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from hfcompress.errors import ConfigError, DataError, ModelError
+from hfcompress.quantization.manifest import MANIFEST, read_manifest
 from hfcompress.quantization.onnx_export import IMAGE_INPUT, TEXT_INPUTS
 
 Array = NDArray[np.generic]
@@ -55,14 +57,51 @@ class Engine(Protocol):
         ...
 
 
+def check_size(folder: Path, files: Sequence[Path]) -> None:
+    """Refuse a folder whose model files do not have the size that its record names.
+
+    Args:
+        folder: of a quantized model.
+        files: graph and weights.
+
+    Raises:
+        ModelError: a file is missing or cut short, or belongs to another model.
+    """
+    recorded = read_manifest(folder)["done"]["bytes"]
+    found = sum(file.stat().st_size for file in files if file.is_file())
+    if found != recorded:
+        names = " and ".join(file.name for file in files)
+        raise ModelError(
+            f"{names} in {str(folder)!r} are {found:,} bytes and {MANIFEST} records "
+            f"{recorded:,}; the folder is damaged or mixed, copy it or save the model again"
+        )
+
+
 class FileEngine:
     """Base of engines that run files without changing them.
 
+    A pickle contains the files. The engine that is made from it owns a temporary folder with them.
+
     Attributes:
-        files: the graph, and its weights where they are in a file of their own.
+        files: the graph, and its weights if they are in a file of their own.
     """
 
     files: tuple[Path, ...]
+    _origin: object = None
+    """Another engine whose temporary folder this one uses."""
+
+    def options(self) -> dict[str, object]:
+        """Return the arguments of the engine's class, without the path and the folder."""
+        raise NotImplementedError
+
+    def __reduce__(self) -> tuple[object, ...]:
+        files = {file.name: file.read_bytes() for file in self.files}
+        return restore_engine, (type(self), self.files[0].name, files, self.options())
+
+    def __deepcopy__(self, memo: object) -> FileEngine:
+        made: FileEngine = type(self)(self.files[0], **self.options())  # type: ignore[call-arg]
+        made._origin = self
+        return made
 
     @property
     def bytes(self) -> int:
@@ -81,6 +120,30 @@ class FileEngine:
         """Copy graph and weights."""
         for file in self.files:
             shutil.copyfile(file, folder / file.name)
+
+
+def restore_engine(
+    kind: Callable[..., Engine],
+    main: str,
+    files: Mapping[str, bytes],
+    options: Mapping[str, object],
+) -> Engine:
+    """Return an engine over files in a temporary folder that is deleted with it.
+
+    Args:
+        kind: its class.
+        main: name of the file, or "" for the folder, that the class takes.
+        files: name -> content.
+        options: the class's other arguments.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="hfcompress-"))
+    try:
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        return kind(folder / main, folder=folder, **options)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 @runtime_checkable
@@ -176,6 +239,9 @@ class StaticShape:
             raise ConfigError(f"shape is examples and tokens, such as (1, 32), not {shape}")
         self._engine, self._shape, self._pad_id = engine, shape, pad_id
         self._compiled: Engine | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_compiled": None}  # compiled again at the first batch
 
     def fits(self, arrays: Arrays) -> bool:
         """Return whether the engine has static shapes and a batch is no larger than this one."""

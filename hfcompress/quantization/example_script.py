@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 
 from hfcompress.quantization.pixels import make_pixels, open_upright
+from hfcompress.tasks.outputs import label_scores
 
 _IMAGE_SCRIPT = '''\
 """Classify images with this folder: python example.py photo.jpg another.png
@@ -29,15 +30,15 @@ def read(name):
 
 {reading}
 
+{scores}
+
 {run}
 
 def main(paths):
     manifest, labels = read("hfcompress.json"), read("config.json")["id2label"]
     pixels = make_pixels([open_upright(path) for path in paths], manifest["image"])
     logits = np.asarray(run({{"pixel_values": pixels}}))
-    scores = np.exp(logits - logits.max(axis=1, keepdims=True))
-    scores /= scores.sum(axis=1, keepdims=True)
-    for path, row in zip(paths, scores):
+    for path, row in zip(paths, label_scores(logits, manifest["output"])):
         print(f"{{labels[str(row.argmax())]}} {{row.max():.4f}} {{path}}")
 
 
@@ -67,33 +68,38 @@ def read(name):
 
 def make_tokenizer(settings):
     tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
-    tokenizer.enable_truncation(settings["max_length"])
+    tokenizer.enable_truncation(settings["max_length"], direction=settings["truncation_side"])
     tokenizer.enable_padding(
         direction=settings["padding_side"],
         pad_id=settings["pad_id"],
+        pad_type_id=settings["pad_type_id"],
         pad_token=settings["pad_token"],
     )
+    tokenizer.encode_special_tokens = settings["split_special_tokens"]
     return tokenizer
 
 
-def encode(tokenizer, sentences):
+def encode(tokenizer, sentences, names):
     rows = tokenizer.encode_batch(sentences)
-    return {{
-        "input_ids": np.array([row.ids for row in rows], np.int64),
+    ids = np.array([row.ids for row in rows], np.int64)
+    arrays = {{
+        "input_ids": ids,
         "attention_mask": np.array([row.attention_mask for row in rows], np.int64),
         "token_type_ids": np.array([row.type_ids for row in rows], np.int64),
     }}
+    unused = {{"attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}}
+    return {{name: arrays[name] if name in names else unused[name] for name in arrays}}
 
+
+{scores}
 
 {run}
 
 def main(sentences):
     manifest, labels = read("hfcompress.json"), read("config.json")["id2label"]
-    arrays = encode(make_tokenizer(manifest["text"]), sentences)
+    arrays = encode(make_tokenizer(manifest["text"]), sentences, manifest["text"]["inputs"])
     logits = np.asarray(run({{name: arrays[name] for name in manifest["inputs"]}}))
-    scores = np.exp(logits - logits.max(axis=1, keepdims=True))
-    scores /= scores.sum(axis=1, keepdims=True)
-    for sentence, row in zip(sentences, scores):
+    for sentence, row in zip(sentences, label_scores(logits, manifest["output"])):
         print(f"{{labels[str(row.argmax())]}} {{row.max():.4f}} {{sentence}}")
 
 
@@ -130,7 +136,9 @@ def run(arrays):
         "from transformers import AutoModelForSequenceClassification",
         """\
 def run(arrays):
-    model = AutoModelForSequenceClassification.from_pretrained(FOLDER)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        FOLDER, trust_remote_code=False, local_files_only=True, use_safetensors=True
+    )
     with torch.no_grad():
         return model(**{name: torch.from_numpy(array) for name, array in arrays.items()}).logits
 """,
@@ -140,7 +148,9 @@ def run(arrays):
         "import torch\nfrom transformers import AutoModelForSequenceClassification",
         """\
 def run(arrays):
-    model = AutoModelForSequenceClassification.from_pretrained(FOLDER)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        FOLDER, trust_remote_code=False, local_files_only=True, use_safetensors=True
+    )
     with torch.no_grad():
         return model(**{name: torch.from_numpy(array) for name, array in arrays.items()}).logits
 """,
@@ -158,11 +168,17 @@ def example_script(backend: str, images: bool = False) -> str:
     packages, imports, run = _ENGINES[backend]
     if not images:
         tokenizers = " tokenizers" if backend in ("onnxruntime", "openvino") else ""
-        return _TEXT_SCRIPT.format(packages=packages + tokenizers, imports=imports, run=run)
+        return _TEXT_SCRIPT.format(
+            packages=packages + tokenizers, imports=imports, scores=_source(label_scores), run=run
+        )
     imports, run = (text.replace("ForSequence", "ForImage") for text in (imports, run))
     reading = "\n\n".join(_source(function) for function in (open_upright, make_pixels))
     return _IMAGE_SCRIPT.format(
-        packages=f"{packages} numpy pillow", imports=imports, reading=reading, run=run
+        packages=f"{packages} numpy pillow",
+        imports=imports,
+        reading=reading,
+        scores=_source(label_scores),
+        run=run,
     )
 
 

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal
 
-from typing_extensions import NotRequired
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import NotRequired, TypedDict
 
+from hfcompress.config import nearest
 from hfcompress.errors import ModelError
+from hfcompress.quantization.config import MODES
+from hfcompress.tasks.outputs import OutputKind, output_kind
 
 MANIFEST = "hfcompress.json"
 FORMAT = 1
 
 
 class TextSettings(TypedDict):
-    """What `tokenizers` needs besides ``tokenizer.json``."""
+    """What `tokenizers` needs besides ``tokenizer.json``.
+
+    ``inputs`` are the names that the tokenizer gives. Folders of earlier versions lack it,
+    ``truncation_side`` (right), ``pad_type_id`` (0) and ``split_special_tokens`` (false).
+    """
 
     max_length: int
     pad_id: int
     pad_token: str
     padding_side: Literal["left", "right"]
+    truncation_side: NotRequired[Literal["left", "right"]]
+    pad_type_id: NotRequired[int]
+    split_special_tokens: NotRequired[bool]
+    inputs: NotRequired[list[str]]
 
 
 class ImageSettings(TypedDict):
@@ -103,7 +115,7 @@ class QuantizationFields(TypedDict):
 
 
 class Manifest(TypedDict):
-    """The whole file."""
+    """The whole file. ``output`` says what the logits mean; earlier versions lack it."""
 
     format: int
     backend: str
@@ -111,6 +123,25 @@ class Manifest(TypedDict):
     model: str
     quantization: QuantizationFields
     done: QuantizationReport
+    output: NotRequired[OutputKind]
+    text: NotRequired[TextSettings]
+    image: NotRequired[ImageSettings]
+
+
+class _Done(TypedDict):
+    backend: str
+    mode: str
+    bytes: int
+
+
+class _Read(TypedDict):
+    """The fields that loading reads; other ones may be missing in folders of earlier versions."""
+
+    backend: str
+    inputs: list[str]
+    quantization: QuantizationFields
+    done: _Done
+    output: NotRequired[OutputKind]
     text: NotRequired[TextSettings]
     image: NotRequired[ImageSettings]
 
@@ -119,7 +150,8 @@ def read_manifest(directory: Path) -> Manifest:
     """Read the manifest of a folder.
 
     Raises:
-        ModelError: not a folder of a quantized model, or one that a later version wrote.
+        ModelError: not a folder of a quantized model, one that a later version wrote, or a record
+            with missing or wrong fields.
     """
     try:
         manifest: Manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
@@ -131,7 +163,39 @@ def read_manifest(directory: Path) -> Manifest:
         ) from None
     if version != FORMAT:
         raise ModelError(f"{directory / MANIFEST} has the format {version}; upgrade hfcompress")
+    try:
+        TypeAdapter(_Read).validate_python(manifest)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ModelError(
+            f"{directory / MANIFEST} is damaged: {place}: {first['msg'].lower()}; save the model "
+            f"again"
+        ) from None
+    backend = manifest["backend"]
+    if backend not in MODES:
+        raise ModelError(f"{directory}: unknown backend {backend!r}{nearest(backend, MODES)}")
     return manifest
+
+
+def read_output_kind(directory: Path, manifest: Manifest, labels: int) -> OutputKind:
+    """Return what the logits of a folder's model mean.
+
+    Args:
+        directory: the folder; its ``config.json`` says it where the manifest does not.
+        manifest: of the folder.
+        labels: number of labels.
+
+    Raises:
+        ModelError: ``config.json`` names an unknown problem type.
+    """
+    if "output" in manifest:
+        return manifest["output"]
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    try:
+        return output_kind(config.get("problem_type"), labels)
+    except ValueError as error:
+        raise ModelError(f"{directory / 'config.json'}: {error}") from None
 
 
 def read_labels(directory: Path) -> list[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -32,8 +32,9 @@ from hfcompress.quantization.manifest import (
     QuantizationReport,
     TextSettings,
 )
-from hfcompress.quantization.onnx_export import IMAGE_INPUT
+from hfcompress.quantization.onnx_export import IMAGE_INPUT, TEXT_INPUTS, positions
 from hfcompress.quantization.pixels import image_settings
+from hfcompress.tasks.outputs import output_kind
 from hfcompress.utils import FormerPlain, unwritable
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
 
 # Tokens of a text where neither the tokenizer nor the model has a limit.
 _DEFAULT_MAX_LENGTH = 512
+_NO_LIMIT = 10**6
+"""From here on ``model_max_length`` means that a tokenizer has no limit."""
+Side = Literal["left", "right"]
 
 
 @dataclass(frozen=True)
@@ -206,6 +210,8 @@ def _manifest(quantized: QuantizedModel, processor: Processor | None) -> Manifes
         "quantization": cast(QuantizationFields, quantized.config.to_dict()),
         "done": done,
     }
+    config = quantized.source.config
+    manifest["output"] = output_kind(config.problem_type, len(config.id2label or {}))
     if processor is None:
         return manifest
     if IMAGE_INPUT not in quantized.engine.inputs:
@@ -221,16 +227,30 @@ def _text_settings(tokenizer: PreTrainedTokenizerBase, quantized: QuantizedModel
             f"{type(tokenizer).__name__} has no tokenizer.json; load it with AutoTokenizer, "
             f"which gives a fast one where one exists"
         )
-    length = int(tokenizer.model_max_length)
-    if length >= 10**6:  # transformers' value for a tokenizer without a limit
-        positions = getattr(quantized.source.config, "max_position_embeddings", None)
-        length = int(positions or _DEFAULT_MAX_LENGTH)
+    padding = tokenizer.pad_token_id
+    if padding is None:  # decoders find the last token of a text by their config's
+        padding = getattr(quantized.source.config, "pad_token_id", None)
     return {
-        "max_length": length,
-        "pad_id": int(tokenizer.pad_token_id or 0),
+        "max_length": _longest_text(tokenizer, quantized.source),
+        "pad_id": int(padding or 0),
         "pad_token": str(tokenizer.pad_token or "[PAD]"),
-        "padding_side": cast(Literal["left", "right"], str(tokenizer.padding_side)),
+        "padding_side": cast(Side, str(tokenizer.padding_side)),
+        "truncation_side": cast(Side, str(tokenizer.truncation_side)),
+        "pad_type_id": int(tokenizer.pad_token_type_id),
+        "split_special_tokens": bool(getattr(tokenizer, "split_special_tokens", False)),
+        "inputs": [
+            name for name in TEXT_INPUTS if name in ("input_ids", *tokenizer.model_input_names)
+        ],
     }
+
+
+def _longest_text(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> int:
+    """Return the tokens of the longest text: the tokenizer's limit, or the model's positions."""
+    limits = [int(tokenizer.model_max_length), *positions(model)]
+    if min(limits) < _NO_LIMIT:
+        return min(limits)
+    usual = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return int(usual or _DEFAULT_MAX_LENGTH)
 
 
 def _check_target(directory: Path) -> None:

@@ -42,6 +42,7 @@ TOLERANCE = 1e-4
 ONE_FILE = 2**31 - 2**26
 _EXAMPLE = (2, 12)
 _CHECKED = ((1, 5), (3, 17))
+_POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
 Arrays = Mapping[str, NDArray[np.generic]]
 
 
@@ -56,6 +57,15 @@ def input_names(model: PreTrainedModel) -> tuple[str, ...]:
     )
 
 
+def positions(model: nn.Module) -> Iterator[int]:
+    """Yield the tokens that each learned table of positions has a row for."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _POSITION_TABLES:
+            # RoBERTa numbers positions from padding_idx + 1, BART from offset.
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            yield module.num_embeddings - max(first, int(getattr(module, "offset", 0)))
+
+
 def example_inputs(
     model: PreTrainedModel, batch: int, length: int, image: ImageShape | None = None
 ) -> dict[str, Tensor]:
@@ -64,13 +74,14 @@ def example_inputs(
     Args:
         model: its config names the sizes.
         batch: rows.
-        length: tokens.
+        length: tokens; at most the model's positions.
         image: shape of the images; None takes the config's, or 224 x 224.
     """
     generator = torch.Generator().manual_seed(0)
     config, names = model.config, input_names(model)
     if names == (IMAGE_INPUT,):
         return {IMAGE_INPUT: example_images(model, batch, image or image_shape(model), generator)}
+    length = min([length, *positions(model)])
     padding = getattr(config, "pad_token_id", None) or 0
     ids = torch.randint(0, config.vocab_size, (batch, length), generator=generator)
     ids[ids == padding] = padding + 1

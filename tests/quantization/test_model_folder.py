@@ -104,8 +104,8 @@ def test_predictions_are_those_of_a_pipeline(tmp_path: Path) -> None:
     assert [row["label"] for row in one] in (["good", "bad"], ["bad", "good"])
     assert sum(row["score"] for row in one) == pytest.approx(1)
     assert np.array_equal(classify.scores(texts, batch_size=3), classify.scores(texts))
-    pair: Any = classify(("a good film", "a dull plot"))
-    assert pair["score"] != one[0]["score"]
+    pair: Any = classify([("a good film", "a dull plot")])
+    assert pair[0]["score"] != one[0]["score"]
 
 
 def test_predict_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,6 +188,88 @@ def test_refuses_a_folder_of_another_format_backend_or_without_labels(
         hfcompress.load(folder)
     damaged(folder, "config.json", lambda data: data.pop("id2label"))
     with pytest.raises(ModelError, match=r"config.json names no labels; write id2label"):
+        hfcompress.load(folder)
+
+
+def without(*names: str) -> Callable[[dict[str, Any]], object]:
+    return lambda data: [data.pop(name) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "problem"),
+    [
+        ("config.json", without("quantization_config"), "weight' is missing in the file"),
+        ("config.json", lambda data: data["quantization_config"]["int8"].remove("classifier"),
+         "tensor 'classifier.weight' has another shape|tensor 'classifier.* is (missing )?in the"),
+        ("config.json", lambda data: data["quantization_config"].update(int8=[]), "the tensor '"),
+        ("config.json", lambda data: data.update(num_hidden_layers=3), "is missing in the file"),
+        ("config.json", lambda data: data.update(num_hidden_layers=1), "does not exist in Bert"),
+        ("config.json", lambda data: data.update(vocab_size=26), "has another shape in the file"),
+        ("config.json", lambda data: data.update(model_type="unheard-of"), "cannot be loaded"),
+        ("hfcompress.json", without("inputs"), "is damaged: inputs: field required"),
+        ("hfcompress.json", without("done"), "is damaged: done: field required"),
+        ("hfcompress.json", without("quantization"), "is damaged: quantization: field required"),
+        ("hfcompress.json", lambda data: data.update(inputs="ids"), "is damaged: inputs: input"),
+        ("hfcompress.json", lambda data: data.update(inputs=["speech"]), "its record names speech"),
+        ("hfcompress.json", lambda data: data["text"].pop("pad_id"), "is damaged: text.pad_id"),
+        ("hfcompress.json", lambda data: data.update(output="ranking"), "is damaged: output"),
+    ],
+)  # fmt: skip
+def test_refuses_a_damaged_record(
+    name: str, change: Callable[[dict[str, Any]], object], problem: str, tmp_path: Path
+) -> None:
+    folder = make("torch").save(tmp_path / "folder", tiny_tokenizer())
+    damaged(folder, name, change)
+    with pytest.raises(ModelError, match=problem):
+        hfcompress.load(folder)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "torch"])
+def test_refuses_model_files_that_are_cut_missing_or_of_another_model(
+    backend: str, tmp_path: Path
+) -> None:
+    folder = make(backend).save(tmp_path / "folder", tiny_tokenizer())
+    names = {"onnxruntime": ["model.onnx"], "openvino": ["model.bin", "model.xml"]}
+    for name in names.get(backend, ["model.safetensors"]):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[:-100])
+        with pytest.raises(ModelError, match=r"is damaged or mixed|cannot be read"):
+            hfcompress.load(folder)
+        (folder / name).unlink()
+        with pytest.raises(ModelError, match=r"is damaged or mixed|cannot be loaded"):
+            hfcompress.load(folder)
+        (folder / name).write_bytes(whole)
+    hfcompress.load(folder)
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
+def test_no_code_of_a_folder_runs_and_nothing_is_asked(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make(backend).save(tmp_path / "folder", tiny_tokenizer())
+    own = {"AutoConfig": "own.C", "AutoModelForSequenceClassification": "own.M"}
+    damaged(folder, "config.json", lambda data: data.update(model_type="own", auto_map=own))
+    ran = tmp_path / "ran"
+    (folder / "own.py").write_text(
+        f"open({str(ran)!r}, 'w')\n"
+        "from transformers import BertConfig as C, BertForSequenceClassification as M\n"
+    )
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    if backend == "torch":
+        with pytest.raises(ModelError, match="names code of its own; hfcompress runs no code"):
+            hfcompress.load(folder)
+        assert main(["predict", str(folder), "good"]) == 2
+    else:
+        hfcompress.load(folder)("good")
+    assert not ran.exists()
+
+
+def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
+    made = make("torch")
+    folder = made.save(tmp_path / "folder", tiny_tokenizer())
+    (folder / "model.safetensors").unlink()
+    torch.save(made.engine.model.state_dict(), folder / "pytorch_model.bin")  # type: ignore[attr-defined]
+    with pytest.raises(ModelError, match="cannot be loaded"):
         hfcompress.load(folder)
 
 

@@ -34,6 +34,7 @@ from hfcompress.quantization.engine import (
     Arrays,
     FileEngine,
     check_inputs,
+    check_size,
     select_inputs,
     thread_count,
 )
@@ -73,7 +74,7 @@ class OnnxEngine(FileEngine):
         # Without it, idle threads keep spinning after a call and slow down whatever runs next
         # (torch, a second session) up to twofold.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        self.path, self.files = path, tuple(_files(path))
+        self.path, self.files, self._threads = path, tuple(_files(path)), threads
         if folder is not None:
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         try:
@@ -88,6 +89,10 @@ class OnnxEngine(FileEngine):
         self.inputs = tuple(str(item.name) for item in self._session.get_inputs())
         check_inputs(self.inputs, str(path))
 
+    def options(self) -> dict[str, object]:
+        """Return the number of threads."""
+        return {"threads": self._threads}
+
     def logits(self, arrays: Arrays) -> NDArray[np.float32]:
         """Return the logits of one batch."""
         (found,) = self._session.run(None, select_inputs(arrays, self.inputs))
@@ -98,8 +103,10 @@ def load_engine(folder: Path, threads: int | None = None) -> OnnxEngine:
     """Return the engine of a saved folder.
 
     Raises:
-        MissingExtraError, ModelError: as `OnnxEngine`.
+        MissingExtraError, ModelError: as `OnnxEngine` and `check_size`.
     """
+    require("onnxruntime", "onnx")
+    check_size(folder, _files(folder / FILE))
     return OnnxEngine(folder / FILE, threads)
 
 

@@ -32,6 +32,7 @@ from hfcompress.quantization.engine import (
     FileEngine,
     Shapes,
     check_inputs,
+    check_size,
     select_inputs,
     thread_count,
 )
@@ -65,7 +66,6 @@ class OpenVinoEngine(FileEngine):
     """
 
     name = "openvino"
-    _dynamic: OpenVinoEngine | None = None
 
     def __init__(
         self,
@@ -89,9 +89,13 @@ class OpenVinoEngine(FileEngine):
                 graph.reshape({item: _shape_of(item, shapes) for item in graph.inputs})
             self._compiled = core.compile_model(graph, "CPU", options)
         except Exception as error:  # OpenVINO's errors share no base class
-            raise ModelError(f"OpenVINO cannot load {path}: {first_line(error)}") from error
+            raise ModelError(f"OpenVINO cannot load {path}: {_reason(error)}") from error
         self.inputs = tuple(str(item.any_name) for item in self._compiled.inputs)
         check_inputs(self.inputs, str(path))
+
+    def options(self) -> dict[str, object]:
+        """Return the threads, the precision and the static shapes."""
+        return {"threads": self._threads, "floats": self._floats, "shapes": self._shapes}
 
     def logits(self, arrays: Arrays) -> NDArray[np.float32]:
         """Return the logits of one batch.
@@ -107,7 +111,7 @@ class OpenVinoEngine(FileEngine):
     def with_shapes(self, shapes: Shapes) -> OpenVinoEngine:
         """Return an engine for batches of this shape alone; see `StaticShapeEngine`."""
         static = OpenVinoEngine(self.path, self._threads, self._floats, shapes=shapes)
-        static._dynamic = self  # keep its files, which are deleted with that engine
+        static._origin = self  # keep its files, which are deleted with that engine
         return static
 
     def _check(self, given: Arrays) -> None:
@@ -133,9 +137,11 @@ def load_engine(folder: Path, threads: int | None = None) -> OpenVinoEngine:
     """Return the engine of a saved folder.
 
     Raises:
-        MissingExtraError, ModelError: as `OpenVinoEngine`.
+        MissingExtraError, ModelError: as `OpenVinoEngine` and `check_size`.
     """
-    floats = str(read_manifest(folder)["quantization"]["floats"])
+    require("openvino", "openvino")
+    check_size(folder, _files(folder / FILE))
+    floats = read_manifest(folder)["quantization"].get("floats", "fp32")
     return OpenVinoEngine(folder / FILE, threads, floats)
 
 
@@ -185,7 +191,7 @@ def quantize_model(
             for file in dense.parent.iterdir():
                 os.replace(file, kept / file.name)
             raise ModelError(
-                f"OpenVINO cannot quantize {type(model).__name__}: {first_line(error)}; "
+                f"OpenVINO cannot quantize {type(model).__name__}: {_reason(error)}; "
                 f"the fp32 model is kept as {kept / dense.name}"
             ) from error
     except BaseException:
@@ -284,3 +290,10 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+def _reason(error: Exception) -> str:
+    """Return what an error says; OpenVINO's begin with lines of its own source files."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    plain = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    return plain[0] if plain else first_line(error)

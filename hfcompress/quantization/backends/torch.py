@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hfcompress.checkpoint.save import save_compressed
+from hfcompress.errors import HfcompressError, ModelError, first_line
 from hfcompress.inference import dense_logits
 from hfcompress.layers.int8_linear import Int8Linear
 from hfcompress.measure.size import calculate_model_size
@@ -22,6 +23,12 @@ from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.coverage import DYNAMIC_LEAVES_CONVOLUTIONS
 from hfcompress.quantization.engine import Arrays, select_inputs
 from hfcompress.quantization.onnx_export import input_names
+
+_MISMATCHES = {
+    "missing_keys": "is missing in the file",
+    "mismatched_keys": "has another shape in the file",
+    "unexpected_keys": "is in the file and not in the model",
+}
 
 
 class TorchEngine:
@@ -62,15 +69,57 @@ def load_engine(folder: Path, threads: int | None = None) -> TorchEngine:
 
 
 def load_checkpoint(folder: Path) -> PreTrainedModel:
-    """Return the text or image classifier of a folder that ``save_pretrained`` wrote."""
+    """Return the text or image classifier of a folder that ``save_pretrained`` wrote.
+
+    Only safetensors are read, and no code of the folder is run.
+
+    Raises:
+        ModelError: files that transformers cannot load without code of the folder, or tensors that
+            do not match the record in ``config.json``.
+    """
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder)
-    names: tuple[str, ...] = getattr(config, "architectures", None) or ()
-    images = any("ImageClassification" in name for name in names)
-    name = f"AutoModelFor{'Image' if images else 'Sequence'}Classification"
-    model: PreTrainedModel = getattr(transformers, name).from_pretrained(folder)
+    options = {"trust_remote_code": False, "local_files_only": True}
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, **options)
+        names: tuple[str, ...] = getattr(config, "architectures", None) or ()
+        images = any("ImageClassification" in name for name in names)
+        name = f"AutoModelFor{'Image' if images else 'Sequence'}Classification"
+        model: PreTrainedModel
+        model, info = getattr(transformers, name).from_pretrained(
+            folder,
+            **options,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported, and refused below
+        )
+    except HfcompressError:
+        raise
+    except Exception as error:  # transformers and safetensors raise many kinds
+        code = "trust_remote_code" in str(error)
+        problem = "its config.json names code of its own" if code else first_line(error)
+        fix = "hfcompress runs no code of a folder" if code else "save the model again"
+        raise ModelError(
+            f"the model in {str(folder)!r} cannot be loaded: {problem}; {fix}"
+        ) from None
+    _check_tensors(folder, info)
     return model
+
+
+def _check_tensors(folder: Path, info: Mapping[str, Iterable[object]]) -> None:
+    """Refuse a checkpoint whose tensors are not those of the model, as loading reports them.
+
+    Raises:
+        ModelError: a tensor is missing, left over or of another shape.
+    """
+    for kind, problem in _MISMATCHES.items():
+        names = sorted(str(item[0] if isinstance(item, tuple) else item) for item in info[kind])
+        if names:
+            raise ModelError(
+                f"{str(folder)!r}: the tensor {names[0]!r} {problem}; model.safetensors and "
+                f"config.json do not belong together, or the record of its int8 modules is "
+                f"incomplete; save the model again"
+            )
 
 
 def quantize_model(

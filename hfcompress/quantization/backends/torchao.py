@@ -20,7 +20,7 @@ from hfcompress.errors import ModelError, first_line
 from hfcompress.inference import dense_logits
 from hfcompress.quantization.backends.torch import load_checkpoint
 from hfcompress.quantization.config import QuantizationConfig
-from hfcompress.quantization.engine import Arrays, select_inputs
+from hfcompress.quantization.engine import Arrays, check_size, restore_engine, select_inputs
 from hfcompress.quantization.onnx_export import input_names
 from hfcompress.utils import require
 
@@ -35,8 +35,8 @@ class TorchAoEngine:
     """Runs the model of a checkpoint with torchao's tensors.
 
     Args:
-        folder: the checkpoint; it must exist as long as the engine is used.
-        temporary: delete the folder with the engine.
+        path: folder of the checkpoint; it must exist as long as the engine is used.
+        folder: a temporary folder that is deleted with the engine.
 
     Raises:
         MissingExtraError: torchao is not installed.
@@ -44,13 +44,17 @@ class TorchAoEngine:
 
     name = "torchao"
 
-    def __init__(self, folder: Path, temporary: bool = False) -> None:
+    def __init__(self, path: Path, folder: Path | None = None) -> None:
         require("torchao", "torchao")
-        self.folder = folder
-        if temporary:
+        self.folder = path
+        if folder is not None:
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        self.model = load_checkpoint(folder).train(False)
+        self.model = load_checkpoint(path).train(False)
         self.inputs = input_names(self.model)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        files = {file.name: file.read_bytes() for file in self.folder.iterdir()}
+        return restore_engine, (type(self), "", files, {})
 
     @property
     def bytes(self) -> int:
@@ -76,7 +80,14 @@ class TorchAoEngine:
 
 
 def load_engine(folder: Path, threads: int | None = None) -> TorchAoEngine:
-    """Return the engine of a saved folder; torch's number of threads is the process's."""
+    """Return the engine of a saved folder; torch's number of threads is the process's.
+
+    Raises:
+        MissingExtraError: torchao is not installed.
+        ModelError: as `check_size` and `load_checkpoint`.
+    """
+    require("torchao", "torchao")
+    check_size(folder, sorted(folder.glob("*.safetensors")))
     return TorchAoEngine(folder)
 
 
@@ -121,7 +132,7 @@ def quantize_model(
         names = {name for name, module in quantized.named_modules() if _is_quantized(module)}
         quantized.save_pretrained(root)
         shutil.rmtree(root / "fp32")
-        engine = TorchAoEngine(root, temporary=True)
+        engine = TorchAoEngine(root, root)
     except Exception as error:  # torchao's errors share no base class
         shutil.rmtree(root, ignore_errors=True)
         line = first_line(error)
