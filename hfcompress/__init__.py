@@ -14,6 +14,7 @@ from hfcompress.version import __version__ as __version__
 
 # Module -> the public names that it defines.
 _PUBLIC: dict[str, tuple[str, ...]] = {
+    "benchmarking.check": ("CheckReport", "check"),
     "benchmarking.config": ("BenchConfig",),
     "benchmarking.run": ("BenchResult", "bench"),
     "calibration.batches": ("Calibration",),
@@ -32,6 +33,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "errors": ("BadInputError", "HfcompressError"),
     "layers.affine": ("dequantize_layer_weights", "quantize_layer_weights", "round_trip_error"),
     "layers.sparse_linear": ("SparseLinear", "SparseReport", "densify", "sparsify"),
+    "measure.certificate": ("Certificate", "certify_drop"),
     "measure.evaluation": ("compare",),
     "measure.latency": ("measure_latency",),
     "measure.macs": ("count_macs",),
@@ -57,6 +59,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "quantization.quantize": ("quantize",),
     "recipes.schema": ("MeasureConfig", "Recipe", "load_recipe"),
     "recipes.step_configs": ("DistillConfig", "FinetuneConfig", "RecoverConfig"),
+    "search.certify": ("certify",),
     "search.compress": ("CompressResult", "compress"),
     "search.target": ("CompressTarget",),
     "shrinking.config": ("ShrinkConfig",),

@@ -1,4 +1,6 @@
 # Public names for type checkers; tests/test_public.py holds them to the table of __init__.py.
+from hfcompress.benchmarking.check import CheckReport as CheckReport
+from hfcompress.benchmarking.check import check as check
 from hfcompress.benchmarking.config import BenchConfig as BenchConfig
 from hfcompress.benchmarking.run import BenchResult as BenchResult
 from hfcompress.benchmarking.run import bench as bench
@@ -28,6 +30,8 @@ from hfcompress.layers.sparse_linear import SparseLinear as SparseLinear
 from hfcompress.layers.sparse_linear import SparseReport as SparseReport
 from hfcompress.layers.sparse_linear import densify as densify
 from hfcompress.layers.sparse_linear import sparsify as sparsify
+from hfcompress.measure.certificate import Certificate as Certificate
+from hfcompress.measure.certificate import certify_drop as certify_drop
 from hfcompress.measure.evaluation import compare as compare
 from hfcompress.measure.latency import measure_latency as measure_latency
 from hfcompress.measure.macs import count_macs as count_macs
@@ -62,6 +66,7 @@ from hfcompress.recipes.schema import load_recipe as load_recipe
 from hfcompress.recipes.step_configs import DistillConfig as DistillConfig
 from hfcompress.recipes.step_configs import FinetuneConfig as FinetuneConfig
 from hfcompress.recipes.step_configs import RecoverConfig as RecoverConfig
+from hfcompress.search.certify import certify as certify
 from hfcompress.search.compress import CompressResult as CompressResult
 from hfcompress.search.compress import compress as compress
 from hfcompress.search.target import CompressTarget as CompressTarget

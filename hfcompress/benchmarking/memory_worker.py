@@ -95,10 +95,11 @@ def _opener(task: Task) -> Callable[[], Run]:
 def _torch(task: Task) -> Callable[[], Run]:
     import torch
 
-    from hfcompress.benchmarking.subjects import Bf16Engine, task_of
+    from hfcompress.benchmarking.subjects import Bf16Engine
     from hfcompress.models.loading import ModelConfig, load_model
     from hfcompress.quantization.backends.torch import TorchEngine
     from hfcompress.quantization.load import load
+    from hfcompress.tasks.registry import task_of_checkpoint
     from hfcompress.utils import quiet_libraries
 
     quiet_libraries()
@@ -108,7 +109,7 @@ def _torch(task: Task) -> Callable[[], Run]:
         source = task["source"]
         if not task["dtype"]:
             return load(source).engine.logits
-        given, asked = ModelConfig(path=source), task_of(source)
+        given, asked = ModelConfig(path=source), task_of_checkpoint(source)
         model = load_model(given, asked, processor=False).model
         if task["dtype"] == "bfloat16":
             return Bf16Engine(model).logits

@@ -21,16 +21,15 @@ from hfcompress.benchmarking.inputs import IMAGE, InputSpec, input_spec, make_in
 from hfcompress.errors import ConfigError, MissingExtraError, ModelError, TargetError
 from hfcompress.measure.environment import cpu_abilities
 from hfcompress.measure.size import calculate_model_size
-from hfcompress.models.hub import fingerprint_folder, hub_errors
-from hfcompress.models.loading import LoadedModel, ModelConfig, load_model, model_source
+from hfcompress.models.hub import fingerprint_folder
+from hfcompress.models.loading import LoadedModel, ModelConfig, load_model
 from hfcompress.quantization.backends.torch import TorchEngine
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.engine import Arrays, Engine
 from hfcompress.quantization.load import load
 from hfcompress.quantization.manifest import MANIFEST, read_manifest
 from hfcompress.quantization.quantize import quantize
-from hfcompress.tasks.registry import infer_task
-from hfcompress.tasks.task import Task
+from hfcompress.tasks.registry import task_of_checkpoint
 from hfcompress.utils import cache_folder
 
 _FAST_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
@@ -159,7 +158,7 @@ def _of_checkpoint(
     log: Callable[[str], None],
     stage: Callable[[str], None],
 ) -> Iterator[Subject]:
-    loaded = load_model(ModelConfig(path=path), task_of(path), processor=False)
+    loaded = load_model(ModelConfig(path=path), task_of_checkpoint(path), processor=False)
     missing: MissingExtraError | None = None
     count = 0
     for engine, kind in ENGINES.items():
@@ -200,19 +199,6 @@ def _subject(path: str, name: str, engine: str, kind: EngineKind, loaded: Loaded
 def _has_bf16() -> bool:
     known = cpu_abilities()
     return any(known.get(name) for name in _FAST_BF16)
-
-
-def task_of(path: str) -> Task:
-    """The task that a checkpoint was saved for.
-
-    Raises:
-        SourceError: nothing there.
-        ModelError: a task that is not served, or none that its config names.
-    """
-    source = model_source(ModelConfig(path=path))
-    with hub_errors(source, "model", "give a FOLDER"):
-        settings = AutoConfig.from_pretrained(source.location)
-    return infer_task(settings, path)
 
 
 # Rows and tokens; enough for ranges of activations, because a bench measures speed only.

@@ -48,12 +48,21 @@ def make_parser(with_bench: bool = True) -> argparse.ArgumentParser:
         commands, "compress", "search for a model that is small and fast enough"
     ))  # fmt: skip
 
+    _certify_arguments(_command(
+        commands, "certify", "say how sure it is that a small model loses no more than allowed"
+    ))  # fmt: skip
+
     inspect = _command(commands, "inspect", "parameters, sizes, sparsity of a model")
     inspect.add_argument("model", metavar="MODEL", help="hub name, folder or pkg://PACKAGE/PATH")
     inspect.add_argument("--task", default="text-classification", help="decides the Auto class")
     inspect.add_argument(
         "--profiles", action="store_true", help="say where it could run: microcontroller, phone ..."
     )
+
+    check = _command(
+        commands, "check", "try every verb on copies of a model; say what each would do"
+    )
+    check.add_argument("model", metavar="MODEL", help="hub name, folder or pkg://PACKAGE/PATH")
 
     bench = _command(commands, "bench", "time models in every engine that is installed")
     bench.add_argument("models", metavar="MODEL", nargs="+", help="hub name, folder, int8 folder")
@@ -97,6 +106,9 @@ def _compress_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--max-size", metavar="SIZE", help="of the model's files: 10MB, 500KB")
     parser.add_argument("--max-drop", type=float, metavar="POINTS", help="may be lost (default 1)")
+    parser.add_argument(
+        "--confidence", type=float, metavar="P", help="say how sure that is, by a bound: 0.95"
+    )
     parser.add_argument("--speedup", type=float, metavar="X", help="times faster than torch fp32")
     parser.add_argument("--minutes", type=float, metavar="N", help="go on for so long for less")
     parser.add_argument("--backend", metavar="NAME", help="engine (default onnxruntime)")
@@ -109,6 +121,24 @@ def _compress_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--task", default="text-classification", help="decides the Auto class")
     parser.add_argument("--output", metavar="DIR", help="folder (default runs/compress-MODEL)")
+
+
+def _certify_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dense", metavar="DENSE", help="hub name or folder of the dense model")
+    parser.add_argument("small", metavar="SMALL", help="the smaller model, quantized or not")
+    parser.add_argument(
+        "--data", metavar="DATA", required=True,
+        help="labelled rows that nothing was trained, calibrated or chosen on",
+    )  # fmt: skip
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[],
+        help="a field of the data: text=sentence, eval=test, max_length=128",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-drop", type=float, default=1.0, metavar="POINTS", help="may be lost (default 1)"
+    )
+    parser.add_argument("--confidence", type=float, default=0.95, metavar="P", help="default 0.95")
+    parser.add_argument("--task", help="default: what the dense model was saved for")
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:

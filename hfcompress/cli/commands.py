@@ -135,7 +135,7 @@ def _compress(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.search.compress import compress, data_config
     from hfcompress.search.target import CompressTarget
 
-    names = ("max_size", "max_drop", "speedup", "minutes", "backend", "mode", "metric")
+    names = CompressTarget.model_fields.keys() - {"latency"}
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     shape = {name: getattr(options, name) for name in ("batch_size", "length", "fixed")}
     target = CompressTarget.from_dict({**given, "latency": shape}, "compress")
@@ -155,6 +155,33 @@ def _compress(options: argparse.Namespace, console: Console) -> int:
         batch = f"({options.batch_size}, {options.length})"
         console.print(f'that fast in Python: load("{result.model}", shape={batch})', markup=False)
     return 0
+
+
+def _certify(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.cli.display import Display
+    from hfcompress.search.certify import certify
+    from hfcompress.search.compress import data_config
+
+    data = data_config(options.data, options.set)
+    assert data is not None  # the option is required
+    with Display(console) as display:
+        found = certify(
+            options.dense, options.small, data, options.max_drop, options.confidence,
+            task=options.task, progress=display,
+        )  # fmt: skip
+    console.print(found.sentence, markup=False)
+    return 0 if found.certain else 1
+
+
+def _check(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.benchmarking.check import check
+    from hfcompress.cli.display import Display
+    from hfcompress.cli.inspect import check_table
+
+    with Display(console) as display:
+        report = check(options.model, display)
+    console.print(check_table(report))
+    return 0 if report.passed else 1
 
 
 def _inspect(options: argparse.Namespace, console: Console) -> int:
@@ -239,6 +266,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
     "inspect": _inspect,
     "bench": _bench,
     "report": _report,
+    "certify": _certify,
+    "check": _check,
     "predict": _predict,
     "recipes": _recipes,
 }

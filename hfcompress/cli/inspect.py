@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
+from hfcompress.benchmarking.check import CheckReport
 from hfcompress.measure.profiles import MEGABYTE, Fit, fits_of_bytes, fits_of_model
 from hfcompress.measure.size import CompressionMetrics
 from hfcompress.measure.weights import analyze_weight_distribution
@@ -42,6 +44,21 @@ def inspect_model(path: str, task: str, profiles: bool = False) -> tuple[list[Ta
     )
     second = _fits(fits_of_model(model)) if profiles else _layers(model, set(targets))
     return [_totals(metrics), second], closing
+
+
+def check_table(report: CheckReport) -> Table:
+    """The table of `hfcompress check`: a row for each verb."""
+    title = f"{report.model}: {report.architecture}, {report.parameters:,} parameters"
+    table = Table(title=escape(title), title_justify="left")
+    for column in ("verb", "outcome", "would change", "leaves alone, and why", "after reloading"):
+        table.add_column(column, overflow="fold")
+    for verb in report.verbs:
+        same = "" if verb.difference is None else f"logits to {verb.difference:.1g}"
+        cells = (verb.touched or verb.reason, verb.left, same if verb.status == "works" else "")
+        if verb.status == "fails" and verb.touched:
+            cells = (verb.touched, verb.left, verb.reason)
+        table.add_row(verb.verb, verb.status, *map(escape, cells))
+    return table
 
 
 def _inspect_quantized(folder: Path, profiles: bool) -> tuple[list[Table], str]:

@@ -38,6 +38,11 @@ class DataConfig(Config):
     eval_fraction: float = Field(
         0.2, gt=0, lt=1, description="share measured on, where the data has one split only"
     )
+    choose: float | None = Field(
+        None, gt=0, lt=1,
+        description="share of the training side that candidates are chosen on, which no step "
+        "trains or calibrates on; compress takes 0.1 by default",
+    )  # fmt: skip
     group: str | None = Field(
         None, description="column whose values never stand on both sides of a split"
     )

@@ -44,6 +44,7 @@ class Examples:
         labels: label names in order; the ``label`` column indexes them.
         dropped: what was left out, as ``reason -> rows``.
         notes: what was decided on the user's behalf, one sentence each.
+        choose: rows of the training side that candidates are chosen on; None without them.
     """
 
     train: Dataset | None
@@ -53,6 +54,7 @@ class Examples:
     labels: list[str]
     dropped: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    choose: Dataset | None = None
 
     def aligned(self, alignment: Alignment) -> Examples:
         """The same examples with the class numbers and the order of a model.
@@ -64,14 +66,14 @@ class Examples:
         found = replace(self, labels=list(alignment.names), notes=notes)
         if alignment.places == tuple(range(len(alignment.places))):
             return found
-        train, measured = (
+        train, measured, chosen = (
             None
             if rows is None
             else with_labels(rows, [alignment.places[number] for number in rows["label"][:]])
-            for rows in (self.train, self.eval)
+            for rows in (self.train, self.eval, self.choose)
         )
         assert measured is not None
-        return replace(found, train=train, eval=measured)
+        return replace(found, train=train, eval=measured, choose=chosen)
 
 
 def load_examples(config: DataConfig, modality: Modality, need_train: bool) -> Examples:
@@ -293,6 +295,22 @@ def absent_classes(sides: Mapping[str, Dataset | None], names: Sequence[str]) ->
 def _shuffled(group: str, seed: int) -> str:
     # A hash instead of a shuffle: adding a group moves no other group to the other side.
     return hashlib.sha256(f"{seed}:{group}".encode()).hexdigest()
+
+
+def hold_out(examples: Examples, config: DataConfig) -> Examples:
+    """Return the examples with a share of the training side set apart, as ``config.choose`` says.
+
+    Raises:
+        DataError: no training side, or one that cannot be divided.
+    """
+    if config.choose is None:
+        return examples
+    if examples.train is None:
+        raise DataError(
+            "data.choose sets training rows apart, and nothing reads a training side; leave it out"
+        )
+    train, chosen = split(examples.train, config.replace(eval_fraction=config.choose))
+    return replace(examples, train=train, choose=chosen)
 
 
 def limit(rows: Dataset | None, most: int | None, seed: int) -> Dataset | None:

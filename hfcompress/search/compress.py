@@ -15,7 +15,9 @@ from hfcompress.errors import ConfigError, DataError, ModelError, OutputError
 from hfcompress.measure.environment import environment
 from hfcompress.recipes.schema import Recipe
 from hfcompress.recipes.yaml import parse_yaml
+from hfcompress.report.card import model_card
 from hfcompress.search.candidates import Candidate, candidates
+from hfcompress.search.choice import CHOOSE, Measured, for_choosing, measure_once
 from hfcompress.search.search import (
     MODEL,
     Search,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from hfcompress.quantization.model import Processor
 
 SEARCH = "search.json"
+MEASURED = "measured.json"
 # Predictions of size are this exact; a candidate that is further away is not tried.
 _SLACK = 1.05
 
@@ -52,6 +55,8 @@ class CompressResult:
         nearest: the row that came nearest; ``found`` where there is one.
         rows: every candidate that was tried, in the order of trying.
         model: the folder of the found model, ready to deploy; None where none meets the target.
+        measured: what it does on the measured rows, which nothing was chosen on; None where
+            nothing was found.
         sentence: the result in one sentence.
         output: the search's folder.
     """
@@ -60,6 +65,7 @@ class CompressResult:
     nearest: Row | None
     rows: list[Row]
     model: Path | None
+    measured: Measured | None
     sentence: str
     output: Path
 
@@ -111,9 +117,8 @@ def compress(
         )
     progress, store = progress or Progress(), RunDirectory(Path(output))
     started = time.monotonic()
-    experiment = _experiment(
-        model, data, target, processor, task, seed, progress, cache or StepCache()
-    )
+    whole = _experiment(model, data, target, processor, task, seed, progress, cache or StepCache())
+    experiment = for_choosing(whole)
     every = candidates(experiment, target)
     wanted = _small_enough(every, target)
     rows = _claim(store, experiment)
@@ -131,7 +136,7 @@ def compress(
             progress.note("the minutes are over; the same command goes on with more of them")
             break
     progress.sweep(len(wanted), len(wanted))
-    return _result(search)
+    return _result(search, _measured(search, whole))
 
 
 def data_config(path: str | None, settings: Sequence[str]) -> DataConfig | None:
@@ -167,6 +172,8 @@ def _experiment(
     cache: StepCache,
 ) -> Experiment:
     config, splits = as_data(data)
+    if config.choose is None:
+        config = config.replace(choose=CHOOSE)
     own = None
     if not isinstance(model, (str, Path)):
         if processor is None:
@@ -238,25 +245,46 @@ def _claim(store: RunDirectory, experiment: Experiment) -> dict[str, Row]:
     return {row["hash"]: row for row in store.rows()}
 
 
-def _result(search: Search) -> CompressResult:
+def _measured(search: Search, whole: Experiment) -> Measured | None:
+    """The one look at the measured rows; kept, so that the same search looks once."""
+    row, target, store = search.best, search.target, search.store
+    if row is None or search.best_trial is None:
+        return None
+    asked = [row["hash"], whole.eval_hash, target.metric, target.max_drop, target.confidence]
+    kept = store.read_json(MEASURED)
+    if kept is not None and kept["asked"] == asked:
+        return Measured.from_dict(kept["measured"])
+    state, _ = search.runner.state_after(search.best_trial)
+    found = measure_once(whole, state, target.metric, target.max_drop, target.confidence)
+    card = model_card({**row, **found.quality.to_dict()}, name=store.path.name)
+    store.write_text(f"{MODEL}/README.md", card)
+    store.write_json(MEASURED, {"asked": asked, "measured": found.to_dict()})
+    return found
+
+
+def _result(search: Search, measured: Measured | None) -> CompressResult:
     rows, target, store = search.tried, search.target, search.store
     if store.rows_file.is_file():
         report(store.path)
     nearest = search.best or min(rows, key=lambda row: miss(row, target), default=None)
     folder = None if search.best is None else store.path / MODEL
-    sentence = _sentence(search, nearest)
-    return CompressResult(search.best, nearest, rows, folder, sentence, store.path)
+    sentence = _sentence(search, nearest, measured)
+    return CompressResult(search.best, nearest, rows, folder, measured, sentence, store.path)
 
 
-def _sentence(search: Search, row: Row | None) -> str:
+def _sentence(search: Search, row: Row | None, measured: Measured | None) -> str:
     wanted = search.target.sentence
     if row is None:
         return f"Nothing could be tried for {wanted}."
     name = row["settings"]["candidate"]
     got = (
-        f"{size_text(row['bytes'])}, {drop_of(row):.1f} points lost, {speedup_of(row):.1f} times "
-        f"faster at {search.target.latency.label}"
+        f"{size_text(row['bytes'])}, {drop_of(row):.1f} points lost on {row['n']:,} rows to choose "
+        f"on, {speedup_of(row):.1f} times faster at {search.target.latency.label}"
     )
-    if search.best is not None:
-        return f"Found: {name} ({got})."
-    return f"No model of {len(search.tried)} tried has {wanted}; the nearest is {name} ({got})."
+    if measured is None:
+        return f"No model of {len(search.tried)} tried has {wanted}; the nearest is {name} ({got})."
+    quality, sure = measured.quality, measured.certificate
+    end = f"{100 * (quality.drop or 0):.1f} points lost on the {quality.n:,} measured rows"
+    if sure is not None:
+        end = f"on the measured rows: {sure.sentence}"
+    return f"Found: {name} ({got}); {end}."

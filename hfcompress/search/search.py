@@ -47,6 +47,7 @@ class Search:
         deadline: ``time.monotonic`` after which nothing begins; None for none.
         tried: the rows of this search, in order.
         best: of them the best that meets the target.
+        best_trial: its trial.
         seconds_per_row: a forward pass of the dense model, once measured.
         slow: the smallest share of the encoder that surely was too slow; a larger one is no
             faster, whatever its vocabulary.
@@ -60,6 +61,7 @@ class Search:
     deadline: float | None
     tried: list[Row] = field(default_factory=list)
     best: Row | None = None
+    best_trial: Trial | None = None
     seconds_per_row: float | None = None
     slow: float = math.inf
 
@@ -147,7 +149,10 @@ def _keep_best(search: Search, trial: Trial, row: Row) -> None:
     search.best = _better(search.best, row, search.target)
     store, experiment = search.store, search.experiment
     folder = store.path / MODEL
-    if search.best is not row or (folder.exists() and store.read_json(FOUND) == row["hash"]):
+    if search.best is not row:
+        return
+    search.best_trial = trial
+    if folder.exists() and store.read_json(FOUND) == row["hash"]:
         return
     state, _ = search.runner.state_after(trial)
     assert isinstance(state.model, QuantizedModel)

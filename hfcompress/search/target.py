@@ -40,6 +40,11 @@ class CompressTarget(Config):
     )  # fmt: skip
     backend: Backend = Field("onnxruntime", description="the engine of the result")
     mode: str = Field("auto", description="of the engine's quantization")
+    confidence: float | None = Field(
+        None, gt=0.5, lt=0.999, strict=False,
+        description="say how sure it is that max_drop holds, by an exact bound on the measured "
+        "rows: 0.95; accuracy only",
+    )  # fmt: skip
     metric: str = Field("accuracy", description="what may drop")
     latency: LatencyConfig = Field(
         default_factory=LatencyConfig, description="the batch that speedup is taken at"
@@ -54,6 +59,10 @@ class CompressTarget(Config):
     def _asks_for_something(self) -> Self:
         if self.max_size is None and self.speedup is None:
             raise ValueError("give max_size, speedup or both; there is nothing to search for")
+        if self.confidence is not None and self.metric != "accuracy":
+            raise ValueError(
+                f"confidence is an exact bound for accuracy, not for {self.metric}; leave it out"
+            )
         modes = ("auto", *MODES[self.backend])
         if self.mode not in modes:
             raise ValueError(f"backend {self.backend} has no mode {self.mode}: {', '.join(modes)}")

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from hfcompress.calibration.batches import Calibration
 from hfcompress.data.encode import Batch, Encoded
-from hfcompress.data.load import Examples, align_examples, fingerprint
+from hfcompress.data.load import Examples, align_examples, fingerprint, hold_out
 from hfcompress.errors import ConfigError, ModelError
 from hfcompress.measure.metrics import check_metric, trust_metric
 from hfcompress.models.architectures import select_modules
@@ -67,6 +67,15 @@ class Encoding:
     def eval(self) -> Encoded:
         """Measured rows."""
         return self._encoded(self.examples.eval)
+
+    @cached_property
+    def choose(self) -> Encoded | None:
+        """Rows that candidates are chosen on; None where the data say none."""
+        return None if self.examples.choose is None else self._encoded(self.examples.choose)
+
+    def of(self, examples: Examples) -> Encoding:
+        """The same of other rows."""
+        return Encoding(self.task, self.processor, examples, self.max_length, self.trains)
 
     def batches(self, size: int) -> list[tuple[NDArray[np.int64], Batch]] | None:
         """The measured rows in batches, made once; None for images, which are too many to keep."""
@@ -154,7 +163,7 @@ class Experiment:
             return self.first
         key = tuple(cut.kept for cut in state.vocabulary_cuts)
         if key not in self._encodings:
-            self._encodings[key] = replace(self.first, processor=state.processor, _batches=None)
+            self._encodings[key] = replace(self.first.of(self.examples), processor=state.processor)
         return self._encodings[key]
 
     def context(
@@ -210,7 +219,7 @@ def prepare(
         check_source(recipe.model)  # the cheap check first: a wrong path shows at once
     need_rows = any(step.config.needs_rows for trial in trials for step in trial.steps)
     progress.stage("reading the data")
-    examples = task.load(recipe.data, need_rows, splits)
+    examples = hold_out(task.load(recipe.data, need_rows, splits), recipe.data)
     for reason, count in examples.dropped.items():
         progress.note(f"{count:,} rows left out ({reason})")
     progress.stage("loading the model")

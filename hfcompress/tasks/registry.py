@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from hfcompress.config import nearest
 from hfcompress.errors import ConfigError, ModelError
+from hfcompress.models.hub import hub_errors
+from hfcompress.models.loading import ModelConfig, model_source
 from hfcompress.tasks.image_classification import IMAGE_CLASSIFICATION
 from hfcompress.tasks.task import Task
 from hfcompress.tasks.text_classification import TEXT_CLASSIFICATION
@@ -56,6 +58,24 @@ def infer_task(config: PreTrainedConfig, model: str) -> Task:
     raise ModelError(
         f"model {model!r} is a {names[0]}{_other_task(names[0])}; supported are: {', '.join(TASKS)}"
     )
+
+
+def task_of_checkpoint(path: str) -> Task:
+    """Return the task that a checkpoint was saved for.
+
+    Args:
+        path: hub name, folder or pkg://PACKAGE/PATH.
+
+    Raises:
+        SourceError: nothing there.
+        ModelError: as `infer_task`.
+    """
+    from transformers import AutoConfig
+
+    source = model_source(ModelConfig(path=path))
+    with hub_errors(source, "model", "give a FOLDER"):
+        settings = AutoConfig.from_pretrained(source.location)
+    return infer_task(settings, path)
 
 
 def _other_task(architecture: str) -> str:

@@ -1,0 +1,94 @@
+"""Rows to choose on, and the one look at the measured rows: the winner is not flattered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from hfcompress.data.load import fingerprint
+from hfcompress.errors import DataError
+from hfcompress.measure.certificate import Certificate, certify_drop
+from hfcompress.measure.evaluation import Quality, predicted_classes
+from hfcompress.steps.context import ModelState
+from hfcompress.sweep.experiment import Experiment
+from hfcompress.sweep.trial import Runner
+from hfcompress.utils import Fields
+
+# Share of the training side that candidates are chosen on, where data.choose does not say it.
+CHOOSE = 0.1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the chosen model does on rows that nothing was trained, calibrated or chosen on.
+
+    Attributes:
+        quality: the metric with its interval, and the comparison with the dense model.
+        certificate: how much it loses at most; None where no confidence was asked for.
+    """
+
+    quality: Quality
+    certificate: Certificate | None
+
+    def to_dict(self) -> Fields:
+        """The fields as plain data."""
+        sure = None if self.certificate is None else self.certificate.to_dict()
+        return {"quality": self.quality.to_dict(), "certificate": sure}
+
+    @classmethod
+    def from_dict(cls, data: Fields) -> Measured:
+        """Read what `to_dict` gave."""
+        found = data["certificate"]
+        fields = {} if found is None else dict(found)
+        for derived in ("certain", "sentence"):
+            fields.pop(derived, None)
+        return cls(Quality(**data["quality"]), None if found is None else Certificate(**fields))
+
+
+def for_choosing(experiment: Experiment) -> Experiment:
+    """Return the experiment with the rows to choose on in the place of the measured ones.
+
+    Raises:
+        DataError: the experiment's data say no ``choose``.
+    """
+    examples = experiment.examples
+    if examples.choose is None:
+        raise DataError("there are no rows to choose on; write data.choose: 0.1")
+    experiment.progress.note(
+        f"candidates are chosen on {len(examples.choose):,} rows of the training side, which "
+        f"nothing is trained on; the {len(examples.eval):,} measured rows are for the chosen one"
+    )
+    divided = replace(examples, eval=examples.choose, choose=None)
+    return replace(
+        experiment,
+        examples=divided,
+        first=experiment.first.of(divided),
+        eval_hash=fingerprint(divided.eval, divided.columns),
+    )
+
+
+def measure_once(
+    experiment: Experiment,
+    state: ModelState,
+    metric: str,
+    max_drop: float,
+    confidence: float | None,
+) -> Measured:
+    """Measure a chosen model on the measured rows.
+
+    Args:
+        experiment: of the measured rows.
+        state: the model with its processor.
+        metric: what may drop.
+        max_drop: points (hundredths) that may be lost.
+        confidence: of the bound of the loss; None for none.
+    """
+    experiment.progress.stage("measuring the chosen model")
+    runner, labels = Runner(experiment, []), experiment.eval.labels
+    _, logits = runner.predict(state)
+    dense_state = ModelState(experiment.loaded.model, experiment.loaded.processor, state.task)
+    _, dense = runner.predict(dense_state)
+    quality = state.task.quality(metric, logits, labels, dense)
+    if confidence is None:
+        return Measured(quality, None)
+    before, after = (predicted_classes(answers) == labels for answers in (dense, logits))
+    return Measured(quality, certify_drop(before, after, max_drop / 100, confidence))
