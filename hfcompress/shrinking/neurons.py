@@ -4,17 +4,26 @@
     prune_layer_neurons(net.up, net.down, keep=128, importance=importance)
 
 With ``inputs``, what reaches the second Linear in real data, the choice and a refit follow from
-the second moments, as in `shrink`.
+the second moments, as in `shrink`. A batch norm between the two has one number for each neuron
+and is given with them::
+
+    prune_layer_neurons(net.up, net.down, keep=128, between=net.norm)
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from hfcompress.errors import CalibrationError, ConfigError, TargetError
-from hfcompress.models.surgery import keep_inputs, keep_outputs
+from hfcompress.models.surgery import keep_along, keep_inputs, keep_outputs, resized
 from hfcompress.shrinking.obs import eliminate, refit
+
+_MIXING = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.GLU)
+"""Modules between two Linears in which each neuron counts for the others."""
 
 
 def compute_neuron_importance(
@@ -47,18 +56,20 @@ def compute_neuron_importance(
 
 @torch.no_grad()
 def prune_layer_neurons(
-    first: nn.Linear,
+    first: nn.Linear | nn.Sequential,
     second: nn.Linear,
     keep: int | float,
     *,
     importance: Tensor | None = None,
     inputs: Tensor | None = None,
     damping: float = 0.01,
+    between: nn.Module | Iterable[nn.Module] = (),
 ) -> Tensor:
     """Remove neurons between two Linears, in place.
 
     Args:
-        first: loses outputs.
+        first: loses outputs. Of an ``nn.Sequential`` it is the last Linear, and what follows that
+            is ``between``.
         second: loses inputs. With ``inputs`` its weights and bias are fitted anew, by ridge
             regression, to what it put out before.
         keep: how many neurons stay, or (a float up to 1.0) which share of them.
@@ -67,16 +78,20 @@ def prune_layer_neurons(
             `compute_neuron_importance`.
         inputs: what ``second`` read in real data, as for `compute_neuron_importance`.
         damping: of the regression, as a share of the mean variance of the inputs.
+        between: modules between the two; batch norms and PReLUs among them lose the same neurons.
 
     Returns:
         the numbers of the neurons that stayed, ascending.
 
     Raises:
-        TargetError: the Linears do not fit together.
+        TargetError: the Linears do not fit together, or a module between them mixes neurons.
         ConfigError: ``keep`` is not a number of neurons, or importance has another length.
         CalibrationError: inputs of another width, or NaN in them.
     """
+    first, modules = _apart(first, between)
     _check_pair(first, second)
+    for module in modules:
+        _check_between(module, first.out_features)
     width = _width(keep, first.out_features)
     if importance is not None and importance.shape != (first.out_features,):
         raise ConfigError(
@@ -86,7 +101,7 @@ def prune_layer_neurons(
     if inputs is None:
         scores = compute_neuron_importance(first, second) if importance is None else importance
         kept = scores.topk(width).indices.sort().values
-        _cut(first, second, kept)
+        _cut(first, second, kept, modules)
         return kept
     rows = _rows(second, inputs).double()
     mean, weight = rows.mean(0), second.weight.detach().double()
@@ -100,16 +115,56 @@ def prune_layer_neurons(
         kept = importance.topk(width).indices.sort().values
     new = refit(weight, gram, cross, kept, damping)
     shift = weight @ mean - new @ mean[kept]
-    _cut(first, second, kept)
+    _cut(first, second, kept, modules)
     second.weight.copy_(new)
     if second.bias is not None:
         second.bias.add_(shift.to(second.bias))
     return kept
 
 
-def _cut(first: nn.Linear, second: nn.Linear, kept: Tensor) -> None:
+def _cut(first: nn.Linear, second: nn.Linear, kept: Tensor, modules: Sequence[nn.Module]) -> None:
     keep_outputs(first, kept)
     keep_inputs(second, kept)
+    for module in modules:
+        own = (*module._parameters.values(), *module._buffers.values())
+        for tensor in own:
+            if tensor is not None and len(tensor.shape) == 1 and len(tensor) > 1:
+                keep_along(tensor, kept, 0)
+        resized(module)
+
+
+def _apart(
+    first: nn.Linear | nn.Sequential, between: nn.Module | Iterable[nn.Module]
+) -> tuple[nn.Linear, list[nn.Module]]:
+    """The Linear that loses outputs, and all modules behind it that are no containers."""
+    given = [between] if isinstance(between, nn.Module) else list(between)
+    if isinstance(first, nn.Sequential):
+        parts = list(first)
+        last = max((i for i, part in enumerate(parts) if isinstance(part, nn.Linear)), default=-1)
+        if last < 0:
+            raise TargetError("the Sequential in front holds no Linear; give the Linear itself")
+        linear = parts[last]
+        assert isinstance(linear, nn.Linear)
+        first, given = linear, [*parts[last + 1 :], *given]
+    found = [part for module in given for part in module.modules() if not list(part.children())]
+    return first, list(dict.fromkeys(found))
+
+
+def _check_between(module: nn.Module, neurons: int) -> None:
+    """Refuse a module that does more than work on each neuron alone.
+
+    Raises:
+        TargetError: it has parameters that are not one number for each neuron, or mixes neurons.
+    """
+    alone = isinstance(module, (_NormBase, nn.PReLU))
+    own = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+    sizes = {len(tensor) for tensor in own if tensor.dim()}
+    if (alone and sizes <= {neurons, 1}) or not (own or isinstance(module, _MIXING)):
+        return
+    raise TargetError(
+        f"{type(module).__name__} between the Linears cannot lose neurons one by one; "
+        f"give only batch norms of {neurons} features, PReLUs and functions of single neurons"
+    )
 
 
 def _width(keep: int | float, neurons: int) -> int:

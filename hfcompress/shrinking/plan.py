@@ -78,6 +78,10 @@ class Candidates:
         """The errors at all allowed widths, interpolated."""
         return {name: interpolated(self.errors[name], widths) for name, widths in allowed.items()}
 
+    def dead_units(self) -> dict[str, int]:
+        """For each group with scores, how many of them are exactly 0."""
+        return {name: int((score == 0).sum()) for name, score in self.scores.items()}
+
     def score_lists(self) -> dict[str, list[float]]:
         """The scores as numbers."""
         return {name: score.tolist() for name, score in self.scores.items()}
@@ -145,6 +149,16 @@ class Prunable(Protocol):
 
         Returns:
             for each group the units that were kept, of those that the model had before.
+        """
+
+    def check(self, kept: Mapping[str, Tensor]) -> None:
+        """Run the shrunk model in eval and in train mode.
+
+        Args:
+            kept: for each group the units of the dense model that are left.
+
+        Raises:
+            TargetError: it fails, or has other outputs than it should.
         """
 
     def preview(self, plan: Plan) -> nn.Module:

@@ -43,8 +43,10 @@ def shrink(
     connections, batch norms, depthwise convolutions).
 
     Parameters keep their identity and get smaller data, so that an optimizer that holds them
-    still trains them (see `hfcompress.models.surgery`). If anything raises, the model is restored
-    bit for bit.
+    still trains them (see `hfcompress.models.surgery`). What is returned has been run, in eval and
+    in train mode: without repair a smaller model gives what the dense one gives with the units
+    masked. Channels whose number the network's code fixes are kept and named in the report's notes.
+    If anything raises, the model is restored bit for bit.
 
     Args:
         model: of a known family, or with convolutions; changed in place.
@@ -77,6 +79,8 @@ def shrink(
             else PrunableSublayers(work, context)
         )
         plan, kept = _run_rounds(work, prunable, config, recover)
+        if not config.dry_run:
+            prunable.check(kept)
         if is_pretrained(work) and not config.dry_run:
             from hfcompress.checkpoint.save import record_shapes  # imports transformers
 

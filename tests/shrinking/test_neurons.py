@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -92,3 +93,37 @@ def test_bad_input(options: dict[str, Any], error: type[Exception], message: str
         prune_layer_neurons(first, second, **options)
     with pytest.raises(TargetError, match="4 outputs and the second 6 inputs"):
         prune_layer_neurons(second, first, 2)
+
+
+@pytest.mark.parametrize("form", ["module", "list", "sequential"])
+@pytest.mark.parametrize("with_inputs", [False, True])
+def test_a_batch_norm_between_loses_the_same_neurons(form: str, with_inputs: bool) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(8, 32), nn.BatchNorm1d(32), nn.PReLU(32), nn.Dropout(), nn.Linear(32, 4)
+    )
+    x = torch.randn(64, 8)
+    net(x)
+    net.eval()
+    dense = copy.deepcopy(net)
+    inputs = net[:4](x).detach() if with_inputs else None
+    first: Any = net[:4] if form == "sequential" else net[0]
+    between: Any = {"module": net[1:4], "list": [net[1], net[2]], "sequential": ()}[form]
+    last: Any = net[4]
+    kept = prune_layer_neurons(first, last, 0.5, between=between, inputs=inputs)
+    wide: Any = dense[4]
+    with torch.no_grad():
+        wide.weight.zero_()[:, kept] = last.weight
+        wide.bias.copy_(last.bias)
+        torch.testing.assert_close(net(x), dense(x))
+    net.train()(x)
+
+
+@pytest.mark.parametrize(
+    "module", [nn.LayerNorm(32), nn.Softmax(-1), nn.BatchNorm1d(8), nn.Linear(32, 32)]
+)
+def test_modules_between_that_mix_neurons_are_refused(module: nn.Module) -> None:
+    first, second = nn.Linear(8, 32), nn.Linear(32, 4)
+    with pytest.raises(TargetError, match=f"{type(module).__name__} between the Linears"):
+        prune_layer_neurons(first, second, 0.5, between=module)
+    assert first.out_features == second.in_features == 32

@@ -7,6 +7,7 @@ neurons only add up.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -116,16 +117,36 @@ def check_channel_budget(costs: ChannelCosts, allowed: Allowed, limit: float, un
         )
 
 
-def uniform_channels(costs: ChannelCosts, allowed: Allowed, limit: float) -> Widths:
-    """The same share of every group's units, as large as the budget allows."""
+def uniform_channels(
+    costs: ChannelCosts,
+    allowed: Allowed,
+    limit: float,
+    dead: Mapping[str, int] | None = None,
+) -> Widths:
+    """The same share of every group's units, as large as the budget allows.
 
-    def at(step: int) -> Widths:
-        return {
-            name: min(widths, key=lambda width: (abs(width - step / 1000 * max(widths)), width))
-            for name, widths in allowed.items()
-        }
+    Units that do nothing go first: others only where the budget is not met without them.
 
-    return _largest(at, costs, limit, 1000)
+    Args:
+        costs: of widths.
+        allowed: widths that each group may have.
+        limit: what all may cost.
+        dead: by group, how many units do nothing.
+    """
+    most = {name: max(widths) for name, widths in allowed.items()}
+    alive = {name: most[name] - (dead or {}).get(name, 0) for name in most}
+
+    def between(low: Mapping[str, float], high: Mapping[str, float], step: int) -> Widths:
+        found = {}
+        for name, widths in allowed.items():
+            goal = low[name] + step / 1000 * (high[name] - low[name])
+            found[name] = min(widths, key=lambda width: (abs(width - goal), width))
+        return found
+
+    nothing = dict.fromkeys(most, 0.0)
+    if alive != most and costs.total(between(nothing, alive, 1000)) <= limit * _EPSILON:
+        return _largest(partial(between, alive, most), costs, limit, 1000)
+    return _largest(partial(between, nothing, alive), costs, limit, 1000)
 
 
 def ranked_channels(

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hfcompress.calibration.batches import Batch, run_on
 from hfcompress.calibration.hooks import evaluating, tensors_of
@@ -29,6 +29,7 @@ from hfcompress.shrinking.channels.sides import (
     removable_dimensions,
     tensors_by_name,
 )
+from hfcompress.shrinking.outputs import rows_of, set_training
 
 
 def trace(
@@ -65,20 +66,6 @@ def trace(
     if not graph.groups:
         raise TargetError(f"{type(model).__name__} has no channels that can be removed")
     return graph
-
-
-def rows_of(batch: Batch, rows: int) -> dict[str, Tensor]:
-    """The first rows of a batch without its labels, repeated where it has fewer."""
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
-    return {key: v[torch.arange(rows, device=v.device) % len(v)] for key, v in inputs.items()}
-
-
-def set_training(model: nn.Module) -> None:
-    """Put a model into train mode, without dropout."""
-    model.train()
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.eval()
 
 
 def _label_tensors(model: nn.Module, labels: Labels) -> dict[str, Marks]:

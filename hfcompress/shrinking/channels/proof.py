@@ -17,19 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import group_norm, layer_norm, rms_norm
 
-from hfcompress.calibration.batches import Batch, run_on
-from hfcompress.calibration.hooks import evaluating, tensors_of
-from hfcompress.errors import TargetError, first_line
-from hfcompress.measure.macs import frozen
-from hfcompress.shrinking.channels.graph import rows_of, set_training, trace
+from hfcompress.calibration.batches import Batch
+from hfcompress.errors import TargetError
+from hfcompress.shrinking.channels.graph import trace
 from hfcompress.shrinking.channels.groups import ChannelGraph, ChannelGroup
 from hfcompress.shrinking.channels.movements import SplitPlace
 from hfcompress.shrinking.channels.sides import mixes_channels, tensor_at
 from hfcompress.shrinking.channels.surgery import cut, features_left, kept_units
-
-_NEAR = {torch.float32: 1e-3, torch.float64: 1e-7}
-"""Largest difference of outputs, as a share of the largest output."""
-_ROWS = 2
+from hfcompress.shrinking.outputs import OTHER_OUTPUTS, difference
 
 
 def cuttable(model: nn.Module, batch: Batch) -> tuple[ChannelGraph, Choices, dict[str, str]]:
@@ -139,70 +134,9 @@ def check_cut(
         cut(narrow, groups, keep)
         with masked_model(masked, groups, keep):
             reason = difference(masked, narrow, batch)
-        if reason != _OTHER:
+        if reason != OTHER_OUTPUTS:
             return reason
     return reason
-
-
-_OTHER = "its outputs differ from those with the channels masked"
-
-
-def difference(expected: nn.Module, other: nn.Module, batch: Batch) -> str | None:
-    """How two models differ on some rows, in eval or train mode, as the end of a sentence.
-
-    Args:
-        expected, other: of the same outputs, with buffers that may change.
-        batch: rows; labels are not used.
-
-    Returns:
-        None where all outputs are alike; random ones need only have the same shapes.
-    """
-    for training in (False, True):
-        wanted = _outputs(expected, batch, training)
-        if isinstance(wanted, str):  # the dense model does not run in this mode either
-            continue
-        found = _outputs(other, batch, training)
-        if isinstance(found, str):
-            return f"it fails with: {found}"
-        if [t.shape for t in found] != [t.shape for t in wanted]:
-            return (
-                f"its outputs have the shapes {[list(t.shape) for t in found]} in place of "
-                f"{[list(t.shape) for t in wanted]}"
-            )
-        pairs = zip(found, wanted, strict=True)
-        if not all(bool((a.isfinite() | ~b.isfinite()).all()) for a, b in pairs):
-            return "its outputs are NaN or infinite"
-        if not all(map(_near, found, wanted)):
-            again = _outputs(expected, batch, training, seed=1)
-            if not training or isinstance(again, str) or all(map(_near, again, wanted)):
-                return _OTHER
-    return None
-
-
-def _near(found: Tensor, wanted: Tensor) -> bool:
-    if not wanted.is_floating_point() or not wanted.numel():
-        return torch.equal(found, wanted)
-    near = _NEAR.get(wanted.dtype, 3e-2)
-    finite = wanted[wanted.isfinite()]
-    scale = float(finite.abs().max()) if len(finite) else 0.0
-    return torch.allclose(found, wanted, rtol=0, atol=near * scale + 1e-9, equal_nan=True)
-
-
-def _outputs(model: nn.Module, batch: Batch, training: bool, seed: int = 0) -> list[Tensor] | str:
-    """All tensors that a model returns; or what it raises."""
-    weight = next((p for p in model.parameters() if p.is_floating_point()), None)
-    rows = {
-        key: value.to(weight.dtype) if weight is not None and value.is_floating_point() else value
-        for key, value in rows_of(batch, _ROWS).items()
-    }
-    with evaluating(model), frozen(model), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if training:
-            set_training(model)
-        try:
-            return [tensor.clone() for tensor in tensors_of(run_on(model, rows))]
-        except Exception as error:  # whatever a forward raises is about this width
-            return first_line(error)
 
 
 @contextmanager

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
-from hfcompress.calibration.batches import Batch, Calibration
 from hfcompress.errors import CalibrationError, TargetError
 from hfcompress.shrinking.channels.budget import ChannelBudget, allowed_channels
 from hfcompress.shrinking.channels.costs import (
@@ -17,20 +16,16 @@ from hfcompress.shrinking.channels.costs import (
     ranked_channels,
     uniform_channels,
 )
-from hfcompress.shrinking.channels.graph import rows_of, trace
+from hfcompress.shrinking.channels.graph import trace
 from hfcompress.shrinking.channels.proof import check_cut, cuttable
 from hfcompress.shrinking.channels.repair import estimate_batch_norms, repair_channels
 from hfcompress.shrinking.channels.selection import find_channel_candidates
 from hfcompress.shrinking.channels.surgery import cut
 from hfcompress.shrinking.config import ShrinkConfig
+from hfcompress.shrinking.outputs import OTHER_OUTPUTS, difference, example_rows
 from hfcompress.shrinking.plan import Plan, ShrinkContext, UnitGroup
 from hfcompress.shrinking.report import Amount, Latencies
 from hfcompress.shrinking.widths import Widths
-
-_ROWS = 2
-"""Rows that a model is tried on: what merges rows shows with two."""
-_SIDE = 224
-"""Height and width of images where neither rows nor the config give them."""
 
 
 class PrunableChannels:
@@ -44,7 +39,7 @@ class PrunableChannels:
         ModelError: the model cannot be traced.
         TargetError: no channel can be removed.
         ConfigError: a budget above the dense model.
-        CalibrationError: no row that gives the image size.
+        CalibrationError: no row that gives the inputs.
 
     Attributes:
         dropped_layers, notes: see `Prunable`.
@@ -54,7 +49,13 @@ class PrunableChannels:
         self.dropped_layers: tuple[int, ...] = ()
         self._model = model
         self._context = context
-        self._example = example_rows(model, context.calibration)
+        rows = example_rows(model, context.calibration)
+        if rows is None:
+            raise CalibrationError(
+                f"rows are missing, and the image size of {type(model).__name__} is not known; "
+                f"pass Calibration(batches) to shrink"
+            )
+        self._example = rows
         context.progress("trying cuts", 0, 1)
         graph, self._choices, reasons = cuttable(model, self._example)
         self._kept_whole = set(reasons)
@@ -86,7 +87,7 @@ class PrunableChannels:
                 return least_change(costs, candidates.errors_at(allowed), limit)
             if config.resolved_allocation == "global":
                 return ranked_channels(costs, allowed, candidates.score_lists(), limit)
-            return uniform_channels(costs, allowed, limit)
+            return uniform_channels(costs, allowed, limit, candidates.dead_units())
 
         plan = Plan(self._budget.fit(model, graph, allowed, choose, progress), candidates)
         while (reasons := self._unproved(plan)) is not None:
@@ -139,6 +140,16 @@ class PrunableChannels:
             context.progress("batch norms", 0, 1)
             estimate_batch_norms(self._model, context.calibration)
 
+    def check(self, kept: Mapping[str, Tensor]) -> None:
+        """See `Prunable`; that a cut gives what masks give is proved before each."""
+        # Copies: train mode moves the statistics of batch norms.
+        dense, small = copy.deepcopy(self._context.dense), copy.deepcopy(self._model)
+        reason = difference(dense, small, self._example)
+        if reason is not None and reason != OTHER_OUTPUTS:
+            raise TargetError(
+                f"{type(small).__name__} cannot be shrunk with these settings: afterwards {reason}"
+            )
+
     def preview(self, plan: Plan) -> nn.Module:
         """See `Prunable`."""
         narrow = copy.deepcopy(self._model)
@@ -157,27 +168,6 @@ class PrunableChannels:
 
 def _note(name: str, reason: str) -> str:
     return f"{name} keeps all of its channels: without some of them {reason}"
-
-
-def example_rows(model: nn.Module, calibration: Calibration | None) -> Batch:
-    """Rows to run a model on: of the calibration, else noise of the config's image size.
-
-    Raises:
-        CalibrationError: no calibration, and a model whose config does not give the size.
-    """
-    if calibration is not None:
-        return rows_of(calibration.batches[0], _ROWS)
-    config = getattr(model, "config", None)
-    channels = getattr(config, "num_channels", None)
-    if channels is None:
-        raise CalibrationError(
-            f"the image size of {type(model).__name__} is not known; "
-            f"pass Calibration(batches) to shrink"
-        )
-    size = getattr(config, "image_size", None) or _SIDE
-    height, width = (size, size) if isinstance(size, int) else size
-    generator = torch.Generator().manual_seed(0)
-    return {"pixel_values": torch.randn(_ROWS, channels, height, width, generator=generator)}
 
 
 def check_channels(model: nn.Module, config: ShrinkConfig) -> None:

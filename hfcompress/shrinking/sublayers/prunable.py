@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from hfcompress.errors import TargetError
 from hfcompress.models.sublayers import Sublayer, sublayers
 from hfcompress.shrinking.config import ShrinkConfig
+from hfcompress.shrinking.outputs import difference, example_rows
 from hfcompress.shrinking.plan import Plan, ShrinkContext, UnitGroup
 from hfcompress.shrinking.report import Amount, Latencies
 from hfcompress.shrinking.sublayers.budget import Budget
 from hfcompress.shrinking.sublayers.costs import layer_macs
 from hfcompress.shrinking.sublayers.latency_table import with_widths
 from hfcompress.shrinking.sublayers.layers import drop_layers
+from hfcompress.shrinking.sublayers.repair import with_masks
 from hfcompress.shrinking.sublayers.selection import (
     SublayerContext,
     apply_widths,
@@ -85,6 +90,20 @@ class PrunableSublayers:
         """See `Prunable`."""
         self._is_cut = True
         return apply_widths(self._model, self._parts, plan.widths, plan.candidates, self._context)
+
+    def check(self, kept: Mapping[str, Tensor]) -> None:
+        """See `Prunable`: the outputs must be those of the dense model with the units masked."""
+        model, context = self._model, self._context
+        rows = example_rows(model, context.shared.calibration)
+        if rows is None:
+            return
+        wide = with_masks(context.dense, model, self._parts, kept)
+        reason = difference(wide, copy.deepcopy(model), rows)  # train mode can move buffers
+        if reason is not None:
+            raise TargetError(
+                f"{type(model).__name__} cannot lose these heads and neurons: without them "
+                f"{reason}; write heads: false or neurons: false"
+            )
 
     def preview(self, plan: Plan) -> nn.Module:
         """See `Prunable`."""

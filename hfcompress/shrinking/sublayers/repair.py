@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -94,6 +96,40 @@ def install(part: Sublayer, model: nn.Module, projection: Projection) -> None:
     write_matrix(linear, projection.weight)
     if isinstance(linear.bias, Tensor) and projection.bias is not None:
         linear.bias.data = projection.bias.detach().clone()
+
+
+@torch.no_grad()
+def with_masks(
+    dense: nn.Module, model: nn.Module, parts: Sequence[Sublayer], kept: Mapping[str, Tensor]
+) -> nn.Module:
+    """A copy of the dense model with the weights of a shrunk one, and zeros for what it lost.
+
+    Args:
+        dense: without the layers that were dropped; not changed.
+        model: shrunk from it, with any weights.
+        parts: the sublayers of both.
+        kept: for each part the units of the dense model that are left.
+    """
+    wide = copy.deepcopy(dense)
+    small = model.state_dict()
+    for name, tensor in wide.state_dict().items():
+        if tensor.shape == small[name].shape:
+            tensor.copy_(small[name])
+    for part in parts:
+        units, keep = part.units(dense), kept[part.name]
+        if len(keep) == units:
+            continue
+        for path in part.producers:
+            rows = part.rows(keep, units)
+            weight_matrix(wide.get_submodule(path))[rows] = weight_matrix(model.get_submodule(path))
+            bias = _bias(model.get_submodule(path))
+            if bias is not None:
+                wide.get_parameter(f"{path}.bias")[rows] = bias
+        out = weight_matrix(part.out(wide))
+        out.zero_()[:, part.columns(keep)] = weight_matrix(part.out(model))
+        for table in part.tables:
+            wide.get_parameter(table)[..., keep] = model.get_parameter(table)
+    return wide
 
 
 def _bias(linear: nn.Module) -> Tensor | None:
