@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
@@ -18,8 +21,8 @@ from hfcompress.models.architectures import WIDTH_PARAMETERS, base_prefix
 from hfcompress.models.surgery import resized
 
 RESIZABLE = (
-    nn.Linear, nn.Embedding, nn.LayerNorm, nn.GroupNorm, nn.Conv1d, nn.Conv2d, nn.BatchNorm1d,
-    nn.BatchNorm2d, Conv1D,
+    nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU, nn.RNNBase, Conv1D,
+    _ConvNd, _NormBase,
 )  # fmt: skip
 """The classes whose modules may have other shapes than the config says."""
 
@@ -67,7 +70,7 @@ def resize(module: nn.Module, name: str, shapes: dict[str, Shape | None]) -> Non
     Raises:
         ModelError: another class, or a tensor that it does not have.
     """
-    if not _resizable(module, shapes):
+    if not is_resizable(module, shapes):
         raise ModelError(
             f"config.json: the recorded module {name!r} is a {type(module).__name__} in this "
             f"model, not a Linear, Embedding, LayerNorm or convolution; "
@@ -108,7 +111,7 @@ def _changed_shapes(name: str, module: nn.Module, fresh: nn.Module) -> dict[str,
         if shape != (None if theirs is None else tuple(theirs.shape)):
             found[key] = shape
     # A class of the user's own derived from Linear is a Linear to whoever loads the checkpoint.
-    if found and not (_resizable(module, found) and _resizable(fresh, found)):
+    if found and not (is_resizable(module, found) and is_resizable(fresh, found)):
         raise ModelError(
             f"{name!r} cannot be saved so that it loads again: it is a {type(module).__name__} "
             f"whose shapes its config does not say"
@@ -116,7 +119,7 @@ def _changed_shapes(name: str, module: nn.Module, fresh: nn.Module) -> dict[str,
     return found
 
 
-def _resizable(module: nn.Module, shapes: dict[str, Shape | None]) -> bool:
+def is_resizable(module: nn.Module, shapes: Mapping[str, Shape | None]) -> bool:
     """Whether these tensors of a module may have other shapes."""
     return isinstance(module, RESIZABLE) or (type(module).__name__, *shapes) in WIDTH_PARAMETERS
 

@@ -272,8 +272,13 @@ def _group_norm(tensors: MarkedTensors, named: Arguments, outputs: list[Tensor])
 def _normed(
     tensors: MarkedTensors, dim: int, named: Arguments, outputs: list[Tensor]
 ) -> Vector | None:
-    """Unite a norm's channels with its parameters and statistics, one number for each channel."""
+    """Unite a norm's channels with its parameters and statistics, one number for each channel.
+
+    Channels along other dimensions are mixed in its statistics, unless those are of each row.
+    """
     inputs = named.tensor("input")
+    if dim == 1 and dim < inputs.dim() - 1:
+        tensors.labels.freeze(v for other, v in tensors.of(inputs).items() if other > dim)
     own = [t for t in named.tensors if t is not inputs and t.numel() == inputs.shape[dim] > 1]
     marks = tensors.of(inputs)
     vector = tensors.labels.unite_all([marks.get(dim), *(tensors.of(t).get(0) for t in own)])

@@ -10,21 +10,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import group_norm, layer_norm, rms_norm
+from torch._ops import OpOverload
+from torch.nn.functional import group_norm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.hooks import RemovableHandle
 
 from hfcompress.calibration.batches import Batch
 from hfcompress.errors import TargetError
 from hfcompress.shrinking.channels.graph import trace
 from hfcompress.shrinking.channels.groups import ChannelGraph, ChannelGroup
-from hfcompress.shrinking.channels.movements import SplitPlace
+from hfcompress.shrinking.channels.movements import Arguments, SplitPlace
 from hfcompress.shrinking.channels.sides import mixes_channels, tensor_at
 from hfcompress.shrinking.channels.surgery import cut, features_left, kept_units
 from hfcompress.shrinking.outputs import OTHER_OUTPUTS, difference
+from hfcompress.utils import is_pretrained
 
 
 def cuttable(model: nn.Module, batch: Batch) -> tuple[ChannelGraph, Choices, dict[str, str]]:
@@ -43,13 +48,14 @@ def cuttable(model: nn.Module, batch: Batch) -> tuple[ChannelGraph, Choices, dic
         TargetError: no group is left.
     """
     choices: Choices = {}
-    graph = trace(model, batch)
+    graph, unsaved = _saveable(model, trace(model, batch))
     reasons = _reasons(model, graph, batch)
     for name in reasons:
         choices |= _other_choices(model, graph, name, batch, choices)
     if choices:
-        graph = trace(model, batch, choices)
+        graph, unsaved = _saveable(model, trace(model, batch, choices))
         reasons = _reasons(model, graph, batch)
+    reasons |= unsaved
     found = graph.without(list(reasons))
     if not found.groups:
         name, reason = next(iter(reasons.items()))
@@ -61,6 +67,27 @@ def cuttable(model: nn.Module, batch: Batch) -> tuple[ChannelGraph, Choices, dic
 
 
 Choices = dict[SplitPlace, int]
+
+
+def _saveable(model: nn.Module, graph: ChannelGraph) -> tuple[ChannelGraph, dict[str, str]]:
+    """The graph without groups whose shapes a checkpoint of transformers could not record."""
+    if not is_pretrained(model):
+        return graph, {}
+    from hfcompress.checkpoint.shapes import is_resizable  # imports transformers
+
+    reasons: dict[str, str] = {}
+    for group in graph.groups:
+        changed: dict[str, list[str]] = {}
+        for place in group.places:
+            for (name, _), _ in place.slots(model):
+                path, _, last = name.rpartition(".")
+                changed.setdefault(path, []).append(last)
+        for path, names in changed.items():
+            module = model.get_submodule(path)
+            if not is_resizable(module, dict.fromkeys(names)):
+                kind = type(module).__name__
+                reasons[group.name] = f"no checkpoint could say the shapes of {path}, a {kind}"
+    return graph.without(list(reasons)), reasons
 
 
 def _reasons(model: nn.Module, graph: ChannelGraph, batch: Batch) -> dict[str, str]:
@@ -157,30 +184,73 @@ def masked_model(
                     gone = ~kept[place.unit]
                     for (name, dimension), index in place.slots(model):
                         tensor_at(model, name).index_fill_(dimension, index[gone], 0)
-    with ExitStack() as stack:
-        for path, stays in features_left(model, groups, keep).items():
-            norm = model.get_submodule(path)
-            if mixes_channels(norm):
-                hook = norm.register_forward_hook(partial(_norm_of_kept, stays))
-                stack.callback(hook.remove)
+    left = features_left(model, groups, keep)
+    mixing = {path: stays for path, stays in left.items() if mixes_channels(model, path)}
+    with _MaskedNorms(model, mixing):
         yield
 
 
-def _norm_of_kept(
-    stays: Tensor, norm: nn.Module, args: tuple[Tensor, ...], output: Tensor
-) -> Tensor:
-    """The output of a norm whose statistics are of some features alone."""
-    weight, bias = (
-        None if (value := getattr(norm, name, None)) is None else value[stays]
-        for name in ("weight", "bias")
-    )
-    dimension = 1 if isinstance(norm, nn.GroupNorm) else output.dim() - 1
-    inputs, shape = args[0].index_select(dimension, stays), (len(stays),)
-    if isinstance(norm, nn.GroupNorm):
-        found = group_norm(inputs, norm.num_groups, weight, bias, norm.eps)
-    elif isinstance(norm, nn.RMSNorm):
-        found = rms_norm(inputs, shape, weight, norm.eps)
-    else:
-        assert isinstance(norm, nn.LayerNorm)
-        found = layer_norm(inputs, shape, weight, bias, norm.eps)
-    return torch.zeros_like(output).index_copy(dimension, stays, found.to(output))
+class _MaskedNorms(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Takes the statistics of some norms over the features that stay.
+
+    Operators are changed and not modules, whose code can permute and reshape around them.
+
+    Args:
+        model: that will run inside.
+        left: for each norm the features that stay.
+    """
+
+    def __init__(self, model: nn.Module, left: Mapping[str, Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._model = model
+        self._left = left
+        self._running: list[str] = []
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> _MaskedNorms:
+        for path in self._left:
+            norm = self._model.get_submodule(path)
+            enter, leave = partial(self._enter, path), partial(self._leave)
+            self._handles.append(norm.register_forward_pre_hook(enter))
+            self._handles.append(norm.register_forward_hook(leave, always_call=True))
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for handle in self._handles:
+            handle.remove()
+
+    def _enter(self, path: str, _: nn.Module, args: object) -> None:
+        self._running.append(path)
+
+    def _leave(self, _: nn.Module, args: object, output: object) -> None:
+        self._running.pop()
+
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        """Run an operator, a norm on fewer features."""
+        name = func.overloadpacket.__name__
+        if not self._running or name not in ("native_layer_norm", "native_group_norm"):
+            return func(*args, **(kwargs or {}))
+        stays = self._left[self._running[-1]]
+        named = Arguments(func, args, kwargs or {})
+        inputs, weight, bias = (named[key] for key in ("input", "weight", "bias"))
+        assert isinstance(inputs, Tensor)
+        scale = weight[stays] if isinstance(weight, Tensor) else None
+        shift = bias[stays] if isinstance(bias, Tensor) else None
+        eps = cast(float, named["eps"])
+        dim = inputs.dim() - 1 if name == "native_layer_norm" else 1
+        chosen = inputs.index_select(dim, stays)
+        if name == "native_layer_norm":
+            found, *rest = torch.native_layer_norm(chosen, [len(stays)], scale, shift, eps)
+        else:
+            groups = named.number("group")
+            found = group_norm(chosen, groups, scale, shift, eps)
+            rest = [chosen.new_zeros(len(chosen), groups)] * 2
+        return torch.zeros_like(inputs).index_copy(dim, stays, found.to(inputs)), *rest

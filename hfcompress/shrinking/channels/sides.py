@@ -25,9 +25,9 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, (_NormBase, *_MIXING))
 
 
-def mixes_channels(module: nn.Module) -> bool:
+def mixes_channels(model: nn.Module, path: str) -> bool:
     """Whether a norm's statistics are taken over several channels."""
-    return isinstance(module, _MIXING)
+    return isinstance(model.get_submodule(path), _MIXING)
 
 
 def is_depthwise(module: nn.Module) -> bool:
