@@ -143,6 +143,19 @@ class Calibration:
                 count += 1
         return count
 
+    def uses(self, model: nn.Module, modules: Mapping[str, nn.Module]) -> set[str]:
+        """The modules on whose weights the loss of the first batch depends, by name.
+
+        Raises:
+            CalibrationError: the batches have no labels.
+        """
+        require_labels(self.batches[0])
+        weights = [weight_of(module) for module in modules.values()]
+        with evaluating(model), torch.enable_grad(), _requiring_gradients(weights):
+            loss = task_loss(model, self.batches[0])
+            found = torch.autograd.grad(loss, weights, allow_unused=True)
+        return {name for name, part in zip(modules, found, strict=True) if part is not None}
+
     def _collect_moments(
         self, model: nn.Module, modules: Mapping[str, nn.Module]
     ) -> dict[str, Moments]:

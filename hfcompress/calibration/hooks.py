@@ -94,7 +94,7 @@ def call_order(run: Run, modules: Mapping[str, nn.Module]) -> list[Group]:
 
 def _reading(module: nn.Module) -> object:
     """How a module takes its input apart: convolutions that differ in it see other rows."""
-    if not isinstance(module, nn.Conv2d):
+    if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return None
     how = (module.kernel_size, module.stride, module.padding, module.dilation)
     return (*how, module.groups, module.padding_mode)

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from hfcompress.models.architectures import weight_matrix
-from hfcompress.utils import is_conv1d
+from hfcompress.models.architectures import inputs_first, weight_matrix
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def weight_of(module: nn.Module) -> Tensor:
 
 def groups_of(module: nn.Module) -> int:
     """Independent parts of a layer: the groups of a convolution, else 1."""
-    return module.groups if isinstance(module, _CONVOLUTIONS) else 1
+    return module.groups if isinstance(module, CONVOLUTIONS) else 1
 
 
 def grouped_weight(module: nn.Module) -> Tensor:
@@ -114,7 +113,7 @@ def grouped_weight(module: nn.Module) -> Tensor:
 
 def as_matrix(module: nn.Module, tensor: Tensor) -> Tensor:
     """A tensor in the weight's own shape (a gradient) as outputs x inputs."""
-    return tensor.t() if is_conv1d(module) else tensor.flatten(1)
+    return (tensor.transpose(0, 1) if inputs_first(module) else tensor).flatten(1)
 
 
 def input_rows(module: nn.Module, inputs: Tensor, tokens: Tensor | None) -> Tensor:
@@ -125,7 +124,7 @@ def input_rows(module: nn.Module, inputs: Tensor, tokens: Tensor | None) -> Tens
         inputs: what the module was called with.
         tokens: batch x length, True for real tokens; None when there is no padding.
     """
-    if not isinstance(module, _CONVOLUTIONS):
+    if not isinstance(module, CONVOLUTIONS):
         return _real(inputs, tokens)[None]
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     padded = nn.functional.pad(inputs, module._reversed_padding_repeated_twice, mode=mode)
@@ -151,7 +150,7 @@ def _unfolded(module: nn.Conv1d | nn.Conv3d, padded: Tensor) -> Tensor:
 
 def output_rows(module: nn.Module, outputs: Tensor, tokens: Tensor | None) -> Tensor:
     """A module's output as groups x tokens x outputs, without padding; as `input_rows`."""
-    if not isinstance(module, _CONVOLUTIONS):
+    if not isinstance(module, CONVOLUTIONS):
         return _real(outputs, tokens)[None]
     return _grouped(outputs.flatten(2), module.groups)
 

@@ -113,30 +113,30 @@ def weighted_layers(
 
     Args:
         model: any module.
-        targets: names of modules, as ``model.named_modules()`` gives them; by default every
-            ``nn.Linear``, convolution and ``Conv1D``.
+        targets: names of modules, as ``model.named_modules()`` gives them, or of parameters; by
+            default every ``nn.Linear``, convolution and ``Conv1D``.
 
     Returns:
-        Module name -> weight, in the model's order.
+        Name -> weight, in the model's order.
 
     Raises:
         TargetError: a target that the model does not have, or that has no weight.
     """
     modules = dict(model.named_modules())
     if targets is None:
-        names = [name for name, module in modules.items() if _is_weighted(module)]
+        names = {name for name, module in modules.items() if _is_weighted(module)}
     else:
-        wanted = [targets] if isinstance(targets, str) else list(targets)
-        for name in wanted:
+        names = {targets} if isinstance(targets, str) else set(targets)
+        for name in sorted(names - dict(model.named_parameters()).keys()):
             _check_target(model, name, modules)
-        names = [name for name in modules if name in set(wanted)]
     layers: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
-    for name in names:
-        weight = modules[name].weight
-        if isinstance(weight, nn.Parameter) and id(weight) not in seen:
-            seen.add(id(weight))
-            layers[name] = weight
+    for name, module in modules.items():
+        own = {f"{name}.{key}" if name else key: p for key, p in module._parameters.items()}
+        for path, weight in ((name, getattr(module, "weight", None)), *own.items()):
+            if path in names and isinstance(weight, nn.Parameter) and id(weight) not in seen:
+                seen.add(id(weight))
+                layers[path] = weight
     return layers
 
 

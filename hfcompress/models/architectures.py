@@ -7,7 +7,8 @@ unknown family works, too: its repeated layers are the heaviest ``nn.ModuleList`
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -100,11 +101,7 @@ _GPT2 = Family(
 )
 
 FAMILIES: dict[str, Family] = {
-    "bert": _BERT,
-    "roberta": _BERT,
-    "xlm-roberta": _BERT,
-    "camembert": _BERT,
-    "electra": _BERT,
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), _BERT),
     "distilbert": Family(
         layers="transformer.layer",
         query="attention.q_lin",
@@ -147,8 +144,7 @@ FAMILIES: dict[str, Family] = {
         gated=True,
         prenorm=True,
     ),
-    "vit": _VIT,
-    "deit": _VIT,
+    **dict.fromkeys(("vit", "deit"), _VIT),
     "swin": replace(
         _VIT,
         layers="encoder.layers.*.blocks",
@@ -170,8 +166,11 @@ WIDTH_PARAMETERS = frozenset(
 """Class and parameter, where a family's own module holds one that is as wide as channels or heads
 are many: it is cut with them, and a checkpoint records its shape."""
 
-_LEFT_ALONE = ("embed", "pooler", "head", "classifier")
-"""A module is no default target when a part of its name contains one of these words."""
+# No default target has one of these words in its name. q_head is a projection of attention.
+_LEFT_ALONE = re.compile(
+    r"embed|pooler|classifier|(?<![a-zA-Z])(?<!(?<![a-z])[qkvo]_)(?<!query_)(?<!key_)(?<!value_)"
+    r"(?<!attn_)(?<!attention_)(?<!multi_)heads?(?![a-z])"
+)
 
 
 def family_of(model: nn.Module) -> Family | None:
@@ -206,12 +205,12 @@ def default_targets(model: nn.Module) -> dict[str, nn.Module]:
     other model the last ``nn.Linear`` is. A weight that is tied to an embedding is one.
     """
     modules = compressible_modules(model)
-    outside = _head_names(model, modules)
+    outside = head_names(model, modules)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     return {
         name: module
         for name, module in modules.items()
-        if name not in outside and not _left_alone(name) and id(module.weight) not in embeddings
+        if name not in outside and not left_alone(name) and id(module.weight) not in embeddings
     }
 
 
@@ -326,23 +325,21 @@ def value_projections(model: nn.Module) -> tuple[list[nn.Module], bool]:
 
 
 def weight_matrix(module: nn.Module) -> Tensor:
-    """A module's weight as a matrix of outputs x inputs, a view where the layout allows it.
-
-    ``nn.Linear``: the weight. ``nn.Conv2d``: outputs x (inputs per group * kernel height * kernel
-    width). ``Conv1D``: the transposed weight.
-    """
+    """A weight as a matrix of outputs x inputs (of a group, times the kernel); a view if it can."""
     weight = _weight(module)
-    if is_conv1d(module):
-        return weight.t()
-    return weight.flatten(1)
+    return (weight.transpose(0, 1) if inputs_first(module) else weight).flatten(1)
 
 
 def write_matrix(module: nn.Module, matrix: Tensor) -> None:
     """Write a matrix of outputs x inputs (see `weight_matrix`) into a module's weight."""
     weight = _weight(module)
-    if is_conv1d(module):
-        matrix = matrix.t()
-    weight.copy_(matrix.reshape(weight.shape))
+    target = weight.transpose(0, 1) if inputs_first(module) else weight
+    target.copy_(matrix.reshape(target.shape))
+
+
+def inputs_first(module: nn.Module) -> bool:
+    """Whether a module's weight has its inputs in the first dimension."""
+    return is_conv1d(module) or isinstance(module, nn.modules.conv._ConvTransposeNd)
 
 
 def _known_family(model: nn.Module) -> Family:
@@ -374,7 +371,8 @@ def base_prefix(model: nn.Module) -> str:
     return outer[0] if len(outer) == 1 else ""  # a class of the user's own may name it otherwise
 
 
-def _head_names(model: nn.Module, modules: dict[str, nn.Module]) -> set[str]:
+def head_names(model: nn.Module, modules: Mapping[str, nn.Module]) -> set[str]:
+    """The modules that are the model's head."""
     if is_pretrained(model):
         prefix = base_prefix(model)
         return {name for name in modules if prefix and not name.startswith(f"{prefix}.")}
@@ -382,9 +380,10 @@ def _head_names(model: nn.Module, modules: dict[str, nn.Module]) -> set[str]:
     return set(linears[-1:]) if len(modules) > 1 else set()
 
 
-def _left_alone(name: str) -> bool:
-    parts = name.split(".")
-    return any(word in part for part in parts for word in _LEFT_ALONE)
+def left_alone(name: str) -> str | None:
+    """The word in a module's name for which it is no default target, if there is one."""
+    found = _LEFT_ALONE.search(name)
+    return found[0] if found else None
 
 
 def matching_modules(

@@ -356,13 +356,15 @@ class PruningConfig(StepConfig):
         return "outputs" if self.method == "alps" and sequential else "weights"
 
     @property
+    def needs_inputs(self) -> bool:
+        """Whether `prune` needs statistics of the layers' inputs."""
+        allocates = self.resolved_allocation != "uniform"
+        return self.method in MOMENT_METHODS or self.resolved_bias_repair or allocates
+
+    @property
     def needs_calibration(self) -> bool:
         """Whether `prune` needs calibration data for this config."""
-        return (
-            self.method in GRADIENT_METHODS | MOMENT_METHODS
-            or self.resolved_bias_repair
-            or self.resolved_allocation != "uniform"
-        )
+        return self.method in GRADIENT_METHODS or self.needs_inputs
 
     def non_default_fields(self) -> dict[str, object]:
         """As `Config.non_default_fields`, in the flat names that hashes were made of.

@@ -10,10 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hfcompress.calibration.moments import weight_of
 from hfcompress.errors import ConfigError
 from hfcompress.pruning.callback import PruningCallback
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.prune import prune
+from hfcompress.pruning.targets import select_targets
 from hfcompress.pruning.training_config import (
     LotteryConfig,
     ProgressiveConfig,
@@ -145,10 +147,11 @@ def _pruning(config: LotteryConfig, sparsity: float) -> PruningConfig:
 
 def _rewind(model: nn.Module, state: dict[str, Tensor], pruned: Sequence[str]) -> None:
     """Put the state back, with the zeros that the pruned modules have now."""
-    zeros = {name: model.get_parameter(f"{name}.weight") == 0 for name in pruned}
+    weights = [weight_of(module).data for module in select_targets(model, pruned).values()]
+    zeros = [weight == 0 for weight in weights]
     model.load_state_dict(state)
-    for name, zero in zeros.items():
-        model.get_parameter(f"{name}.weight").data.masked_fill_(zero, 0)
+    for weight, zero in zip(weights, zeros, strict=True):
+        weight.masked_fill_(zero, 0)
 
 
 def _measure(model: nn.Module, evaluate: Callable[[nn.Module], float] | None) -> float | None:

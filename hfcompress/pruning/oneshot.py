@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 
 import torch
 from torch import Tensor, nn
 
 from hfcompress.calibration.batches import Calibration, fingerprint
 from hfcompress.calibration.importance import Importance, importance
-from hfcompress.calibration.moments import as_matrix, grouped_weight
+from hfcompress.calibration.moments import Moments, as_matrix, grouped_weight
 from hfcompress.models.architectures import weight_matrix, write_matrix
 from hfcompress.pruning import allocation, scores
 from hfcompress.pruning.config import MOMENT_METHODS, RECONSTRUCTING, PruningConfig
@@ -105,26 +106,27 @@ class OneShot:
     def _by_moments(self, tasks: Mapping[str, Task]) -> None:
         """Solve each layer's task with the statistics that the config names."""
         config = self.config
-        if config.resolved_statistics == "sequential":
-            steps = layer_by_layer(
-                self.model,
-                self.modules,
-                self.calibration,
-                dense_outputs=config.resolved_reference == "outputs",
-                memory=config.activation_memory << 20,
-                token_weights=self._token_weights(),
-            )
-        else:
-            steps = iter([self.calibration.moments(self.model, self.modules)])
-        for step in steps:
-            memoize = (
-                _group_cache()
-                if config.resolved_statistics == "sequential"
-                else self.calibration.kept
-            )
-            for name, moments in step.items():
-                module, task = self.modules[name], tasks[name]
-                solve_layer(module, moments, task, config, self._notes.append, memoize)
+        with closing(self._moments()) as steps:  # an error below ends evaluation mode at once
+            for step in steps:
+                sequential = config.resolved_statistics == "sequential"
+                memoize = _group_cache() if sequential else self.calibration.kept
+                for name, moments in step.items():
+                    module, task = self.modules[name], tasks[name]
+                    solve_layer(module, moments, task, config, self._notes.append, memoize)
+
+    def _moments(self) -> Generator[dict[str, Moments]]:
+        """Moments of groups of layers, each from the model as it is when the group is asked for."""
+        if self.config.resolved_statistics == "dense":
+            yield self.calibration.moments(self.model, self.modules)
+            return
+        yield from layer_by_layer(
+            self.model,
+            self.modules,
+            self.calibration,
+            dense_outputs=self.config.resolved_reference == "outputs",
+            memory=self.config.activation_memory << 20,
+            token_weights=self._token_weights(),
+        )
 
     def _by_scores(self, sparsity: float) -> dict[str, int]:
         found = self._scores()

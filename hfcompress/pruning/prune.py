@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -13,11 +14,16 @@ from torch import Tensor, nn
 from hfcompress.calibration.batches import Calibration
 from hfcompress.calibration.moments import weight_of
 from hfcompress.errors import CalibrationError, ModelError, TargetError
-from hfcompress.models.architectures import select_modules, weight_matrix
+from hfcompress.models.architectures import weight_matrix
+from hfcompress.pruning.attention import projections_called
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.masks import Cut, count_zeros, cut_magnitudes_, is_finite, magnitude_cut
 from hfcompress.pruning.oneshot import OneShot
+from hfcompress.pruning.targets import UNKNOWN, Targets, find_targets, unknown_inputs
 from hfcompress.utils import FormerPlain
+
+NOTED_SHARE = 0.25
+"""Matrices that stay dense by default are noted from this share of the weights on."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +56,16 @@ class PruneReport(FormerPlain):
         requested: sparsity asked for, of the targets.
         layers: one record for each pruned module, in model order.
         notes: what the caller should know, one sentence each.
+        overall: share of zeros in all parameters of two or more dimensions, embeddings and head
+            included.
+        untouched: weight matrices that are not targets -> why.
     """
 
     requested: float
     layers: tuple[LayerReport, ...]
     notes: tuple[str, ...] = ()
+    overall: float = 0.0
+    untouched: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def weights(self) -> int:
@@ -76,10 +87,12 @@ class PruneReport(FormerPlain):
         return {
             "requested": self.requested,
             "actual": self.actual,
+            "overall": self.overall,
             "weights": self.weights,
             "zeros": self.zeros,
             "layers": [{**asdict(layer), "sparsity": layer.sparsity} for layer in self.layers],
             "notes": list(self.notes),
+            "untouched": dict(self.untouched),
         }
 
 
@@ -90,7 +103,7 @@ def prune(
 
     Args:
         model: any module; the targets' weights (and, with bias repair, biases) are changed in
-            place.
+            place. An error leaves the model as it was.
         config: what to prune, by which method, how much.
         calibration: examples for the methods that need them.
 
@@ -98,27 +111,97 @@ def prune(
         requested and actual sparsity, and a record for each layer. The number of zeros is
         ``round(sparsity * weights)``, in each layer or (scope global, or an allocation) in all;
         weights that are zero already count first. An N:M pattern fixes the number, and blocks
-        come as near as whole blocks can.
+        come as near as whole blocks can. ``notes`` name weight matrices that stay dense.
 
     Raises:
         TargetError: a pattern that matches nothing, nothing to prune, or a layer too small for
             the N:M or block pattern.
-        ModelError: a weight that is NaN or infinite (the layer is named).
+        ModelError: a weight that is NaN or infinite, or computed from other tensors (a mask of
+            ``torch.nn.utils.prune``, a parametrization); the layer is named.
         CalibrationError: calibration data that are missing, too few, without labels where the
             method needs them, or that give NaN activations.
     """
-    modules = select_modules(model, config.targets, config.exclude)
-    _check_pattern(modules, config)
-    if _is_plain_magnitude(modules, config):
-        return PruneReport(config.resolved_sparsity, _by_magnitude(modules, config))
+    found = find_targets(model, config.targets, config.exclude)
+    calibration = _calibration(config, calibration)
+    with projections_called(model, found.modules) if config.needs_inputs else nullcontext():
+        reasons = unknown_inputs(model, found.modules, config, calibration)
+        modules = {name: part for name, part in found.modules.items() if name not in reasons}
+        notes = [f"{name} stays dense: {reason}" for name, reason in reasons.items()]
+        if not modules:
+            raise TargetError(f"nothing is left to prune: {'; '.join(notes)}")
+        _check_pattern(modules, config)
+        if _is_plain_magnitude(modules, config):
+            layers = _by_magnitude(modules, config)
+        else:
+            layers, more = _by_scores(model, modules, config, calibration)
+            notes = [*more, *notes]
+    if config.targets is None:
+        notes += _left_dense(found)
+    untouched = found.untouched | reasons
+    overall = _overall(model, modules, layers)
+    return PruneReport(config.resolved_sparsity, layers, tuple(notes), overall, untouched)
+
+
+def _by_scores(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    config: PruningConfig,
+    calibration: Calibration | None,
+) -> tuple[tuple[LayerReport, ...], tuple[str, ...]]:
+    """All methods but plain magnitude; the records of the layers, and notes."""
     weights = {name: dense_weight(name, module) for name, module in modules.items()}
-    one_shot = OneShot(model, modules, config, _calibration(config, calibration))
-    requested, notes = one_shot.run()
+    with _restored_on_error(modules):
+        requested, notes = OneShot(model, modules, config, calibration).run()
     layers = (
         LayerReport(name, weight.numel(), count_zeros(weight), requested[name])
         for name, weight in weights.items()
     )
-    return PruneReport(config.resolved_sparsity, tuple(layers), notes)
+    return tuple(layers), notes
+
+
+@contextmanager
+def _restored_on_error(modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Put weights and biases back, bit for bit, if the block raises."""
+    parameters = [p for module in modules.values() for p in module.parameters(recurse=False)]
+    saved = [parameter.detach().clone() for parameter in parameters]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for parameter, before in zip(parameters, saved, strict=True):
+                parameter.copy_(before)
+        raise
+
+
+def _left_dense(found: Targets) -> Iterator[str]:
+    """Notes on matrices that are no default targets, where a user may not expect it."""
+    unknown = [name for name, reason in found.untouched.items() if reason == UNKNOWN]
+    if unknown:
+        yield f"{_listed(unknown)} stays dense: {UNKNOWN}"
+    sizes = {name: weight_of(module).numel() for name, module in found.matrices.items()}
+    known = [name for name in found.untouched if name not in unknown]
+    share = sum(sizes[name] for name in known) / sum(sizes.values())
+    if share > NOTED_SHARE:
+        yield (
+            f"{_listed(known)} stays dense, {share:.0%} of the weights in matrices: by default "
+            f"embeddings, pooler and head are not pruned; name it in targets to prune it"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _overall(
+    model: nn.Module, modules: Mapping[str, nn.Module], layers: Sequence[LayerReport]
+) -> float:
+    """Share of zeros in all parameters of two or more dimensions."""
+    counted = {id(weight_of(module)) for module in modules.values()}
+    others = [p.detach() for p in model.parameters() if p.dim() > 1 and id(p) not in counted]
+    zeros = sum(layer.zeros for layer in layers) + sum(map(count_zeros, others))
+    total = sum(layer.weights for layer in layers) + sum(other.numel() for other in others)
+    return zeros / total
 
 
 def dense_weight(name: str, module: nn.Module) -> Tensor:

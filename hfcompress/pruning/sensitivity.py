@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from hfcompress.calibration.batches import Calibration
-from hfcompress.models.architectures import select_modules
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.prune import prune
+from hfcompress.pruning.targets import select_targets
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9)
 """What is tried on each layer by default."""
@@ -62,7 +62,7 @@ def sensitivity(
     Raises:
         TargetError, ModelError, CalibrationError: as `prune`.
     """
-    modules = select_modules(model, config.targets, config.exclude)
+    modules = select_targets(model, config.targets, config.exclude)
     dense = evaluate(model)
     rows = []
     for name, module in modules.items():

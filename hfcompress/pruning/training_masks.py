@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from hfcompress.errors import CalibrationError, ConfigError, TargetError
-from hfcompress.models.architectures import select_modules, weight_matrix
+from hfcompress.models.architectures import inputs_first, weight_matrix
 from hfcompress.pruning.prune import dense_weight
 from hfcompress.pruning.scores import movement_update_, soft_movement_mask, soft_movement_update_
+from hfcompress.pruning.targets import select_targets
 from hfcompress.pruning.training_config import PruningTrainingConfig
-from hfcompress.utils import is_conv1d
 
 Prune = Callable[[nn.Module, float], None]
 """``prune(model, sparsity)``: prune in place, by any method."""
@@ -65,7 +65,7 @@ class TrainingMasks:
         self.prune = prune
         self.model = model
         self.schedule = config.sparsity_schedule(total_steps)
-        self.modules = select_modules(model, config.targets, config.exclude)
+        self.modules = select_targets(model, config.targets, config.exclude)
         self.weights = _weights(self.modules, config)
         self.kept = {
             name: torch.ones_like(weight, dtype=torch.bool) for name, weight in self.weights.items()
@@ -250,11 +250,15 @@ def _choose_by_scores(
 
 def _as_matrix(module: nn.Module, scores: Tensor) -> Tensor:
     """Outputs x inputs, as `weight_matrix` has it."""
-    return scores.t().contiguous() if is_conv1d(module) else scores.flatten(1)
+    if inputs_first(module):
+        return scores.transpose(0, 1).contiguous().flatten(1)
+    return scores.flatten(1)
 
 
 def _from_matrix(module: nn.Module, mask: Tensor, shape: torch.Size) -> Tensor:
-    return (mask.t() if is_conv1d(module) else mask).reshape(shape).contiguous()
+    if not inputs_first(module):
+        return mask.reshape(shape).contiguous()
+    return mask.reshape(shape[1], shape[0], *shape[2:]).transpose(0, 1).contiguous()
 
 
 def _weights(

@@ -15,10 +15,10 @@ from hfcompress.distillation.teacher_loss import TeacherLoss
 from hfcompress.inference import predict
 from hfcompress.measure.evaluation import compute_metric
 from hfcompress.measure.size import calculate_sparsity
-from hfcompress.models.architectures import select_modules
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.iterative import find_ticket, progressive
 from hfcompress.pruning.prune import PruneReport, prune
+from hfcompress.pruning.targets import select_targets
 from hfcompress.pruning.trainer import PruningArguments, PruningTrainer
 from hfcompress.pruning.training_config import PruningTrainingConfig
 from hfcompress.pruning.training_masks import Prune
@@ -192,9 +192,8 @@ def _with_layers(
     requested: float | None,
 ) -> StepReport:
     """A report with the zeros of the layers that a step pruned."""
-    sparsity = calculate_sparsity(
-        model, list(select_modules(model, targets.targets, targets.exclude))
-    )
+    names = list(select_targets(model, targets.targets, targets.exclude))
+    sparsity = calculate_sparsity(model, names)
     layers = tuple(
         {"name": part.name, "weights": part.weights, "zeros": part.zeros, "requested": None}
         for part in sparsity.layers

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from hfcompress.config import Config, StepConfig
 from hfcompress.errors import CalibrationError
-from hfcompress.models.architectures import select_modules
 from hfcompress.pruning.config import PruningConfig
+from hfcompress.pruning.targets import select_targets
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.quantize import check_quantizable
 from hfcompress.recipes.step_configs import (
@@ -55,7 +55,7 @@ class Carrier:
 
 
 def _check_targets(model: nn.Module, config: PruningConfig) -> None:
-    select_modules(model, config.targets, config.exclude)
+    select_targets(model, config.targets, config.exclude)
 
 
 STEPS: dict[type[StepConfig], Carrier] = {

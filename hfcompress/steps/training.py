@@ -32,7 +32,7 @@ from hfcompress.data.images import augment_images
 from hfcompress.data.load import load_texts
 from hfcompress.distillation.text_augmentation import mixed_texts
 from hfcompress.errors import ConfigError
-from hfcompress.models.architectures import select_modules
+from hfcompress.pruning.targets import select_targets
 from hfcompress.recipes.step_configs import DistillConfig, FinetuneConfig, RecoverConfig
 from hfcompress.steps.context import Context
 from hfcompress.utils import Progress, require
@@ -219,7 +219,7 @@ def check_training(model: nn.Module, config: Any) -> None:
                 )
     for part in (config, getattr(config, "pruning", None), getattr(config, "prune", None)):
         if part is not None and hasattr(part, "targets"):
-            select_modules(model, part.targets, part.exclude)
+            select_targets(model, part.targets, part.exclude)
     if (
         isinstance(config, (RecoverConfig, DistillConfig))
         and config.augmentation

@@ -20,9 +20,9 @@ from hfcompress.data.encode import Batch, Encoded
 from hfcompress.data.load import Examples, align_examples, fingerprint, hold_out
 from hfcompress.errors import ConfigError, ModelError
 from hfcompress.measure.metrics import check_metric, trust_metric
-from hfcompress.models.architectures import select_modules
 from hfcompress.models.loading import LoadedModel, Processor, check_source, load_model
 from hfcompress.pruning.config import PruningConfig
+from hfcompress.pruning.targets import select_targets
 from hfcompress.recipes.grid import Trial
 from hfcompress.recipes.schema import Recipe, expand
 from hfcompress.steps.context import Context, ModelState
@@ -261,7 +261,7 @@ def touched_layers(model: PreTrainedModel, trials: list[Trial]) -> list[str]:
     }
     notes = []
     for name, targets, exclude in sorted(choices, key=str):
-        modules = select_modules(model, targets, exclude)
+        modules = select_targets(model, targets, exclude)
         weights = sum(module.get_parameter("weight").numel() for module in modules.values())
         patterns = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", layer) for layer in modules)
         shown = ", ".join([*patterns][:8]) + (", ..." if len(patterns) > 8 else "")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from hfcompress.errors import ConfigError
-from hfcompress.models.architectures import select_modules
 from hfcompress.models.loading import load_model
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.sensitivity import SPARSITIES
+from hfcompress.pruning.targets import select_targets
 from hfcompress.recipes.schema import Recipe, expand
 from hfcompress.report.heatmap import draw_heatmap
 from hfcompress.report.table import write_csv
@@ -63,7 +63,7 @@ def _layers(recipe: Recipe) -> list[str]:
     config = expand(recipe)[0].steps[-1].config
     assert isinstance(config, PruningConfig)
     model = load_model(recipe.model, find_task(recipe.task)).model
-    return list(select_modules(model, config.targets, config.exclude))
+    return list(select_targets(model, config.targets, config.exclude))
 
 
 def _sparsities(recipe: Recipe) -> tuple[float, ...]:

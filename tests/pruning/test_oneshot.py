@@ -257,7 +257,8 @@ def test_a_sweep_shares_what_was_collected(monkeypatch: pytest.MonkeyPatch) -> N
                 {"method": method, "sparsity": sparsity, "statistics": "dense"}
             )
             prune(lively_bert(), config, calibration)
-    # Norms and moments: a pass each, and one batch each to see which layers share an input.
+    # Norms and moments: a pass each. One batch shows which layers are called, and one which of
+    # them share an input.
     assert passes <= 2 * (len(calibration.batches) + 1)
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils import prune as torch_prune
 from transformers import (
     PvtV2Config,
     PvtV2ForImageClassification,
@@ -16,9 +21,12 @@ from transformers import (
 )
 
 from hfcompress.calibration.batches import Calibration
-from hfcompress.models.architectures import weight_matrix
+from hfcompress.errors import ModelError, TargetError
+from hfcompress.models.architectures import weight_matrix, write_matrix
+from hfcompress.pruning import layer_solver, oneshot
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.prune import prune
+from hfcompress.pruning.targets import select_targets
 
 
 def zeros(weight: Tensor) -> float:
@@ -95,3 +103,253 @@ def test_every_target_of_cross_attention_and_pyramids_gets_its_zeros(
     if isinstance(model, T5ForConditionalGeneration):
         assert model.config.use_cache
         assert model.decoder.config.use_cache
+
+
+class Encoder(nn.Module):
+    """torch's own encoder and decoder layers, and a head."""
+
+    def __init__(self, batch_first: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=batch_first)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.cross = nn.MultiheadAttention(16, 2, batch_first=batch_first, kdim=12, vdim=12)
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        states = self.encoder(x)
+        mixed = states + self.cross(states, memory, memory)[0]
+        logits: Tensor = self.out(mixed.mean(1 if self.cross.batch_first else 0))
+        return logits
+
+
+class Signals(nn.Module):
+    """Convolutions of 1 and 3 dimensions, a transposed one, recurrent layers, bare matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv1d(4, 16, 3, padding=1, groups=2)
+        self.cube = nn.Conv3d(1, 8, 3, padding=1)
+        self.up = nn.ConvTranspose1d(16, 16, 2, stride=2)
+        self.memory = nn.LSTM(16, 16, batch_first=True)
+        self.step = nn.GRUCell(16, 16)
+        self.text_projection = nn.Parameter(torch.randn(16, 16))
+        self.latents = nn.Parameter(torch.randn(8, 16))
+        self.register_buffer("table", torch.zeros(3, 3))
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = self.up(self.first(x)).transpose(1, 2)
+        states, _ = self.memory(states)
+        found = self.cube(states[:, None, None]).mean((1, 2))
+        mixed = self.step(found[:, -1]) @ self.text_projection + self.latents.mean(0)
+        logits: Tensor = self.out(mixed)
+        return logits
+
+
+def encoder_batches() -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 5, 16, generator=generator)
+    memory = torch.randn(6, 5, 12, generator=generator)
+    return [{"x": x, "memory": memory, "labels": torch.arange(6) % 3}] * 2
+
+
+def signal_batches() -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(6) % 3
+    return [{"x": torch.randn(6, 4, 10, generator=generator), "labels": labels}] * 2
+
+
+IN_PROJECTIONS = [
+    "encoder.layers.0.self_attn.in_proj_weight",
+    "encoder.layers.1.self_attn.in_proj_weight",
+    "cross.q_proj_weight",
+    "cross.k_proj_weight",
+    "cross.v_proj_weight",
+]
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt", "alps"])
+def test_attention_of_torch_is_pruned_with_its_projections(method: str, batch_first: bool) -> None:
+    model = Encoder(batch_first)
+    config = PruningConfig.from_dict({"method": method, "sparsity": 0.5, "allocation": "uniform"})
+    report = prune(model, config, Calibration(encoder_batches()))
+    assert {layer.name for layer in report.layers} >= set(IN_PROJECTIONS)
+    assert "encoder.layers.0.self_attn.out_proj" in {layer.name for layer in report.layers}
+    for layer in report.layers:
+        assert layer.zeros == round(0.5 * layer.weights)
+    for name in IN_PROJECTIONS:
+        assert zeros(model.get_parameter(name)) == 0.5
+    assert report.notes == ()
+    assert "forward" not in vars(model.cross)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_reconstruction_of_attention_beats_magnitude() -> None:
+    (batch, _), losses = encoder_batches(), {}
+    inputs = {name: batch[name] for name in ("x", "memory")}
+    with torch.no_grad():
+        dense = Encoder().eval()(**inputs)
+        for method in ("magnitude", "sparsegpt"):
+            model = Encoder().eval()
+            prune(
+                model,
+                PruningConfig.from_dict({"method": method, "sparsity": 0.6, "targets": ["*proj*"]}),
+                Calibration(encoder_batches()),
+            )
+            losses[method] = float((model(**inputs) - dense).square().mean())
+    assert losses["sparsegpt"] < 0.7 * losses["magnitude"]
+
+
+RECURRENT = ["memory.weight_ih_l0", "memory.weight_hh_l0", "step.weight_ih", "step.weight_hh"]
+
+
+@pytest.mark.parametrize("method", ["magnitude", "lamp", "random", "taylor", "fisher", "obert"])
+def test_every_matrix_is_pruned_where_no_inputs_are_needed(method: str) -> None:
+    model = Signals()
+    config = PruningConfig.from_dict({"method": method, "sparsity": 0.5, "scope": "layer"})
+    report = prune(model, config, Calibration(signal_batches()))
+    expected = ["text_projection", "first", "cube", "up", *RECURRENT]
+    assert [layer.name for layer in report.layers] == expected
+    assert abs(report.actual - 0.5) < 1e-2
+    for name in (*RECURRENT, "text_projection", "first.weight", "cube.weight", "up.weight"):
+        assert abs(zeros(model.get_parameter(name)) - 0.5) < 0.01
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    found = sum(int((p == 0).sum()) for p in matrices) / sum(p.numel() for p in matrices)
+    assert report.overall == pytest.approx(found)
+    assert report.untouched["out"] == "head"
+    assert any("latents stays dense: a bare parameter" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "alps"])
+def test_matrices_whose_inputs_are_unknown_stay_dense_and_are_named(method: str) -> None:
+    model = Signals()
+    config = PruningConfig.from_dict({"method": method, "sparsity": 0.5, "allocation": "uniform"})
+    report = prune(model, config, Calibration(signal_batches()))
+    assert [layer.name for layer in report.layers] == ["first", "cube"]
+    for layer in report.layers:
+        assert layer.zeros == round(0.5 * layer.weights)
+    for name, kind in (("up", "ConvTranspose1d"), ("memory.weight_hh_l0", "LSTM")):
+        assert any(name in note and kind in note for note in report.notes)
+        assert name in report.untouched
+    assert zeros(model.get_parameter("memory.weight_hh_l0")) == 0
+
+
+def test_patterns_name_parameters_and_the_modules_that_hold_them() -> None:
+    for targets, expected in (
+        ("memory", RECURRENT[:2]),
+        ("LSTM", RECURRENT[:2]),
+        ("*.weight_hh*", ["memory.weight_hh_l0", "step.weight_hh"]),
+        ("latents", ["latents"]),
+    ):
+        assert list(select_targets(Signals(), [targets])) == expected
+    without = select_targets(Signals(), exclude=["GRUCell", "text_projection"])
+    assert list(without) == ["first", "cube", "up", *RECURRENT[:2]]
+    with pytest.raises(TargetError, match="pattern 'memry' matches no module"):
+        select_targets(Signals(), ["memry"])
+    config = PruningConfig(method="wanda", sparsity=0.5, targets=("memory",))
+    with pytest.raises(TargetError, match="nothing is left to prune: memory"):
+        prune(Signals(), config, Calibration(signal_batches()))
+
+
+def test_the_share_that_stays_dense_by_default_is_noted_when_it_is_large() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 40))
+    report = prune(model, PruningConfig(sparsity=0.5))
+    assert any("1 stays dense, 91% of the weights" in note for note in report.notes)
+    assert report.overall == pytest.approx(16 / 352)
+    assert prune(model, PruningConfig(sparsity=0.5, targets=("Linear",))).notes == ()
+
+
+@pytest.mark.parametrize("name", ["q_head", "k_head", "query_head", "multihead_attn"])
+def test_projections_named_after_heads_are_targets(name: str) -> None:
+    model = nn.Sequential(OrderedDict({name: nn.Linear(4, 4), "out": nn.Linear(4, 2)}))
+    assert list(select_targets(model)) == [name]
+
+
+@pytest.mark.parametrize("name", ["head", "lm_head", "cls_head1", "video_head", "mlp_head"])
+def test_heads_are_no_targets(name: str) -> None:
+    model = nn.Sequential(
+        OrderedDict({name: nn.Linear(4, 4), "body": nn.Linear(4, 4), "out": nn.Linear(4, 2)})
+    )
+    assert list(select_targets(model)) == ["body"]
+
+
+def masked(layer: nn.Module) -> None:
+    torch_prune.random_unstructured(layer, "weight", 0.5)  # type: ignore[no-untyped-call]
+
+
+def normalised(layer: nn.Module) -> None:
+    parametrizations.weight_norm(layer)
+
+
+def formerly_normalised(layer: nn.Module) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        nn.utils.weight_norm(layer)
+
+
+def spectral(layer: nn.Module) -> None:
+    nn.utils.spectral_norm(layer)
+
+
+COMPUTED: dict[Callable[[nn.Module], None], str] = {
+    masked: r"torch\.nn\.utils\.prune\.remove\(model\.get_submodule\('1'\), 'weight'\)",
+    normalised: r"parametrize\.remove_parametrizations\(model\.get_submodule\('1'\), 'weight'\)",
+    formerly_normalised: r"remove_weight_norm\(model\.get_submodule\('1'\), 'weight'\)",
+    spectral: r"remove_spectral_norm\(model\.get_submodule\('1'\), 'weight'\)",
+}
+
+
+@pytest.mark.parametrize("kind", COMPUTED, ids=lambda kind: str(kind.__name__))
+def test_refuses_weights_that_are_computed_before_anything_changes(
+    kind: Callable[[nn.Module], None],
+) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+    kind(model[1])
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ModelError, match=COMPUTED[kind]):
+        prune(model, PruningConfig(sparsity=0.5))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [
+        layer.name for layer in prune(model, PruningConfig(sparsity=0.5, exclude=("1",))).layers
+    ] == ["0"]
+
+
+def test_refuses_a_masked_recurrent_matrix() -> None:
+    model = Signals()
+    mask: Callable[..., object] = torch_prune.random_unstructured
+    mask(model.memory, "weight_hh_l0", 0.5)
+    with pytest.raises(ModelError, match=r"remove\(model.*'memory'\), 'weight_hh_l0'"):
+        prune(model, PruningConfig(sparsity=0.5))
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "alps", "taylor", "obert", "random"])
+@pytest.mark.parametrize("bias_repair", [True, False])
+def test_an_error_midway_leaves_the_model_bit_for_bit(
+    method: str, bias_repair: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Encoder().train()
+    before = copy.deepcopy(model.state_dict())
+    writes = 0
+
+    def fail_at_the_fourth(module: nn.Module, matrix: Tensor) -> None:
+        nonlocal writes
+        writes += 1
+        if writes == 4:
+            raise RuntimeError("injected")
+        write_matrix(module, matrix)
+
+    for place in (oneshot, layer_solver):
+        monkeypatch.setattr(place, "write_matrix", fail_at_the_fourth)
+    config = PruningConfig.from_dict(
+        {"method": method, "sparsity": 0.5, "bias_repair": bias_repair}
+    )
+    with pytest.raises(RuntimeError, match="injected"):
+        prune(model, config, Calibration(encoder_batches()))
+    assert writes == 4
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(module.training for module in model.modules())
+    assert "forward" not in vars(model.cross)

@@ -1,0 +1,302 @@
+"""The weight matrices that can be pruned, those that are by default, and why others are not.
+
+A target is a module that holds ``weight``: a Linear, a convolution, or a `SharedWeight` for a
+matrix that a larger module holds under another name (attention's ``in_proj_weight``, the matrices
+of an LSTM, a projection that is a bare parameter).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.nn.utils import parametrize
+from torch.nn.utils import prune as torch_prune
+
+from hfcompress.calibration.batches import Calibration
+from hfcompress.calibration.hooks import call_order, evaluating
+from hfcompress.calibration.moments import CONVOLUTIONS
+from hfcompress.errors import ModelError, TargetError
+from hfcompress.models.architectures import (
+    head_names,
+    is_compressible,
+    left_alone,
+    matching_modules,
+)
+from hfcompress.pruning.config import GRADIENT_METHODS, PruningConfig
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+# Names of bare parameters that are matrices of a product, and of those that are not.
+_PROJECTION = {"proj", "projection", "kernel", "weight", "weights", "matrix"}
+_NAMED_W = re.compile(r"w[qkvoi0-9]*")
+_TABLE = {"embed", "embeds", "embedding", "embeddings", "position", "positional", "pos", "token",
+          "tokens", "table", "bias", "norm", "scale", "codebook"}  # fmt: skip
+UNKNOWN = "a bare parameter that may be no projection; name it in targets to prune it"
+
+
+class SharedWeight(nn.Module):
+    """A matrix (and bias) of a larger module, with the interface of an ``nn.Linear``.
+
+    Args:
+        weight: the parameter itself, outputs first; what is written into it changes the owner.
+        bias: the parameter that is added to the product, if there is one.
+        owner: the module that holds it.
+    """
+
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None, owner: nn.Module) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+        self.owner = (owner,)  # in a tuple: not a submodule
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """As ``nn.Linear``."""
+        return linear(inputs, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is pruned and what is not.
+
+    Attributes:
+        modules: the targets, by name, in model order.
+        untouched: weight matrices that are not targets -> why.
+        matrices: all weight matrices, by name.
+    """
+
+    modules: dict[str, nn.Module]
+    untouched: dict[str, str]
+    matrices: dict[str, nn.Module]
+
+
+def select_targets(
+    model: nn.Module,
+    targets: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+) -> dict[str, nn.Module]:
+    """The targets that patterns name, see `find_targets`."""
+    return find_targets(model, targets, exclude).modules
+
+
+def find_targets(
+    model: nn.Module, targets: Sequence[str] | None, exclude: Sequence[str] | None
+) -> Targets:
+    """The targets that patterns name, and the reasons why other matrices are not targets.
+
+    Args:
+        model: any module.
+        targets: globs over names of modules or parameters, last components or class names; None
+            takes every weight matrix but embeddings, pooler and head.
+        exclude: patterns to take out again.
+
+    Raises:
+        TargetError: a pattern matches nothing, or nothing is left.
+        ModelError: the weight of a target is computed from other tensors.
+    """
+    matrices = weight_matrices(model)
+    reasons = _reasons(model, matrices)
+    if targets is None:
+        chosen = {name: matrices[name] for name in matrices if name not in reasons}
+    else:
+        reasons = dict.fromkeys(matrices, "not in targets")
+        chosen = _matching(model, matrices, targets)
+    dropped = _matching(model, matrices, exclude or ())
+    reasons |= {name: "excluded" for name in chosen if name in dropped}
+    left = {name: matrices[name] for name in matrices if name in chosen and name not in dropped}
+    if not left:
+        raise TargetError(
+            f"{type(model).__name__} has no module left to compress; "
+            f"its compressible modules are: {', '.join(matrices) or 'none'}"
+        )
+    for name, module in left.items():
+        refuse_computed_weight(name, module)
+    untouched = {name: reason for name, reason in reasons.items() if name not in left}
+    return Targets(left, untouched, matrices)
+
+
+def weight_matrices(model: nn.Module) -> dict[str, nn.Module]:
+    """Every weight matrix of a model by name, in model order, without embeddings and tables.
+
+    Tied weights appear once, under the first name.
+    """
+    found: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        if "parametrizations" in name.split("."):
+            continue
+        if is_compressible(module) or isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
+            parameter = module._parameters.get("weight")  # None where it is computed
+            if parameter is None or id(parameter) not in seen:
+                seen.add(id(parameter))
+                found[name] = module
+            continue
+        for key, weight, bias in _matrices_of(module):
+            if id(weight) not in seen:
+                seen.add(id(weight))
+                found[f"{name}.{key}" if name else key] = SharedWeight(weight, bias, module)
+    return found
+
+
+def _matrices_of(module: nn.Module) -> Iterator[tuple[str, Tensor, nn.Parameter | None]]:
+    """Name, weight and bias of each matrix that a module of another class holds."""
+    own, biases = _tensors_of(module), module._parameters
+    if isinstance(module, nn.MultiheadAttention):
+        for key in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
+            if key in own:
+                yield key, own[key], biases["in_proj_bias"] if key == "in_proj_weight" else None
+    elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        for key, value in own.items():
+            if value.dim() == 2:
+                yield key, value, biases.get(key.replace("weight", "bias"))
+    elif isinstance(module, nn.Bilinear) or not type(module).__module__.startswith("torch.nn."):
+        for key, value in own.items():
+            table = not _TABLE.isdisjoint(_words(key))
+            if value.dim() >= 2 and min(value.shape[-2:]) > 1 and not table:
+                yield key, value, None
+
+
+def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """A module's own parameters, and in the place of some the tensors computed from them."""
+    found: dict[str, Tensor] = {k: v for k, v in module._parameters.items() if v is not None}
+    for key in list(found):
+        computed = vars(module).get(key.rpartition("_")[0])  # of weight_orig, weight_g, weight_v
+        if isinstance(computed, Tensor):
+            del found[key]
+            found[key.rpartition("_")[0]] = computed
+    for key in getattr(module, "parametrizations", {}):
+        found[key] = getattr(module, key)
+    return found
+
+
+def _reasons(model: nn.Module, matrices: Mapping[str, nn.Module]) -> dict[str, str]:
+    """The matrices that are no default targets -> why."""
+    head = head_names(model, matrices)
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    found: dict[str, str] = {}
+    for name, module in matrices.items():
+        if name in head:
+            found[name] = "head"
+        elif (word := left_alone(name)) is not None:
+            found[name] = word
+        elif id(module._parameters.get("weight")) in embeddings:
+            found[name] = "tied to an embedding"
+        elif isinstance(module, SharedWeight) and not _is_projection(name, module):
+            found[name] = UNKNOWN
+    return found
+
+
+def _is_projection(name: str, module: SharedWeight) -> bool:
+    known = isinstance(module.owner[0], (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase))
+    words = _words(name.rpartition(".")[2])
+    return known or not _PROJECTION.isdisjoint(words) or any(map(_NAMED_W.fullmatch, words))
+
+
+def _words(name: str) -> set[str]:
+    return set(name.lower().split("_"))
+
+
+def _matching(
+    model: nn.Module, matrices: dict[str, nn.Module], patterns: Sequence[str]
+) -> dict[str, nn.Module]:
+    """As `matching_modules`; a pattern may also name the module that holds a `SharedWeight`."""
+    names = {id(module): name for name, module in model.named_modules()}
+    owners: dict[str, nn.Module] = {}
+    for module in matrices.values():
+        if isinstance(module, SharedWeight) and names[id(module.owner[0])]:
+            owners[names[id(module.owner[0])]] = module.owner[0]
+    hits = matching_modules({**matrices, **owners}, patterns)
+    return {
+        name: module
+        for name, module in matrices.items()
+        if name in hits or (isinstance(module, SharedWeight) and module.owner[0] in hits.values())
+    }
+
+
+def refuse_computed_weight(name: str, module: nn.Module) -> None:
+    """Refuse a module whose weight is computed in each forward pass: zeros in it would be lost.
+
+    Raises:
+        ModelError: it is; the message holds the call that makes it a parameter again.
+    """
+    holder = module.owner[0] if isinstance(module, SharedWeight) else module
+    path = name.rpartition(".")[0] if isinstance(module, SharedWeight) else name
+    key = name.rpartition(".")[2] if isinstance(module, SharedWeight) else "weight"
+    if isinstance(holder._parameters.get(key), nn.Parameter):
+        return
+    raise ModelError(
+        f"{path}.{key} is computed from other tensors and cannot hold zeros; "
+        f"call {_removal(holder, path, key)} first"
+    )
+
+
+def _removal(module: nn.Module, name: str, key: str) -> str:
+    """The call that makes a computed weight a plain parameter."""
+    where = f"model.get_submodule({name!r})"
+    if parametrize.is_parametrized(module, key):
+        return f"torch.nn.utils.parametrize.remove_parametrizations({where}, {key!r})"
+    hooks = {type(hook).__name__ for hook in module._forward_pre_hooks.values()}
+    if "WeightNorm" in hooks:
+        return f"torch.nn.utils.remove_weight_norm({where}, {key!r})"
+    if "SpectralNorm" in hooks:
+        return f"torch.nn.utils.remove_spectral_norm({where}, {key!r})"
+    if any(
+        isinstance(h, torch_prune.BasePruningMethod) for h in module._forward_pre_hooks.values()
+    ):
+        return f"torch.nn.utils.prune.remove({where}, {key!r})"
+    return f"{where}.{key} = torch.nn.Parameter(...)"
+
+
+def unknown_inputs(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    config: PruningConfig,
+    calibration: Calibration | None,
+) -> dict[str, str]:
+    """The targets about which calibration tells a method nothing -> why.
+
+    Args:
+        model: run on the first batch.
+        modules: the targets.
+        config: the method and its options.
+        calibration: examples; None where the config needs none.
+
+    Raises:
+        CalibrationError: the method needs the loss, and the batches have no labels.
+    """
+    if calibration is None:
+        return {}
+    found: dict[str, str] = {}
+    if config.needs_inputs:
+        for name, module in modules.items():
+            if not _is_called(module):
+                kind = type(module.owner[0] if isinstance(module, SharedWeight) else module)
+                found[name] = (
+                    f"the inputs of this part of {kind.__name__} are not known, and method "
+                    f"{config.method} with these options needs them; method magnitude prunes it"
+                )
+        rest = {name: module for name, module in modules.items() if name not in found}
+        called = calibration.kept(("called", *rest), lambda: _called(model, rest, calibration))
+        idle = "it is never called in a forward pass"
+        found |= {name: idle for name in rest if name not in called}
+    if config.method in GRADIENT_METHODS:
+        used = calibration.kept(("used", *modules), lambda: calibration.uses(model, modules))
+        found |= {name: "the loss does not depend on it" for name in modules if name not in used}
+    return found
+
+
+def _called(
+    model: nn.Module, modules: Mapping[str, nn.Module], calibration: Calibration
+) -> set[str]:
+    """The modules that a forward pass on the first batch calls, by name."""
+    with evaluating(model):
+        groups = call_order(lambda: calibration.run(model, 0), modules)
+    return {name for group in groups for name in group.names}
+
+
+def _is_called(module: nn.Module) -> bool:
+    """Whether a hook can see the inputs of a target (see `projections_called`)."""
+    if isinstance(module, SharedWeight):
+        return isinstance(module.owner[0], nn.MultiheadAttention)
+    return not isinstance(module, TRANSPOSED)
