@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -16,7 +19,7 @@ from hfcompress.checkpoint.save import write_record
 from hfcompress.checkpoint.shapes import resize
 from hfcompress.errors import ModelError
 from hfcompress.layers.int8_linear import Int8Linear
-from hfcompress.models.architectures import base_prefix, weight_matrix
+from hfcompress.models.architectures import base_prefix, blocks, weight_matrix
 
 
 def apply_record(
@@ -27,7 +30,7 @@ def apply_record(
     Args:
         model: as its config alone builds it; changed in place.
         record: what the checkpoint says.
-        files: the checkpoint's files, checked against the record where they are safetensors.
+        files: the checkpoint's files, checked against the record and the model.
 
     Returns:
         The recorded name of each module of this model that the record names -> its name here.
@@ -45,8 +48,11 @@ def apply_record(
             expect_packed(module, name, record.packed[recorded])
         if recorded in record.int8:
             _expect_int8(model, name)
-    if files and all(str(file).endswith(".safetensors") for file in files):
-        _check_files(model, list(names.values()), record.base, files)
+    if files:
+        other = [file for file in files if not str(file).endswith(".safetensors")]
+        if other:
+            raise ModelError(f"{other[0]} is no safetensors file; save the model again")
+        _check_files(model, set(names.values()), record, files)
     return names
 
 
@@ -112,31 +118,137 @@ def _with_base(name: str, base: str, base_here: str) -> str:
 
 
 def _check_files(
-    model: PreTrainedModel, names: Sequence[str], base: str, files: Sequence[str]
+    model: PreTrainedModel, recorded: Collection[str], record: Record, files: Sequence[str]
 ) -> None:
-    """Compare the files' headers with the shapes that the model now has."""
-    stored = _stored_shapes(files)
-    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+    """Compare the files' headers with the tensors that the model now has, one by one.
+
+    A model of another class than the recorded one may have other heads and poolers.
+
+    Args:
+        model: with the recorded shapes.
+        recorded: the modules that the record names, by their names here.
+        record: what the checkpoint says.
+        files: the checkpoint's files.
+
+    Raises:
+        ModelError: a tensor that is missing, that the model does not have, or of another shape or
+            kind of number.
+    """
+    stored = _stored_tensors(files)
+    names = _stored_names(model, record, stored)
+    modules = {name.rpartition(".")[0] for name in names}
+    part = _Part(model, record.model == type(model).__name__, modules)
+    for name, tensor in _loaded_tensors(model).items():
+        is_recorded = name.rpartition(".")[0] in recorded
+        saved = names.get(name)
+        if saved is None:
+            if is_recorded or part.must_be_stored(name):
+                raise ModelError(
+                    f"{files[0]}: the tensor {name!r} is missing, which config.json "
+                    f"{'records' if is_recorded else 'builds'} with the shape "
+                    f"{list(tensor.shape)}; the checkpoint is not whole, save it again"
+                )
+        elif is_recorded or part.in_base(name):
+            _compare(files[0], saved, stored[saved], tensor)
+    own = model.state_dict().keys()
+    for name, saved in names.items():
+        if name not in own and part.must_be_known(name):
+            raise ModelError(
+                f"{files[0]}: config.json builds no tensor for {saved!r}; "
+                f"the two belong to different models"
+            )
+
+
+def _compare(file: str, name: str, stored: tuple[Shape, str], tensor: Tensor) -> None:
+    shape, kind = stored
+    if shape != tuple(tensor.shape):
+        raise ModelError(
+            f"{file}: the tensor {name!r} has the shape {list(shape)} and config.json records "
+            f"{list(tensor.shape)}; the two belong to different models"
+        )
+    expected = _INTEGERS.get(tensor.dtype)
+    if expected is not None and kind != expected:
+        raise ModelError(
+            f"{file}: the tensor {name!r} holds numbers of type {kind} instead of {expected}; "
+            f"the checkpoint is damaged, save it again"
+        )
+
+
+_INTEGERS = {torch.uint8: "U8", torch.int8: "I8"}
+"""How safetensors calls the types of bitmasks and of int8 weights."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Which tensors a checkpoint and a model must have in common.
+
+    Attributes:
+        model: the one that is loaded.
+        same_class: the checkpoint is of the class that is loaded.
+        stored: modules of which the checkpoint holds a tensor, by their names in this model.
+    """
+
+    model: PreTrainedModel
+    same_class: bool
+    stored: set[str]
+
+    def in_base(self, name: str) -> bool:
+        """Whether a tensor of this model belongs to its base model."""
+        base = base_prefix(self.model)
+        return not base or name.startswith(f"{base}.")
+
+    def must_be_stored(self, name: str) -> bool:
+        """Whether the files must hold a tensor of this model."""
+        module = name.rpartition(".")[0]
+        known = module in self.stored or self._in_layers(name)
+        return self.same_class or (self.in_base(name) and known)
+
+    def must_be_known(self, name: str) -> bool:
+        """Whether this model must have a tensor of the files, called so here."""
+        module = name.rpartition(".")[0]
+        known = module in dict(self.model.named_modules()) or self._in_layers(name)
+        return self.same_class or (self.in_base(name) and known)
+
+    def _in_layers(self, name: str) -> bool:
+        lists = {block.rpartition(".")[0] for block in blocks(self.model)}
+        return any(name.startswith(f"{path}.") for path in lists)
+
+
+def _loaded_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The tensors that a checkpoint of a model holds, without tied ones."""
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    return {
+        name: tensor
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if name not in tied and not _ignored(model, name)
+    }
+
+
+def _ignored(model: PreTrainedModel, name: str) -> bool:
+    """Whether transformers lets a tensor be missing, or be stored in vain."""
+    patterns: list[str] = []
+    for key in ("load_missing", "load_unexpected", "save"):
+        patterns += getattr(model, f"_keys_to_ignore_on_{key}", None) or []
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
+def _stored_names(
+    model: PreTrainedModel, record: Record, stored: Collection[str]
+) -> dict[str, str]:
+    """Names of tensors in this model -> names in the files; of all that the files hold."""
     here = base_prefix(model)
-    for name in names:
-        module = model.get_submodule(name)
-        for key, tensor in module.state_dict(keep_vars=True).items():
-            full = f"{name}.{key}"
-            if full in tied or "." in key:
-                continue
-            shape = tuple(tensor.shape)
-            bases = dict.fromkeys((base, "", model.base_model_prefix))
-            saved = next((key for key in _names_in(bases, full, here) if key in stored), None)
-            if saved is None:
-                raise ModelError(
-                    f"{files[0]}: the tensor {full!r} is missing, recorded in config.json with "
-                    f"the shape {list(shape)}; the checkpoint is not whole, save it again"
-                )
-            if stored[saved] != shape:
-                raise ModelError(
-                    f"{files[0]}: the tensor {saved!r} has the shape {list(stored[saved])} and "
-                    f"config.json records {list(shape)}; the two belong to different models"
-                )
+    bases = dict.fromkeys((record.base, "", model.base_model_prefix))
+    found: dict[str, str] = {}
+    for name in model.state_dict():
+        saved = next((key for key in _names_in(bases, name, here) if key in stored), None)
+        if saved is not None:
+            found[name] = saved
+    used = set(found.values())
+    for key in stored:
+        if key not in used and not _ignored(model, key):
+            inside = not record.base or key.startswith(f"{record.base}.")
+            found[_with_base(key, record.base, here) if inside else key] = key
+    return found
 
 
 def _names_in(bases: Iterable[str], name: str, here: str) -> Iterator[str]:
@@ -146,16 +258,18 @@ def _names_in(bases: Iterable[str], name: str, here: str) -> Iterator[str]:
         yield from (_with_base(name, here, base) for base in bases)
 
 
-def _stored_shapes(files: Sequence[str]) -> dict[str, Shape]:
-    shapes: dict[str, Shape] = {}
+def _stored_tensors(files: Sequence[str]) -> dict[str, tuple[Shape, str]]:
+    """Shape and type of every tensor in some safetensors files, by name."""
+    found: dict[str, tuple[Shape, str]] = {}
     for file in files:
         try:
             opened: Any = safe_open(file, framework="pt")
             with opened as tensors:
                 for key in tensors.keys():  # noqa: SIM118  # not a mapping
-                    shapes[key] = tuple(tensors.get_slice(key).get_shape())
+                    part = tensors.get_slice(key)
+                    found[key] = tuple(part.get_shape()), part.get_dtype()
         except (SafetensorError, OSError) as error:
             raise ModelError(
                 f"{file} cannot be read ({error}); it is damaged or cut off, copy it again"
             ) from None
-    return shapes
+    return found

@@ -78,6 +78,11 @@ class Record:
             name: _mapping(shapes, f"modules.{name}")
             for name, shapes in _mapping(data.get("modules", {}), "modules").items()
         }
+        packed = _mapping(data.get("packed", {}), "packed")
+        int8 = _names(data.get("int8", ()), "int8")
+        for name in int8:
+            if name in packed:
+                raise _damaged(f"names {name!r} under int8 and under packed")
         return cls(
             model=model,
             base=base,
@@ -85,11 +90,8 @@ class Record:
                 name: {key: _shape(name, key, shape) for key, shape in shapes.items()}
                 for name, shapes in modules.items()
             },
-            packed={
-                name: _count(name, number)
-                for name, number in _mapping(data.get("packed", {}), "packed").items()
-            },
-            int8=_names(data.get("int8", ()), "int8"),
+            packed={name: _count(name, number) for name, number in packed.items()},
+            int8=int8,
         )
 
 

@@ -157,12 +157,10 @@ FAMILIES: dict[str, Family] = {
 }
 """Family by ``model.config.model_type``."""
 
-WIDTH_PARAMETERS = frozenset(
-    {
-        ("ConvNextLayer", "layer_scale_parameter"),
-        ("SwinRelativePositionBias", "relative_position_bias_table"),
-    }
-)
+WIDTH_PARAMETERS = {
+    ("ConvNextLayer", "layer_scale_parameter"),
+    ("SwinRelativePositionBias", "relative_position_bias_table"),
+}
 """Class and parameter, where a family's own module holds one that is as wide as channels or heads
 are many: it is cut with them, and a checkpoint records its shape."""
 
@@ -382,8 +380,7 @@ def head_names(model: nn.Module, modules: Mapping[str, nn.Module]) -> set[str]:
 
 def left_alone(name: str) -> str | None:
     """The word in a module's name for which it is no default target, if there is one."""
-    found = _LEFT_ALONE.search(name)
-    return found[0] if found else None
+    return found[0] if (found := _LEFT_ALONE.search(name)) else None
 
 
 def matching_modules(

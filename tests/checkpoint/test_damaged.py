@@ -10,9 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification as AutoModelForText
+from transformers import BertForMaskedLM, BertForTokenClassification, BertModel
 
 from hfcompress.checkpoint.record import METHOD, Record
+from hfcompress.checkpoint.save import save_compressed
 from hfcompress.errors import ModelError
+from hfcompress.pruning.config import PruningConfig
+from hfcompress.pruning.prune import prune
 from tests.tiny_models import uneven_model
 
 LAYER = "bert.encoder.layer.0.intermediate.dense"
@@ -127,3 +131,81 @@ def test_the_config_is_no_argument(tmp_path: Path) -> None:
     shrinkable_model("bert").save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="leave the argument out"):
         AutoModelForText.from_pretrained(tmp_path, quantization_config=CompressedConfig())
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    model = uneven_model("bert")
+    prune(model, PruningConfig(sparsity=0.8))
+    save_compressed(model, tmp_path, sparse=True)
+    return tmp_path
+
+
+def change_config(folder: Path, **fields: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def first_layer_only(record: dict[str, Any]) -> None:
+    for part in ("modules", "packed"):
+        record[part] = {k: v for k, v in record.get(part, {}).items() if ".layer.0." in k}
+
+
+@pytest.mark.parametrize("kind", ["folder", "packed"])
+def test_another_number_of_layers(kind: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(kind)
+    change_config(folder, num_hidden_layers=9)
+    refused(folder, r"'bert\.encoder\.layer\.\d\.\S+' is missing, which config\.json builds")
+    change_record(folder, first_layer_only)
+    change_config(folder, num_hidden_layers=1)
+    refused(folder, r"config\.json builds no tensor for 'bert\.encoder\.layer\.1\.")
+    with pytest.raises(ModelError, match="builds no tensor for"):
+        BertModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("part", ["modules", "packed"])
+def test_an_entry_that_is_missing(part: str, packed: Path) -> None:
+    change_record(packed, lambda record: record[part].pop(LAYER))
+    refused(packed, rf"'{LAYER}\.(weight|bias)' has the shape")
+
+
+def test_a_recorded_bias_that_is_stored_all_the_same(folder: Path) -> None:
+    change_record(folder, lambda record: record["modules"][LAYER].update(bias=None))
+    refused(folder, rf"config\.json builds no tensor for '{LAYER}\.bias'")
+
+
+def test_tensors_that_no_entry_names(folder: Path) -> None:
+    norm = "bert.encoder.layer.0.output.LayerNorm"
+    change_tensors(folder, lambda tensors: tensors.update({f"{norm}.more": torch.zeros(2)}))
+    refused(folder, rf"config\.json builds no tensor for '{norm}\.more'")
+    change_tensors(folder, lambda tensors: tensors.pop(f"{norm}.more"))
+    change_tensors(folder, lambda tensors: tensors.pop(f"{norm}.bias"))
+    refused(folder, rf"'{norm}\.bias' is missing, which config\.json builds")
+
+
+def test_a_bitmask_of_another_type(packed: Path) -> None:
+    name = f"{LAYER}.weight"
+    change_tensors(packed, lambda tensors: tensors.update({name: tensors[name].float()}))
+    refused(packed, rf"'{LAYER}\.weight' holds numbers of type F32 instead of U8")
+
+
+def test_an_entry_under_two_kinds(packed: Path) -> None:
+    change_record(packed, lambda record: record.update(int8=[LAYER]))
+    refused(packed, f"names '{LAYER}' under int8 and under packed")
+
+
+def test_without_the_record_nothing_is_made_up(packed: Path) -> None:
+    path = packed / "config.json"
+    config = json.loads(path.read_text())
+    del config["quantization_config"]
+    path.write_text(json.dumps(config))
+    for kind in (AutoModelForText, BertModel):
+        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+            kind.from_pretrained(packed)
+
+
+def test_other_heads_still_load(packed: Path) -> None:
+    for kind in (BertModel, BertForMaskedLM, BertForTokenClassification):
+        kind.from_pretrained(packed)
+    wider = AutoModelForText.from_pretrained(packed, num_labels=7, ignore_mismatched_sizes=True)
+    assert wider.config.num_labels == 7
