@@ -147,6 +147,11 @@ class StepConfig(Config):
     """It makes matrices smaller."""
 
     @property
+    def replaces_model(self) -> bool:
+        """Whether the step leaves another model than it was given."""
+        return False
+
+    @property
     def needs_rows(self) -> bool:
         """Whether the step reads training rows."""
         return self.trains

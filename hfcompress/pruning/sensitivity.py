@@ -11,7 +11,7 @@ from torch import nn
 from hfcompress.calibration.batches import Calibration
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.prune import prune
-from hfcompress.pruning.targets import select_targets
+from hfcompress.pruning.targets import literal, select_targets
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9)
 """What is tried on each layer by default."""
@@ -69,7 +69,7 @@ def sensitivity(
         before = {key: value.clone() for key, value in module.state_dict().items()}
         for sparsity in sparsities:
             try:
-                alone = config.replace(sparsity=sparsity, targets=(_literally(name),), exclude=None)
+                alone = config.replace(sparsity=sparsity, targets=(literal(name),), exclude=None)
                 report = prune(model, alone, calibration)
                 value = evaluate(model)
             finally:
@@ -77,8 +77,3 @@ def sensitivity(
                     module.load_state_dict(before)
             rows.append(SensitivityRow(name, sparsity, report.actual, value, dense))
     return rows
-
-
-def _literally(name: str) -> str:
-    """A glob that matches this name only."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

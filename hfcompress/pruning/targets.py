@@ -214,6 +214,11 @@ def _matching(
     }
 
 
+def literal(name: str) -> str:
+    """A pattern that matches this name only."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
 def refuse_computed_weight(name: str, module: nn.Module) -> None:
     """Refuse a module whose weight is computed in each forward pass: zeros in it would be lost.
 

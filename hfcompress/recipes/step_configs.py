@@ -117,6 +117,11 @@ class DistillConfig(FinetuneConfig):
             raise ValueError("augmented text has no labels; set distillation.alpha to 1")
         return self
 
+    @property
+    def replaces_model(self) -> bool:
+        """Whether the student is another model than the steps before left."""
+        return (self.student or self.text_student or self.model) is not None
+
 
 class RecoverConfig(FinetuneConfig):
     """Train a pruned model and keep its zeros; a recipe's ``recover`` step.

@@ -84,7 +84,7 @@ class ModelState:
         model: a torch model; after a ``quantize`` step, which is the last one, a quantized one.
         processor: its tokenizer or image processor.
         task: what is asked of it.
-        pruned_layers: names of the layers that steps have pruned.
+        pruned_layers: names of the layers of this model that steps have pruned.
         is_shrunk: a step has made matrices of the model smaller.
         vocabulary_cuts: what steps removed from the vocabulary that the trial started with.
     """
@@ -115,7 +115,7 @@ class ModelState:
             report: what it did.
             model: what it made; None where it changed the model in place.
         """
-        layers = self.pruned_layers
+        layers = () if config.replaces_model else self.pruned_layers
         if report.layers is not None:
             layers = tuple(str(layer["name"]) for layer in report.layers)
         return replace(

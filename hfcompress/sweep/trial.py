@@ -17,6 +17,7 @@ from hfcompress.measure.macs import count_macs
 from hfcompress.measure.size import calculate_model_size, calculate_sparsity, count_parameters
 from hfcompress.models.architectures import default_targets
 from hfcompress.models.loading import weights_hash
+from hfcompress.pruning.targets import weight_matrices
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.recipes.grid import Trial
 from hfcompress.shrinking.vocabulary.shrink import keep_tokens
@@ -203,7 +204,9 @@ class Runner:
         quality = state.task.quality(measure.metric, logits, labels, dense)
         pruning = next((report for report in reversed(reports) if report.layers is not None), None)
         requested = None if pruning is None else pruning.requested_sparsity
-        layers = [] if pruning is None else list(pruning.layers or ())
+        left = weight_matrices(model)  # a step after the pruning may have dropped layers
+        found = () if pruning is None else pruning.layers or ()
+        layers = [layer for layer in found if layer["name"] in left]
         names = [layer["name"] for layer in layers] or list(default_targets(model))
         sparsity = calculate_sparsity(model, names)
         reference = experiment.recipe.reference

@@ -27,6 +27,8 @@ from hfcompress.pruning import layer_solver, oneshot
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.prune import prune
 from hfcompress.pruning.targets import select_targets
+from hfcompress.pruning.training_config import PruningTrainingConfig
+from hfcompress.pruning.training_masks import TrainingMasks
 
 
 def zeros(weight: Tensor) -> float:
@@ -235,6 +237,21 @@ def test_matrices_whose_inputs_are_unknown_stay_dense_and_are_named(method: str)
         assert any(name in note and kind in note for note in report.notes)
         assert name in report.untouched
     assert zeros(model.get_parameter("memory.weight_hh_l0")) == 0
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+def test_masks_of_a_training_hold_every_matrix(pattern: str) -> None:
+    model = Signals()
+    config = PruningTrainingConfig.from_dict(
+        {"method": "magnitude", "sparsity": 0.5, "pattern": pattern}
+    )
+    masks = TrainingMasks(model, config, 10)
+    masks.update(masks.schedule.last_update)
+    for name in (*RECURRENT, "text_projection", "first.weight", "cube.weight", "up.weight"):
+        assert abs(zeros(model.get_parameter(name)) - 0.5) < 0.04, name
+    if pattern == "2:4":  # of every four consecutive inputs of each output
+        grouped = model.up.weight.detach().transpose(0, 1).reshape(16, -1, 4)
+        assert (grouped != 0).sum(-1).max() == 2
 
 
 def test_patterns_name_parameters_and_the_modules_that_hold_them() -> None:

@@ -14,7 +14,8 @@ from hfcompress.errors import CalibrationError, ConfigError, DataError
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.prune import prune
 from hfcompress.recipes.schema import parse_recipe
-from hfcompress.steps.context import Context
+from hfcompress.recipes.step_configs import DistillConfig
+from hfcompress.steps.context import Context, StepReport
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.experiment import prepare
 from hfcompress.sweep.run import run
@@ -104,3 +105,28 @@ def test_without_a_recipe_there_is_no_text_to_make_more_of() -> None:
 def test_methods_that_need_labels_refuse_text_without() -> None:
     with pytest.raises(ConfigError, match="method fisher needs labels"):
         PruningConfig.from_dict({"method": "fisher", "sparsity": 0.5, "augmented_rows": 4})
+
+
+@pytest.mark.parametrize("student", [{"student": {"layers": 1}}, {"model": "org/other"}])
+def test_a_new_student_has_no_pruned_layers(
+    student: dict[str, Any], recipe: dict[str, Any]
+) -> None:
+    bench = prepare(parse_recipe(recipe), Progress(), StepCache())
+    report = StepReport(0.5, ({"name": "bert.encoder.layer.0.output.dense"},))
+    pruned = bench.start(bench.trials[0]).after(PruningConfig(sparsity=0.5), report)
+    assert pruned.pruned_layers == ("bert.encoder.layer.0.output.dense",)
+    same = pruned.after(DistillConfig.from_dict({}), StepReport())
+    assert same.pruned_layers == pruned.pruned_layers
+    assert pruned.after(DistillConfig.from_dict(student), StepReport()).pruned_layers == ()
+
+
+def test_recovery_leaves_out_pruned_layers_that_are_gone(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe["steps"] = [
+        {"prune": {"sparsity": 0.5}},
+        {"shrink": {"layers": 1, "calibration_rows": 8}},
+        {"recover": {"max_steps": 2}},
+    ]
+    (row,) = run(parse_recipe(recipe), tmp_path / "run").rows
+    assert row["model_sparsity"] > 0.1
