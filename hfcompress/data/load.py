@@ -24,12 +24,14 @@ from hfcompress.data.columns import (
     row_labels,
     with_labels,
 )
-from hfcompress.data.config import DataConfig
+from hfcompress.data.config import LABEL_COLUMNS, DataConfig
 from hfcompress.data.image_batches import array_chunks, is_array_column
 from hfcompress.data.read import read
 from hfcompress.errors import DataError, ModelError
 from hfcompress.models.labels import Alignment, align_labels
 from hfcompress.models.loading import LoadedModel, Modality, label_names, unlike_labels
+
+_TEXT = (datasets.Value("string"), datasets.Value("large_string"))
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,40 @@ def examples_of(
         dropped=dropped,
         notes=(*notes, *classes.notes, *absent_classes(limited, classes.names)),
     )
+
+
+def examples_of_texts(rows: Dataset, classes: bool) -> Examples:
+    """Examples of a data set in memory: its one or two columns of text, and its labels.
+
+    Args:
+        rows: texts, and perhaps labels.
+        classes: labels are classes, as names or numbers; otherwise they stay as they are.
+
+    Raises:
+        DataError: no column of text or more than two, or some rows without a label.
+    """
+    label = next((name for name in LABEL_COLUMNS if name in rows.column_names), None)
+    texts = tuple(name for name, kind in rows.features.items() if kind in _TEXT and name != label)
+    if len(texts) not in (1, 2):
+        raise DataError(
+            f"data needs one or two columns of text, or input_ids; it has: "
+            f"{', '.join(rows.column_names)}"
+        )
+    if label is None or not classes:
+        return Examples(rows, rows, texts, "text", [])
+    config = DataConfig(path="data")
+    names = row_labels(rows, label, config)
+    found = find_classes([names], [rows.features[label]], label, config)
+    if not found.names or names.count(None) == len(names):
+        rows = rows.remove_columns(label)
+        return Examples(rows, rows, texts, "text", [])
+    if None in names:
+        raise DataError(
+            f"data: {names.count(None):,} of {len(names):,} rows have no label in {label!r}; "
+            f"remove them, or the whole column to train without labels"
+        )
+    rows = with_labels(rows, [found.numbers[str(name)] for name in names])
+    return Examples(rows, rows, texts, "text", list(found.names), notes=found.notes)
 
 
 def align_examples(examples: Examples, loaded: LoadedModel, name: str) -> Examples:

@@ -7,22 +7,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, Value
+from datasets import Dataset
 from torch import nn
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from hfcompress.data.config import DataConfig
 from hfcompress.data.encode import Encoded, encode
-from hfcompress.data.load import Examples, load_examples
+from hfcompress.data.load import examples_of_texts, load_examples
 from hfcompress.distillation.arguments import DistillationArguments
 from hfcompress.distillation.cache import TeacherCache
 from hfcompress.distillation.teacher_outputs import ROW
 from hfcompress.distillation.teachers import TeacherLike
 from hfcompress.distillation.trainer import DistillationTrainer
-from hfcompress.errors import ConfigError, DataError, ModelError
+from hfcompress.errors import ConfigError, ModelError
+from hfcompress.models.labels import align_labels, are_default_names
+from hfcompress.models.loading import label_names, unlike_labels
 
 _ENCODED = ("input_ids", "pixel_values")
-_TEXT = (Value("string"), Value("large_string"))
+_NO_CLASSES = ("regression", "multi_label_classification")
 _DEFAULTS: dict[str, Any] = {
     "output_dir": "distilled",
     "num_train_epochs": 3.0,
@@ -55,7 +62,7 @@ def train_with_distillation(
         teacher: as `DistillationTrainer` takes it.
         data: a file, folder or hub name as a recipe's ``data`` takes it (its measured side becomes
             the Trainer's evaluation data); or a dataset of one or two columns of text and a
-            ``label``; or one of model inputs.
+            ``label`` (names or numbers, matched with the models'); or one of model inputs.
         processor: the tokenizer or image processor; by default that of the teacher's checkpoint.
         cache: ask a teacher that is a model once for each row and keep its logits, where no
             layers are compared.
@@ -72,7 +79,7 @@ def train_with_distillation(
         ModelError: student, teacher and data whose labels differ.
     """
     args = _arguments(arguments)
-    train, evaluation = _rows(teacher, data, processor, max_length)
+    train, evaluation = _rows(teacher, student, data, processor, max_length)
     rows, collate = train.rows, train.collate
     if cache and isinstance(teacher, nn.Module) and not args.distillation_config().compares_layers:
         precision = args.distillation_config().teacher_precision
@@ -100,19 +107,28 @@ def _arguments(given: dict[str, Any]) -> DistillationArguments:
 
 
 def _rows(
-    teacher: Any, data: str | Path | Dataset, processor: Any, max_length: int | None
+    teacher: Any,
+    student: nn.Module,
+    data: str | Path | Dataset,
+    processor: Any,
+    max_length: int | None,
 ) -> tuple[Encoded, Encoded | None]:
     """What to train on, and what to evaluate on."""
     if isinstance(data, Dataset) and any(name in data.column_names for name in _ENCODED):
         processor = processor or _processor(teacher, "input_ids" in data.column_names)
         return Encoded(data, None, _collator(processor)), None
+    own = _label_names(teacher, student)
     if isinstance(data, Dataset):
-        examples = _examples(data)
+        examples = examples_of_texts(data, own is not None)
     else:
         images = getattr(_model(teacher), "main_input_name", "input_ids") == "pixel_values"
         config = DataConfig(path=str(data))
         examples = load_examples(config, "image" if images else "text", need_train=True)
-        _check_order(teacher, examples.labels)
+    if own is not None and examples.labels:
+        alignment = align_labels(examples.labels, own)
+        if alignment is None:
+            raise ModelError(unlike_labels(examples.labels, own, "the teacher"))
+        examples = examples.aligned(alignment)
     processor = processor or _processor(teacher, examples.modality == "text")
     assert examples.train is not None
     train = encode(examples, examples.train, processor, max_length)
@@ -121,25 +137,17 @@ def _rows(
     return train, encode(examples, examples.eval, processor, max_length)
 
 
-def _examples(data: Dataset) -> Examples:
-    """A dataset of texts, as `load_examples` gives one."""
-    texts = [name for name, kind in data.features.items() if kind in _TEXT]
-    if len(texts) not in (1, 2):
-        raise DataError(
-            f"data needs one or two columns of text, or input_ids; it has: "
-            f"{', '.join(data.column_names)}"
-        )
-    return Examples(data, data, tuple(texts), "text", [])
+def _label_names(teacher: object, student: nn.Module) -> list[str] | None:
+    """The names of the models' classes: those of the first model that names them.
 
-
-def _check_order(teacher: Any, labels: list[str]) -> None:
-    names = getattr(getattr(_model(teacher), "config", None), "id2label", {})
-    known = [str(names[key]) for key in sorted(names)]
-    if sorted(known) == sorted(labels) and known != labels:
-        raise ModelError(
-            f"the data's labels are {', '.join(labels)} and the teacher's {', '.join(known)}; "
-            "give both in the same order"
-        )
+    None where no model does, or where the labels are not classes (a number, several labels).
+    """
+    configs = [getattr(_model(model), "config", None) for model in (teacher, student)]
+    if any(getattr(config, "problem_type", None) in _NO_CLASSES for config in configs):
+        return None
+    found = [label_names(config) for config in configs if isinstance(config, PreTrainedConfig)]
+    named = [names for names in found if len(names) > 1 and not are_default_names(names)]
+    return next(iter([*named, *(names for names in found if len(names) > 1)]), None)
 
 
 def _collator(processor: Any) -> Any:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset, load_dataset
+from datasets import ClassLabel, Dataset, load_dataset
 
 from hfcompress.distillation.cache import TeacherCache
 from hfcompress.distillation.train import train_with_distillation
@@ -101,6 +101,33 @@ def test_what_cannot_be_used_is_refused(teacher: Any, write_data: Callable[..., 
         train_with_distillation(tiny_bert(), tiny_bert(seed=1), write_data())
     with pytest.raises(DataError, match="needs one or two columns of text, or input_ids; it has"):
         train_with_distillation(tiny_bert(), teacher, Dataset.from_dict({"label": [0, 1]}))
-    teacher.config.id2label = {0: "1", 1: "0"}
-    with pytest.raises(ModelError, match="the data's labels are 0, 1 and the teacher's 1, 0"):
-        train_with_distillation(tiny_bert(), teacher, write_data())
+    teacher.config.id2label = {0: "good", 1: "bad"}
+    named = Dataset.from_dict({"text": ["a", "b"], "label": ["yes", "no"]})
+    with pytest.raises(ModelError, match=r"map them \(data\.labels: \{no: good"):
+        train_with_distillation(tiny_bert(), teacher, named)
+    some = Dataset.from_dict({"text": ["a", "b"], "label": ["good", None]})
+    with pytest.raises(DataError, match="1 of 2 rows have no label in 'label'"):
+        train_with_distillation(tiny_bert(), teacher, some)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "numbers"),
+    [
+        (["1", "0"], None, [1, 0]),
+        ([2, 1], None, [1, 0]),
+        ([-1, 1], None, [0, 1]),
+        ([1.0, 0.0], None, [1, 0]),
+        ([True, False], None, [1, 0]),
+        (["Good", "bad"], None, [0, 1]),
+        ([1, 0], ["bad", "good"], [0, 1]),
+    ],
+)
+def test_labels_are_the_teachers(
+    labels: list[Any], names: list[str] | None, numbers: list[int], teacher: Any
+) -> None:
+    teacher.config.id2label = {0: "good", 1: "bad"}
+    data = Dataset.from_dict({"text": ["a film", "a plot"], "label": labels})
+    if names is not None:
+        data = data.cast_column("label", ClassLabel(names=names))
+    trained: Any = train_with_distillation(tiny_bert(), teacher, data, **QUIET).train_dataset
+    assert [int(row["labels"]) for row in trained] == numbers
