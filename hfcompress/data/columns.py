@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -95,7 +95,9 @@ def row_labels(rows: Dataset, label: str, config: DataConfig) -> list[str | None
             f"with one label for each row"
         )
     values = rows[label][:]  # a list: a lazy column reads Arrow anew for each item
-    texts = {value: _text(value, feature, label) for value in set(values)}
+    texts = {value: _text(value, feature) for value in set(values)}
+    if _are_measurements(texts.values()):
+        raise DataError(f"data.label: column {label!r} holds numbers or free text, not classes")
     if set(texts.values()) <= {"-1", None}:
         texts = dict.fromkeys(texts)
     if config.labels is not None:
@@ -103,15 +105,21 @@ def row_labels(rows: Dataset, label: str, config: DataConfig) -> list[str | None
     return [texts[value] for value in values]
 
 
-def _text(value: object, feature: Feature, label: str) -> str | None:
+def _text(value: object, feature: Feature) -> str | None:
     if value is None or value != value or value == "":
         return None
     if isinstance(feature, ClassLabel):
         assert isinstance(value, int)
         return str(feature.names[value]) if value >= 0 else None
-    if isinstance(value, float) and not value.is_integer():
-        raise DataError(f"data.label: column {label!r} holds numbers or free text, not classes")
     return label_name(value) or None
+
+
+def _are_measurements(names: Iterable[str | None]) -> bool:
+    """Whether all labels are numbers, and some are not whole."""
+    try:
+        return any(not float(name).is_integer() for name in names if name is not None)
+    except (ValueError, OverflowError):
+        return False
 
 
 def _renamed(name: str | None, new: Labels) -> str | None:

@@ -11,7 +11,8 @@ from hfcompress.config import Config, Names, Values
 
 # The names that columns usually have, the first that is there is taken.
 TEXT_COLUMNS = ("text", "sentence", "content", "review")
-IMAGE_COLUMNS = ("image", "img", "pixel_values")
+IMAGE_COLUMNS = ("image", "img", "pixel_values", "image_path", "path", "file_name", "filename",
+                 "filepath", "file")  # fmt: skip
 LABEL_COLUMNS = ("label", "labels", "category", "class")
 
 Labels: TypeAlias = Values | dict[str | int, str | int | None] | None

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
-from typing import TypedDict
 
 import datasets
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict, Features, Image, Value, concatenate_datasets
 
-from hfcompress.data.config import LABEL_COLUMNS, TEXT_COLUMNS, DataConfig
+from hfcompress.data.config import IMAGE_COLUMNS, DataConfig
 from hfcompress.data.image_formats import is_idx, pixel_table, read_idx, read_pixel_table
+from hfcompress.data.tables import find_encoding, table_format
 from hfcompress.errors import DataError, SourceError
 from hfcompress.models.hub import Source, hub_errors, resolve
 from hfcompress.models.loading import Modality
@@ -22,14 +21,6 @@ _SPLIT_NAMES = {"train": "train", "training": "train", "dev": "validation", "val
                 "validation": "validation", "val": "validation", "eval": "validation",
                 "test": "test", "testing": "test"}  # fmt: skip
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zip", ".zst")
-
-
-class CsvOptions(TypedDict, total=False):
-    """Options of the csv reader of ``datasets``."""
-
-    delimiter: str
-    quoting: int
-    column_names: list[str]
 
 
 def read(config: DataConfig, modality: Modality) -> tuple[DatasetDict, tuple[str, ...]]:
@@ -50,11 +41,11 @@ def read(config: DataConfig, modality: Modality) -> tuple[DatasetDict, tuple[str
         return _load("imagefolder", source, data_dir=str(path)), ()
     if modality == "image" and _format(path) == "csv" and pixel_table(path):
         return read_pixel_table(path, source.spec, config.label)
-    return _read_files(source, path, config)
+    return _read_files(source, path, config, modality)
 
 
 def _read_files(
-    source: Source, path: Path, config: DataConfig
+    source: Source, path: Path, config: DataConfig, modality: Modality
 ) -> tuple[DatasetDict, tuple[str, ...]]:
     """One data file, or a folder of files named after their splits."""
     files = _data_files(path) if path.is_dir() else [path]
@@ -69,15 +60,53 @@ def _read_files(
             f"data: {config.path!r} mixes {' and '.join(sorted(k for k in kinds if k))} files; "
             f"give one of the files"
         )
-    splits: dict[str, list[str]] = {}
+    found, notes = DatasetDict(), list[str]()
     for item in files:
-        splits.setdefault(_split_name(item) if len(files) > 1 else "train", []).append(str(item))
-    kind = kinds.pop()
-    options: CsvOptions = {}
-    notes: tuple[str, ...] = ()
+        split = _split_name(item) if len(files) > 1 else "train"
+        rows, more = _read_file(item, source, config, modality)
+        notes += more
+        found[split] = concatenate_datasets([found[split], rows]) if split in found else rows
+    return found, tuple(notes)
+
+
+def _read_file(
+    file: Path, source: Source, config: DataConfig, modality: Modality
+) -> tuple[Dataset, tuple[str, ...]]:
+    """The rows of one file, all columns of a delimited one as text."""
+    kind, notes = str(_format(file)), tuple[str, ...]()
+    options: dict[str, object] = {}
     if kind == "csv":
-        options, notes = _csv_options(files[0], config)
-    return _load(str(kind), source, data_files=splits, **options), notes
+        table = table_format(file, config, modality)
+        notes = table.notes
+        options = {
+            "delimiter": table.delimiter,
+            "quoting": table.quoting,
+            "encoding": table.encoding,
+            "names": list(table.columns),
+            "header": 0 if table.has_header else None,
+            "features": Features({name: Value("string") for name in table.columns}),
+            # "NA", "None" and "null" are words; only an empty field is missing.
+            "keep_default_na": False,
+            "na_values": [""],
+        }
+    elif kind in ("json", "text"):
+        encoding, notes = find_encoding(file)
+        options = {"encoding": encoding}
+    rows = _load(kind, source, data_files=str(file), **options)["train"]
+    if modality == "image":
+        rows = _with_image_paths(rows, file.parent, config)
+    return rows, notes
+
+
+def _with_image_paths(rows: Dataset, folder: Path, config: DataConfig) -> Dataset:
+    """The rows with a column of images in the place of one of paths relative to the file."""
+    name = config.image or next((item for item in IMAGE_COLUMNS if item in rows.features), None)
+    if name is None or rows.features.get(name) not in (Value("string"), Value("large_string")):
+        return rows
+    paths = [None if path is None else str(folder / path) for path in rows[name][:]]
+    order = rows.column_names
+    rows = rows.remove_columns(name).add_column(name, paths)
+    return rows.cast_column(name, Image(decode=False)).select_columns(order)
 
 
 def _data_files(folder: Path) -> list[Path]:
@@ -113,23 +142,6 @@ def _format(path: Path) -> str | None:
 def _split_name(path: Path) -> str:
     words = path.name.split(".")[0].lower().replace("-", "_").split("_")
     return next((_SPLIT_NAMES[word] for word in words if word in _SPLIT_NAMES), words[0])
-
-
-def _csv_options(file: Path, config: DataConfig) -> tuple[CsvOptions, tuple[str, ...]]:
-    """Delimiter and quoting by the suffix; column names where the file has no header line."""
-    tabs = ".tsv" in file.suffixes
-    options: CsvOptions = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
-    from fsspec.core import open as open_any  # understands the compressions that datasets does
-
-    with open_any(str(file), "rt", encoding="utf-8", compression="infer") as stream:
-        first = next(csv.reader(stream, "excel-tab" if tabs else "excel"), [])
-    text = (config.text,) if isinstance(config.text, str) else config.text or ("text",)
-    wanted = [*text, config.label or "label"]
-    known = {*TEXT_COLUMNS, *LABEL_COLUMNS, *wanted}
-    if known & set(first) or len(first) != len(wanted):
-        return options, ()
-    note = f"{file.name} has no header line; its columns are read as {', '.join(wanted)}"
-    return {**options, "column_names": wanted}, (note,)
 
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
