@@ -47,6 +47,9 @@ class DataConfig(Config):
     group: str | None = Field(
         None, description="column whose values never stand on both sides of a split"
     )
+    skip_unreadable: bool = Field(
+        False, description="leave out and count images that cannot be read, not refuse them"
+    )
     max_length: int | None = Field(
         None, ge=2, description="longest token sequence, cut beyond; the model's limit by default"
     )

@@ -16,7 +16,7 @@ from datasets.features.features import Array2DExtensionType, Array3DExtensionTyp
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hfcompress.data.images import from_array, open_image
+from hfcompress.data.images import UnreadableImageError, from_array, open_image
 from hfcompress.errors import DataError, first_line
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ Pixels = NDArray[np.uint8]
 # Decoded images of at most this many bytes are kept in memory; more are decoded by the batch.
 KEPT_BYTES = 2 << 30
 _CHUNK = 256
+_CHUNK_PIXELS = 1 << 24
+_NAMED = 50
 
 
 @dataclass(frozen=True)
@@ -92,15 +94,22 @@ def image_rows(rows: Dataset, column: str, processor: object) -> tuple[Dataset, 
     Raises:
         DataError: an image that cannot be read, or that the processor refuses.
     """
-    maker = _Maker(processor)
-    first = maker.make([next(_images(rows, column, maker.grey))])
+    maker, failed = _Maker(processor), list[UnreadableImageError]()
+    image = next(_images(rows, column, maker.grey, failed), None)
+    if image is None:
+        raise unreadable_images(failed)
+    first, failed = maker.make([image]), []
     scale, shift = maker.normalisation()
     if first[0].nbytes * len(rows) > KEPT_BYTES:
+        for _ in _images(rows, column, maker.grey, failed):
+            pass  # an image that cannot be read must not stop the training later
+        if failed:
+            raise unreadable_images(failed)
         raw = _undecoded(rows, column)
         return raw.with_transform(_Loader(column, maker)), ImageCollator(scale, shift)
     kept = np.empty((len(rows), *first.shape[1:]), first.dtype)
     done = 0
-    for part in _chunks(rows, column, maker):
+    for part in _chunks(rows, column, maker, failed):
         if part.shape[1:] != kept.shape[1:]:
             raise DataError(
                 f"data: the processor makes images of {kept.shape[1:]} and {part.shape[1:]}; "
@@ -108,6 +117,8 @@ def image_rows(rows: Dataset, column: str, processor: object) -> tuple[Dataset, 
             )
         kept[done : done + len(part)] = part
         done += len(part)
+    if failed:
+        raise unreadable_images(failed)
     columns: dict[str, object] = {"image": np.arange(len(rows)), "content": _hashes(kept)}
     if "label" in rows.column_names:
         columns["labels"] = rows.with_format(None)["label"][:]
@@ -123,8 +134,12 @@ class _Loader:
     def __call__(self, batch: dict[str, list[object]]) -> dict[str, list[object]]:
         if self.column not in batch:  # only another column is asked for
             return batch
-        images = [open_image(value, "a row", self.maker.grey) for value in batch[self.column]]
-        made: dict[str, list[object]] = {"pixels": list(self.maker.make(images))}
+        made: dict[str, list[object]] = {  # one after the other: photographs are large
+            "pixels": [
+                self.maker.make([open_image(value, "a row", self.maker.grey)])[0]
+                for value in batch[self.column]
+            ]
+        }
         return made | ({"labels": batch["label"]} if "label" in batch else {})
 
 
@@ -207,26 +222,61 @@ def _plain_size(processor: object) -> tuple[tuple[int, int], int] | None:
     return (size["width"], size["height"]), int(found.resample)
 
 
-def _chunks(rows: Dataset, column: str, maker: _Maker) -> Iterator[NDArray[np.generic]]:
+def _chunks(
+    rows: Dataset, column: str, maker: _Maker, failed: list[UnreadableImageError]
+) -> Iterator[NDArray[np.generic]]:
     images: list[Image] = []
-    for image in _images(rows, column, maker.grey):
+    held = 0
+    for image in _images(rows, column, maker.grey, failed):
         images.append(image)
-        if len(images) == _CHUNK:
+        held += image.width * image.height
+        if len(images) == _CHUNK or held > _CHUNK_PIXELS:
             yield maker.make(images)
-            images = []
+            images, held = [], 0
     if images:
         yield maker.make(images)
 
 
-def _images(rows: Dataset, column: str, grey: bool) -> Iterator[Image]:
-    """Every image of a column, 8-bit grey or RGB."""
+def _images(
+    rows: Dataset, column: str, grey: bool, failed: list[UnreadableImageError]
+) -> Iterator[Image]:
+    """Every image of a column, 8-bit grey or RGB; ``failed`` receives those that are none."""
     if is_array_column(rows, column):
         wanted = "L" if grey else "RGB"
         for chunk in array_chunks(rows, column):
             yield from (from_array(array).convert(wanted) for array in chunk)
         return
     for index, row in enumerate(_undecoded(rows, column).select_columns(column)):
-        yield open_image(row[column], f"row {index}", grey)
+        try:
+            yield open_image(row[column], f"row {index}", grey)
+        except UnreadableImageError as error:
+            failed.append(error)
+
+
+def readable_rows(rows: Dataset, column: str) -> tuple[Dataset, list[UnreadableImageError]]:
+    """The rows whose image can be read, and the errors of the others."""
+    if is_array_column(rows, column):
+        return rows, []
+    keep: list[int] = []
+    failed: list[UnreadableImageError] = []
+    for index, row in enumerate(_undecoded(rows, column).select_columns(column)):
+        try:
+            open_image(row[column], f"row {index}")
+            keep.append(index)
+        except UnreadableImageError as error:
+            failed.append(error)
+    return (rows.select(keep) if failed else rows), failed
+
+
+def unreadable_images(failed: Sequence[UnreadableImageError]) -> DataError:
+    """The error that names every image that cannot be read, up to 50 of them."""
+    names = [f"{error.name} ({error.problem})" for error in failed[:_NAMED]]
+    more = f" and {len(failed) - _NAMED:,} more" if len(failed) > _NAMED else ""
+    what = "an image" if len(failed) == 1 else f"{len(failed):,} images"
+    return DataError(
+        f"data: {what} cannot be read; remove {'it' if len(failed) == 1 else 'them'} or set "
+        f"data.skip_unreadable: true: {', '.join(names)}{more}"
+    )
 
 
 def _undecoded(rows: Dataset, column: str) -> Dataset:

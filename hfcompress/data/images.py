@@ -7,29 +7,46 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
-
-from hfcompress.errors import DataError, first_line
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 import torch
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 from typing_extensions import Self
 
 from hfcompress.config import Config
+from hfcompress.data.levels import eight_bits
+from hfcompress.errors import DataError, first_line
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_ORIENTATION = 0x0112
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 """Pillow's modes of more than 8 bits a value, all of them grey."""
+
+
+_PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, TypeError, MemoryError)
+
+
+class UnreadableImageError(DataError):
+    """An image that cannot be read.
+
+    Attributes:
+        problem: why not.
+        name: its file or row.
+    """
+
+    def __init__(self, problem: str, name: str) -> None:
+        super().__init__(f"data: {problem}: {name}")
+        self.problem, self.name = problem, name
 
 
 def open_image(value: object, where: str, grey: bool = False) -> Image:
     """One image, upright, without transparency, 8 bits a value.
 
-    Transparent pixels show a white ground. Values of 16 bits are scaled to 8, not cut; of 32-bit
-    integers and floats the whole range that the image uses. Of an animation the first frame.
+    Transparent pixels show a white ground. Values of more than 8 bits are scaled by
+    `eight_bits`. Of an animation the first frame.
 
     Args:
         value: ``{"bytes": ..., "path": ...}`` as ``datasets`` keeps undecoded images, bytes, an
@@ -41,15 +58,21 @@ def open_image(value: object, where: str, grey: bool = False) -> Image:
         An image of mode ``L`` or ``RGB``.
 
     Raises:
-        DataError: no image, or one that is cut short; the sentence names the file.
+        UnreadableImageError: no image, or one that is cut short; the sentence names the file.
     """
     name = where
     if isinstance(value, dict) and value.get("path"):
         name = str(value["path"]) if Path(value["path"]).is_file() else f"{value['path']}, {where}"
     try:
         return upright(_decode(value), grey)
-    except (OSError, ValueError, SyntaxError, EOFError, TypeError, MemoryError) as error:
-        raise DataError(f"data: {_problem(error)}: {name}") from None
+    except (*_PILLOW_ERRORS, _bomb_error()) as error:
+        raise UnreadableImageError(_problem(error), name) from None
+
+
+def _bomb_error() -> type[Exception]:
+    from PIL import Image
+
+    return Image.DecompressionBombError
 
 
 def _decode(value: object) -> Image:
@@ -74,6 +97,8 @@ def _problem(error: Exception) -> str:
 
     if isinstance(error, UnidentifiedImageError):
         return "Pillow cannot read this as an image"
+    if isinstance(error, FileNotFoundError):
+        return "there is no image file"
     if "truncated" in str(error) or isinstance(error, (SyntaxError, EOFError)):
         return f"the image is cut short or damaged ({first_line(error)})"
     return f"the image cannot be read ({first_line(error)})"
@@ -93,38 +118,17 @@ def from_array(array: NDArray[np.generic]) -> Image:
         array = array[..., 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] > 4) or not array.size:
         raise ValueError(f"an array of shape {array.shape} is not an image")
-    return Image.fromarray(_eight_bits(array))
-
-
-def _eight_bits(array: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Values of any type as bytes, black staying black."""
-    if array.dtype == np.uint8:
-        return array.astype(np.uint8, copy=False)
-    if array.dtype == bool:
-        array = array * 255
-    if not np.isfinite(array).all():
-        raise ValueError("some values are not finite")
-    lowest, highest = min(0.0, float(array.min())), float(array.max())
-    # A range that numbers usually have; otherwise the one that the image uses.
-    usual = (1,) if array.dtype.kind == "f" else ()
-    known = next((top for top in (*usual, 255, 65535) if highest <= top), highest)
-    top = known if lowest == 0 else highest
-    scaled = (array.astype(np.float64) - lowest) * (255 / max(top - lowest, 1e-30))
-    eight: NDArray[np.uint8] = np.rint(scaled).clip(0, 255).astype(np.uint8)
-    return eight
+    return Image.fromarray(eight_bits(array))
 
 
 def upright(image: Image, grey: bool) -> Image:
-    """The image as a viewer shows it, in mode ``L`` or ``RGB``."""
+    """The image turned by its EXIF orientation and put on white, in mode ``L`` or ``RGB``."""
     from PIL import Image, ImageOps
 
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(_ORIENTATION, 1) != 1:  # otherwise it would copy the image
+        image = ImageOps.exif_transpose(image)
     if image.mode in _DEEP:
-        deep = np.asarray(image)
-        if image.mode.startswith("I;16"):
-            deep = np.rint(deep / 257)  # 65535 is white, however dark the image is
-        image = Image.fromarray(_eight_bits(deep.astype(np.uint8) if deep.max(initial=0) <= 255
-                                            and image.mode != "F" else deep))  # fmt: skip
+        image = Image.fromarray(eight_bits(np.asarray(image)))
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         seen = image.convert("RGBA")
         ground = Image.new("RGBA", seen.size, "white")

@@ -25,7 +25,7 @@ from hfcompress.data.columns import (
     with_labels,
 )
 from hfcompress.data.config import LABEL_COLUMNS, DataConfig
-from hfcompress.data.image_batches import array_chunks, is_array_column
+from hfcompress.data.image_batches import array_chunks, is_array_column, readable_rows
 from hfcompress.data.read import read
 from hfcompress.errors import DataError, ModelError
 from hfcompress.models.labels import Alignment, align_labels
@@ -129,7 +129,13 @@ def examples_of(
     sides: dict[str, Dataset | None] = {"train": None}
     for side, rows in reversed(sides_raw.items()):  # the training side first
         if side == "eval" or need_train:
-            sides[side] = labelled(rows, row_names[side], classes, columns, side, dropped)
+            found = labelled(rows, row_names[side], classes, columns, side, dropped)
+            if modality == "image" and config.skip_unreadable:
+                found, failed = readable_rows(found, columns[0])
+                if failed:
+                    dropped[f"{side}: unreadable image"] = len(failed)
+                    notes = (*notes, f"left out: {', '.join(error.name for error in failed[:50])}")
+            sides[side] = found
     if sides["train"] is None and need_train:
         sides["train"], sides["eval"] = split(sides["eval"], config)
     limited = {

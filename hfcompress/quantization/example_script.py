@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
+from hfcompress.data.levels import eight_bits
 from hfcompress.quantization.pixels import make_pixels, open_upright
 from hfcompress.tasks.outputs import label_scores
 
@@ -172,7 +173,7 @@ def example_script(backend: str, images: bool = False) -> str:
             packages=packages + tokenizers, imports=imports, scores=_source(label_scores), run=run
         )
     imports, run = (text.replace("ForSequence", "ForImage") for text in (imports, run))
-    reading = "\n\n".join(_source(function) for function in (open_upright, make_pixels))
+    reading = "\n\n".join(_source(function) for function in (eight_bits, open_upright, make_pixels))
     return _IMAGE_SCRIPT.format(
         packages=f"{packages} numpy pillow",
         imports=imports,

@@ -1,7 +1,7 @@
 """Images -> the array that a network reads, with numpy and Pillow alone.
 
-``example.py`` of a deployable folder contains the source of `open_upright` and `make_pixels`
-without its type annotations, so both use only numpy and Pillow.
+``example.py`` of a deployable folder contains the source of `eight_bits`, `open_upright` and
+`make_pixels` without type annotations, so they use only numpy and Pillow.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from hfcompress.data.levels import eight_bits
 from hfcompress.quantization.manifest import ImageSettings
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ def open_upright(path: str | Path) -> PillowImage:
 
     with Image.open(path) as opened:
         image = ImageOps.exif_transpose(opened)
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+    if image.mode[0] in "IF":
+        image = Image.fromarray(eight_bits(np.asarray(image)))
     if "A" in image.mode or "transparency" in image.info:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)

@@ -179,3 +179,65 @@ TINY: dict[str, dict[str, Any]] = {
     "efficientnet": {"width_coefficient": 0.25, "depth_coefficient": 0.1, "hidden_dim": 320,
                      "image_size": 32},
 }  # fmt: skip
+
+
+@pytest.fixture
+def damaged_folder(tmp_path: Path) -> Path:
+    """Eighteen images in two classes of which three, all of one class, cannot be read."""
+    for index, image in enumerate(pictures(18)):
+        folder = tmp_path / ("dog" if index < 9 else "cat")
+        folder.mkdir(exist_ok=True)
+        image.save(folder / f"{index}.png")
+    for name, content in (
+        ("2", b"<html>"),
+        ("4", b""),
+        ("5", as_png(pictures(1)[0])["bytes"][:99]),
+    ):
+        (tmp_path / "dog" / f"{name}.png").write_bytes(content)
+    return tmp_path
+
+
+@pytest.mark.parametrize("kept_bytes", [0, encode_images.KEPT_BYTES])
+def test_every_unreadable_image_is_named(
+    damaged_folder: Path, kept_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode_images, "KEPT_BYTES", kept_bytes)
+    examples = load_examples(DataConfig(path=str(damaged_folder)), "image", need_train=False)
+    with pytest.raises(DataError) as caught:
+        encode(examples, examples.eval, PROCESSORS[0], None)
+    said = str(caught.value)
+    assert said.startswith("data: 3 images cannot be read; remove them or set data.skip_unreadable")
+    assert all(f"dog/{name}.png (" in said for name in (2, 4, 5))
+    assert "\n" not in said
+
+
+def test_unreadable_images_are_left_out_and_counted(damaged_folder: Path) -> None:
+    config = DataConfig(path=str(damaged_folder), skip_unreadable=True)
+    examples = load_examples(config, "image", need_train=False)
+    assert examples.dropped == {"eval: unreadable image": 3}
+    assert examples.notes[-1].count(".png") == 3
+    data = encode(examples, examples.eval, PROCESSORS[0], None)
+    assert data.labels.tolist() == [0] * 9 + [1] * 6
+
+
+@pytest.mark.parametrize("processor", [PROCESSORS[0], PROCESSORS[4]])
+def test_large_images_are_resized_one_after_the_other(
+    processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = Dataset.from_list([{"image": as_png(image), "label": 0} for image in pictures(10)])
+    whole = image_rows(rows, "image", processor)[1].pixels
+    held: list[int] = []
+    make = encode_images._Maker.make
+
+    def spied(self: Any, images: list[Any]) -> Any:
+        held.append(sum(image.width * image.height for image in images))
+        return make(self, images)
+
+    monkeypatch.setattr(encode_images._Maker, "make", spied)
+    monkeypatch.setattr(encode_images, "_CHUNK_PIXELS", 300)
+    parts = image_rows(rows, "image", processor)[1].pixels
+    assert max(held) < 300 + 30 * 20
+    assert len(held) > 4
+    assert whole is not None
+    assert parts is not None
+    assert torch.equal(whole, parts)

@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from hfcompress.data.images import from_array, open_image
+from hfcompress.data.levels import eight_bits
 from hfcompress.errors import DataError
+from hfcompress.quantization.pixels import open_upright
 
 
 def pixel(image: Any) -> Any:
@@ -154,3 +156,41 @@ def test_values_that_are_no_image(value: Any, message: str) -> None:
         open_image(value, "row 3")
     assert message in str(caught.value)
     assert "row 3" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([0, 1023], np.uint16), [0, 255]),  # 10 bits
+        (np.array([0, 2048, 4095], np.uint16), [0, 127, 255]),  # 12 bits
+        (np.array([0, 8192, 16383], np.int32), [0, 127, 255]),  # 14 bits
+        (np.array([0, 40000, 65535], np.uint16), [0, 155, 255]),
+        (np.array([0, 257, 514], np.uint16), [0, 1, 2]),  # bytes that were scaled to 16 bits
+        (np.array([0, 200], np.uint16), [0, 200]),
+        (np.array([0.0, 0.25, 1.0], np.float32), [0, 64, 255]),
+        (np.array([0.0, 4095.0], np.float32), [0, 255]),
+        (np.array([-1.0, 0.0, 1.0], np.float32), [0, 128, 255]),
+        (np.array([False, True]), [0, 255]),
+        (np.array([0, 0], np.uint16), [0, 0]),
+    ],
+)
+def test_values_of_every_depth_become_bytes(values: Any, expected: list[int]) -> None:
+    assert eight_bits(values).tolist() == expected
+
+
+def test_twelve_bit_pictures_keep_their_levels(tmp_path: Path) -> None:
+    pixels = np.arange(0, 4096, 16, dtype=np.uint16)[None]
+    pixels[0, -1] = 4095
+    path = tmp_path / "deep.png"
+    Image.fromarray(pixels).save(path)
+    found = np.asarray(open_image({"path": str(path)}, "row 0", grey=True))
+    assert len(np.unique(found)) >= 255
+    deployed = np.asarray(open_upright(path).convert("L"))
+    assert np.array_equal(deployed, found)
+
+
+def test_a_picture_of_too_many_pixels_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = as_bytes(Image.new("L", (64, 64)))
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match=r"the image cannot be read .*exceeds limit .*: row 7"):
+        open_image(data, "row 7")

@@ -192,5 +192,7 @@ def test_image_paths_that_do_not_exist_are_named(tmp_path: Path) -> None:
     found = load_examples(
         DataConfig(path=str(image_table(tmp_path, rows))), "image", need_train=False
     )
-    with pytest.raises(DataError, match=r"No such file.*no\.png"):
+    with pytest.raises(
+        DataError, match=r"2 images .*no\.png, row 1 \(there is no image file\).*nowhere/1\.png"
+    ):
         encode(found, found.eval, plain_processor(8, 3), None)
