@@ -1,14 +1,20 @@
-"""Small helpers of all rooms: optional packages, atomic files, quiet libraries, `Progress`."""
+"""Small helpers of all rooms: optional packages, files, locks, quiet libraries, `Progress`."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import logging
 import os
+import re
+import socket
 import sys
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -104,6 +110,102 @@ def atomic_write(path: str | Path, content: str | bytes) -> Path:
     except OSError as error:
         raise unwritable(path, error) from None
     return path
+
+
+# Control characters but for line ends and tabs, and those that turn the direction of text.
+_INVISIBLE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")
+
+
+def visible(text: str) -> str:
+    """Text with its control characters spelt out: in a terminal they would be commands."""
+    return _INVISIBLE.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+DIGESTS = "digests.json"
+
+
+def write_digests(folder: Path) -> None:
+    """Write the SHA-256 of every file of a folder into its ``digests.json``."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != DIGESTS]
+    found = {path.relative_to(folder).as_posix(): _digest(path) for path in files}
+    atomic_write(folder / DIGESTS, json.dumps(found, indent=2) + "\n")
+
+
+def damaged_files(folder: Path) -> list[str] | None:
+    """The files of a folder that are missing or differ from its ``digests.json``; None where it
+    has none."""
+    path = folder / DIGESTS
+    if not path.is_file():
+        return None
+    try:
+        digests = json.loads(path.read_text(encoding="utf-8"))
+        assert isinstance(digests, dict)
+    except (ValueError, AssertionError):
+        return [DIGESTS]
+    files = {name: folder / name for name in digests}
+    return [
+        name for name, file in files.items()
+        if not file.is_file() or _digest(file) != digests[name]
+    ]  # fmt: skip
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def locked(path: Path, refuse: str | None, note: Callable[[str], None]) -> Iterator[None]:
+    """Hold a lock file while the body runs. The system frees it when its process ends, however.
+
+    A file beside it says which process holds it: host, process id and start.
+
+    Args:
+        path: the lock file; stays when the lock is free again.
+        refuse: what to do where another process holds it: the end of a sentence that refuses;
+            None waits until it is free.
+        note: receives who is waited for.
+
+    Raises:
+        OutputError: another process holds it and ``refuse`` is given, or the file cannot be
+            written.
+    """
+    from filelock import FileLock, Timeout
+
+    holder, lock = path.with_name(f"{path.name}.json"), FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if refuse is not None:
+                raise OutputError(
+                    f"{path.parent} is in use by {_holder(holder)}; {refuse}"
+                ) from None
+            note(f"waiting for {_holder(holder)}, which uses {path.parent}")
+            lock.acquire()
+    except OSError as error:
+        raise unwritable(path, error) from None
+    try:
+        started = datetime.now().astimezone().isoformat(timespec="seconds")
+        own = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
+        atomic_write(holder, json.dumps(own) + "\n")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    """The process that a lock's file names, in words."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {data['pid']} on {data['host']} since {data['started']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"  # it has the lock and has not written its name yet
 
 
 def quiet_libraries() -> None:

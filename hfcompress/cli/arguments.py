@@ -27,6 +27,7 @@ def make_parser(with_bench: bool = True) -> argparse.ArgumentParser:
 
     run = _command(commands, "run", "run a recipe; go on where it stopped")
     _recipe_arguments(run)
+    _resume_arguments(run)
     run.add_argument("--output", metavar="DIR", help="folder of the run (default: runs/NAME)")
     run.add_argument("--workers", type=int, default=1, metavar="N", help="trials side by side")
     run.add_argument(
@@ -39,6 +40,7 @@ def make_parser(with_bench: bool = True) -> argparse.ArgumentParser:
         "prune one layer at a time, draw a heatmap",
     )
     _recipe_arguments(sensitivity)
+    _resume_arguments(sensitivity)
     sensitivity.add_argument("--output", metavar="DIR", help="folder (default: runs/NAME-layers)")
 
     validate = _command(commands, "validate", "check a recipe without loading anything")
@@ -121,6 +123,7 @@ def _compress_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--task", default="text-classification", help="decides the Auto class")
     parser.add_argument("--output", metavar="DIR", help="folder (default runs/compress-MODEL)")
+    _wait_argument(parser)
 
 
 def _certify_arguments(parser: argparse.ArgumentParser) -> None:
@@ -152,3 +155,19 @@ def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
         help="change a field: model=FOLDER, data.path=FILE, prune.scope=global, "
         "'grid.prune.sparsity=[0,0.5]'",
     )  # fmt: skip
+
+
+def _resume_arguments(parser: argparse.ArgumentParser) -> None:
+    _wait_argument(parser)
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="run trials again that failed before"
+    )
+    parser.add_argument(
+        "--fail-fast", action="store_true", help="begin no trial after one that failed"
+    )
+
+
+def _wait_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--wait", action="store_true", help="wait while another process uses the folder"
+    )

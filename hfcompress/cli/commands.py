@@ -1,15 +1,17 @@
 """The command line: ``hfcompress run | compress | bench | inspect | predict | report`` and more.
 
-The only file that prints. Exit codes: 0 done, 2 bad input, 1 a failure on the way.
+The only file that prints. Exit codes: 0 done, 2 bad input, 1 a failure on the way, 130 stopped by
+Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from hfcompress.cli.arguments import make_parser
 from hfcompress.errors import HfcompressError
@@ -22,6 +24,9 @@ if TYPE_CHECKING:  # rich takes tenths of a second to import, and torch takes se
 
 # These commands load no model, so importing transformers only to quiet it would cost seconds.
 _LOAD_NO_MODEL = {"recipes", "validate"}
+# These commands keep what is finished.
+_GO_ON = {"run", "sensitivity", "compress"}
+_LONGEST = 2000  # characters of an error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,46 +34,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = make_parser(with_bench="bench" in arguments).parse_args(arguments)
 
-    from rich.console import Console
+    from rich.text import Text
 
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    from hfcompress.cli.display import Terminal, ended_by_signals
+
+    errors = Terminal(stderr=True, soft_wrap=True)
+    mark = Text("error:", style="bold red")
     if options.command not in _LOAD_NO_MODEL:
         quiet_libraries()
     command = _COMMANDS[options.command]
     try:
-        return command(options, _console())
+        with ended_by_signals():
+            return command(options, _console())
     except HfcompressError as error:
-        errors.print(f"[bold red]error:[/] {_one_line(error)}", markup=True)
+        errors.print(mark, _one_line(error))
         return error.exit_code
-    except KeyboardInterrupt:
-        errors.print("stopped; the same command goes on where it was")
-        return 1
+    except KeyboardInterrupt as interrupt:
+        again = "; the same command goes on where it was" * (options.command in _GO_ON)
+        errors.print(f"stopped{again}")
+        return interrupt.args[0] if interrupt.args else 128 + signal.SIGINT
     except BrokenPipeError:
         return 1
     except Exception as error:  # no traceback for the user; --debug shows it
         if options.debug:
             raise
-        kind = type(error).__name__
-        errors.print(f"[bold red]error:[/] {kind}: {_one_line(error)} (--debug shows where)")
+        errors.print(mark, f"{type(error).__name__}: {_one_line(error)} (--debug shows where)")
         return 1
 
 
 def _console() -> Console:
     """Standard output; a file or pipe has no width of its own and gets a wide one."""
-    from rich.console import Console
+    from hfcompress.cli.display import Terminal
 
-    plain = Console(highlight=False)
-    return plain if plain.is_terminal else Console(highlight=False, width=max(plain.width, 140))
+    plain = Terminal()
+    return plain if plain.is_terminal else Terminal(width=max(plain.width, 140))
 
 
 def _one_line(error: BaseException) -> str:
-    from rich.markup import escape
-
-    return escape(" ".join(str(error).split()))
+    text = " ".join(str(error).split())
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 5]} ..."
 
 
 def _note_on(console: Console) -> Callable[[str], None]:
-    return lambda text: console.print(f"note: {text}", markup=False)
+    return lambda text: console.print(f"note: {text}")
 
 
 # --- commands ----------------------------------------------------------------------------------
@@ -85,12 +93,37 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     with Display(console) as display:
         result = run(
             recipe, output, display, workers=options.workers, engine=options.engine,
-            trust_remote_code=options.trust_remote_code,
+            **_resume_options(options),
         )  # fmt: skip
     _show_rows(result.rows, console)
     if result.rows:
-        console.print(f"written to [bold]{output}[/]: report.html, curve.png, results.csv")
+        _show_written(output, console)
     return _show_failures(result, console)
+
+
+class _ResumeOptions(TypedDict):
+    """Options of `run` that the command line has under the same names."""
+
+    trust_remote_code: bool
+    wait: bool
+    retry_failed: bool
+    fail_fast: bool
+
+
+def _resume_options(options: argparse.Namespace) -> _ResumeOptions:
+    return {
+        "trust_remote_code": options.trust_remote_code,
+        "wait": options.wait,
+        "retry_failed": options.retry_failed,
+        "fail_fast": options.fail_fast,
+    }
+
+
+def _show_written(output: str | Path, console: Console) -> None:
+    """Name the files of a run's report that are in its folder."""
+    known = ("report.html", "curve.png", "bars.png", "heatmap.png", "results.csv")
+    names = [name for name in known if (Path(output) / name).is_file()]
+    console.print(f"written to {output}: {', '.join(names)}")
 
 
 def _sensitivity(options: argparse.Namespace, console: Console) -> int:
@@ -102,15 +135,15 @@ def _sensitivity(options: argparse.Namespace, console: Console) -> int:
     recipe = load_recipe(find_recipe(options.recipe), options.set, _note_on(console))
     output = Path(options.output or Path("runs") / f"{recipe.name}-layers")
     with Display(console) as display:
-        result = sensitivity(recipe, output, display, trust_remote_code=options.trust_remote_code)
+        result = sensitivity(recipe, output, display, **_resume_options(options))
     worst = sorted(result.rows, key=lambda row: -row["drop"])[:5]
     if worst:
         console.print("the layers that lose most:")
     for row in worst:
         layer, sparsity = row["settings"]["prune.targets"][0], row["requested_sparsity"]
-        console.print(f"  {row['drop']:+.2%} at {sparsity:.0%}  {layer}", markup=False)
+        console.print(f"  {row['drop']:+.2%} at {sparsity:.0%}  {layer}")
     if worst:
-        console.print(f"written to [bold]{output}[/]: heatmap.png, results.csv")
+        _show_written(output, console)
     return _show_failures(result, console)
 
 
@@ -125,7 +158,7 @@ def _validate(options: argparse.Namespace, console: Console) -> int:
     for trial in trials:
         steps = ", ".join(step.name for step in trial.steps) or "measure only"
         varies = ", ".join(f"{field}={value}" for field, value in trial.settings.items())
-        console.print(f"  {trial.index:3d}  {steps}  {varies}", markup=False)
+        console.print(f"  {trial.index:3d}  {steps}  {varies}")
     return 0
 
 
@@ -143,17 +176,17 @@ def _compress(options: argparse.Namespace, console: Console) -> int:
     with Display(console) as display:
         result = compress(
             options.model, data_config(options.data, options.set), target,
-            output=output, task=options.task, progress=display,
+            output=output, task=options.task, progress=display, wait=options.wait,
         )  # fmt: skip
     if result.rows:
         console.print(pipeline_rows(result.rows))
-    console.print(result.sentence, markup=False)
+    console.print(result.sentence)
     if result.model is None:
         return 1
-    console.print(f'use it: hfcompress predict {result.model} "a sentence"', markup=False)
+    console.print(f'use it: hfcompress predict {result.model} "a sentence"')
     if options.fixed:
         batch = f"({options.batch_size}, {options.length})"
-        console.print(f'that fast in Python: load("{result.model}", shape={batch})', markup=False)
+        console.print(f'that fast in Python: load("{result.model}", shape={batch})')
     return 0
 
 
@@ -191,7 +224,7 @@ def _inspect(options: argparse.Namespace, console: Console) -> int:
         tables, text = inspect_model(options.model, options.task, options.profiles)
     for table in tables:
         console.print(table)
-    console.print(text, markup=False)
+    console.print(text)
     return 0
 
 
@@ -200,7 +233,7 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 
     rows = report(options.directory)
     _show_rows(rows, console)
-    console.print(f"written to [bold]{options.directory}[/]: report.html, curve.png, results.csv")
+    _show_written(options.directory, console)
     return 0
 
 
@@ -210,7 +243,7 @@ def _predict(options: argparse.Namespace, console: Console) -> int:
 
     predictions = cast("list[LabelScore]", load(options.directory)(options.examples))
     for text, best in zip(options.examples, predictions, strict=True):
-        console.print(f"{best['label']} {best['score']:.4f}  {text}", markup=False)
+        console.print(f"{best['label']} {best['score']:.4f}  {text}")
     return 0
 
 
@@ -225,9 +258,9 @@ def _bench(options: argparse.Namespace, console: Console) -> int:
     config = config_of_options(BenchConfig, given)
     with Display(console) as display:
         result = bench(options.models, config, options.output, display)
-    console.print(environment_line(result.environment), markup=False)
+    console.print(environment_line(result.environment))
     console.print(bench_table(result.rows))
-    console.print(f"written to [bold]{options.output}[/]: bench.png, bench.json, bench.csv")
+    console.print(f"written to {options.output}: bench.png, bench.json, bench.csv")
     return 0
 
 
@@ -235,16 +268,19 @@ def _recipes(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.recipes.library import headline, shipped_recipes
 
     for name, path in shipped_recipes().items():
-        console.print(f"{name:28s} {headline(path)}", markup=False)
+        console.print(f"{name:28s} {headline(path)}")
     return 0
 
 
 def _show_failures(result: SweepResult, console: Console) -> int:
     """Say which trials failed and why; the exit code."""
+    from rich.text import Text
+
     for settings, reason in result.failures:
         where = ", ".join(f"{key}={value}" for key, value in settings.items()) or "the only trial"
-        console.print("[red]failed:[/]", end=" ")
-        console.print(f"{where}: {reason}", markup=False)
+        console.print(Text("failed:", style="red"), f"{where}: {reason}")
+    if result.failures:
+        console.print("the same command with --retry-failed runs the failed trials again")
     return 1 if result.failures else 0
 
 

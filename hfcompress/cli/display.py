@@ -1,12 +1,55 @@
-"""The progress of a run, drawn in the terminal."""
+"""The terminal: text as it is, the progress of a run, and signals that end a command."""
 
 from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
-from hfcompress.utils import Progress, Row
+from hfcompress.utils import Progress, Row, visible
+
+
+class Terminal(Console):
+    """A console that shows text as it is: names of classes and files hold brackets, colons and
+    control characters, which would be read as markup, emoji and commands."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **settings)
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """As a console, with control characters spelt out."""
+        return super().render_str(visible(text), **settings)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the body as Ctrl-C does: a ``KeyboardInterrupt`` whose argument
+    is the exit code, 128 plus the signal. A second signal ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt(128 + number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    taken = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    try:
+        for number in taken:
+            signal.signal(number, end)
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class Display(Progress):
@@ -15,7 +58,7 @@ class Display(Progress):
     def __init__(self, console: Console) -> None:
         self.console = console
         self.bars = Bars(
-            TextColumn("{task.description:42.42}"),
+            TextColumn("{task.description:42.42}", markup=False),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -46,13 +89,12 @@ class Display(Progress):
 
     def note(self, text: str) -> None:
         """Print a note above the bars."""
-        self.console.print(f"note: {text}", markup=False)
+        self.console.print(f"note: {text}")
 
     def row(self, row: Row) -> None:
         """Print a finished trial's metric, sparsity and settings above the bars."""
         settings = ", ".join(f"{key}={value}" for key, value in row["settings"].items())
         self.console.print(
             f"{row['metric']} {row['value']:.2%} ({row['low']:.1%} to {row['high']:.1%}), "
-            f"sparsity {row['actual_sparsity']:.2%}, {row['seconds']:.1f} s   {settings}",
-            markup=False,
+            f"sparsity {row['actual_sparsity']:.2%}, {row['seconds']:.1f} s   {settings}"
         )

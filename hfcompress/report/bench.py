@@ -9,7 +9,6 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table
 
 from hfcompress.report.plotting import (
@@ -22,6 +21,7 @@ from hfcompress.report.plotting import (
     style_bar_axes,
 )
 from hfcompress.report.rows import Row
+from hfcompress.report.table import plain_text
 
 _MAX_COLUMNS = 2
 _RUNTIMES = ("torch", "onnxruntime", "openvino")
@@ -84,10 +84,11 @@ def bench_table(rows: Sequence[Row]) -> Table:
     table = Table(
         box=SIMPLE_HEAD,
         pad_edge=False,
-        caption=escape(
+        caption=plain_text(
             f"x torch, x engine: speedup over {first} in torch fp32, and over {first} in fp32 in "
             f"the same runtime"
-            + ("; memory: peak of a new process with this engine only" if memory else "")
+            + ("; memory: peak of a new process with this engine only" if memory else ""),
+            "table.caption",
         ),
         caption_justify="left",
     )
@@ -108,7 +109,7 @@ def bench_table(rows: Sequence[Row]) -> Table:
         fastest = min(members, key=lambda row: float(row["median"]))
         for row in members:
             table.add_row(
-                *map(escape, _cells(row, memory)),
+                *map(plain_text, _cells(row, memory)),
                 style="bold" if row is fastest and len(members) > 1 else None,
             )
         table.add_section()

@@ -145,6 +145,7 @@ def html_page(
     pictures: Mapping[str, Picture] | None = None,
     recipe_text: str | None = None,
     environment: Mapping[str, object] | None = None,
+    failures: Sequence[Row] = (),
 ) -> str:
     """The report as one self-contained page, light or dark as the reader's system is.
 
@@ -154,6 +155,7 @@ def html_page(
         pictures: as `draw_pictures` returns them; by default those that need the rows alone.
         recipe_text: the recipe as it was run.
         environment: names and values; nested mappings become dotted names.
+        failures: rows of trials that failed.
     """
     pictures = draw_pictures(rows, {}) if pictures is None else pictures
     loader = FileSystemLoader(Path(__file__).parent)
@@ -164,6 +166,8 @@ def html_page(
     return template.render(
         title=title,
         headline=headline(rows),
+        failed=failure_sentence(len(failures), len(rows) + len(failures)),
+        failures=[(_settings_text(row), str(row.get("reason") or "")) for row in failures],
         metric=metric_of(rows).replace("_", " "),
         top=next((pictures[name] for name in _TOP_PICTURES if name in pictures), None),
         table=result_table(rows),
@@ -175,6 +179,18 @@ def html_page(
         recipe=recipe_text,
         environment=flat_environment(environment or {}),
     )
+
+
+def failure_sentence(failed: int, trials: int) -> str:
+    """One sentence: how many trials failed; empty where none did."""
+    if not failed:
+        return ""
+    return f"{failed} of {trials} trials failed; what is said here is about the others."
+
+
+def _settings_text(row: Row) -> str:
+    settings = row.get("settings") or {}
+    return ", ".join(f"{name}={value}" for name, value in settings.items()) or "the only trial"
 
 
 def flat_environment(environment: Mapping[str, object], prefix: str = "") -> dict[str, str]:

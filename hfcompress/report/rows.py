@@ -46,6 +46,14 @@ def quantize_step(row: Row) -> Row:
     return steps[-1] if steps else {}
 
 
+FAILED = "failed"
+
+
+def is_failed(row: Row) -> bool:
+    """Whether a row is that of a trial that failed: it has a ``reason`` and no measurement."""
+    return row.get("status") == FAILED
+
+
 def is_dense(row: Row) -> bool:
     """Whether a row measures the uncompressed model: its method is dense, or it requests 0 %."""
     name = str(row.get("method") or "").partition(",")[0]

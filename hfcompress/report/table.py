@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
-from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from hfcompress.report.classes import worst_class
 from hfcompress.report.findings import is_about_size, smallest, sweet_spot
@@ -32,8 +33,10 @@ from hfcompress.report.rows import (
     quantize_step,
     share_text,
 )
-from hfcompress.utils import atomic_write
+from hfcompress.utils import atomic_write, visible
 
+Cell = TypeVar("Cell")
+_FORMULA = ("=", "+", "-", "@", "|", "%")  # what makes a cell a formula in some spreadsheet
 _NOISE_ERRORS = 2.0  # a difference from a published value of more standard errors is not noise
 
 
@@ -142,14 +145,31 @@ def markdown_table(rows: Sequence[Row]) -> str:
 
 
 def csv_text(rows: Sequence[Row]) -> str:
-    """Every field of every row as CSV: one column per nested field, without lists."""
-    flat = [_flat(row) for row in rows]
+    """Every field of every row as CSV: one column per nested field, without lists.
+
+    Text that a spreadsheet would run as a formula gets an apostrophe in front.
+    """
+    flat = [
+        {_no_formula(name): _no_formula(value) for name, value in _flat(row).items()}
+        for row in rows
+    ]  # fmt: skip
     names = list(dict.fromkeys(name for row in flat for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(flat)
     return text.getvalue()
+
+
+def _no_formula(value: Cell) -> Cell | str:
+    """A cell; text that begins like a formula, and is not a number, behind an apostrophe."""
+    if not isinstance(value, str) or not value.lstrip().startswith(_FORMULA):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def write_csv(rows: Sequence[Row], path: str | Path) -> Path:
@@ -341,6 +361,11 @@ def _marked_rows(rows: Sequence[Row]) -> frozenset[int]:
 # --- output --------------------------------------------------------------------------------------
 
 
+def plain_text(text: str, style: str = "") -> Text:
+    """Text for a rich table that any console shows as it is, without markup or emoji."""
+    return Text(visible(text), style)
+
+
 def _rich_table(table: ResultTable, title: str | None, width: int) -> RichTable:
     columns = _fitting(table.columns, width)
     caption = [table.caption] if table.caption else []
@@ -348,8 +373,8 @@ def _rich_table(table: ResultTable, title: str | None, width: int) -> RichTable:
         left_out = [column.title for column in table.columns if column not in columns]
         caption.append(f"not shown: {', '.join(left_out)}")
     shown = RichTable(
-        title=None if title is None else escape(title),
-        caption=escape(" · ".join(caption)) or None,
+        title=None if title is None else plain_text(title, "table.title"),
+        caption=plain_text(" · ".join(caption), "table.caption") if caption else None,
         title_justify="left",
         caption_justify="left",
         box=SIMPLE_HEAD,
@@ -357,10 +382,10 @@ def _rich_table(table: ResultTable, title: str | None, width: int) -> RichTable:
     )
     for column in columns:
         justify: JustifyMethod = "left" if column.text else "right"
-        shown.add_column(escape(column.title), justify=justify, no_wrap=True)
+        shown.add_column(plain_text(column.title), justify=justify, no_wrap=True)
     for index, cells in enumerate(zip(*(column.cells for column in columns), strict=True)):
         style = "bold green" if index in table.marked else None
-        shown.add_row(*(escape(cell) for cell in cells), style=style)
+        shown.add_row(*(plain_text(cell) for cell in cells), style=style)
     return shown
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hfcompress.report.page import draw_pictures, histogram_picture, html_page
-from hfcompress.report.rows import Row
+from hfcompress.report.rows import Row, is_failed
 from hfcompress.report.table import write_csv
 from hfcompress.utils import atomic_write
 
@@ -29,7 +29,7 @@ def write_report(
     Each file is written atomically, so a report can be written after every row.
 
     Args:
-        rows: any rows, possibly partial.
+        rows: any rows, possibly partial; those of failed trials are named on the page.
         directory: created if missing.
         recipe_text: the recipe as it was run.
         environment: names and values.
@@ -45,15 +45,18 @@ def write_report(
         BadInputError: a histogram whose edges do not match its counts.
     """
     directory = Path(directory)
-    pictures = draw_pictures(rows, weights or {})
     written = [write_csv(rows, directory / "results.csv")]
+    failures = [row for row in rows if is_failed(row)]
+    rows = [row for row in rows if not is_failed(row)]
+    pictures = draw_pictures(rows, weights or {})
     for name, picture in pictures.items():
         written.append(atomic_write(directory / f"{name}.png", picture.png))
     earlier = directory / "weights.png"
     if "weights" not in pictures and earlier.is_file():
         pictures["weights"] = histogram_picture(earlier.read_bytes())
     page = html_page(
-        rows, title=title, pictures=pictures, recipe_text=recipe_text, environment=environment
-    )
+        rows, title=title, pictures=pictures, recipe_text=recipe_text, environment=environment,
+        failures=failures,
+    )  # fmt: skip
     written.append(atomic_write(directory / "report.html", page))
     return written

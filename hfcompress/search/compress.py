@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,6 +82,7 @@ def compress(
     progress: Progress | None = None,
     cache: StepCache | None = None,
     seed: int = 0,
+    wait: bool = False,
 ) -> CompressResult:
     """Find a small and fast model that meets a target::
 
@@ -103,7 +105,8 @@ def compress(
         task: decides the Auto class.
         progress: receives stages, counts and notes.
         cache: where results of training steps are kept.
-        seed: of everything random.
+        seed: for sampling, initialisation and training.
+        wait: wait where another process is at work in the folder.
 
     Raises:
         DataError: no data.
@@ -117,14 +120,26 @@ def compress(
         )
     progress, store = progress or Progress(), RunDirectory(Path(output))
     started = time.monotonic()
-    whole = _experiment(model, data, target, processor, task, seed, progress, cache or StepCache())
-    experiment = for_choosing(whole)
-    every = candidates(experiment, target)
-    wanted = _small_enough(every, target)
-    rows = _claim(store, experiment)
-    deadline = None if target.minutes is None else started + 60 * target.minutes
-    runner = Runner(experiment, [], keep_long=True)
-    search = Search(experiment, target, store, runner, rows, deadline)
+    with ExitStack() as stack:
+        if store.path.is_dir():  # refused before what takes time
+            stack.enter_context(store.locked(wait, progress.note))
+        whole = _experiment(
+            model, data, target, processor, task, seed, progress, cache or StepCache()
+        )
+        experiment = for_choosing(whole)
+        wanted = _small_enough(candidates(experiment, target), target)
+        stack.enter_context(store.locked(wait, progress.note))
+        rows = _claim(store, experiment)
+        deadline = None if target.minutes is None else started + 60 * target.minutes
+        runner = Runner(experiment, [], keep_long=True)
+        search = Search(experiment, target, store, runner, rows, deadline)
+        _try(search, wanted)
+        return _result(search, _measured(search, whole))
+
+
+def _try(search: Search, wanted: list[Candidate]) -> None:
+    """Try candidates until one meets the target or, with a deadline, until that."""
+    progress, deadline = search.experiment.progress, search.deadline
     for number, candidate in enumerate(wanted):
         progress.sweep(number, len(wanted))
         if not worth_it(search, candidate):
@@ -136,7 +151,6 @@ def compress(
             progress.note("the minutes are over; the same command goes on with more of them")
             break
     progress.sweep(len(wanted), len(wanted))
-    return _result(search, _measured(search, whole))
 
 
 def data_config(path: str | None, settings: Sequence[str]) -> DataConfig | None:
@@ -242,6 +256,7 @@ def _claim(store: RunDirectory, experiment: Experiment) -> dict[str, Row]:
         )
     store.write_json(SEARCH, mine)
     store.write_json("environment.json", environment())
+    store.keep_failures(())
     return {row["hash"]: row for row in store.rows()}
 
 

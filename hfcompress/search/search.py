@@ -122,9 +122,10 @@ def _row(search: Search, trial: Trial) -> Row | None:
     outcome = perform(search.runner, trial, search.store.path)
     if outcome.row is None:
         progress.note(f"{trial.settings['candidate']} failed: {outcome.reason}")
+        keep(outcome, trial, search.store)
         return None
     _time_again(search, trial, outcome.row)
-    keep(outcome, search.store)
+    keep(outcome, trial, search.store)
     search.rows[key] = outcome.row
     progress.row(outcome.row)
     return outcome.row

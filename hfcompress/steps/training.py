@@ -24,7 +24,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from hfcompress.data.encode import Encoded, encode_texts
 from hfcompress.data.image_batches import ImageCollator
@@ -34,6 +33,7 @@ from hfcompress.distillation.text_augmentation import mixed_texts
 from hfcompress.errors import ConfigError
 from hfcompress.pruning.targets import select_targets
 from hfcompress.recipes.step_configs import DistillConfig, FinetuneConfig, RecoverConfig
+from hfcompress.steps.checkpoints import last_checkpoint, mark_whole
 from hfcompress.steps.context import Context
 from hfcompress.utils import Progress, require
 
@@ -73,7 +73,7 @@ def train_with(
     folder = Path(str(trainer.args.output_dir))
     started = time.perf_counter()
     try:
-        result = trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+        result = trainer.train(resume_from_checkpoint=last_checkpoint(folder, context.progress))
     finally:
         _plain_forward(model)
         # The Trainer leaves it on the GPU that it found; the steps after this one, measuring and
@@ -111,13 +111,6 @@ def _decay_matrices_only(trainer: Trainer) -> None:
         return [name for name in named(model) if sizes.get(name, 2) > 1]
 
     trainer.get_decay_parameter_names = matrices  # type: ignore[method-assign]
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    if not folder.is_dir():
-        return None
-    found: str | None = get_last_checkpoint(str(folder))  # type: ignore[no-untyped-call]
-    return found
 
 
 def trackers(config: FinetuneConfig) -> list[str]:
@@ -243,6 +236,12 @@ class ProgressCallback(TrainerCallback):
     ) -> None:
         """Tell how far training is."""
         self.progress.work(state.global_step, state.max_steps)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Mark the checkpoint as whole."""
+        mark_whole(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
 
 @contextmanager

@@ -7,12 +7,22 @@ import os
 import shutil
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from hfcompress.errors import first_line
 from hfcompress.models.loading import saved_class
-from hfcompress.utils import Fields, cache_folder
+from hfcompress.utils import (
+    Fields,
+    Progress,
+    cache_folder,
+    damaged_files,
+    locked,
+    write_digests,
+)
 
 _DAY = 24 * 3600
 
@@ -36,15 +46,46 @@ class StepCache:
         """Where unfinished training keeps its checkpoints; removed when the step is done."""
         return self.root / "steps" / f"{key}.partial"
 
-    def get(self, key: str, like: PreTrainedModel) -> PreTrainedModel | None:
+    @contextmanager
+    def locked(self, key: str, progress: Progress) -> Iterator[None]:
+        """Keep other processes from the training of a key while the body runs; waits for them."""
+        path = self.root / "locks" / f"{key}.lock"
+        with locked(path, None, lambda holder: progress.note(f"{holder} for the same training")):
+            yield
+
+    def get(
+        self, key: str, like: PreTrainedModel, progress: Progress | None = None
+    ) -> PreTrainedModel | None:
         """The kept model, as the class that it was saved from (often that of ``like``); None where
-        there is none."""
+        there is none.
+
+        A damaged entry is set aside: its files differ from the digests that were kept with them
+        or, where an older version kept none, cannot be read.
+
+        Args:
+            key: of the step.
+            like: a model that is often of the same class.
+            progress: receives a note about a damaged entry.
+        """
         folder = self.folder(key)
         if not folder.is_dir():
             return None
-        model: PreTrainedModel = saved_class(folder, like).from_pretrained(folder, dtype=like.dtype)
-        model.eval()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
-        return model
+        damaged = damaged_files(folder)
+        try:
+            if not damaged:
+                self.done(key)
+                return _load(folder, like)
+            problem = f"{', '.join(damaged)} differ from what was written"
+        except Exception as error:  # what a cut file raises depends on where it is cut
+            if damaged is not None:
+                raise
+            problem = first_line(error)
+        aside = folder.with_name(f"{key}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(folder, aside)
+        if progress is not None:
+            progress.note(f"a kept model is damaged ({problem}), moved to {aside}, and made again")
+        return None
 
     def done(self, key: str) -> Fields:
         """The report of the step whose model is kept."""
@@ -53,17 +94,25 @@ class StepCache:
         return kept
 
     def put(self, key: str, model: PreTrainedModel, done: Fields) -> None:
-        """Keep a model and what the step did: written under a temporary name, then renamed."""
+        """Keep a model, what the step did and the digests of both: written under a temporary name,
+        then renamed."""
         folder = self.folder(key)
         temporary = folder.with_name(f".{key}.{uuid.uuid4().hex}.tmp")
         try:
             model.save_pretrained(temporary)
             (temporary / "done.json").write_text(json.dumps(done), encoding="utf-8")
+            write_digests(temporary)
             if not folder.exists():
                 os.replace(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(self.partial(key), ignore_errors=True)
+
+
+def _load(folder: Path, like: PreTrainedModel) -> PreTrainedModel:
+    model: PreTrainedModel = saved_class(folder, like).from_pretrained(folder, dtype=like.dtype)
+    model.eval()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    return model
 
 
 def _sweep(folder: Path) -> None:

@@ -10,24 +10,32 @@ import functools
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
-from hfcompress.errors import ConfigError
+from hfcompress.errors import ConfigError, HfcompressError
 from hfcompress.recipes.grid import Trial
 from hfcompress.recipes.schema import parse_recipe
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.experiment import Experiment, prepare
-from hfcompress.sweep.outcome import Outcome, perform
+from hfcompress.sweep.outcome import Outcome, failed, perform
 from hfcompress.sweep.trial import Runner
-from hfcompress.utils import Fields, Progress, quiet_libraries, require
+from hfcompress.utils import Progress, quiet_libraries, require
 
 EngineName = Literal["process", "ray"]
+Outcomes = Generator[Outcome, None, None]
+# Seconds that workers have to end after they were asked to.
+_GRACE = 2.0
 
 
 class Task(NamedTuple):
@@ -41,7 +49,7 @@ class Task(NamedTuple):
     trial_index: int
 
 
-def in_process(runner: Runner, folder: Path | None) -> Iterator[Outcome]:
+def in_process(runner: Runner, folder: Path | None) -> Outcomes:
     """One pending trial after the other, each prefix that they share computed once."""
     for trial in runner.pending:
         yield perform(runner, trial, folder)
@@ -54,7 +62,7 @@ def in_workers(
     folder: Path | None,
     workers: int,
     engine: EngineName,
-) -> Iterator[Outcome]:
+) -> Outcomes:
     """Trials side by side; each worker loads model and data once.
 
     Training steps that several trials share run here first, so that no worker repeats them.
@@ -79,26 +87,38 @@ def in_workers(
     run_tasks = _on_ray if engine == "ray" else _in_processes
     if engine == "ray":
         require("ray", "ray")
-    _train_shared(experiment, pending)
+    errors = _train_shared(experiment, pending)
     recipe = json.dumps(experiment.recipe.to_dict())
     threads = max(1, (os.cpu_count() or 1) // workers)
     place = None if folder is None else str(folder)
     cache, trusted = str(experiment.cache.root), experiment.trusted
-    tasks = [Task(recipe, place, cache, threads, trusted, trial.index) for trial in pending]
-    settings = {trial.index: trial.settings for trial in pending}
-    yield from run_tasks(tasks, settings, min(workers, len(tasks)), threads)
+    tasks = {}
+    for trial in pending:
+        error = next((errors[key] for key in trial.prefixes if key in errors), None)
+        if error is None:
+            tasks[Task(recipe, place, cache, threads, trusted, trial.index)] = trial
+        else:
+            yield failed(trial, error)
+    if tasks:
+        yield from run_tasks(tasks, min(workers, len(tasks)), threads)
 
 
-def _train_shared(experiment: Experiment, pending: list[Trial]) -> None:
-    runner = Runner(experiment, pending)
+def _train_shared(experiment: Experiment, pending: list[Trial]) -> dict[str, Exception]:
+    """Carry out training steps that several trials share; what was raised, by prefix."""
+    runner, errors = Runner(experiment, pending), {}
+    uses = Counter(prefix for trial in pending for prefix in set(trial.prefixes))
     done: set[str] = set()
     for trial in pending:
-        prefixes = trial.prefixes
         for place, step in enumerate(trial.steps, 1):
-            shared = sum(prefixes[place] in other.prefixes for other in pending) > 1
-            if step.config.trains and shared and prefixes[place] not in done:
-                done.add(prefixes[place])
-                runner.state_after(trial, place)
+            prefix = trial.prefixes[place]
+            if step.config.trains and uses[prefix] > 1 and prefix not in done:
+                done.add(prefix)
+                try:
+                    runner.state_after(trial, place)
+                except Exception as error:  # each trial that needs it fails by itself
+                    errors[prefix] = error
+                    break
+    return errors
 
 
 def perform_task(task: Task) -> Outcome:
@@ -118,35 +138,108 @@ def _runner(recipe: str, cache: str, threads: int, trusted: bool) -> Runner:
     return Runner(experiment, experiment.trials)
 
 
-def _in_processes(
-    tasks: list[Task], settings: dict[int, Fields], workers: int, threads: int
-) -> Iterator[Outcome]:
-    # Spawned: a forked process inherits the state of torch's thread pool, and hangs on it.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures: dict[Future[Outcome], int] = {
-            pool.submit(perform_task, task): task.trial_index for task in tasks
-        }
-        try:
-            for future in as_completed(futures):
-                yield _result(future, settings[futures[future]])
-        finally:
-            for future in futures:
-                future.cancel()
+# --- worker processes --------------------------------------------------------------------------
 
 
-def _result(future: Future[Outcome], settings: Fields) -> Outcome:
+def _in_processes(tasks: dict[Task, Trial], workers: int, threads: int) -> Outcomes:
+    """Outcomes of worker processes. Where one dies, the trials that are left run one at a time,
+    so that the one which kills its worker is known and the others are not lost."""
+    left: list[Task] = []
+    with _pool(workers) as pool:
+        futures = {pool.submit(perform_task, task): task for task in tasks}
+        for future in as_completed(list(futures)):
+            task = futures.pop(future)
+            outcome = _result(future, tasks[task])
+            if outcome is None:
+                left.append(task)
+            else:
+                yield outcome
+    while left:
+        with _pool(1) as pool:
+            for task in list(left):
+                left.remove(task)
+                outcome = _result(pool.submit(perform_task, task), tasks[task])
+                if outcome is None:
+                    yield failed(tasks[task], HfcompressError(_DIED))
+                    break  # its pool is broken; the next trial gets a new one
+                yield outcome
+
+
+_DIED = "its worker process died, out of memory perhaps; use fewer workers"
+
+
+def _result(future: Future[Outcome], trial: Trial) -> Outcome | None:
+    """The outcome of a trial; None where some worker of its pool has died."""
     try:
         return future.result()
     except BrokenProcessPool:
-        return Outcome(
-            settings, reason="its worker process died, out of memory perhaps; use fewer workers"
-        )
+        return None
+    except Exception as error:  # the worker could not be prepared
+        return failed(trial, error)
 
 
-def _on_ray(
-    tasks: list[Task], settings: dict[int, Fields], workers: int, threads: int
-) -> Iterator[Outcome]:
+@contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes; ended at once, with their children, where the body is interrupted."""
+    # Spawned: a forked process inherits the state of torch's thread pool, and hangs on it.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)
+    )
+    try:
+        yield pool
+    except BaseException:
+        processes = list((getattr(pool, "_processes", None) or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        _end(processes)
+        raise
+    pool.shutdown()
+
+
+def _end(processes: Sequence[multiprocessing.process.BaseProcess]) -> None:
+    """End worker processes and the processes that these have started."""
+    deadline = time.monotonic() + _GRACE
+    for process in processes:
+        _signal_group(process, signal.SIGTERM)
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        _signal_group(process, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+def _signal_group(process: multiprocessing.process.BaseProcess, number: int) -> None:
+    """Send a signal to a worker's group, or to a worker that has not made its group yet."""
+    try:
+        if hasattr(os, "killpg") and process.pid is not None:
+            os.killpg(process.pid, number)
+            return
+    except (ProcessLookupError, PermissionError):
+        pass
+    if process.is_alive():
+        process.terminate()
+
+
+def _start_worker(parent: int) -> None:
+    """Give a worker its own process group, and end the group when the parent is gone.
+
+    The terminal's Ctrl-C reaches the parent alone, which ends its workers.
+    """
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    if hasattr(os, "killpg"):
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(1)
+
+
+# --- Ray ---------------------------------------------------------------------------------------
+
+
+def _on_ray(tasks: dict[Task, Trial], workers: int, threads: int) -> Outcomes:
     ray: Any = require("ray", "ray")
 
     started = not ray.is_initialized()
@@ -157,15 +250,15 @@ def _on_ray(
         )  # fmt: skip
     try:
         remote = ray.remote(num_cpus=threads, max_retries=0)(perform_task)
-        waiting = {remote.remote(task): task.trial_index for task in tasks}
+        waiting = {remote.remote(task): trial for task, trial in tasks.items()}
         while waiting:
             (ready,), _ = ray.wait(list(waiting), num_returns=1)
-            index = waiting.pop(ready)
+            trial = waiting.pop(ready)
             try:
                 yield ray.get(ready)
             except ray.exceptions.RayError as error:
-                reason = str(error).strip().splitlines()
-                yield Outcome(settings[index], reason=reason[-1] if reason else "Ray failed")
+                lines = str(error).strip().splitlines()
+                yield failed(trial, HfcompressError(lines[-1] if lines else "Ray failed"))
     finally:
         if started:
             ray.shutdown()

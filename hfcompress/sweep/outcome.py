@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from hfcompress.quantization.weight_levels import weight_levels
 from hfcompress.recipes.grid import Trial
 from hfcompress.recipes.schema import Recipe
 from hfcompress.report.card import model_card
+from hfcompress.report.rows import FAILED
 from hfcompress.sweep.experiment import content_hash
 from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.trial import Finished, Logits, Runner
@@ -33,16 +35,20 @@ class Outcome:
 
     Attributes:
         settings: of the trial.
+        row_hash: of the trial.
         row: None where it failed.
         reason: why it failed.
+        trace: where it failed, for the folder.
         predictions: logits of the trial's model and of its dense model, by their key.
         weights: weight histograms of both, by their key; of the trial's model pieces of its
             weights or, where it is quantized, their levels.
     """
 
     settings: Fields
+    row_hash: str
     row: Row | None = None
     reason: str = ""
+    trace: str = ""
     predictions: dict[str, Logits] = field(default_factory=dict)
     weights: dict[str, Fields] = field(default_factory=dict)
 
@@ -58,24 +64,50 @@ def perform(runner: Runner, trial: Trial, folder: Path | None) -> Outcome:
     try:
         finished = runner.run(trial)
         if folder is None:
-            return Outcome(trial.settings, finished.row)
+            return Outcome(trial.settings, trial.row_hash, finished.row)
         weights = _weights(runner, trial, finished)
         if runner.experiment.recipe.save_models:
             _save(runner.experiment.recipe, trial, finished, folder / "models")
-    except (HfcompressError, RuntimeError, MemoryError) as error:
-        return Outcome(trial.settings, reason=first_line(error))
+    except (Exception, SystemExit) as error:  # whatever a library raises; only interrupts pass
+        return failed(trial, error)
     predictions = {
         finished.row["hash"]: finished.logits,
         f"dense-{trial.dense_prefix}": finished.dense_logits,
     }
-    return Outcome(trial.settings, finished.row, predictions=predictions, weights=weights)
+    return Outcome(
+        trial.settings, trial.row_hash, finished.row, predictions=predictions, weights=weights
+    )
 
 
-def keep(outcome: Outcome, store: RunDirectory) -> None:
+def failed(trial: Trial, error: BaseException) -> Outcome:
+    """The outcome of a trial in which something was raised."""
+    named = isinstance(error, HfcompressError) or type(error) is RuntimeError
+    reason = first_line(error)
+    if not named and not reason.startswith(type(error).__name__):
+        reason = f"{type(error).__name__}: {reason}"
+    trace = "".join(traceback.format_exception(error))
+    return Outcome(trial.settings, trial.row_hash, reason=reason, trace=trace)
+
+
+def failed_row(trial: Trial, reason: str) -> Row:
+    """The row of a trial that failed."""
+    return {
+        "hash": trial.row_hash,
+        "index": trial.index,
+        "settings": trial.settings,
+        "seed": trial.seed,
+        "steps": [{"step": step.name} for step in trial.steps],
+        "status": FAILED,
+        "reason": reason,
+    }
+
+
+def keep(outcome: Outcome, trial: Trial, store: RunDirectory) -> None:
     """Write an outcome into the run's folder, its row last: with the row, all of it is there."""
     if outcome.row is None:
+        store.append_failure({**failed_row(trial, outcome.reason), "trace": outcome.trace})
         return
-    store.write_json("weights.json", {**(store.read_json("weights.json") or {}), **outcome.weights})
+    store.append_weights(outcome.weights)
     for key, logits in outcome.predictions.items():
         store.save_predictions(key, logits)
     store.append(outcome.row)

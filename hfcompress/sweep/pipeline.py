@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,15 +161,14 @@ def run_steps(experiment: Experiment, store: RunDirectory | None) -> PipelineRes
     last = experiment.trials[-1]
     runner = Runner(experiment, [])
 
-    def outcomes(pending: list[Trial]) -> Iterator[Outcome]:
+    def outcomes(pending: list[Trial]) -> Generator[Outcome, None, None]:
         nonlocal runner
         runner = Runner(experiment, pending)
-        for outcome in in_process(runner, None if store is None else store.path):
-            yield outcome
-            if outcome.row is None:
-                return  # the steps after it would fail the same way, and take as long
+        return in_process(runner, None if store is None else store.path)
 
-    result = finish(experiment, store, outcomes)
+    with nullcontext() if store is None else store.locked(False, experiment.progress.note):
+        # The steps after one that fails would fail the same way, and take as long.
+        result = finish(experiment, store, outcomes, fail_fast=True)
     if result.failures:
         raise HfcompressError(result.failures[0][1])
     state = runner.latest

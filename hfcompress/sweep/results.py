@@ -2,30 +2,36 @@
 
 ::
 
-    results.jsonl      one row a trial, appended as it comes (the only file that is read back)
+    results.jsonl      one row a finished trial, appended as it comes
+    failures.jsonl     one row a failed trial: its settings, reason and traceback
     recipe.yaml        the recipe with every default spelt out
     environment.json   versions, processor, threads
     predictions/       logits of each trial (safetensors), named by content hash
-    weights.json       weight histograms before and after
+    weights.jsonl      weight histograms before and after, a line a model (former: weights.json)
     models/            the models, if the recipe keeps them
+    .lock              held by the process that runs the recipe; .lock.json names it
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from hfcompress.errors import OutputError
-from hfcompress.utils import Row, atomic_write
+from hfcompress.utils import Fields, Row, atomic_write, locked, unwritable
 
 ROWS = "results.jsonl"
+FAILURES = "failures.jsonl"
+WEIGHTS = "weights.jsonl"
+LOCK = ".lock"
 
 
 class RunDirectory:
@@ -41,6 +47,8 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.notes: list[str] = []
+        self._is_locked = False
+        self._weights_kept: set[str] | None = None
         _check_writable(path)
 
     @property
@@ -48,8 +56,30 @@ class RunDirectory:
         """``results.jsonl``."""
         return self.path / ROWS
 
+    @contextmanager
+    def locked(self, wait: bool, note: Callable[[str], None]) -> Iterator[None]:
+        """Keep other processes out of the folder while the body runs; inside of it, do nothing.
+
+        Args:
+            wait: wait for another process that is at work here.
+            note: receives who is waited for.
+
+        Raises:
+            OutputError: another process is at work here and ``wait`` is False.
+        """
+        if self._is_locked:
+            yield
+            return
+        refuse = None if wait else "wait for it with --wait, or choose another --output"
+        with locked(self.path / LOCK, refuse, note):
+            self._is_locked = True
+            try:
+                yield
+            finally:
+                self._is_locked = False
+
     def rows(self) -> list[Row]:
-        """The finished rows, in the order in which they came.
+        """The finished rows in the order in which they came, the last of each trial.
 
         A last line that a crash cut short is left out, with a word in ``notes``; its trial runs
         again.
@@ -60,13 +90,13 @@ class RunDirectory:
         if not self.rows_file.is_file():
             return []
         lines = self.rows_file.read_bytes().split(b"\n")
-        rows = []
+        rows: dict[str, Row] = {}
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             row = _parse(line)
             if row is not None and (number < len(lines)):
-                rows.append(row)
+                rows[str(row["hash"])] = row
             elif number >= len(lines) - 1:
                 self.notes.append(f"{ROWS}: its last line was cut short; that trial runs again")
             else:
@@ -74,7 +104,24 @@ class RunDirectory:
                     f"{self.rows_file}, line {number}, is not a result row; "
                     f"correct or remove the line, or choose another --output"
                 )
-        return rows
+        return list(rows.values())
+
+    def failures(self) -> list[Row]:
+        """The rows of trials that failed, the last of each trial."""
+        path = self.path / FAILURES
+        lines = path.read_bytes().split(b"\n") if path.is_file() else []
+        found = [row for line in lines if (row := _parse(line)) is not None]
+        return list({str(row["hash"]): row for row in found}.values())
+
+    def keep_failures(self, hashes: Collection[str]) -> list[Row]:
+        """Drop the rows of failed trials but for these, and return what is left."""
+        rows, path = self.failures(), self.path / FAILURES
+        kept = [row for row in rows if row["hash"] in hashes]
+        if rows and not kept:
+            path.unlink()
+        elif len(kept) < len(rows):
+            atomic_write(path, b"".join(map(_line, kept)))
+        return kept
 
     def claim(self, hashes: Collection[str]) -> list[Row]:
         """The rows that belong to this recipe's trials.
@@ -96,20 +143,47 @@ class RunDirectory:
 
     def append(self, row: Row) -> None:
         """Add a row; on disk when this returns."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._drop_cut_line()
-        line = json.dumps(row, ensure_ascii=False, allow_nan=False)
-        with self.rows_file.open("ab") as stream:
-            stream.write(line.encode() + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        self._append(self.rows_file, [_line(row)])
 
-    def _drop_cut_line(self) -> None:
-        if not self.rows_file.is_file():
+    def append_failure(self, row: Row) -> None:
+        """Add the row of a trial that failed."""
+        self._append(self.path / FAILURES, [_line(row)])
+
+    def append_weights(self, entries: Mapping[str, Fields]) -> None:
+        """Keep the weights' histograms and pictures of models, by key; kept ones are not written
+        again."""
+        if self._weights_kept is None:
+            self._weights_kept = set(self.weights())
+        new = {key: entry for key, entry in entries.items() if key not in self._weights_kept}
+        self._append(
+            self.path / WEIGHTS, [_line({"key": key, "entry": new[key]}, True) for key in new]
+        )
+        self._weights_kept.update(new)
+
+    def weights(self) -> dict[str, Fields]:
+        """What `append_weights` has kept, by key; a line that a crash cut short is left out."""
+        former = self.read_json("weights.json")
+        found: dict[str, Fields] = former if isinstance(former, dict) else {}
+        path = self.path / WEIGHTS
+        for line in path.read_bytes().split(b"\n") if path.is_file() else ():
+            data = _parse(line, "entry")
+            if data is not None:
+                found[str(data["key"])] = data["entry"]
+        return found
+
+    def _append(self, path: Path, lines: Sequence[bytes]) -> None:
+        """Add lines of JSON to a file; a last line that a crash cut short goes."""
+        if not lines:
             return
-        data = self.rows_file.read_bytes()
-        if data and not data.endswith(b"\n"):
-            atomic_write(self.rows_file, data[: data.rfind(b"\n") + 1])
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with path.open("a+b") as stream:
+                _drop_cut_line(stream)
+                stream.write(b"".join(lines))
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise unwritable(path, error) from None
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small file atomically."""
@@ -125,8 +199,10 @@ class RunDirectory:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def save_predictions(self, key: str, logits: NDArray[np.float32]) -> None:
-        """Keep the logits [rows, classes] of a trial or of a dense model."""
+        """Keep the logits [rows, classes] of a trial, or once of a dense model."""
         path = self.path / "predictions" / f"{key}.safetensors"
+        if key.startswith("dense-") and path.is_file():
+            return
         atomic_write(path, save({"logits": np.ascontiguousarray(logits)}))
 
     def load_predictions(self, key: str) -> NDArray[np.float32] | None:
@@ -138,12 +214,24 @@ class RunDirectory:
         return logits
 
 
-def _parse(line: bytes) -> Row | None:
+def _line(row: Fields, nan: bool = False) -> bytes:
+    return json.dumps(row, ensure_ascii=False, allow_nan=nan).encode() + b"\n"
+
+
+def _parse(line: bytes, field: str = "hash") -> Row | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and "hash" in row else None
+    return row if isinstance(row, dict) and field in row else None
+
+
+def _drop_cut_line(stream: BinaryIO) -> None:
+    """Truncate a file behind its last line end; reads one byte where it ends in one."""
+    end = stream.seek(0, os.SEEK_END)
+    if end and stream.seek(end - 1) is not None and stream.read(1) != b"\n":
+        stream.seek(0)
+        stream.truncate(stream.read().rfind(b"\n") + 1)
 
 
 def _check_writable(path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
@@ -13,11 +14,12 @@ from hfcompress.measure.environment import environment
 from hfcompress.recipes.grid import Trial
 from hfcompress.recipes.schema import Recipe, expand, load_recipe
 from hfcompress.recipes.yaml import dump_yaml
+from hfcompress.report.rows import is_failed
 from hfcompress.report.write import write_report
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.executors import EngineName, in_process, in_workers
 from hfcompress.sweep.experiment import Experiment, prepare
-from hfcompress.sweep.outcome import Outcome, keep
+from hfcompress.sweep.outcome import Outcome, failed_row, keep
 from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.trial import Runner
 from hfcompress.utils import Fields, Progress, Row
@@ -28,9 +30,9 @@ class SweepResult(Sequence[Row]):
     """What a run gave: a sequence of its rows, and what else there is to say.
 
     Attributes:
-        rows: one for each trial, in the grid's order.
-        failures: trials that failed on the way, as ``(settings, reason)``; the same command
-            tries them again.
+        rows: one for each finished trial, in the grid's order.
+        failures: trials that failed, now or in an earlier run of the folder, as ``(settings,
+            reason)``.
         output: the run's folder; None where nothing was to be written.
     """
 
@@ -58,6 +60,9 @@ def run(
     workers: int = 1,
     engine: EngineName = "process",
     trust_remote_code: bool = False,
+    wait: bool = False,
+    retry_failed: bool = True,
+    fail_fast: bool = False,
 ) -> SweepResult:
     """Run a recipe; finish what is missing where the folder has some of its rows.
 
@@ -71,68 +76,100 @@ def run(
             asks for it needs the usual ``if __name__ == "__main__"``.
         engine: what the workers are: processes of this machine, or Ray's.
         trust_remote_code: run code of models and metrics where the recipe asks for it, too.
+        wait: wait where another process is at work in the folder.
+        retry_failed: run trials again that failed in an earlier run of the folder.
+        fail_fast: begin no trial after one that failed.
 
     Raises:
         BadInputError: anything the recipe names that does not fit, before anything is written.
+        OutputError: another process is at work in the folder, or it belongs to another recipe.
     """
     progress = progress or Progress()
     store = None if output is None else RunDirectory(Path(output))
-    experiment = prepare(
-        recipe, progress, cache or StepCache(), trust_remote_code=trust_remote_code
-    )
+    with ExitStack() as stack:
+        if store is not None and store.path.is_dir():  # refused before what takes time
+            stack.enter_context(store.locked(wait, progress.note))
+        experiment = prepare(
+            recipe, progress, cache or StepCache(), trust_remote_code=trust_remote_code
+        )
+        if store is not None:
+            stack.enter_context(store.locked(wait, progress.note))
 
-    def outcomes(pending: list[Trial]) -> Iterator[Outcome]:
-        folder = None if store is None else store.path
-        if workers == 1 and engine == "process":
-            return in_process(Runner(experiment, pending), folder)
-        return in_workers(experiment, pending, folder, workers, engine)
+        def outcomes(pending: list[Trial]) -> Generator[Outcome, None, None]:
+            folder = None if store is None else store.path
+            if workers == 1 and engine == "process":
+                return in_process(Runner(experiment, pending), folder)
+            return in_workers(experiment, pending, folder, workers, engine)
 
-    return finish(experiment, store, outcomes, draw)
+        return finish(experiment, store, outcomes, draw, retry_failed, fail_fast)
 
 
 def finish(
     experiment: Experiment,
     store: RunDirectory | None,
-    outcomes: Callable[[list[Trial]], Iterator[Outcome]],
+    outcomes: Callable[[list[Trial]], Generator[Outcome, None, None]],
     draw: bool = True,
+    retry_failed: bool = True,
+    fail_fast: bool = False,
 ) -> SweepResult:
     """Run the trials that have no row yet, and keep each row as it comes.
 
     Args:
         experiment: the recipe with all that it names loaded.
-        store: the run's folder; nothing is written where None.
+        store: the run's folder, locked; nothing is written where None.
         outcomes: carries trials out.
         draw: write table, curves and page at the end.
+        retry_failed: run trials again whose rows say that they failed.
+        fail_fast: begin no trial after one that failed.
 
     Raises:
         OutputError: the folder contains rows of another recipe.
     """
     recipe, progress = experiment.recipe, experiment.progress
-    hashes = {trial.row_hash: trial for trial in experiment.trials}
-    rows = {row["hash"]: row for row in (store.claim(hashes) if store else [])}
-    for note in store.notes if store else []:
-        progress.note(note)
-    pending = [trial for key, trial in hashes.items() if key not in rows]
+    trials = {trial.row_hash: trial for trial in experiment.trials}
+    rows = {} if store is None else _claim(store, trials, progress, retry_failed)
+    pending = [trial for key, trial in trials.items() if key not in rows]
     if store is not None:
         store.write_text("recipe.yaml", dump_yaml(recipe.to_dict()))
         if pending or store.read_json("environment.json") is None:
             store.write_json("environment.json", environment())
-    failures = []
-    progress.sweep(len(rows), len(hashes))
-    for outcome in outcomes(pending):
-        if store is not None:
-            keep(outcome, store)
-        if outcome.row is not None:
-            rows[outcome.row["hash"]] = outcome.row
-            progress.row(outcome.row)
-        else:
-            progress.note(f"a trial failed: {outcome.reason}")
-            failures.append((outcome.settings, outcome.reason))
-        progress.sweep(len(rows), len(hashes))
+    progress.sweep(len(rows), len(trials))
+    with closing(outcomes(pending)) as found:  # so that workers end with an interrupt, too
+        for outcome in found:
+            trial = trials[outcome.row_hash]
+            if store is not None:
+                keep(outcome, trial, store)
+            rows[outcome.row_hash] = outcome.row or failed_row(trial, outcome.reason)
+            if outcome.row is not None:
+                progress.row(outcome.row)
+            else:
+                progress.note(f"a trial failed: {outcome.reason}")
+            progress.sweep(len(rows), len(trials))
+            if outcome.row is None and fail_fast:
+                break
     ordered = _ordered(rows.values(), recipe)
-    if store is not None and draw and ordered:  # without a row the failures are all there is
+    if store is not None and draw and ordered:
         report(store.path)
-    return SweepResult(ordered, failures, None if store is None else store.path)
+    finished = [row for row in ordered if not is_failed(row)]
+    failures = [(row["settings"], str(row["reason"])) for row in ordered if is_failed(row)]
+    return SweepResult(finished, failures, None if store is None else store.path)
+
+
+def _claim(
+    store: RunDirectory, hashes: Collection[str], progress: Progress, retry_failed: bool
+) -> dict[str, Row]:
+    """The rows that the folder has of these trials, by hash.
+
+    Raises:
+        OutputError: the folder contains rows of another recipe.
+    """
+    rows = {row["hash"]: row for row in store.claim(hashes)}
+    for note in store.notes:
+        progress.note(note)
+    failed = store.keep_failures(() if retry_failed else set(hashes) - set(rows))
+    if failed:
+        progress.note(f"{len(failed)} trials failed in an earlier run and are not tried again")
+    return {**rows, **{row["hash"]: row for row in failed}}
 
 
 def _ordered(rows: Iterable[Row], recipe: Recipe) -> list[Row]:
@@ -153,26 +190,29 @@ def report(directory: str | Path) -> list[Row]:
     """Draw table, curves and page of a run's folder again, from its rows alone.
 
     Returns:
-        The rows, in the grid's order.
+        The rows of finished trials, in the grid's order.
 
     Raises:
         OutputError: the folder contains no results, cannot be written, or a row cannot be read.
     """
     store = RunDirectory(Path(directory))
-    if not store.rows_file.is_file():
+    if not store.rows_file.is_file() and not store.failures():
         raise OutputError(
             f"{directory} contains no {store.rows_file.name}; give the folder of a run"
         )
     path = store.path / "recipe.yaml"
     recipe = load_recipe(path) if path.is_file() else None
     rows = store.rows()
+    finished = {row["hash"] for row in rows}
+    failed = [row for row in store.failures() if row["hash"] not in finished]
+    rows += [{key: row[key] for key in row if key != "trace"} for row in failed]
     ordered = rows if recipe is None else _ordered(rows, recipe)
     write_report(
         ordered,
         store.path,
         recipe_text="" if recipe is None else path.read_text(encoding="utf-8"),
         environment=store.read_json("environment.json"),
-        weights=store.read_json("weights.json"),
+        weights=store.weights(),
         title="Compression report" if recipe is None else f"Compression report: {recipe.name}",
     )
-    return ordered
+    return [row for row in ordered if not is_failed(row)]

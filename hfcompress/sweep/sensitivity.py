@@ -25,6 +25,9 @@ def sensitivity(
     progress: Progress | None = None,
     cache: StepCache | None = None,
     trust_remote_code: bool = False,
+    wait: bool = False,
+    retry_failed: bool = True,
+    fail_fast: bool = False,
 ) -> SweepResult:
     """Prune each target layer alone at each sparsity of the recipe's grid, and draw a heatmap.
 
@@ -33,7 +36,7 @@ def sensitivity(
             (`SPARSITIES` by default), other grid fields are not taken.
         output: the run's folder; gets ``heatmap.png`` beside the rows. Run again, it finishes
             what is missing.
-        trust_remote_code: as `run`.
+        trust_remote_code, wait, retry_failed, fail_fast: as `run`.
 
     Returns:
         One row for each layer and sparsity; ``settings["prune.targets"]`` names the layer.
@@ -48,7 +51,10 @@ def sensitivity(
     steps = (*recipe.steps[:-1], {"prune": {**recipe.steps[-1]["prune"], "sparsity": 0.5}})
     measure = recipe.measure.replace(every_step=False)
     plan = recipe.replace(grid=(grid,), steps=steps, measure=measure)
-    result = run(plan, output, progress, cache, draw=False, trust_remote_code=trust_remote_code)
+    result = run(
+        plan, output, progress, cache, draw=False, trust_remote_code=trust_remote_code, wait=wait,
+        retry_failed=retry_failed, fail_fast=fail_fast,
+    )  # fmt: skip
     folder = Path(output)
     if result.rows:
         write_csv(result.rows, folder / "results.csv")

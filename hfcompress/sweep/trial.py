@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -117,16 +118,28 @@ class Runner:
 
     def _carry_out(self, trial: Trial, place: int) -> tuple[ModelState, list[StepReport]]:
         """Carry out step number ``place``, counted from 1, or take its kept result."""
+        config, prefix = trial.steps[place - 1].config, trial.prefixes[place]
+        experiment = self.experiment
+        before, reports = self.state_after(trial, place - 1)
+        cache, progress = experiment.cache, experiment.progress
+        with cache.locked(prefix, progress) if config.trains else nullcontext():
+            state, report = self._kept_or_new(trial, place, before)
+        return state, [*reports, report]
+
+    def _kept_or_new(
+        self, trial: Trial, place: int, before: ModelState
+    ) -> tuple[ModelState, StepReport]:
+        """Take the kept result of step number ``place``, or carry it out."""
         step, prefix = trial.steps[place - 1], trial.prefixes[place]
         config, experiment = step.config, self.experiment
-        before, reports = self.state_after(trial, place - 1)
-        may_be_kept = config.trains or config.calibrates
-        kept = experiment.cache.get(prefix, before.network) if may_be_kept else None
+        kept = None
+        if config.trains or config.calibrates:
+            kept = experiment.cache.get(prefix, before.network, experiment.progress)
         if kept is not None:
             source = "an earlier trial" if prefix in self._trained_here else "an earlier run"
             experiment.progress.note(f"{step.name}: kept from {source}")
             report = StepReport.from_dict(experiment.cache.done(prefix))
-            return before.after(config, report, kept), [*reports, report]
+            return before.after(config, report, kept), report
         context = experiment.context(trial, place - 1, before, lambda: self._teacher(trial, before))
         started = time.perf_counter()
         state, report = run_step(before, config, context)
@@ -134,7 +147,7 @@ class Runner:
         if config.trains or (took_long and (self.keep_long or trial.trains_after(place))):
             experiment.cache.put(prefix, state.network, report.to_dict())
             self._trained_here.add(prefix)
-        return state, [*reports, report]
+        return state, report
 
     def _teacher(self, trial: Trial, state: ModelState) -> PreTrainedModel:
         """The dense model, reading the rows that a state's model reads."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 
 from hfcompress import __version__
 from hfcompress.cli.commands import main
+from hfcompress.errors import ConfigError
 from hfcompress.pruning.prune import prune
 from hfcompress.recipes.library import shipped_recipes
 from hfcompress.recipes.yaml import dump_yaml
@@ -163,3 +165,81 @@ def test_the_entry_point_is_there(capsys: pytest.CaptureFixture[str]) -> None:
         entry_point(["--version"])
     assert ended.value.code == 0
     assert __version__ in capsys.readouterr().out
+
+
+STOPPED = """
+import os, signal, sys
+import hfcompress.sweep.trial as trial
+from hfcompress.cli import main
+perform, number = trial.Runner.run, int(sys.argv.pop(1))
+
+def killed(runner, which):
+    if which.index == 1:
+        os.kill(os.getpid(), number)
+    return perform(runner, which)
+
+trial.Runner.run = killed
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_stopped_run_says_how_to_go_on(
+    recipe_file: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    arguments = ["run", str(recipe_file), "--output", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED, str(int(number)), *arguments],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == code
+    assert done.stderr.strip().endswith("stopped; the same command goes on where it was")
+    assert "Traceback" not in done.stderr
+    assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == 1
+
+
+def test_failed_trials_are_tried_again_with_a_flag(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def fails(model: Any, config: Any, *rest: Any) -> Any:
+        if config.sparsity == 0.5:
+            raise KeyError("[/x]")
+        return prune(model, config, *rest)
+
+    command = ["run", str(recipe_file), "--output", str(tmp_path / "out")]
+    with monkeypatch.context() as patched:
+        patched.setattr("hfcompress.steps.prune.prune", fails)
+        assert main(command) == 1
+    assert "KeyError: '[/x]'" in capsys.readouterr().out
+    assert main(command) == 1
+    shown = capsys.readouterr().out
+    assert "not tried again" in shown
+    assert "--retry-failed runs the failed trials again" in shown
+    assert main([*command, "--retry-failed"]) == 0
+    assert "failed" not in capsys.readouterr().out
+
+
+def test_names_are_shown_as_they_are(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "[/x] :bug: [bold]"
+    assert main(["run", str(recipe_file), "--output", str(output)]) == 0
+    assert "[/x] :bug: [bold]: report.html" in capsys.readouterr().out.replace("\n", "")
+    assert main(["run", str(tmp_path / "[/y]\x1b[2J")]) == 2
+    shown = capsys.readouterr().err
+    assert "[/y]" in shown
+    assert "\x1b" not in shown
+
+
+def test_an_error_is_shown_shortened(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def long(*_: object, **__: object) -> None:
+        raise ConfigError("x" * 10_000_000)
+
+    monkeypatch.setattr("hfcompress.recipes.schema.load_recipe", long)
+    assert main(["validate", str(recipe_file)]) == 2
+    assert len(capsys.readouterr().err) < 2500

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +17,10 @@ import pytest
 import torch
 
 from hfcompress.errors import ConfigError, MissingExtraError
-from hfcompress.recipes.schema import Recipe, parse_recipe
+from hfcompress.recipes.grid import Trial
+from hfcompress.recipes.schema import Recipe, expand, parse_recipe
 from hfcompress.sweep import executors as engines
+from hfcompress.sweep.outcome import Outcome
 from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.run import run
 
@@ -53,9 +59,7 @@ def test_two_processes_give_the_rows_of_one(recipe: Recipe, tmp_path: Path) -> N
     assert without_times(together.rows) == without_times(alone.rows)
     store = RunDirectory(tmp_path / "together")
     assert len(list((store.path / "models").iterdir())) == 3
-    assert set(store.read_json("weights.json")) == set(
-        RunDirectory(tmp_path / "alone").read_json("weights.json")
-    )
+    assert set(store.weights()) == set(RunDirectory(tmp_path / "alone").weights())
     assert all(store.load_predictions(row["hash"]) is not None for row in together.rows)
 
 
@@ -66,7 +70,7 @@ def test_shared_training_runs_once_and_before_the_workers(
     seen: list[int] = []
 
     def run_tasks(tasks: list[engines.Task], *_: Any) -> Any:
-        cache = Path(tasks[0][2])
+        cache = Path(next(iter(tasks)).cache)
         seen.append(len(list((cache / "steps").iterdir())))
         return iter([engines.perform_task(task) for task in tasks])
 
@@ -75,13 +79,93 @@ def test_shared_training_runs_once_and_before_the_workers(
     assert seen == [1]
 
 
-def test_a_dead_worker_is_a_failed_trial() -> None:
+def dies_at_half(task: engines.Task) -> Outcome:
+    """In the place of `perform_task` in a worker: the second trial kills its process."""
+    if task.trial_index == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Outcome({}, f"row {task.trial_index}")
+
+
+def test_a_dead_worker_fails_its_own_trial_alone(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "perform_task", dies_at_half)
+    trials = expand(recipe)
+    tasks = {engines.Task("", None, "", 1, False, trial.index): trial for trial in trials}
+    outcomes = sorted(engines._in_processes(tasks, 2, 1), key=lambda one: one.row_hash)
+    assert [outcome.row_hash for outcome in outcomes] == ["", "row 0", "row 2"]
+    assert "fewer workers" in outcomes[0].reason
+    assert outcomes[0].settings == trials[1].settings
+
+
+def test_a_worker_that_cannot_be_prepared_is_a_failed_trial() -> None:
     future: Future[Any] = Future()
-    future.set_exception(BrokenProcessPool("gone"))
-    outcome = engines._result(future, {"prune.sparsity": 0.5})
+    future.set_exception(KeyError("gone"))
+    outcome = engines._result(future, Trial(0, {"prune.sparsity": 0.5}, 0, (), (), "hash"))
+    assert outcome is not None
     assert outcome.row is None
-    assert "fewer workers" in outcome.reason
+    assert outcome.reason == "KeyError: 'gone'"
     assert outcome.settings == {"prune.sparsity": 0.5}
+
+
+WITH_CHILDREN = """
+import os, subprocess, sys, time
+from hfcompress.sweep.executors import _pool
+
+def work(seconds):
+    child = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({seconds})"])
+    print(os.getpid(), child.pid, flush=True)
+    time.sleep(seconds)
+
+if __name__ == "__main__":
+    with _pool(2) as pool:
+        for future in [pool.submit(work, 600) for _ in range(2)]:
+            future.result()
+"""
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_workers_and_their_children_end_with_the_parent(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(WITH_CHILDREN)
+    with subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as parent:
+        assert parent.stdout is not None
+        pids = [int(word) for _ in range(2) for word in parent.stdout.readline().split()]
+        assert len(pids) == 4
+        assert all(map(is_alive, pids))
+        parent.send_signal(number)
+        parent.wait(10)
+    deadline = time.monotonic() + 10
+    while any(map(is_alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    left = [pid for pid in pids if is_alive(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
+def test_shared_training_that_fails_fails_its_trials_once(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise ValueError("oddity")
+
+    monkeypatch.setattr("hfcompress.sweep.trial.run_step", fails)
+    monkeypatch.setattr(engines, "_in_processes", fails)
+    result = run(recipe, workers=2)
+    assert [reason for _, reason in result.failures] == ["ValueError: oddity"] * 3
 
 
 def test_refusals(recipe: Recipe) -> None:

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -81,3 +87,98 @@ def test_predictions_and_json_come_back(tmp_path: Path) -> None:
     assert store.read_json("x.json") == {"é": 1}
     assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"é": 1}
     assert not list(tmp_path.glob(".*tmp"))
+
+
+def test_weights_are_appended_and_written_once(tmp_path: Path) -> None:
+    store = RunDirectory(tmp_path)
+    (tmp_path / "weights.json").write_text('{"old": {"counts": [1]}}')
+    store.append_weights({"old": {"counts": [2]}, "a": {"counts": [3]}})
+    RunDirectory(tmp_path).append_weights({"a": {"counts": [4]}, "b": {"counts": [float("inf")]}})
+    found = store.weights()
+    assert found == {
+        "old": {"counts": [1]}, "a": {"counts": [3]}, "b": {"counts": [float("inf")]}
+    }  # fmt: skip
+    assert len((tmp_path / "weights.jsonl").read_bytes().splitlines()) == 2
+    with (tmp_path / "weights.jsonl").open("ab") as stream:
+        stream.write(b'{"key": "c", "en')
+    RunDirectory(tmp_path).append_weights({"d": {}})
+    assert set(store.weights()) == {"old", "a", "b", "d"}
+
+
+def test_appending_reads_one_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = RunDirectory(tmp_path)
+    store.append({"hash": "a"})
+
+    def never(*_: object) -> None:
+        raise AssertionError("the whole file was read")
+
+    monkeypatch.setattr(Path, "read_bytes", never)
+    store.append({"hash": "b"})
+    monkeypatch.undo()
+    assert [row["hash"] for row in store.rows()] == ["a", "b"]
+
+
+def test_rows_that_were_written_twice_are_read_once(tmp_path: Path) -> None:
+    store = RunDirectory(tmp_path)
+    for value in (1, 2):
+        for key in ("a", "b"):
+            store.append({"hash": key, "value": value})
+    assert store.rows() == [{"hash": "a", "value": 2}, {"hash": "b", "value": 2}]
+
+
+def test_failures_are_kept_beside_the_rows(tmp_path: Path) -> None:
+    store = RunDirectory(tmp_path)
+    assert store.failures() == store.keep_failures(()) == []
+    for key in ("a", "b", "a"):
+        store.append_failure({"hash": key, "status": "failed", "reason": "no room"})
+    assert [row["hash"] for row in store.failures()] == ["a", "b"]
+    assert store.rows() == []
+    assert [row["hash"] for row in store.keep_failures({"b", "c"})] == ["b"]
+    assert [row["hash"] for row in RunDirectory(tmp_path).failures()] == ["b"]
+    store.keep_failures(())
+    assert not (tmp_path / "failures.jsonl").exists()
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from hfcompress.sweep.results import RunDirectory
+with RunDirectory(Path(sys.argv[1])).locked(False, print):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_in_use_is_refused_by_name_or_waited_for(tmp_path: Path) -> None:
+    store = RunDirectory(tmp_path / "run")
+    heard: list[str] = []
+    with store.locked(False, heard.append), store.locked(False, heard.append):
+        pass
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "run")], stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:  # fmt: skip
+        assert other.stdout is not None
+        assert other.stdin is not None
+        assert other.stdout.readline() == b"held\n"
+        host = re.escape(socket.gethostname())
+        message = rf"in use by process {other.pid} on {host} since \d{{4}}-.*--wait"
+        with pytest.raises(OutputError, match=message), store.locked(False, heard.append):
+            pass
+        threading.Timer(0.3, other.stdin.close).start()
+        with store.locked(True, heard.append):
+            assert heard[0].startswith(f"waiting for process {other.pid} on")
+
+
+def test_a_dead_process_holds_no_folder(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        other.kill()
+        other.wait()
+    assert (tmp_path / ".lock.json").is_file()
+    with RunDirectory(tmp_path).locked(False, print):
+        assert json.loads((tmp_path / ".lock.json").read_text())["pid"] == os.getpid()
+    assert not (tmp_path / ".lock.json").exists()
