@@ -101,6 +101,7 @@ class ReferenceConfig(Config):
     values: dict[float, float] = Field(
         strict=False, description="requested sparsity -> the published value of the metric, 0 to 1"
     )
+    n: int | None = Field(None, ge=1, description="how many examples the figures are of")
     notes: dict[float, str] = Field(
         default_factory=dict, strict=False, description="requested sparsity -> a remark"
     )

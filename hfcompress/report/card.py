@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import yaml
@@ -17,7 +18,8 @@ from hfcompress.report.rows import (
     number,
     quantize_step,
 )
-from hfcompress.report.table import markdown_table
+from hfcompress.report.table import markdown_table, markdown_text
+from hfcompress.utils import visible
 
 
 def model_card(
@@ -47,10 +49,11 @@ def model_card(
         recipe_text: the recipe as it was run.
         environment: names and values.
     """
+    name = " ".join(visible(name).split())
     rows = [row] if dense is None else [dense, row]
     parts = [
         "---\n" + _header(row, name, base_model, task, dataset, license_name, language) + "---\n",
-        f"# {name}\n",
+        f"# {markdown_text(name)}\n",
         _summary(row, base_model) + "\n",
         "## Measured\n",
         markdown_table(rows),
@@ -59,9 +62,11 @@ def model_card(
         *_quantized(row),
     ]
     if recipe_text:
-        parts += ["## Recipe\n", f"```yaml\n{recipe_text.rstrip()}\n```\n"]
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", recipe_text)), default=0))
+        parts += ["## Recipe\n", f"{fence}yaml\n{recipe_text.rstrip()}\n{fence}\n"]
     if environment:
-        lines = [f"- {key}: {value}" for key, value in flat_environment(environment).items()]
+        flat = flat_environment(environment)
+        lines = [f"- {markdown_text(key)}: {markdown_text(flat[key])}" for key in flat]
         parts += ["## Environment\n", "\n".join(lines) + "\n"]
     return "\n".join(parts)
 
@@ -116,7 +121,7 @@ def _quantized(row: Row) -> list[str]:
         f"Engine {step.get('backend')}, mode {step.get('mode')}: {100 * (bytes_ or 0):.1f} % of "
         f"the fp32 model's bytes are integers, and {100 * (macs or 0):.1f} % of its "
         "multiply-accumulates have integer weights. In floating point:\n",
-        "\n".join(f"- {count} modules: {reason}" for reason, count in skipped.items()) + "\n",
+        "\n".join(f"- {skipped[key]} modules: {markdown_text(key)}" for key in skipped) + "\n",
     ]
 
 
@@ -137,7 +142,7 @@ def _model_index(row: Row, name: str, task: str, dataset: str) -> list[dict[str,
 
 
 def _summary(row: Row, base_model: str | None) -> str:
-    origin = f"`{base_model}`" if base_model else "a model"
+    origin = markdown_text(base_model) if base_model else "a model"
     metric, sparsity = metric_of([row]), number(row, "actual_sparsity")
     if is_dense(row) or not sparsity:
         text = f"Made from {origin} with hfcompress."
@@ -145,10 +150,12 @@ def _summary(row: Row, base_model: str | None) -> str:
         method = method_of(row, "pruning")
         text = (
             f"Made from {origin} with hfcompress: {100 * sparsity:.1f} % of the pruned layers' "
-            f"weights are zero ({method})."
+            f"weights are zero ({markdown_text(method)})."
         )
     value = number(row, "value")
-    return text + (f" It reaches {metric_text(metric, value)} {metric}." if value else "")
+    return text + (
+        f" It reaches {metric_text(metric, value)} {markdown_text(metric)}." if value else ""
+    )
 
 
 def _explanation(metric: str) -> str:

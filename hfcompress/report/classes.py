@@ -74,10 +74,15 @@ def shown_row(rows: Sequence[Row]) -> Row | None:
     return min(known, key=lambda row: number(row, "drop") or 0.0)
 
 
-def class_sentence(rows: Sequence[Row]) -> str | None:
-    """One sentence: the classes that lose most, and the mean drop; None without classes."""
-    row = shown_row(rows)
-    if row is None:
+def class_sentence(rows: Sequence[Row], row: Row | None = None) -> str | None:
+    """One sentence: the classes that lose most, and the mean drop; None without classes.
+
+    Args:
+        rows: any rows.
+        row: the one whose classes are shown; by default `shown_row`.
+    """
+    row = row or shown_row(rows)
+    if row is None or not class_losses(row):
         return None
     losses = sorted(class_losses(row), key=lambda item: -item.drop)
     losing = [item for item in losses if item.is_beyond_noise][:_MAX_NAMED]
@@ -93,9 +98,14 @@ def class_sentence(rows: Sequence[Row]) -> str | None:
     return f"The classes that lose most are {named}; {whole}."
 
 
-def class_table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """The cells of each shown class: name, examples, dense, compressed, drop in points."""
-    row = shown_row(rows)
+def class_table(rows: Sequence[Row], row: Row | None = None) -> list[tuple[str, ...]]:
+    """The cells of each shown class: name, examples, dense, compressed, drop in points.
+
+    Args:
+        rows: any rows.
+        row: as in `class_sentence`.
+    """
+    row = row or shown_row(rows)
     return [] if row is None else [
         (item.name, f"{item.n:,}", f"{item.dense:.1%}", f"{item.value:.1%}",
          f"{100 * item.drop:.1f}".replace("-", "−"))
@@ -112,10 +122,15 @@ def worst_class(row: Row) -> str:
     return f"{worst.name} −{100 * worst.drop:.1f}"
 
 
-def draw_classes(rows: Sequence[Row]) -> bytes | None:
-    """`class_figure` of the shown row as PNG; None without classes."""
-    row = shown_row(rows)
-    return None if row is None else png_bytes(class_figure(row))
+def draw_classes(rows: Sequence[Row], row: Row | None = None) -> bytes | None:
+    """`class_figure` of the shown row as PNG; None without classes.
+
+    Args:
+        rows: any rows.
+        row: as in `class_sentence`.
+    """
+    row = row or shown_row(rows)
+    return None if row is None or not class_losses(row) else png_bytes(class_figure(row))
 
 
 def class_figure(row: Row) -> Figure:

@@ -119,7 +119,7 @@ def _draw_published(axes: Axes, points: list[Point | None], scale: float) -> Non
 
 def _draw_sweet_spot(figure: Figure, axes: Axes, best: Point, scale: float, shift: float) -> None:
     x = 100 * best.sparsity + shift
-    top = max(value for value in (best.value, best.high, best.reference) if value is not None)
+    top = best.value if best.high is None else max(best.value, best.high)
     axes.axvline(x, color=GREY, linewidth=0.9, linestyle=":", zorder=1)
     axes.plot(
         [x],

@@ -9,6 +9,7 @@ from hfcompress.report.rows import (
     Row,
     compressed_points,
     dense_point,
+    is_below_chance,
     is_dense,
     is_percent,
     method_of,
@@ -23,19 +24,58 @@ SIGNIFICANCE = 0.05
 
 
 def within_noise(point: Point, dense: Point) -> bool:
-    """Whether a point's drop against the dense model is within noise.
+    """Whether a point is the dense model up to noise.
 
-    True without a drop, or if both hold: McNemar's p is at least 0.05, and the drop is at most
-    half the width of the dense model's 95 % interval (of the point's own if that is unknown). A
-    missing test is skipped; without either test a drop is not noise. Over seeds, the drop is the
-    mean and p the median.
+    The dense model must be above chance level, the point above it, too, and the two must agree;
+    otherwise an equal metric is luck. Then true without a drop, or if both hold: McNemar's p is at
+    least 0.05, and the drop is at most half the width of the dense model's 95 % interval (of the
+    point's own if that is unknown). A missing test is skipped; without either test a drop is not
+    noise. Over seeds, the drop is the mean and p the median.
     """
     drop, half = _drop(point, dense), _half_width(point, dense)
+    above = point.chance is None or point.value > point.chance
+    if not (above and is_above_chance(dense, half) and agrees(point)):
+        return False
     if drop <= 0:
         return True
     if point.p is None and half is None:
         return False
     return (point.p is None or point.p >= SIGNIFICANCE) and (half is None or drop <= half)
+
+
+def is_above_chance(dense: Point, half_width: float | None = None) -> bool:
+    """Whether the low end of a dense model's 95 % interval is above always answering one class.
+
+    Args:
+        dense: the dense model; one of an unknown chance level counts as above it.
+        half_width: of the interval, where the dense model's own is unknown.
+    """
+    low = dense.value - (half_width or 0.0) if dense.low is None else dense.low
+    return dense.chance is None or low > dense.chance
+
+
+def agrees(point: Point) -> bool:
+    """Whether a point answers as the dense model on more than half of the examples on which it
+    could differ from always answering the most frequent class; true where that is unknown."""
+    majority = 0.5 if point.majority is None else point.majority
+    return point.agreement is None or point.agreement >= (1 + majority) / 2
+
+
+def chance_sentence(rows: Sequence[Row]) -> str:
+    """One sentence where the dense model is not above chance level; else empty."""
+    metric, dense = metric_of(rows), dense_point(rows)
+    if dense is None or dense.chance is None or is_above_chance(dense):
+        return ""
+    if any(is_below_chance(row) for row in rows if is_dense(row)):
+        return (
+            f"The dense model is below chance level ({metric} {metric_text(metric, dense.value)}): "
+            f"labels may be swapped."
+        )
+    return (
+        f"The dense model is not above chance level ({metric} {metric_text(metric, dense.value)}, "
+        f"and {metric_text(metric, dense.chance)} by always answering one class), so no loss can "
+        f"be judged."
+    )
 
 
 def sweet_spot(rows: Sequence[Row]) -> Point | None:
@@ -70,7 +110,7 @@ def sweet_spot_sentence(rows: Sequence[Row]) -> str:
         return f"Only the dense model was measured: {level}."
     best = sweet_spot(rows)
     if best is None:
-        return f"No measured sparsity stays within noise of the dense model ({level})."
+        return f"No measured sparsity stays within noise of the dense model ({level}){_why(rows)}."
     return (
         f"Sweet spot: {100 * best.sparsity:.1f} % sparsity with {best.method}: {metric} "
         f"{metric_text(metric, best.value)} against {metric_text(metric, dense.value)} dense, "
@@ -109,7 +149,10 @@ def smallest_sentence(rows: Sequence[Row]) -> str:
         return "No dense model was measured, so no drop can be judged."
     level = metric_text(metric, dense.value)
     if place is None:
-        return f"No measured model stays within noise of the dense model ({metric} {level})."
+        return (
+            f"No measured model stays within noise of the dense model ({metric} {level})"
+            f"{_why(rows)}."
+        )
     point = point_of(rows[place])
     assert point is not None
     return (
@@ -118,6 +161,16 @@ def smallest_sentence(rows: Sequence[Row]) -> str:
         f"{metric_text(metric, point.value)} against {level} dense, "
         f"{_loss_text(metric, point, dense)}."
     )
+
+
+def _why(rows: Sequence[Row]) -> str:
+    """Where an equal metric does not count because the models do not agree: that, in words."""
+    points = [point for line in compressed_points(rows).values() for point in line]
+    apart = [point for point in points if (point.drop or 0.0) <= 0 and not agrees(point)]
+    if not apart:
+        return ""
+    most = max(point.agreement or 0.0 for point in apart)
+    return f": one of equal {metric_of(rows)} answers as it does on {100 * most:.0f} % only"
 
 
 def _comparable_sparsity(point: Point) -> float:

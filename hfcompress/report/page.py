@@ -9,9 +9,15 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from hfcompress.report.classes import class_sentence, class_table, draw_classes
+from hfcompress.report.classes import class_sentence, class_table, draw_classes, shown_row
 from hfcompress.report.curve import draw_curve
-from hfcompress.report.findings import is_about_size, smallest_sentence, sweet_spot_sentence
+from hfcompress.report.findings import (
+    chance_sentence,
+    is_about_size,
+    smallest,
+    smallest_sentence,
+    sweet_spot_sentence,
+)
 from hfcompress.report.pipeline import (
     BARS_CAPTION,
     draw_bars,
@@ -19,10 +25,12 @@ from hfcompress.report.pipeline import (
     pipeline_sentence,
     pipeline_table,
 )
-from hfcompress.report.rows import Row, metric_of, number
+from hfcompress.report.rows import Row, metric_of, number, published_sentence
 from hfcompress.report.scatter import (
+    best_student,
     draw_speedups,
     draw_students,
+    fastest_row,
     speedup_sentence,
     student_sentence,
     teacher_parameters,
@@ -42,7 +50,7 @@ from hfcompress.report.weights import (
 )
 
 # The first one that the rows have is shown at the top of the page.
-_TOP_PICTURES = ("size", "front", "curve")
+_TOP_PICTURES = ("size", "front", "curve", "bars")
 
 
 @dataclass(frozen=True)
@@ -63,8 +71,13 @@ def headline(rows: Sequence[Row]) -> str:
     """The main result in one sentence.
 
     Depending on the rows: the end of a pipeline, the smallest student, the fastest model, the
-    smallest file or the highest sparsity.
+    smallest file or the highest sparsity. A second sentence says where the dense model is not
+    above chance level.
     """
+    return f"{_main_result(rows)} {chance_sentence(rows)}".strip()
+
+
+def _main_result(rows: Sequence[Row]) -> str:
     if is_pipeline(rows):
         return pipeline_sentence(rows)
     if teacher_parameters(rows) is not None:
@@ -76,27 +89,51 @@ def headline(rows: Sequence[Row]) -> str:
     return sweet_spot_sentence(rows)
 
 
-def draw_pictures(rows: Sequence[Row], weights: Mapping[str, Row]) -> dict[str, Picture]:
+def shipped_row(rows: Sequence[Row], shipped: str | None = None) -> Row | None:
+    """The row of the model that the headline names.
+
+    Args:
+        rows: any rows.
+        shipped: hash of the row whose model a search has chosen.
+    """
+    for row in rows:
+        if shipped is not None and row.get("hash") == shipped:
+            return row
+    if is_pipeline(rows):
+        return rows[-1]
+    if teacher_parameters(rows) is not None:
+        return best_student(rows)
+    if timed_models(rows):
+        return fastest_row(rows)
+    place = smallest(rows) if is_about_size(rows) else None
+    return shown_row(rows) if place is None else rows[place]
+
+
+def draw_pictures(
+    rows: Sequence[Row], weights: Mapping[str, Row], shipped: str | None = None
+) -> dict[str, Picture]:
     """File name without ending -> each picture that the rows have data for.
 
     Args:
         rows: any rows.
         weights: row hash -> what a run keeps of its weights, as `report.weights` describes.
+        shipped: as in `shipped_row`.
 
     Raises:
         BadInputError: a histogram whose edges do not match its counts.
     """
     metric = metric_of(rows).replace("_", " ")
-    pictures = {
-        "curve": Picture("", f"{metric} against sparsity, one line per method", draw_curve(rows))
-    }
+    pictures = {}
+    if not is_pipeline(rows):  # the steps of a pipeline are no points of one curve
+        caption = f"{metric} against sparsity, one line per method"
+        pictures["curve"] = Picture("", caption, draw_curve(rows))
     if teacher_parameters(rows) is not None:
         caption = f"{metric} against the number of parameters, one point per student"
         pictures["size"] = Picture("", caption, draw_students(rows))
     if timed_models(rows):
         caption = f"{metric} against measured speedup, with the Pareto front"
         pictures["front"] = Picture("", caption, draw_speedups(rows))
-    classes = draw_classes(rows)
+    classes = draw_classes(rows, shipped_row(rows, shipped))
     if classes is not None:
         pictures["classes"] = Picture("", "accuracy of each class, dense and compressed", classes)
     return pictures | _weight_pictures(rows, weights) | _teacher_pictures(rows)
@@ -104,7 +141,10 @@ def draw_pictures(rows: Sequence[Row], weights: Mapping[str, Row]) -> dict[str, 
 
 def histogram_picture(png: bytes) -> Picture:
     """The weight histograms, drawn now or by an earlier report."""
-    caption = "Histograms of the weights before and after compression; zeros are a separate bar."
+    caption = (
+        "Histograms of the weights before and after compression (in a pipeline: before and after "
+        "the step); zeros are a separate bar."
+    )
     return Picture("Weights before and after", caption, png)
 
 
@@ -146,6 +186,7 @@ def html_page(
     recipe_text: str | None = None,
     environment: Mapping[str, object] | None = None,
     failures: Sequence[Row] = (),
+    shipped: str | None = None,
 ) -> str:
     """The report as one self-contained page, light or dark as the reader's system is.
 
@@ -156,26 +197,30 @@ def html_page(
         recipe_text: the recipe as it was run.
         environment: names and values; nested mappings become dotted names.
         failures: rows of trials that failed.
+        shipped: as in `shipped_row`.
     """
-    pictures = draw_pictures(rows, {}) if pictures is None else pictures
+    row = shipped_row(rows, shipped)
+    pictures = draw_pictures(rows, {}, shipped) if pictures is None else pictures
     loader = FileSystemLoader(Path(__file__).parent)
     template = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
     ).get_template("page.html")
-    placed = {*_TOP_PICTURES, "classes"}
+    top = next((name for name in _TOP_PICTURES if name in pictures), None)
+    placed = {*_TOP_PICTURES[:3], "classes", top}
     return template.render(
         title=title,
         headline=headline(rows),
         failed=failure_sentence(len(failures), len(rows) + len(failures)),
         failures=[(_settings_text(row), str(row.get("reason") or "")) for row in failures],
         metric=metric_of(rows).replace("_", " "),
-        top=next((pictures[name] for name in _TOP_PICTURES if name in pictures), None),
+        top=None if top is None else pictures[top],
         table=result_table(rows),
         pipeline=pipeline_table(rows) if is_pipeline(rows) else None,
         pictures=[picture for name, picture in pictures.items() if name not in placed],
         classes=pictures.get("classes"),
-        class_sentence=class_sentence(rows),
-        class_lines=class_table(rows),
+        class_sentence=class_sentence(rows, row),
+        class_lines=class_table(rows, row),
+        published=published_sentence(rows),
         recipe=recipe_text,
         environment=flat_environment(environment or {}),
     )

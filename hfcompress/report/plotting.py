@@ -8,9 +8,12 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from hfcompress.report.rows import Point, is_percent
 
@@ -41,9 +44,22 @@ def dash_of(index: int) -> str:
     return DASHES[(index // len(PALETTE)) % len(DASHES)]
 
 
+class PlainFigure(Figure):
+    """A figure that draws its text as it is: names of classes and layers hold dollar signs, which
+    matplotlib reads as formulas."""
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draw as a figure does, without formulas."""
+        # Labels of ticks are made while the figure is drawn.
+        with rc_context({"text.parse_math": False}):
+            for text in self.findobj(Text):
+                text.set_parse_math(False)
+            super().draw(renderer)
+
+
 def new_figure(width: float, height: float) -> Figure:
     """An empty white figure of this size in inches, at 160 dpi."""
-    figure = Figure(figsize=(width, height), dpi=160, layout="constrained", facecolor="white")
+    figure = PlainFigure(figsize=(width, height), dpi=160, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 

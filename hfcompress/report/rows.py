@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from statistics import fmean, median
 from typing import Any
 
@@ -60,6 +61,59 @@ def is_dense(row: Row) -> bool:
     return name == "dense" or number(row, "requested_sparsity") == 0
 
 
+def majority_of(row: Row) -> float | None:
+    """The share of the most frequent class among the measured examples; None if unknown."""
+    known = number(row, "majority")
+    if known is not None:
+        return known
+    entries = [entry for entry in row.get("classes") or () if isinstance(entry, Mapping)]
+    sizes = [number(entry, "n") or 0.0 for entry in entries]
+    return max(sizes) / sum(sizes) if sum(sizes) else None
+
+
+def chance_of(row: Row) -> float | None:
+    """The metric of always answering the same class; None if unknown."""
+    known = number(row, "chance")
+    return majority_of(row) if known is None and row.get("metric") == "accuracy" else known
+
+
+BELOW_CHANCE = "below chance level: labels may be swapped"
+
+
+def is_below_chance(row: Row) -> bool:
+    """Whether a row's 95 % interval is below what guessing gives: its labels may be swapped."""
+    guess = {"accuracy": 1 / max(len(row.get("classes") or ()), 2),
+             "matthews_correlation": 0.0, "cohen_kappa": 0.0}  # fmt: skip
+    high, level = number(row, "high"), guess.get(str(row.get("metric")))
+    return high is not None and level is not None and high < level
+
+
+def published_error(row: Row) -> float | None:
+    """The standard error of a row's value minus the published one.
+
+    That of two samples where the row says how many examples the published value is of; else the
+    row's own.
+    """
+    own, low, high = (number(row, key) for key in ("standard_error", "low", "high"))
+    if own is None and low is not None and high is not None:
+        own = (high - low) / (2 * Z95)
+    n, theirs = number(row, "n"), number(row, "reference_n")
+    return own if not own or not n or not theirs else own * sqrt(1 + n / theirs)
+
+
+def published_sentence(rows: Sequence[Row]) -> str:
+    """One sentence where the published figures are of another number of examples; else empty."""
+    for row in rows:
+        n, theirs = number(row, "n"), number(row, "reference_n")
+        if n and theirs and n != theirs:
+            return (
+                f"The published figures are of {theirs:,.0f} examples and these of {n:,.0f}: the "
+                f"standard error (s.e.) beside a difference is that of two samples. --set "
+                f"data.max_eval={theirs:.0f} measures as many."
+            )
+    return ""
+
+
 def metric_of(rows: Sequence[Row]) -> str:
     """The name of the metric in ``value``, from the first row that names one."""
     return next((str(row["metric"]) for row in rows if row.get("metric")), "value")
@@ -82,6 +136,9 @@ class Point:
         p: median of the seeds' McNemar p-values.
         reference: published value.
         values: the metric of each seed.
+        agreement: share of the examples on which it answers as the dense model does.
+        chance: the metric of always answering the same class.
+        majority: share of the most frequent class.
     """
 
     method: str
@@ -94,6 +151,9 @@ class Point:
     p: float | None
     reference: float | None
     values: tuple[float, ...]
+    agreement: float | None = None
+    chance: float | None = None
+    majority: float | None = None
 
     @property
     def half_width(self) -> float | None:
@@ -116,6 +176,9 @@ def average(method: str, rows: Sequence[Row]) -> Point:
         p=median(p_values) if p_values else None,
         reference=_mean(number(row, "reference") for row in rows),
         values=tuple(values),
+        agreement=_mean(number(row, "agreement") for row in rows),
+        chance=_mean(chance_of(row) for row in rows),
+        majority=_mean(majority_of(row) for row in rows),
     )
 
 
@@ -128,7 +191,9 @@ def dense_point(rows: Sequence[Row]) -> Point | None:
         value, drop = number(row, "value"), number(row, "drop")
         if value is not None and drop is not None:
             known = value + drop
-            return Point("dense", 0.0, 0.0, known, None, None, 0.0, None, None, (known,))
+            chance, majority = chance_of(row), majority_of(row)
+            return Point("dense", 0.0, 0.0, known, None, None, 0.0, None, None, (known,), 1.0,
+                         chance, majority)  # fmt: skip
     return None
 
 

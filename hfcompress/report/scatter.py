@@ -125,6 +125,15 @@ def student_sentence(rows: Sequence[Row]) -> str:
     )
 
 
+def best_student(rows: Sequence[Row]) -> Row | None:
+    """A row of the student that `student_sentence` names."""
+    dense, students = dense_point(rows), find_students(rows)
+    if dense is None or not students:
+        return None
+    kept = [student for student in students if _is_within_noise(student, dense)]
+    return (kept[0] if kept else max(students, key=lambda one: one.point.value)).rows[0]
+
+
 def _is_within_noise(student: Student, dense: Point) -> bool:
     lines = compressed_points(student.rows).values()
     return all(within_noise(point, dense) for line in lines for point in line)
@@ -184,11 +193,13 @@ class TimedModel:
         point: its metric.
         milliseconds: its latency.
         speedup: the dense model's latency, timed alongside, divided by this one.
+        row: its row.
     """
 
     point: Point
     milliseconds: float
     speedup: float
+    row: Row
 
 
 def timed_models(rows: Sequence[Row]) -> list[TimedModel]:
@@ -202,7 +213,7 @@ def timed_models(rows: Sequence[Row]) -> list[TimedModel]:
         if measured and dense:
             speedup = _paired_speedup(row, measured) or dense / measured
             point = average(method_of(row, "shrunk"), [row])
-            models.append(TimedModel(point, measured, speedup))
+            models.append(TimedModel(point, measured, speedup, row))
     return sorted(models, key=lambda model: (model.milliseconds, -model.point.value))
 
 
@@ -212,6 +223,15 @@ def _paired_speedup(row: Row, measured: float) -> float | None:
         if number(timing["measured"], "median") == measured:
             return number(timing["speedup"], "median")
     return None
+
+
+def fastest_row(rows: Sequence[Row]) -> Row | None:
+    """The row that `speedup_sentence` names."""
+    dense, front = dense_point(rows), pareto_front(timed_models(rows))
+    if dense is None or not front:
+        return None
+    kept = [model for model in front if within_noise(model.point, dense)]
+    return (kept[0] if kept else front[0]).row
 
 
 def pareto_front(models: Sequence[TimedModel]) -> list[TimedModel]:
@@ -254,13 +274,13 @@ def speedup_figure(rows: Sequence[Row]) -> Figure:
 
 
 def speedup_sentence(rows: Sequence[Row]) -> str:
-    """One sentence: the fastest model of the Pareto front within the dense model's interval."""
+    """One sentence: the fastest model of the Pareto front within noise of the dense model."""
     metric, dense, front = metric_of(rows), dense_point(rows), pareto_front(timed_models(rows))
     if not front or dense is None:
         return "No model was timed together with the dense model."
-    kept = [model for model in front if dense.low is None or model.point.value >= dense.low]
+    kept = [model for model in front if within_noise(model.point, dense)]
     best = kept[0] if kept else front[0]
-    what = "Fastest within the dense model's 95 % interval" if kept else "Fastest"
+    what = "Fastest within noise of the dense model" if kept else "Fastest"
     return (
         f"{what}: {best.point.method}, {best.speedup:.1f} times faster "
         f"({best.milliseconds:.3g} ms), {metric} {metric_text(metric, best.point.value)} "

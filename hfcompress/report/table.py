@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,6 @@ from rich.text import Text
 from hfcompress.report.classes import worst_class
 from hfcompress.report.findings import is_about_size, smallest, sweet_spot
 from hfcompress.report.rows import (
-    Z95,
     Row,
     count_text,
     drop_text,
@@ -30,6 +30,7 @@ from hfcompress.report.rows import (
     metric_text,
     number,
     points_text,
+    published_error,
     quantize_step,
     share_text,
 )
@@ -129,13 +130,11 @@ def markdown_table(rows: Sequence[Row]) -> str:
     table = result_table(rows)
     if not table.columns:
         return ""
-    lines = ["| " + " | ".join(_markdown_cell(title) for title in table.titles) + " |"]
+    lines = ["| " + " | ".join(markdown_text(title) for title in table.titles) + " |"]
     lines.append("|" + "|".join("---" if c.text else "---:" for c in table.columns) + "|")
     for index, cells in enumerate(table.lines):
         shown = [
-            f"**{_markdown_cell(cell)}**"
-            if index in table.marked and cell
-            else _markdown_cell(cell)
+            f"**{markdown_text(cell)}**" if index in table.marked and cell else markdown_text(cell)
             for cell in cells
         ]
         lines.append("| " + " | ".join(shown) + " |")
@@ -163,13 +162,16 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 def _no_formula(value: Cell) -> Cell | str:
     """A cell; text that begins like a formula, and is not a number, behind an apostrophe."""
-    if not isinstance(value, str) or not value.lstrip().startswith(_FORMULA):
+    if not isinstance(value, str):
         return value
+    text = value.replace("\r\n", "\n").replace("\r", "\n")  # csv does not quote "\r"
+    if not text.lstrip().startswith(_FORMULA):
+        return text
     try:
-        float(value)
+        float(text)
     except ValueError:
-        return f"'{value}"
-    return value
+        return f"'{text}"
+    return text
 
 
 def write_csv(rows: Sequence[Row], path: str | Path) -> Path:
@@ -309,20 +311,12 @@ def _against_published(metric: str, row: Row) -> str:
     value, reference = number(row, "value"), number(row, "reference")
     if value is None or reference is None:
         return ""
-    difference, error = points_text(metric, value - reference), _standard_error(row)
+    difference, error = points_text(metric, value - reference), published_error(row)
     if not error:
         return difference
     errors = abs(value - reference) / error
     judgement = "noise" if errors <= _NOISE_ERRORS else "differs"
     return f"{difference} ({errors:.1f} s.e., {judgement})"
-
-
-def _standard_error(row: Row) -> float | None:
-    """The row's standard error, else the one that its 95 % interval implies."""
-    own, low, high = (number(row, key) for key in ("standard_error", "low", "high"))
-    if own is not None or low is None or high is None:
-        return own
-    return (high - low) / (2 * Z95)
 
 
 # --- rows ----------------------------------------------------------------------------------------
@@ -402,8 +396,9 @@ def _width(column: Column) -> int:
     return max(cell_len(text) for text in (column.title, *column.cells))
 
 
-def _markdown_cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+def markdown_text(text: str) -> str:
+    """Text on one line that Markdown shows as it is: no link, no formula, no HTML."""
+    return re.sub(r"([\\`*\[\]<>|~$&#])", r"\\\1", " ".join(visible(text).split()))
 
 
 def _flat(row: Row) -> dict[str, object]:

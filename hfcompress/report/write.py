@@ -19,12 +19,14 @@ def write_report(
     environment: Mapping[str, object] | None = None,
     weights: Mapping[str, Row] | None = None,
     title: str = "Compression report",
+    shipped: str | None = None,
 ) -> list[Path]:
     """Write ``results.csv``, ``report.html`` and a PNG for each picture of the rows.
 
     The pictures are ``curve.png``, and depending on the rows ``size.png`` and ``temperature.png``
     (students), ``front.png`` (measured latencies), ``classes.png`` (more than two classes),
-    ``weights.png``, ``grids.png`` and ``levels.png`` (weights), ``bars.png`` (a pipeline).
+    ``weights.png``, ``grids.png`` and ``levels.png`` (weights), ``bars.png`` (a pipeline, which
+    has no curve).
 
     Each file is written atomically, so a report can be written after every row.
 
@@ -36,6 +38,7 @@ def write_report(
         weights: row hash -> what a run keeps of its weights, as `report.weights` describes;
             without histograms of these rows, an existing ``weights.png`` is kept and shown.
         title: heading of the page.
+        shipped: hash of the row whose model a search has chosen.
 
     Returns:
         The files written.
@@ -48,7 +51,7 @@ def write_report(
     written = [write_csv(rows, directory / "results.csv")]
     failures = [row for row in rows if is_failed(row)]
     rows = [row for row in rows if not is_failed(row)]
-    pictures = draw_pictures(rows, weights or {})
+    pictures = draw_pictures(rows, weights or {}, shipped)
     for name, picture in pictures.items():
         written.append(atomic_write(directory / f"{name}.png", picture.png))
     earlier = directory / "weights.png"
@@ -56,7 +59,9 @@ def write_report(
         pictures["weights"] = histogram_picture(earlier.read_bytes())
     page = html_page(
         rows, title=title, pictures=pictures, recipe_text=recipe_text, environment=environment,
-        failures=failures,
+        failures=failures, shipped=shipped,
     )  # fmt: skip
     written.append(atomic_write(directory / "report.html", page))
+    if "curve" not in pictures:  # an older report's, of rows that are no curve
+        (directory / "curve.png").unlink(missing_ok=True)
     return written

@@ -133,6 +133,20 @@ class Experiment:
         """What is asked of the model."""
         return self.first.task
 
+    @cached_property
+    def chance(self) -> dict[str, float]:
+        """The share of the most frequent class (``majority``), and the metric of always answering
+        the same class (``chance``); empty for targets that are no classes."""
+        labels, metric = np.asarray(self.eval.labels), self.recipe.measure.metric
+        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+            return {}
+        counts = np.bincount(labels)
+        task = find_task(self.recipe.task)
+        # Class 1 is what metrics of one class (f1, recall) are of.
+        answers = {int(counts.argmax()), min(1, len(counts) - 1)}
+        values = [task.metric(metric, np.full_like(labels, one), labels) for one in answers]
+        return {"majority": float(counts.max() / len(labels)), "chance": max(values)}
+
     def hashed(self, trial: Trial) -> Trial:
         """The trial with its content hashes."""
         recipe = self.recipe

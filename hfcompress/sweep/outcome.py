@@ -124,14 +124,22 @@ def _save(recipe: Recipe, trial: Trial, finished: Finished, folder: Path) -> Non
 
 
 def _weights(runner: Runner, trial: Trial, finished: Finished) -> dict[str, Fields]:
-    """Histograms of the pruned layers' weights beside the dense ones', in the same bins; and
-    pieces of the weights or, of a quantized model, their levels."""
+    """Histograms of the pruned layers' weights beside those before, in the same bins; and pieces
+    of the weights or, of a quantized model, their levels.
+
+    Before is the dense model or, where each step has a row, what the step before has left.
+    """
     row, state = finished.row, finished.state
     names = [layer["name"] for layer in row["layers"]] or None
-    key = f"dense-{content_hash([trial.dense_prefix, names])}"
+    place = trial.dense_place
+    if runner.experiment.recipe.measure.every_step:
+        place = max(len(trial.steps) - 1, 0)
+    key = f"dense-{content_hash([trial.prefixes[place], names])}"
     if key not in runner.histograms:
-        dense = runner.dense_model(trial)
-        runner.histograms[key] = analyze_weight_distribution(dense, names).to_dict()
+        model = runner.state_after(trial, place)[0].network
+        modules = dict(model.named_modules())  # a student has layers that its teacher has not
+        shared = [name for name in names or () if name in modules] or None
+        runner.histograms[key] = analyze_weight_distribution(model, shared).to_dict()
     before = runner.histograms[key]
     after = analyze_weight_distribution(state.network, names, edges=before["edges"]).to_dict()
     if isinstance(state.model, QuantizedModel):

@@ -213,6 +213,7 @@ def report(directory: str | Path) -> list[Row]:
         recipe_text="" if recipe is None else path.read_text(encoding="utf-8"),
         environment=store.read_json("environment.json"),
         weights=store.weights(),
+        shipped=store.read_json("found.json"),
         title="Compression report" if recipe is None else f"Compression report: {recipe.name}",
     )
     return [row for row in ordered if not is_failed(row)]

@@ -21,6 +21,7 @@ from hfcompress.models.loading import weights_hash
 from hfcompress.pruning.targets import weight_matrices
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.recipes.grid import Trial
+from hfcompress.report.rows import BELOW_CHANCE, is_below_chance
 from hfcompress.shrinking.vocabulary.shrink import keep_tokens
 from hfcompress.steps.context import Model, ModelState, StepReport
 from hfcompress.steps.registry import run_step
@@ -198,6 +199,8 @@ class Runner:
         self.latest = state
         key, logits = self.predict(state)
         row = self._row(trial, state, reports, key, dense_logits)
+        if is_below_chance(row):
+            row["note"] = "; ".join(filter(None, (row["note"], BELOW_CHANCE)))
         row["timings"] = self._timings(trial, state.model)
         row["latency"] = _step_latency(reports) or first_times(row["timings"])
         row["seconds"] = round(time.perf_counter() - started, 3)
@@ -245,6 +248,8 @@ class Runner:
             },
             "reference": _near(reference.values if reference else {}, requested),
             "note": _near(reference.notes if reference else {}, requested) or "",
+            **({"reference_n": reference.n} if reference and reference.n else {}),
+            **experiment.chance,
             "weights_hash": key,
             "fp32_rows": self._exact_rows.get(key, len(logits)),
             "layers": layers,

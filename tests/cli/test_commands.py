@@ -171,6 +171,7 @@ STOPPED = """
 import os, signal, sys
 import hfcompress.sweep.trial as trial
 from hfcompress.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 perform, number = trial.Runner.run, int(sys.argv.pop(1))
 
 def killed(runner, which):

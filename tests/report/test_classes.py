@@ -16,6 +16,7 @@ from hfcompress.report.classes import (
     shown_row,
     worst_class,
 )
+from hfcompress.report.page import html_page, shipped_row
 from hfcompress.report.table import result_table
 from hfcompress.report.write import write_report
 
@@ -99,3 +100,26 @@ def test_the_report_shows_classes(tmp_path: Path) -> None:
     assert "The classes that lose most are rare" in page
     write_report([{**MOST, "classes": []}], tmp_path / "none")
     assert not (tmp_path / "none" / "classes.png").exists()
+
+
+def test_the_classes_are_those_of_the_model_that_the_headline_names(tmp_path: Path) -> None:
+    first = {**row(0.3, 0.0, entry("a", 0.9, 0.9), entry("b", 0.9, 0.9)), "hash": "first"}
+    last = {**row(0.5, 0.4, entry("a", 0.9, 0.1), entry("b", 0.9, 0.9)), "hash": "last"}
+    pipeline = [
+        {**first, "steps": [{"step": "prune"}]},
+        {**last, "steps": [{"step": "prune"}, {"step": "quantize"}]},
+    ]
+    assert shipped_row(pipeline) is pipeline[1]
+    assert shipped_row(pipeline, "first") is pipeline[0]
+    assert "The classes that lose most are a (80.0 points" in html_page(pipeline)
+    sizes = [
+        {**DENSE, "bytes": 100},
+        *({**one, "bytes": size, "requested_sparsity": None, "mcnemar_p": 0.5}
+          for one, size in ((first, 50), (last, 10))),
+    ]  # fmt: skip
+    assert shipped_row(sizes) is sizes[1]  # the smallest within noise
+    timed = [
+        {**one, "requested_sparsity": None, "latency": {"dense": 10.0, "measured": time}}
+        for one, time in ((DENSE, 10.0), (first, 5.0), (last, 2.0))
+    ]
+    assert shipped_row(timed) is timed[1]

@@ -14,8 +14,13 @@ from matplotlib.image import AxesImage
 from PIL import Image
 
 from hfcompress.errors import BadInputError
+from hfcompress.report.classes import class_figure
 from hfcompress.report.curve import curve_figure, draw_curve
 from hfcompress.report.heatmap import draw_heatmap, heatmap_figure
+from hfcompress.report.pipeline import bars_figure
+from hfcompress.report.plotting import png_bytes
+from hfcompress.report.scatter import file_size_figure
+from hfcompress.report.temperature import temperature_figure
 from hfcompress.report.weights import (
     HistogramPanel,
     draw_histograms,
@@ -241,3 +246,35 @@ def test_refuses_heatmap_values_of_a_different_shape() -> None:
             draw_heatmap(LAYERS, [0.5], values)
     with pytest.raises(BadInputError, match="0 rows of 0 values"):
         draw_heatmap([], [], [])
+
+
+def test_the_star_stands_at_our_point_not_at_the_published_one() -> None:
+    rows = [row("layer", 0.0, 0.60, reference=0.97), row("layer", 0.3, 0.59, reference=0.96)]
+    rows = [{**one, "drop": 0.60 - one["value"], "low": 0.55, "high": 0.65} for one in rows]
+    figure = curve_figure(rows)
+    figure.canvas.draw()
+    [axes] = figure.axes
+    star = next(line for line in axes.get_lines() if line.get_marker() == "*")
+    x, y = np.asarray(star.get_transform().transform(star.get_xydata()[0]))
+    ours = axes.transData.transform((30, 65.0))
+    assert abs(y - ours[1]) * 72 / figure.dpi < 20
+    assert abs(x - ours[0]) * 72 / figure.dpi < 20
+
+
+NAMES = ["$x_{$", "a$b$c", r"\frac", "[/x]", "^_^", "=1+1", "<b>", "|", "{0}", "%d"]
+
+
+def test_names_are_drawn_as_they_are() -> None:
+    rows = [row(name, 0.3, 0.8, settings={"name": name}) for name in NAMES]
+    classes = [{"name": name, "n": 9, "dense": 0.9, "value": 0.5} for name in NAMES]
+    figures = [
+        curve_figure([{**one, "classes": classes} for one in rows], title="$x_{$"),
+        class_figure({**rows[0], "classes": classes}),
+        temperature_figure([[0.1] * len(NAMES)], labels=NAMES),
+        heatmap_figure(["a.$x_{$", "a.b"], [0.5], [[0.1], [0.2]]),
+        histogram_figure([HistogramPanel("$x_{$", histogram(1))]),
+        bars_figure([{**one, "bytes": 1e6} for one in rows]),
+        file_size_figure([{**one, "bytes": 1e6, "requested_sparsity": None} for one in rows]),
+    ]
+    for figure in figures:
+        assert png_bytes(figure).startswith(b"\x89PNG")

@@ -65,7 +65,7 @@ def test_the_figure_shows_methods_dense_and_pareto_front() -> None:
 def test_the_sentence_names_the_fastest_model_within_the_interval() -> None:
     dense = {**row("dense", 0.9, None), "low": 0.88, "high": 0.92}
     assert speedup_sentence([dense, *ROWS]).startswith(
-        "Fastest within the dense model's 95 % interval: shrink, 2.0 times faster (6 ms)"
+        "Fastest within noise of the dense model: shrink, 2.0 times faster (6 ms)"
     )
     assert "(−1.0 against the dense model)" in speedup_sentence([dense, *ROWS])
     assert speedup_sentence([]) == "No model was timed together with the dense model."

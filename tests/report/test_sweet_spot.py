@@ -5,7 +5,15 @@ from typing import Any
 import pytest
 
 from hfcompress.report.findings import sweet_spot, sweet_spot_sentence, within_noise
-from hfcompress.report.rows import compressed_points, dense_point, metric_text, points_text
+from hfcompress.report.page import headline
+from hfcompress.report.rows import (
+    compressed_points,
+    dense_point,
+    is_below_chance,
+    majority_of,
+    metric_text,
+    points_text,
+)
 
 
 def row(sparsity: float, value: float, p: float | None = None, **fields: Any) -> dict[str, Any]:
@@ -123,3 +131,62 @@ def test_metrics_and_differences_are_formatted() -> None:
     assert points_text("accuracy", -0.0001) == "0.0"
     assert points_text("matthews_correlation", 0.0131) == "+0.013"
     assert points_text("f1", None) == ""
+
+
+@pytest.mark.parametrize(
+    ("dense", "fields", "expected"),
+    [
+        ({}, {"agreement": 0.98}, True),
+        ({}, {"agreement": 0.75}, True),
+        ({}, {"agreement": 0.74}, False),
+        ({}, {"agreement": 0.0}, False),
+        ({}, {"agreement": 0.94, "majority": 0.9}, False),
+        ({}, {"agreement": 0.6, "majority": 0.1}, True),
+        ({"chance": 0.79}, {"chance": 0.79}, False),  # the dense model is not surely above it
+        ({"chance": 0.77}, {"chance": 0.77}, True),
+        ({"chance": 0.77}, {"chance": 0.77, "value": 0.76, "drop": -0.01}, False),
+        ({"chance": 0.5, "value": 0.5, "low": 0.45, "high": 0.55}, {"chance": 0.5}, False),
+    ],
+)
+def test_a_model_that_is_within_noise_agrees_and_is_above_chance(
+    dense: dict[str, Any], fields: dict[str, Any], expected: bool
+) -> None:
+    rows = [{**DENSE, **dense}, {**row(0.5, 0.80, 1.0), **fields}]
+    assert (sweet_spot(rows) is not None) is expected
+    assert ("Sweet spot:" in sweet_spot_sentence(rows)) is expected
+
+
+def test_the_chance_level_is_known_from_the_classes() -> None:
+    classes = [{"name": name, "n": n} for name, n in (("a", 79), ("b", 11), ("c", 10))]
+    rows = [{**one, "classes": classes} for one in (DENSE, row(0.5, 0.80, 1.0, chance=0.79))]
+    assert rows[0].get("chance") is None
+    assert sweet_spot([{**one, "chance": 0.79} for one in rows]) is None
+    assert majority_of(rows[0]) == 0.79
+
+
+def test_the_headline_says_why_there_is_no_sweet_spot() -> None:
+    half = {"value": 0.5, "low": 0.43, "high": 0.57, "drop": 0.0, "chance": 0.5}
+    rows = [{**DENSE, **half}, {**row(0.5, 0.5, 1.0), **half, "agreement": 1.0}]
+    assert "is not above chance level (accuracy 50.0 %, and 50.0 %" in headline(rows)
+    apart = [DENSE, row(0.5, 0.80, 1.0, agreement=0.3)]
+    assert "one of equal accuracy answers as it does on 30 % only" in headline(apart)
+    swapped = [{**one, "value": 0.1, "low": 0.08, "high": 0.12, "chance": 0.5} for one in rows]
+    assert "below chance level (accuracy 10.0 %): labels may be swapped" in headline(swapped)
+    assert "chance" not in headline([DENSE, row(0.5, 0.80, 1.0)])
+
+
+@pytest.mark.parametrize(
+    ("metric", "high", "classes", "below"),
+    [
+        ("accuracy", 0.49, 0, True),
+        ("accuracy", 0.51, 0, False),
+        ("accuracy", 0.3, 4, False),
+        ("accuracy", 0.2, 4, True),
+        ("matthews_correlation", -0.1, 0, True),
+        ("matthews_correlation", 0.1, 0, False),
+        ("f1", 0.1, 0, False),
+    ],
+)
+def test_what_is_below_guessing(metric: str, high: float, classes: int, below: bool) -> None:
+    entries = [{"name": str(place), "n": 10} for place in range(classes)]
+    assert is_below_chance({"metric": metric, "high": high, "classes": entries}) is below

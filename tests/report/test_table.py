@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from hfcompress.report.rows import published_sentence
 from hfcompress.report.table import csv_text, markdown_table, result_table, rows_table, write_csv
 
 
@@ -190,3 +191,56 @@ def test_shares_of_integers_are_shown_where_a_model_was_quantized() -> None:
     rows = [row(0.0, 0.9, steps=[{"step": "prune"}, done]), row(0.0, 0.8, steps=[])]
     assert cells(rows, "bytes in int8") == ("99.9 %", "")
     assert cells(rows, "MACs in int8") == ("97.4 %", "")
+
+
+@pytest.mark.parametrize(
+    ("value", "cell"),
+    [
+        ("=1+1", "'=1+1"),
+        ("+cmd|' /C calc'!A0", "'+cmd|' /C calc'!A0"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("-2+3", "'-2+3"),
+        ("\t=1", "'\t=1"),
+        ("\r=1", "'\n=1"),
+        ("-0.5", "-0.5"),
+        (-0.5, "-0.5"),
+        ("a=1", "a=1"),
+        ("plain, text", "plain, text"),
+    ],
+)
+def test_a_spreadsheet_runs_no_cell(value: object, cell: str) -> None:
+    text = csv_text([{"method": value, "settings": {"=evil": value}}])
+    header, row = csv.reader(io.StringIO(text, newline=""))
+    assert header == ["method", "settings.=evil"]
+    assert row == [cell, cell]
+
+
+def test_markdown_shows_names_as_they_are() -> None:
+    name = "[x](http://y) <b> `c` *d* $e$ | f\n# g"
+    text = markdown_table([{"method": name, "metric": "accuracy", "value": 0.5}])
+    line = text.splitlines()[2]
+    assert r"\[x\](http://y) \<b\> \`c\` \*d\* \$e\$ \| f \# g" in line
+
+
+def test_the_terminal_shows_names_as_they_are() -> None:
+    name = "[/x] :bug: \x1b[2J [bold]"
+    rows = [{"method": name, "metric": "accuracy", "value": 0.5, "actual_sparsity": 0.5}]
+    for markup in (True, False):
+        stream = io.StringIO()
+        Console(file=stream, width=200, markup=markup).print(rows_table(rows, title=name))
+        assert stream.getvalue().count(r"[/x] :bug: \x1b[2J [bold]") == 2
+        assert "\x1b" not in stream.getvalue()
+
+
+def test_published_figures_are_compared_with_their_own_n() -> None:
+    ours = {"metric": "accuracy", "value": 0.9, "standard_error": 0.01, "n": 1000,
+            "reference": 0.876, "requested_sparsity": 0.5, "actual_sparsity": 0.5}  # fmt: skip
+    (cell,) = cells([ours], "vs. published")
+    assert cell == "+2.4 (2.4 s.e., differs)"
+    (cell,) = cells([{**ours, "reference_n": 500}], "vs. published")
+    assert cell == "+2.4 (1.4 s.e., noise)"
+    assert published_sentence([ours]) == ""
+    assert published_sentence([{**ours, "reference_n": 1000}]) == ""
+    sentence = published_sentence([{**ours, "reference_n": 500}])
+    assert "500 examples and these of 1,000" in sentence
+    assert "--set data.max_eval=500" in sentence

@@ -188,7 +188,7 @@ def test_each_picture_is_drawn_if_rows_have_its_data() -> None:
     rows, weights = kept()
     assert list(draw_pictures([], {})) == ["curve"]
     assert list(draw_pictures(rows, weights)) == ["curve", "grids"]
-    assert list(draw_pictures(pipeline(), {})) == ["curve", "bars"]
+    assert list(draw_pictures(pipeline(), {})) == ["bars"]
 
 
 def test_refuses_to_draw_nothing_and_edges_that_do_not_match() -> None:

@@ -251,3 +251,42 @@ def test_the_card_of_a_quantized_model_shows_the_share_of_integers() -> None:
     assert "- 13 modules: norms stay in floating point" in body
     both = parts(model_card({**ROWS[1], "steps": [step]}, name="n"))[0]
     assert both["tags"] == ["hfcompress", "pruned", "quantized"]
+
+
+def test_failed_trials_stand_on_the_page_which_is_not_green(tmp_path: Path) -> None:
+    broken = {"hash": "x", "settings": {"prune.sparsity": 0.7}, "status": "failed",
+              "reason": "<b>=no room</b>"}  # fmt: skip
+    write_report([*ROWS, broken], tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert '<p class="headline failed">1 of 4 trials failed; ' in page
+    assert '<p class="headline plain">Sweet spot:' in page
+    assert '<td class="text">prune.sparsity=0.7</td>' in page
+    assert "&lt;b&gt;=no room&lt;/b&gt;" in page
+    assert "<b>=no room</b>" in (tmp_path / "results.csv").read_text(encoding="utf-8")
+    write_report([broken], tmp_path / "all")
+    page = (tmp_path / "all" / "report.html").read_text(encoding="utf-8")
+    assert "1 of 1 trials failed" in page
+    write_report(ROWS, tmp_path / "none")
+    page = (tmp_path / "none" / "report.html").read_text(encoding="utf-8")
+    assert '<p class="headline">Sweet spot:' in page
+    assert "failed" not in page.partition("<body>")[2]
+
+
+def test_a_pipeline_leaves_no_curve_of_an_older_report(tmp_path: Path) -> None:
+    write_report(ROWS, tmp_path)
+    assert (tmp_path / "curve.png").is_file()
+    steps = [
+        {**one, "bytes": 1e6, "steps": [{"step": "prune"}] * place}
+        for place, one in enumerate(ROWS)
+    ]
+    assert tmp_path / "bars.png" in write_report(steps, tmp_path)
+    assert not (tmp_path / "curve.png").exists()
+
+
+def test_a_card_shows_names_as_they_are_and_stays_one_file() -> None:
+    name = "x\n---\n# y [a](b) <script>"
+    card = model_card(ROWS[1], name=name, task="t", dataset="d", recipe_text="a: |\n  ```\n  x\n")
+    header, body = parts(card)
+    assert header["model-index"][0]["name"] == "x --- # y [a](b) <script>"
+    assert body.lstrip().startswith(r"# x --- \# y \[a\](b) \<script\>")
+    assert "````yaml\na: |\n  ```" in body

@@ -109,7 +109,7 @@ def test_a_worker_that_cannot_be_prepared_is_a_failed_trial() -> None:
 
 
 WITH_CHILDREN = """
-import os, subprocess, sys, time
+import os, signal, subprocess, sys, time
 from hfcompress.sweep.executors import _pool
 
 def work(seconds):
@@ -118,6 +118,7 @@ def work(seconds):
     time.sleep(seconds)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     with _pool(2) as pool:
         for future in [pool.submit(work, 600) for _ in range(2)]:
             future.result()
@@ -146,7 +147,10 @@ def test_workers_and_their_children_end_with_the_parent(
         assert len(pids) == 4
         assert all(map(is_alive, pids))
         parent.send_signal(number)
-        parent.wait(10)
+        try:
+            parent.wait(30)
+        finally:
+            parent.kill()
     deadline = time.monotonic() + 10
     while any(map(is_alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -22,6 +22,7 @@ from hfcompress.steps.registry import run_step
 from hfcompress.sweep import timing as timing_module
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.experiment import prepare
+from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.run import run
 from hfcompress.utils import Progress
 
@@ -187,3 +188,43 @@ def test_the_table_and_the_sentence() -> None:
     )
     assert pipeline_sentence([dense]) == "No step is measured yet."
     assert "faster" not in pipeline_table([{**last, "timings": []}, dense]).titles
+
+
+def test_pictures_of_weights_compare_with_the_step_before(
+    plan: dict[str, Any], tmp_path: Path
+) -> None:
+    steps = [{"prune": {"sparsity": 0.5}}, {"prune": {"sparsity": 0.8}}]
+    fields = {**plan, "steps": steps}
+    run(parse_recipe({**fields, "measure": {"every_step": True}}), tmp_path / "steps")
+    run(parse_recipe({**fields, "measure": {}}), tmp_path / "last")
+
+    def zeros_before(name: str) -> list[float]:
+        """Share of zeros before each row's step."""
+        store = RunDirectory(tmp_path / name)
+        weights = store.weights()
+        before = [weights[weights[row["hash"]]["dense"]] for row in store.rows()]
+        return [one["zeros"] / one["count"] for one in before]
+
+    assert zeros_before("steps") == pytest.approx([0, 0, 0.5], abs=1e-3)
+    assert zeros_before("last") == [0]
+
+
+def test_rows_say_what_chance_level_is(plan: dict[str, Any]) -> None:
+    quick = {**plan, "steps": [{"prune": {"sparsity": 0.5}}]}
+    (row,) = run(parse_recipe({**quick, "measure": {"metric": "f1"}}))
+    assert row["majority"] == 0.5
+    assert row["chance"] == pytest.approx(2 / 3)  # f1 of always answering class 1
+    (row,) = run(parse_recipe({**quick, "measure": {}}))
+    assert row["chance"] == row["majority"] == 0.5
+    assert "reference_n" not in row
+    reference = {"source": "a table", "values": {0.5: 0.9}, "n": 500}
+    (row,) = run(parse_recipe({**quick, "measure": {}, "reference": reference}))
+    assert row["reference_n"] == 500
+
+
+def test_a_row_below_chance_is_noted(plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hfcompress.sweep.trial.is_below_chance", lambda row: True)
+    reference = {"source": "a table", "values": {0.5: 0.9}, "notes": {0.5: "hello"}}
+    steps = [{"prune": {"sparsity": 0.5}}]
+    (row,) = run(parse_recipe({**plan, "steps": steps, "measure": {}, "reference": reference}))
+    assert row["note"] == "hello; below chance level: labels may be swapped"
