@@ -255,7 +255,8 @@ def test_the_star_stands_at_our_point_not_at_the_published_one() -> None:
     figure.canvas.draw()
     [axes] = figure.axes
     star = next(line for line in axes.get_lines() if line.get_marker() == "*")
-    x, y = np.asarray(star.get_transform().transform(star.get_xydata()[0]))
+    place = np.column_stack([star.get_xdata(), star.get_ydata()])
+    ((x, y),) = star.get_transform().transform(place)
     ours = axes.transData.transform((30, 65.0))
     assert abs(y - ours[1]) * 72 / figure.dpi < 20
     assert abs(x - ours[0]) * 72 / figure.dpi < 20
