@@ -24,6 +24,7 @@ from typing_extensions import TypeIs
 from hfcompress.errors import MissingExtraError, OutputError
 
 if TYPE_CHECKING:  # it takes seconds to import
+    from torch import nn
     from transformers import PreTrainedModel
     from transformers.pytorch_utils import Conv1D
 
@@ -58,6 +59,17 @@ def is_conv1d(module: object) -> TypeIs[Conv1D]:
 def is_pretrained(model: object) -> TypeIs[PreTrainedModel]:
     """Whether a model is a ``PreTrainedModel``; does not import transformers."""
     return _is_instance(model, "transformers.modeling_utils", "PreTrainedModel")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside the wrappers of ``torch.compile`` and peft, or the model itself."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and _is_instance(model, "peft", "PeftModel"):
+            inner = model.get_base_model()  # type: ignore[operator]
+        if inner is None:
+            return model
+        model = inner
 
 
 def _is_instance(value: object, module: str, name: str) -> bool:

@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"models", "measure", "report"},
     {"data", "layers"},
     {"inference"},
-    {"tasks"},
+    {"tasks", "training"},
     {"distillation", "checkpoint"},
     {"calibration", "quantization"},
     {"pruning", "shrinking"},
@@ -39,6 +39,7 @@ PURE = {
     "distillation.text_augmentation", "distillation.layer_losses",
     "distillation.teacher_outputs", "distillation.layer_map", "distillation.schedule",
     "distillation.cached_casts", "layers.affine",
+    "training.hard_loss", "training.shares",
 }  # fmt: skip
 OPTIONAL = {"onnx", "onnxruntime", "onnxscript", "openvino", "nncf", "torchao", "torch_pruning",
             "ray", "trackio", "timm", "PIL", "sklearn", "llvmlite"}  # fmt: skip

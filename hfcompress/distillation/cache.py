@@ -27,10 +27,11 @@ from hfcompress.distillation.cache_files import (
     open_arrays,
     read_meta,
 )
-from hfcompress.distillation.teacher_outputs import LABELS, ROW, TeacherOutputs
-from hfcompress.distillation.teachers import TeacherFunction, as_teacher, infer_task
+from hfcompress.distillation.teacher_outputs import ROW, TeacherOutputs
+from hfcompress.distillation.teachers import TeacherFunction, as_teacher
 from hfcompress.errors import ConfigError, DataError
 from hfcompress.models.loading import weights_hash
+from hfcompress.training.outputs import LABELS, infer_task
 
 
 class TeacherCache:

@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hfcompress.data.encode import Encoded
-from hfcompress.distillation.losses import Task
 from hfcompress.distillation.teacher_outputs import TEACHER_PREFIX
 from hfcompress.distillation.teachers import Teacher
 from hfcompress.errors import DataError
+from hfcompress.training.hard_loss import Task
 from hfcompress.utils import atomic_write
 
 Array = NDArray[Any]

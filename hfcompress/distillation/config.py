@@ -10,9 +10,9 @@ from typing_extensions import Self
 from hfcompress.config import Config
 from hfcompress.data.config import DataConfig
 from hfcompress.distillation.layer_losses import HiddenDistance
-from hfcompress.distillation.losses import Task
 from hfcompress.distillation.schedule import ScheduleKind, value_at
 from hfcompress.distillation.text_augmentation import Augmentation
+from hfcompress.training.hard_loss import Task
 
 
 class TeacherTermsConfig(Config):

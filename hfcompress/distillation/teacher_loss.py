@@ -20,16 +20,18 @@ from hfcompress.distillation.config import (
 from hfcompress.distillation.layer_loss import LayerLoss
 from hfcompress.distillation.layer_map import check_layer_map, uniform_layer_map
 from hfcompress.distillation.layer_outputs import LayerWatch
-from hfcompress.distillation.losses import DistillationLoss, Task, logits_mse
+from hfcompress.distillation.losses import DistillationLoss, logits_mse
 from hfcompress.distillation.teacher_outputs import (
-    Inputs,
     LayerStates,
     TeacherOutputs,
     fit_tokens,
 )
-from hfcompress.distillation.teachers import Teacher, TeacherLike, as_teacher, infer_task, logits_of
+from hfcompress.distillation.teachers import Teacher, TeacherLike, as_teacher
 from hfcompress.errors import ConfigError, ModelError
 from hfcompress.models.architectures import blocks, family_of
+from hfcompress.training.hard_loss import Task
+from hfcompress.training.outputs import Inputs, infer_task, logits_of, token_mask
+from hfcompress.training.trainer import count_rows
 
 SoftLoss = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 """``soft(student_logits, teacher_logits, mask)``; mask as in `losses.soft_loss`."""
@@ -65,7 +67,7 @@ class TeacherLoss:
     Attributes:
         weights: weight of each term by name; may be changed between batches.
         loss: the `DistillationLoss` that holds the temperature.
-        task: what the logits mean.
+        task: what the logits mean; a new `DistillationLoss` as ``loss`` changes it.
 
     Raises:
         ModelError: labels that differ, a teacher that is the student, or layers that cannot be
@@ -85,8 +87,8 @@ class TeacherLoss:
         else:
             soft_weight, teacher_weights = config.alpha, config.teacher_weights
         self.config = config
-        self.task: Task = config.task or infer_task(student)
-        self.loss = DistillationLoss(config.temperature, task=self.task)
+        self.student = student
+        self.loss = DistillationLoss(config.temperature, task=config.task or infer_task(student))
         self.soft = self.loss.soft if soft is None else soft
         self.weights = config.weights(soft_weight)
         teachers = listed(teacher)
@@ -100,6 +102,11 @@ class TeacherLoss:
             for item, share, pairs in zip(teachers, shares, maps, strict=True)
         ]
         self._watch = self._watch_of(student)
+
+    @property
+    def task(self) -> Task:
+        """What the logits mean."""
+        return self.loss.task
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -156,11 +163,33 @@ class TeacherLoss:
 
     def position_mask(self, inputs: Inputs) -> Tensor | None:
         """Return the mask of logits that count: tokens without padding, or None for all rows."""
-        return inputs.get("attention_mask") if self.task in ("tokens", "spans") else None
+        return token_mask(self.student, inputs) if self.task in ("tokens", "spans") else None
+
+    def part_counts(self, inputs: Inputs, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Return what each term averages over in a batch: rows, positions or tokens.
+
+        Args:
+            inputs: the batch.
+            mask: its `position_mask`.
+        """
+        rows, padding = count_rows(inputs), inputs.get("attention_mask")
+        tokens = rows if padding is None else (padding != 0).sum()
+        # A span is a distribution over the positions, so its loss is a mean over rows.
+        spans = self.task == "spans"
+        positions = rows if spans or mask is None else (mask != 0).sum()
+        by_row = self.config.hidden_distance in ("patience", "attention_transfer")
+        return {
+            "soft_loss": positions,
+            "logits_loss": tokens if spans else positions,
+            "hidden_loss": rows if by_row else tokens,
+            "attention_loss": tokens,
+            "value_loss": tokens,
+        }
 
     def watch(self, student: nn.Module) -> None:
         """Move the hooks to another student of the same shape."""
         self._watch.close()
+        self.student = student
         self._watch = self._watch_of(student)
 
     def open(self) -> None:
@@ -298,4 +327,8 @@ def wanted_layers(
 def relation_heads(model: nn.Module) -> int | None:
     """Return the student's number of attention heads; None for an unknown family."""
     family = family_of(model)
-    return None if family is None else int(getattr(model.config, family.heads))
+    if family is None:
+        return None
+    heads: int | Sequence[int] = getattr(model.config, family.heads)
+    # A family with stages has one number for each; values are compared in the last one.
+    return heads if isinstance(heads, int) else heads[-1]

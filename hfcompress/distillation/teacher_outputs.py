@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
+
+from hfcompress.training.outputs import LABELS, Inputs
 
 States = Mapping[int, Tensor]
 """Layer number -> tensor; layers count from 0, as ``architectures.blocks`` lists them."""
@@ -86,10 +88,6 @@ ROW = "row"
 """The column with each row's number in the data; cached outputs are looked up by it."""
 TEACHER_PREFIX = "teacher_"
 """Prefix of columns that only the teacher reads, under the rest of the name."""
-LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions")
-"""Columns that teachers do not receive."""
-Inputs = Mapping[str, Tensor]
-"""A batch by column."""
 
 
 def is_for_teacher(column: str) -> bool:
@@ -112,13 +110,12 @@ def teacher_inputs(inputs: Inputs) -> dict[str, Tensor]:
     return own or without_labels(student_inputs(inputs))
 
 
-def without_labels(inputs: Inputs) -> dict[str, Tensor]:
-    """Return a batch without its labels."""
-    return {name: value for name, value in inputs.items() if name not in LABELS}
+def without_labels(inputs: Inputs, names: Collection[str] = ()) -> dict[str, Tensor]:
+    """Return a batch without its labels.
 
-
-def labels_of(inputs: Inputs) -> Tensor | None:
-    """Return the labels in the form of `losses.hard_loss`, or None."""
-    if "start_positions" in inputs and "end_positions" in inputs:
-        return torch.stack([inputs["start_positions"], inputs["end_positions"]], dim=1)
-    return next((inputs[name] for name in LABELS if name in inputs), None)
+    Args:
+        inputs: the batch.
+        names: further columns with labels.
+    """
+    hidden = {*LABELS, *names}
+    return {name: value for name, value in inputs.items() if name not in hidden}

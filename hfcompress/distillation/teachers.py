@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Literal, Protocol, cast, runtime_checkable
+from collections.abc import Callable, Collection, Mapping
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
-    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
-)
 
 from hfcompress.distillation.cached_casts import CachedCasts
 from hfcompress.distillation.layer_outputs import LayerWatch
-from hfcompress.distillation.losses import Task
-from hfcompress.distillation.teacher_outputs import ROW, Inputs, TeacherOutputs, teacher_inputs
-from hfcompress.errors import ConfigError, DataError, ModelError
+from hfcompress.distillation.teacher_outputs import ROW, TeacherOutputs, teacher_inputs
+from hfcompress.errors import ConfigError, DataError
+from hfcompress.training.outputs import Inputs, forward_names, is_transformers, logits_of
 
 TeacherFunction = Callable[[Mapping[str, Tensor]], object]
 
@@ -90,11 +84,9 @@ class _ModelTeacher:
         self.watch = watch
         self.precision = precision
         self._casts = CachedCasts(model)
-        parameters = inspect.signature(model.forward).parameters
-        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        names, open_ended = forward_names(model)
         # transformers models pass **kwargs down; the named parameters are what they read.
-        takes_all = open_ended and not isinstance(model, PreTrainedModel)
-        self._reads = None if takes_all else set(parameters)
+        self._reads = None if open_ended and not is_transformers(model) else names
         self._home: torch.device | None = None
 
     def ask(self, inputs: Inputs) -> TeacherOutputs:
@@ -179,69 +171,3 @@ class _KeptTeacher(_Stateless):
                 f"dataset.add_column({ROW!r}, range(len(dataset)))"
             )
         return self.kept.lookup(inputs[ROW].cpu())
-
-
-_TASK_OF_PROBLEM: dict[str, Task] = {
-    "single_label_classification": "classification",
-    "multi_label_classification": "multi_label",
-    "regression": "regression",
-}
-
-
-def infer_task(model: nn.Module, label: object = None) -> Task:
-    """Return the task of a transformers model; classification for other modules.
-
-    Args:
-        model: the student.
-        label: the label of one row, if any; a vector of floats means multi_label.
-    """
-    name, config = type(model).__name__, getattr(model, "config", None)
-    if name in MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values():
-        return "spans"
-    if name in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values():
-        return "tokens"
-    problem = getattr(config, "problem_type", None)
-    if problem in _TASK_OF_PROBLEM:
-        return _TASK_OF_PROBLEM[problem]
-    if getattr(config, "num_labels", 2) == 1:
-        return "regression"
-    values = None if label is None else torch.as_tensor(label)
-    if values is not None and values.is_floating_point() and values.dim():
-        return "multi_label"
-    return "classification"
-
-
-def first_row(dataset: object) -> Mapping[str, object]:
-    """Return the first row of a dataset; empty without rows or if rows are not mappings."""
-    row = next(iter(cast(Iterable[object], dataset)), None) if dataset is not None else None
-    return row if isinstance(row, Mapping) else {}
-
-
-def logits_of(outputs: object) -> Tensor:
-    """Return the logits in a model's outputs, in the shape that `Task` describes.
-
-    Args:
-        outputs: a tensor of logits, or an object or mapping with ``logits``, or with
-            ``start_logits`` and ``end_logits`` for spans.
-
-    Raises:
-        ModelError: outputs without logits.
-    """
-    if isinstance(outputs, Tensor):
-        return outputs
-    found = {name: _entry(outputs, name) for name in ("logits", "start_logits", "end_logits")}
-    if found["logits"] is not None:
-        return found["logits"]
-    if found["start_logits"] is not None and found["end_logits"] is not None:
-        return torch.stack([found["start_logits"], found["end_logits"]], dim=1)
-    raise ModelError(
-        f"cannot find logits in outputs of type {type(outputs).__name__}; return a tensor, or an "
-        "object with 'logits', from the model"
-    )
-
-
-def _entry(outputs: object, name: str) -> Tensor | None:
-    if isinstance(outputs, Mapping):
-        return outputs.get(name)
-    found: Tensor | None = getattr(outputs, name, None)
-    return found

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
@@ -21,39 +20,32 @@ from transformers import (
 )
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
-from hfcompress.distillation.accumulation import (
-    LoggedParts,
-    Unit,
-    UpdateShares,
-    count_units,
-    units_of,
-)
 from hfcompress.distillation.arguments import DistillationArguments
 from hfcompress.distillation.checks import check_setup, check_tokenizers
-from hfcompress.distillation.losses import hard_loss
+from hfcompress.distillation.config import DistillationTrainingConfig
+from hfcompress.distillation.losses import DistillationLoss
 from hfcompress.distillation.teacher_loss import TeacherLoss, listed
 from hfcompress.distillation.teacher_outputs import (
-    LABELS,
     ROW,
-    Inputs,
     is_for_teacher,
-    labels_of,
     student_inputs,
     without_labels,
 )
-from hfcompress.distillation.teachers import TeacherLike, first_row, infer_task, logits_of
+from hfcompress.distillation.teachers import TeacherLike
 from hfcompress.errors import ConfigError, DataError, SourceError
+from hfcompress.training.hard_loss import Task
+from hfcompress.training.outputs import Inputs, labels_of, logits_of
+from hfcompress.training.trainer import TermsTrainer, Trial
 
-Trial = Any  # optuna's trial or a dict, as transformers types it
 
-
-class DistillationTrainer(Trainer):
+class DistillationTrainer(TermsTrainer):
     """A ``Trainer`` whose loss is ``alpha * soft + (1 - alpha) * hard`` plus terms on layers.
 
-    ``hard`` is the loss that ``Trainer`` computes; with an alpha of 1 rows need no labels. The
-    unweighted parts are logged beside the loss, averaged over the same updates. Evaluation is that
-    of ``Trainer``: the loss on the labels, without teachers. To change a part, override
-    `soft_loss` or `position_mask`, or give a function as the teacher.
+    ``hard`` is the loss that ``Trainer`` computes (see `TermsTrainer`); with an alpha of 1 rows
+    need no labels. The unweighted parts are logged beside the loss, averaged over the same updates.
+    Evaluation is that of ``Trainer``: the loss on the labels, without teachers. The options are
+    read from ``args`` when a training starts. To change a part, override `soft_loss` or
+    `position_mask`, or give a function as the teacher.
 
     The train dataset may have a column ``row`` (row numbers for a `TeacherCache`) and columns with
     the prefix ``teacher_`` (``teacher_input_ids``, for a teacher with another tokenizer); the
@@ -70,10 +62,11 @@ class DistillationTrainer(Trainer):
         ConfigError: other training arguments, a layer map out of range, or a wrong number of
             teacher weights.
         ModelError: different labels, tokenizers or layers.
-        DataError: an empty train dataset.
+        DataError: an empty train dataset, or a DataLoader.
     """
 
     args: DistillationArguments
+    no_labels = "the rows have no labels; set alpha to 1 to learn from the teacher only"
 
     def __init__(
         self,
@@ -89,25 +82,18 @@ class DistillationTrainer(Trainer):
                 f"DistillationTrainer needs DistillationArguments, not {type(args).__name__}"
             )
         super().__init__(model, args, *others, **kwargs)
+        self._teachers = listed(teacher)
+        self._tokenizers = (self.processing_class, teacher_processing_class)
+        self._checked = False
         self.distillation = args.distillation_config()
-        student = cast(nn.Module, self.model)
-        self._takes_labels = bool(set(LABELS) & set(inspect.signature(student.forward).parameters))
-        if not self._takes_labels and args.label_names is None:
-            self.label_names = ["labels"]
-        row = first_row(self.train_dataset)
-        task = self.distillation.task or infer_task(student, row.get("labels"))
-        self.distillation = self.distillation.replace(task=task)
-        tokenizers = (self.processing_class, teacher_processing_class)
         check_setup(args, self.distillation, self.train_dataset)
-        check_tokenizers(student, listed(teacher), self.distillation, tokenizers, row)
-        self.teaching = TeacherLoss(student, teacher, self.distillation, self.soft_loss)
-        self.teaching.close()  # train() sets the hooks
-        self.add_callback(ProjectionCallback(self.teaching.layers, self.accelerator))
-        self._columns = sorted({ROW, *row})
-        self._shares = UpdateShares()
-        self._logged = LoggedParts()
+        columns = _columns(self.train_dataset)
+        if columns is not None:
+            self._check_columns(columns)
+        self.teaching = self._make_teaching(self.distillation)
+        self.teaching.close()  # begin_training() sets the hooks
+        self.add_callback(ProjectionCallback(self))
         self._projected = False
-        self._has_model_init = kwargs.get("model_init") is not None
 
     # --- for subclasses --------------------------------------------------------------------------
 
@@ -117,7 +103,7 @@ class DistillationTrainer(Trainer):
         """Return the distance from one teacher, a mean over the unmasked positions.
 
         Args:
-            student_logits: shape by `losses.Task`.
+            student_logits: shape by `Task`.
             teacher_logits: as the student's.
             mask: the batch's `position_mask`.
         """
@@ -139,146 +125,136 @@ class DistillationTrainer(Trainer):
         """Return the weighted loss of all terms; in evaluation the loss on the labels."""
         own = student_inputs(inputs)
         if not model.training:
-            loss, outputs = self._hard_loss(model, own, num_items_in_batch)
+            loss, outputs = self.task_loss(model, own, num_items_in_batch)
             return (loss, outputs) if return_outputs else loss
         progress = self.state.global_step, self.state.max_steps
         self.teaching.loss.temperature, alpha = self.distillation.balance(*progress)
         self.teaching.weights["soft_loss"] = alpha
         parts: dict[str, Tensor] = {}
-        if alpha < 1 and self._labelled(own):
-            # Without num_items it is the mean of this batch, which _shared scales by its share.
-            parts["hard_loss"], outputs = self._hard_loss(model, own)
+        if alpha < 1:
+            parts["hard_loss"], outputs = self.task_loss(model, own, num_items_in_batch)
         else:
-            outputs = model(**without_labels(own))
-        parts |= self.teaching.terms(inputs, outputs, self.position_mask(inputs))
-        parts = self._shared(parts, inputs)
-        self._logged.add(parts, self.state.global_step)
+            outputs = model(**without_labels(own, self.label_names))
+        taught = without_labels(inputs, self.label_names)
+        terms = self.teaching.terms(taught, outputs, self.position_mask(inputs))
+        parts |= self.in_update(terms, inputs, num_items_in_batch)
+        self.log_parts(parts, num_items_in_batch)
         weights = {"hard_loss": 1 - alpha, **self.teaching.weights}
         weighted = [weights[name] * part for name, part in parts.items()]
         # If no term applies, use a zero connected to the graph, because backward() still runs.
         loss = torch.stack(weighted or [0.0 * logits_of(outputs).sum()]).sum()
-        loss = loss * self._divisor(num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def _hard_loss(
-        self, model: nn.Module, inputs: dict[str, Tensor], num_items: Tensor | int | None = None
-    ) -> tuple[Tensor, object]:
-        """Return the loss on the labels and the student's outputs."""
-        if self._takes_labels or self.compute_loss_func is not None:
-            loss, outputs = super().compute_loss(
-                model, inputs, return_outputs=True, num_items_in_batch=num_items
-            )
-            return loss, outputs
-        outputs = model(**without_labels(inputs))
-        labels = labels_of(inputs)
-        assert labels is not None
-        return hard_loss(logits_of(outputs).float(), labels, self.teaching.task), outputs
+    def part_counts(self, inputs: Inputs) -> dict[str, Tensor]:
+        """Return what each part of the loss averages over in a batch, by the part's name."""
+        taught = self.teaching.part_counts(inputs, self.position_mask(inputs))
+        return super().part_counts(inputs) | taught
 
-    def _labelled(self, inputs: Inputs) -> bool:
-        """Return whether any row of the batch has a label."""
-        labels = labels_of(inputs)
-        if labels is None:
-            raise DataError(
-                "the rows have no labels; set alpha to 1 to learn from the teacher only"
-            )
-        return labels.is_floating_point() or bool((labels != -100).any())
+    def label_task(self, labels: Tensor | None) -> Task:
+        """Return what the logits mean: by the arguments, or else by model and labels."""
+        return self.distillation.task or super().label_task(labels)
 
-    # --- accumulated updates and logs ------------------------------------------------------------
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Inputs], num_batches: int, device: torch.device
-    ) -> tuple[list[Inputs], Tensor | int | None]:
-        """As ``Trainer.get_batch_samples``; also counts the units of each loss."""
-        samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        several = len(samples) * self.accelerator.num_processes > 1
-        self._shares.start([self._units(batch) for batch in samples if several], self._everywhere)
-        return samples, items
-
-    def _units(self, inputs: Inputs) -> dict[Unit, Tensor]:
-        # A span is a distribution over the positions, so its losses are means over rows.
-        spans = self.teaching.task == "spans"
-        return count_units(inputs, labels_of(inputs), None if spans else self.position_mask(inputs))
-
-    def _everywhere(self, count: Tensor) -> Tensor:
-        """Average a count over the processes, as gradients are averaged."""
-        if not self.args.average_tokens_across_devices:
-            return count
-        total: Tensor = self.accelerator.reduce(count.to(self.args.device).float(), "mean")
-        return total
-
-    def _shared(self, parts: dict[str, Tensor], inputs: Inputs) -> dict[str, Tensor]:
-        """Scale each part by the batch's share in the update."""
-        if not self._shares:
-            return parts
-        shares = self._shares.of(self._units(inputs))
-        units = units_of(self.teaching.task, self.distillation.hidden_distance)
-        return {name: part * shares[units[name]] for name, part in parts.items()}
-
-    def _divisor(self, num_items_in_batch: Tensor | int | None) -> float:
-        """Return the divisor that ``Trainer`` applies to the loss, which shares must undo."""
-        if not self._shares or self.compute_loss_func is not None:
-            return 1.0
-        normalized = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-        return 1.0 if normalized else float(self.current_gradient_accumulation_steps)
+    def see_batch(self, inputs: Inputs) -> None:
+        """Check the columns of a training's first batch, and take the task from its labels."""
+        if self._checked:
+            return
+        self._check_columns(inputs)
+        task = self.label_task(labels_of(inputs, self.label_names))
+        if task != self.teaching.task:
+            self.teaching.loss = DistillationLoss(self.distillation.temperature, task=task)
+        self._checked = True
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the parts of the loss, and scheduled values, to a training log."""
-        if "loss" in logs:
-            logs.update(self._logged.take(self.state.global_step, self._average))
-            if self.distillation.schedule != "constant":
-                logs["temperature"] = self.teaching.loss.temperature
-                logs["alpha"] = self.teaching.weights["soft_loss"]
+        if "loss" in logs and self.distillation.schedule != "constant":
+            logs["temperature"] = self.teaching.loss.temperature
+            logs["alpha"] = self.teaching.weights["soft_loss"]
         super().log(logs, start_time)
-
-    def _average(self, value: Tensor) -> Tensor:
-        mean: Tensor = self.accelerator.gather(value.float().reshape(1)).mean()
-        return mean
 
     # --- around the training ---------------------------------------------------------------------
 
     def train(
         self,
-        resume_from_checkpoint: str | bool | None = None,
+        resume_from_checkpoint: str | Path | bool | None = None,
         trial: Trial = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """As ``Trainer.train``, with hooks on the compared layers."""
-        with self.teaching:
-            if not self._has_model_init:
-                self._add_projections(cast(nn.Module, self.model))
+        given = self.train_dataset
+        try:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        finally:
+            self.teaching.close()
+            self.train_dataset = given
 
-    def call_model_init(self, trial: Trial = None) -> nn.Module:
-        """As ``Trainer.call_model_init``; moves the hooks to the new student."""
-        student: nn.Module = super().call_model_init(trial)
-        if hasattr(self, "teaching"):  # not in Trainer.__init__
-            self.teaching.watch(student)
-            self._projected = False
-            self._add_projections(student.to(self.args.device))
-        return student
+    def begin_training(self) -> None:
+        """Read the options from ``args``, set the hooks, and add projections where widths differ.
+
+        Raises:
+            ConfigError, ModelError: as the constructor.
+        """
+        config, student = self.args.distillation_config(), cast(nn.Module, self.model)
+        if config != self.distillation or student is not self.teaching.student:
+            check_setup(self.args, config, self.train_dataset)
+            teaching = self._make_teaching(config)
+            self.teaching.close()
+            self.teaching, self.distillation, self._projected = teaching, config, False
+        self._checked = False
+        self.teaching.open()
+        if self.distillation.hidden_weight and not self._projected:
+            self._add_projections(student)
+            self._projected = True
+
+    def _make_teaching(self, config: DistillationTrainingConfig) -> TeacherLoss:
+        student = cast(nn.Module, self.model)
+        return TeacherLoss(student, self._teachers, config, self.soft_loss)
+
+    def _check_columns(self, columns: Collection[str]) -> None:
+        student = cast(nn.Module, self.model)
+        check_tokenizers(student, self._teachers, self.distillation, self._tokenizers, columns)
 
     def _add_projections(self, student: nn.Module) -> None:
         """Add learned projections where widths differ, found by a forward pass of one row."""
-        if not self.distillation.hidden_weight or self._projected:
-            return
-        self._projected = True
         cuda = [self.args.device] if self.args.device.type == "cuda" else []
         # Fork the random state, so that projections do not change the training's random numbers.
         with torch.random.fork_rng(devices=cuda), torch.no_grad():
             torch.manual_seed(self.args.seed)
-            loader = self.get_train_dataloader()
-            batch = self._prepare_inputs(loader.collate_fn([next(iter(loader.dataset))]))
-            student.eval()
-            outputs = student(**without_labels(student_inputs(batch)))
-            self.teaching.add_projections(batch, outputs)
+            row = self._take_row()
+            loader = Trainer.get_train_dataloader(self)
+            if row is None:
+                row = next(iter(loader.dataset))
+            batch = self._prepare_inputs(loader.collate_fn([row]))
+            student.to(self.args.device).eval()
+            shown = without_labels(student_inputs(batch), self.label_names)
+            self.teaching.add_projections(batch, student(**shown))
+
+    def _take_row(self) -> object:
+        """Return the first row of a stream, which the training will read again; else None."""
+        dataset = self.train_dataset
+        if not isinstance(dataset, IterableDataset):
+            return None
+        rows = iter(dataset)
+        row: object = next(rows, None)
+        if row is None:
+            raise DataError("the train dataset is empty; distillation needs at least one row")
+        if not self.args.dataloader_num_workers:  # workers read their own copies of the stream
+            self.train_dataset = cast(Any, _GivenBack(dataset, row, rows))
+        return row
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """As ``Trainer.create_optimizer``; adds projections as a group without weight decay."""
+        """As ``Trainer.create_optimizer``; adds projections as a group without weight decay.
+
+        To an optimizer of the caller they are added as members of its last group, because its
+        scheduler may know the number of groups.
+        """
         fresh = self.optimizer is None
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        projections = list(self.teaching.layers.parameters())
-        if fresh and projections:
-            optimizer.add_param_group({"params": projections, "weight_decay": 0.0})
+        trained = {id(item) for group in optimizer.param_groups for item in group["params"]}
+        new = [item for item in self.teaching.layers.parameters() if id(item) not in trained]
+        if new and fresh:
+            optimizer.add_param_group({"params": new, "weight_decay": 0.0})
+        elif new:
+            optimizer.param_groups[-1]["params"].extend(new)
         return optimizer
 
     def prediction_step(
@@ -300,18 +276,56 @@ class DistillationTrainer(Trainer):
         if self.args.should_save:
             save_projections(self.teaching.layers, Path(self._get_output_dir(trial=trial)) / name)
 
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: nn.Module | None = None
-    ) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_projections(self.teaching.layers, Path(resume_from_checkpoint))
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            load_projections(self.teaching.layers, Path(checkpoint))
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         kept: list[str] = getattr(self, "_signature_columns")  # noqa: B009  # typed as None
-        kept += [
-            name for name in (ROW, *self._columns) if name not in kept and is_for_teacher(name)
-        ]
+        if isinstance(kept, _Kept):
+            return
+        columns = _columns(self.train_dataset) or ()
+        self._signature_columns = cast(Any, _Kept([*kept, ROW, *filter(is_for_teacher, columns)]))
+
+
+class _Kept(list[str]):
+    """Names of columns that are kept; each column for the teacher is one of them."""
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (isinstance(name, str) and is_for_teacher(name))
+
+
+class _GivenBack(IterableDataset[Any]):
+    """A stream whose first row was taken: the first reading gives it again."""
+
+    def __init__(self, stream: Iterable[object], row: object, rest: Iterator[object]) -> None:
+        self._stream, self._row = stream, row
+        self._rest: Iterator[object] | None = rest
+
+    def __iter__(self) -> Iterator[object]:
+        rest, self._rest = self._rest, None
+        if rest is None:
+            yield from self._stream
+            return
+        yield self._row
+        yield from rest
+
+    def __len__(self) -> int:
+        return len(cast(Any, self._stream))
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.__dict__["_stream"], name)
+
+
+def _columns(dataset: object) -> list[str] | None:
+    """Return the names of a dataset's columns without reading a row, or None if unknown."""
+    names = getattr(dataset, "column_names", None)
+    if isinstance(names, list):
+        return [str(name) for name in names]
+    rows = dataset if isinstance(dataset, (list, tuple)) else ()
+    return [str(name) for name in rows[0]] if rows and isinstance(rows[0], Mapping) else None
 
 
 PROJECTIONS_FILE = "distillation_projections.safetensors"
@@ -322,13 +336,11 @@ class ProjectionCallback(TrainerCallback):
     """Synchronises and clears gradients of projections, as ``Trainer`` does for its model.
 
     Args:
-        layers: the modules with projections.
-        accelerator: the Trainer's.
+        trainer: whose projections.
     """
 
-    def __init__(self, layers: nn.Module, accelerator: Accelerator) -> None:
-        self.layers = layers
-        self.accelerator = accelerator
+    def __init__(self, trainer: DistillationTrainer) -> None:
+        self.trainer = trainer
 
     def on_pre_optimizer_step(
         self,
@@ -338,9 +350,10 @@ class ProjectionCallback(TrainerCallback):
         **kwargs: object,
     ) -> None:
         """Average the gradients over the processes."""
-        for parameter in self.layers.parameters():
-            if parameter.grad is not None and self.accelerator.num_processes > 1:
-                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+        accelerator = self.trainer.accelerator
+        for parameter in self.trainer.teaching.layers.parameters():
+            if parameter.grad is not None and accelerator.num_processes > 1:
+                parameter.grad = accelerator.reduce(parameter.grad, "mean")
 
     def on_optimizer_step(
         self,
@@ -350,7 +363,7 @@ class ProjectionCallback(TrainerCallback):
         **kwargs: object,
     ) -> None:
         """Clear the gradients."""
-        self.layers.zero_grad()
+        self.trainer.teaching.layers.zero_grad()
 
 
 def save_projections(layers: nn.Module, folder: Path) -> None:

@@ -129,17 +129,8 @@ class PruningCallback(TrainerCallback):
             )  # fmt: skip
 
     def _resume(self, args: TrainingArguments, state: TrainerState, masks: TrainingMasks) -> None:
-        named = self.resume_from or args.resume_from_checkpoint
-        known = isinstance(named, (str, Path)) and str(named).lower() != "true"
-        folder = Path(str(named)) if known else _checkpoint_folder(args, state)
-        path = folder / STATE_FILE
-        if not path.is_file():
-            raise SourceError(
-                f"training resumes at step {state.global_step}, and {path} with its masks is not "
-                "there; give PruningCallback(resume_from=...) the folder that holds it"
-            )
-        with safe_open(path, framework="pt") as file:
-            saved = json.loads(file.metadata()["config"])
+        path = self._saved_masks(args, state)
+        saved = json.loads(_metadata(path)["config"])
         if saved != self.config.to_dict():
             changed = [
                 name for name, value in self.config.to_dict().items() if value != saved.get(name)
@@ -149,6 +140,37 @@ class PruningCallback(TrainerCallback):
                 "resume with the config that training started with"
             )
         masks.load(load_file(path))
+
+    def _saved_masks(self, args: TrainingArguments, state: TrainerState) -> Path:
+        """Return the file with the masks of the resumed step.
+
+        Raises:
+            SourceError: no such file, or one of another step only.
+        """
+        named = self.resume_from or args.resume_from_checkpoint
+        known = isinstance(named, (str, Path)) and str(named).lower() != "true"
+        folder = _checkpoint_folder(args, state)
+        first = Path(str(named)) / STATE_FILE if known else folder / STATE_FILE
+        # A folder that was named for an earlier resume holds the masks of an earlier step.
+        paths = [path for path in (first, folder / STATE_FILE) if path.is_file()]
+        if not paths:
+            raise SourceError(
+                f"training resumes at step {state.global_step}, and {first} with its masks is not "
+                "there; give PruningCallback(resume_from=...) the folder that holds it"
+            )
+        steps = [_metadata(path).get("step", str(state.global_step)) for path in paths]
+        if str(state.global_step) not in steps:
+            raise SourceError(
+                f"training resumes at step {state.global_step}, and {paths[0]} holds the masks of "
+                f"step {steps[0]}; give PruningCallback(resume_from=...) the resumed checkpoint"
+            )
+        return paths[steps.index(str(state.global_step))]
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        found: dict[str, str] = file.metadata()
+    return found
 
 
 def _checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:

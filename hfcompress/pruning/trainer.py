@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import TrainOutput
+from transformers import TrainingArguments
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from hfcompress.config import option, option_metadata
 from hfcompress.errors import ConfigError
 from hfcompress.pruning.callback import PruningCallback
 from hfcompress.pruning.training_config import PruningTrainingConfig
 from hfcompress.pruning.training_masks import Prune
+from hfcompress.training.trainer import TermsTrainer, Trial
 
 LossTerms = Callable[[nn.Module, Mapping[str, Any], Any], Mapping[str, Tensor]]
 """``terms(model, inputs, outputs)``: named scalars, each the mean over the batch."""
@@ -25,6 +27,7 @@ LossTerms = Callable[[nn.Module, Mapping[str, Any], Any], Mapping[str, Tensor]]
 _PREFIX = "pruning_"
 
 
+_last_checkpoint: Callable[[str], str | None] = get_last_checkpoint
 _option = partial(option, PruningTrainingConfig)
 _help = partial(option_metadata, PruningTrainingConfig)
 
@@ -72,21 +75,25 @@ class PruningArguments(TrainingArguments):
         return PruningTrainingConfig.from_dict(values, "PruningArguments")
 
 
-class PruningTrainer(Trainer):
+class PruningTrainer(TermsTrainer):
     """A ``Trainer`` that prunes while it trains, and takes further losses.
 
-    The loss is ``task_loss_weight`` times the model's own plus the sum of the ``loss_terms``.
-    With a weight of 0 the rows need no labels. The mean of each term since the last log, and the
-    sparsity, are logged beside the loss.
+    The loss is ``task_loss_weight`` times the one that ``Trainer`` computes (see `TermsTrainer`)
+    plus the sum of the ``loss_terms``. With a weight of 0 the rows need no labels. The mean of
+    each term since the last log, and the sparsity, are logged beside the loss. The options are read
+    from ``args`` when a training starts.
 
     Args:
         args: `PruningArguments`.
-        loss_terms: called as ``loss_terms(model, inputs, outputs)``, gives named scalars.
+        loss_terms: called as ``loss_terms(model, inputs, outputs)``, gives named scalars, each the
+            mean over the rows of a batch; with a method ``part_counts(inputs)``, as `TeacherLoss`
+            has, over what it counts.
         prune: for method custom, ``prune(model, sparsity)``.
         *others: those of ``Trainer``.
     """
 
     args: PruningArguments
+    no_labels = "the rows have no labels; set task_loss_weight to 0 to train on the loss_terms only"
 
     def __init__(
         self,
@@ -99,73 +106,75 @@ class PruningTrainer(Trainer):
     ) -> None:
         if not isinstance(args, PruningArguments):
             raise ConfigError(f"PruningTrainer needs PruningArguments, not {type(args).__name__}")
-        if loss_terms is None and not args.task_loss_weight:
-            raise ConfigError("task_loss_weight 0 leaves no loss; give PruningTrainer loss_terms")
+        _check_loss(args, loss_terms)
         super().__init__(model, args, *others, **kwargs)
         self.loss_terms = loss_terms
         self.pruning = PruningCallback(args.pruning_config(), prune=prune)
         self.add_callback(self.pruning)
-        self._buffer: dict[str, list[Tensor]] = defaultdict(list)
 
     def train(
         self,
-        resume_from_checkpoint: str | bool | None = None,
-        trial: Any = None,
+        resume_from_checkpoint: str | Path | bool | None = None,
+        trial: Trial = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """As ``Trainer.train``; masks are resumed from the same folder."""
-        if isinstance(resume_from_checkpoint, str):
-            self.pruning.resume_from = resume_from_checkpoint
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        before = self.pruning.resume_from
+        folder: str | Path | bool | None = resume_from_checkpoint
+        if folder is True:
+            folder = _last_checkpoint(str(self.args.output_dir))
+        if isinstance(folder, (str, os.PathLike)):
+            self.pruning.resume_from = folder
+        try:
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        finally:
+            self.pruning.resume_from = before
+
+    def begin_training(self) -> None:
+        """Read the options from ``args``."""
+        _check_loss(self.args, self.loss_terms)
+        self.pruning.config = self.args.pruning_config()
 
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Any],
+        inputs: Mapping[str, Tensor],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        """The weighted task loss plus the added terms."""
+    ) -> Tensor | tuple[Tensor, object]:
+        """Return the weighted task loss plus the added terms."""
         parts: dict[str, Tensor] = {}
-        loss = torch.zeros((), device=self.args.device)
+        weights = {"task_loss": self.args.task_loss_weight}
         if self.args.task_loss_weight:
-            task, outputs = super().compute_loss(
-                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
-            )
+            task, outputs = self.task_loss(model, inputs, num_items_in_batch)
             parts["task_loss"] = task
-            loss = self.args.task_loss_weight * task
         else:  # the model's own loss is not asked for, so that there may be no labels
-            outputs = model(**inputs)
+            outputs = model(**self.readable(inputs))
         if self.loss_terms is not None:
-            terms = self.loss_terms(model, inputs, outputs)
-            parts.update(terms)
-            scale = self._scale(num_items_in_batch)
-            loss = (
-                loss + scale * torch.stack([term.to(loss.device) for term in terms.values()]).sum()
-            )
+            terms = self.loss_terms(model, dict(inputs), outputs)
+            if model.training:
+                terms = self.in_update(terms, inputs, num_items_in_batch)
+            parts |= terms
         if model.training:
-            for name, part in parts.items():
-                self._buffer[name].append(part.detach())
+            self.log_parts(parts, num_items_in_batch)
+        loss = torch.zeros((), device=self.args.device)
+        for name, part in parts.items():
+            loss = loss + weights.get(name, 1.0) * part.to(loss.device)
         return (loss, outputs) if return_outputs else loss
 
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the mean of each buffered loss term and the sparsity to a training log."""
+    def part_counts(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what each part of the loss averages over in a batch, by the part's name."""
+        known: Callable[..., dict[str, Tensor]] | None
+        known = getattr(self.loss_terms, "part_counts", None)
+        return super().part_counts(inputs) | ({} if known is None else known(inputs))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the mean of each loss term and the sparsity to a training log."""
         if "loss" in logs:
-            for name, values in self._buffer.items():
-                logs[name] = self._mean(torch.stack(values).mean())
-            self._buffer.clear()
             logs["sparsity"] = self.pruning.sparsity
-        super().log(logs, *args, **kwargs)
+        super().log(logs, start_time)
 
-    def _scale(self, num_items_in_batch: Tensor | int | None) -> float:
-        """What an added term needs so that accumulated gradients are those of the mean.
 
-        The Trainer divides the loss by the accumulation steps only where the task loss is not
-        already normalized over all of them.
-        """
-        normalized = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-        return 1 / self.current_gradient_accumulation_steps if normalized else 1.0
-
-    def _mean(self, value: Tensor) -> float:
-        """The mean over processes."""
-        return float(self.accelerator.gather(value.float().reshape(1)).mean())
+def _check_loss(args: PruningArguments, loss_terms: LossTerms | None) -> None:
+    if loss_terms is None and not args.task_loss_weight:
+        raise ConfigError("task_loss_weight 0 leaves no loss; give PruningTrainer loss_terms")

@@ -1,0 +1,1 @@
+"""What the Trainers of pruning and distillation share: a loss on labels beside other terms."""

@@ -1,0 +1,171 @@
+"""A model's logits and loss, a batch's labels, and the task that they belong to."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+)
+
+from hfcompress.errors import ModelError
+from hfcompress.training.hard_loss import Task
+from hfcompress.utils import unwrapped
+
+Inputs = Mapping[str, Tensor]
+"""A batch by column."""
+LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions")
+"""Columns with labels, whatever the model calls them."""
+
+_CAUSAL = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+_TOKENS = frozenset(
+    {
+        *MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values(),
+        *MODEL_FOR_MASKED_LM_MAPPING_NAMES.values(),
+        *MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values(),
+        *_CAUSAL,
+    }
+)
+_TASK_OF_PROBLEM: dict[str, Task] = {
+    "single_label_classification": "classification",
+    "multi_label_classification": "multi_label",
+    "regression": "regression",
+}
+
+
+def infer_task(model: nn.Module, label: object = None) -> Task:
+    """Return the task of a transformers model; classification for other modules.
+
+    Args:
+        model: any model; wrappers (LoRA, ``torch.compile``) do not change its task.
+        label: the label of one row, if any; a vector of floats means multi_label, of class
+            numbers tokens; one float means regression.
+    """
+    model = unwrapped(model)
+    name, config = type(model).__name__, getattr(model, "config", None)
+    if name in MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values():
+        return "spans"
+    if name in _TOKENS:
+        return "tokens"
+    problem = getattr(config, "problem_type", None)
+    if problem in _TASK_OF_PROBLEM:
+        return _TASK_OF_PROBLEM[problem]
+    if getattr(config, "num_labels", 2) == 1:
+        return "regression"
+    return _task_of_label(label)
+
+
+def _task_of_label(label: object) -> Task:
+    if isinstance(label, (str, bytes, Mapping)) or label is None:
+        return "classification"
+    try:
+        values = torch.as_tensor(label)
+    except (TypeError, ValueError, RuntimeError):
+        return "classification"
+    if values.is_floating_point():
+        return "multi_label" if values.dim() and values.numel() > 1 else "regression"
+    return "tokens" if values.dim() else "classification"
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Return whether a model predicts the next token, so that labels are shifted by one."""
+    return type(unwrapped(model)).__name__ in _CAUSAL
+
+
+def token_mask(model: nn.Module, inputs: Inputs) -> Tensor | None:
+    """Return which tokens of a batch are text and no padding, or None where nothing says so.
+
+    It is the attention mask (an encoder-decoder's for its decoder). Without one it is where a
+    causal model has a label to predict, and for other models where the token is not the padding's.
+    """
+    config = getattr(unwrapped(model), "config", None)
+    decodes = bool(getattr(config, "is_encoder_decoder", False))
+    mask = inputs.get("decoder_attention_mask" if decodes else "attention_mask")
+    if mask is not None:
+        return mask
+    labels, ids = inputs.get("labels"), inputs.get("input_ids")
+    if decodes and labels is not None:
+        return labels != -100
+    if is_causal(model):
+        if labels is None or labels.dim() != 2:
+            return None
+        return torch.nn.functional.pad(labels[:, 1:] != -100, (0, 1))
+    padding: int | None = getattr(config, "pad_token_id", None)
+    return None if padding is None or ids is None or decodes else ids != padding
+
+
+def forward_names(model: nn.Module) -> tuple[frozenset[str], bool]:
+    """Return the names that a model's ``forward`` takes, and whether it takes any other."""
+    parameters = inspect.signature(unwrapped(model).forward).parameters.values()
+    kinds = {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}
+    names = frozenset(item.name for item in parameters if item.kind not in kinds)
+    return names, any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters)
+
+
+def labels_of(inputs: Inputs, names: Collection[str] = ()) -> Tensor | None:
+    """Return the labels in the form of `hard_loss`, or None.
+
+    Args:
+        inputs: the batch.
+        names: further columns that may hold labels.
+    """
+    if "start_positions" in inputs and "end_positions" in inputs:
+        return torch.stack([inputs["start_positions"], inputs["end_positions"]], dim=1)
+    return next((inputs[name] for name in (*LABELS, *names) if name in inputs), None)
+
+
+def logits_of(outputs: object) -> Tensor:
+    """Return the logits in a model's outputs, in the shape that `Task` describes.
+
+    Args:
+        outputs: a tensor of logits, or an object or mapping with ``logits``, or with
+            ``start_logits`` and ``end_logits`` for spans; or a tuple of tensors whose first,
+            behind a scalar loss, is the logits.
+
+    Raises:
+        ModelError: outputs without logits.
+    """
+    if isinstance(outputs, Tensor):
+        return outputs
+    found = {name: _entry(outputs, name) for name in ("logits", "start_logits", "end_logits")}
+    if found["logits"] is not None:
+        return found["logits"]
+    if found["start_logits"] is not None and found["end_logits"] is not None:
+        return torch.stack([found["start_logits"], found["end_logits"]], dim=1)
+    if isinstance(outputs, (tuple, list)):
+        tensors = [item for item in outputs if isinstance(item, Tensor) and item.dim()]
+        if tensors:
+            return tensors[0]
+    raise ModelError(
+        f"cannot find logits in outputs of type {type(outputs).__name__}; return a tensor, or an "
+        "object with 'logits', from the model"
+    )
+
+
+def loss_of(outputs: object) -> Tensor | None:
+    """Return the loss in a model's outputs, where ``Trainer`` looks for it, or None."""
+    if isinstance(outputs, (tuple, list)):
+        first = outputs[0] if outputs else None
+        return first if isinstance(first, Tensor) and not first.dim() else None
+    return None if isinstance(outputs, Tensor) else _entry(outputs, "loss")
+
+
+def _entry(outputs: object, name: str) -> Tensor | None:
+    if isinstance(outputs, Mapping):
+        return cast("Tensor | None", outputs.get(name))
+    found: Tensor | None = getattr(outputs, name, None)
+    return found
+
+
+def is_transformers(model: nn.Module) -> bool:
+    """Return whether the model inside any wrappers is one of transformers."""
+    return isinstance(unwrapped(model), PreTrainedModel)
