@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 from hfcompress.distillation.teacher_outputs import LayerStates
 from hfcompress.errors import ModelError
 from hfcompress.models.architectures import attention_modules, blocks, value_projections
+from hfcompress.training.outputs import is_transformers
+from hfcompress.utils import unwrapped
 
 _NO_MAPS = "returns no attention maps; set attention_weight to 0"
 
@@ -51,7 +53,7 @@ class LayerWatch:
         for number in hidden:
             self._keep("hidden_states", number, layers[number], _first)
         if attentions:
-            if not isinstance(model, PreTrainedModel):
+            if not is_transformers(model):
                 raise ModelError(f"{type(model).__name__} {_NO_MAPS}")
             modules = attention_modules(model)
             for number in attentions:
@@ -88,8 +90,9 @@ class LayerWatch:
         self._handles.append(self._model.register_forward_pre_hook(self._arm))
         for module, hook in self._hooks:
             self._handles.append(module.register_forward_hook(hook))
-        if self._attentions and isinstance(self._model, PreTrainedModel):
-            self._restore = _eager(self._model)
+        inner = unwrapped(self._model)
+        if self._attentions and isinstance(inner, PreTrainedModel):
+            self._restore = _eager(inner)
 
     def close(self) -> None:
         """Remove the hooks."""

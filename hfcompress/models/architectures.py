@@ -17,7 +17,7 @@ from typing_extensions import TypeIs
 
 from hfcompress.config import nearest
 from hfcompress.errors import TargetError
-from hfcompress.utils import is_conv1d, is_pretrained
+from hfcompress.utils import is_conv1d, is_pretrained, unwrapped
 
 if TYPE_CHECKING:
     from transformers.pytorch_utils import Conv1D
@@ -198,11 +198,11 @@ def compressible_modules(model: nn.Module) -> dict[str, nn.Module]:
 def default_targets(model: nn.Module) -> dict[str, nn.Module]:
     """What compression works on when the user names no targets.
 
-    The compressible modules without embeddings (patch embeddings too), pooler, head and
-    classifier. For a transformers model all that is outside the base model is head; for any
-    other model the last ``nn.Linear`` is. A weight that is tied to an embedding is one.
+    The compressible modules without embeddings (patch embeddings too), pooler, head, classifier and
+    the adapters of peft. For a transformers model all that is outside the base model is head; for
+    any other model the last ``nn.Linear`` is. A weight that is tied to an embedding is one.
     """
-    modules = compressible_modules(model)
+    modules = _without_adapters(model, compressible_modules(model))
     outside = head_names(model, modules)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     return {
@@ -231,7 +231,7 @@ def select_modules(
         TargetError: a pattern matches no compressible module (the nearest names are given), or
             nothing is left.
     """
-    modules = compressible_modules(model)
+    modules = _without_adapters(model, compressible_modules(model))
     chosen = default_targets(model) if targets is None else matching_modules(modules, targets)
     dropped = matching_modules(modules, exclude or ())
     left = {name: module for name, module in chosen.items() if name not in dropped}
@@ -251,7 +251,7 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
     """
     family = family_of(model)
     if family is not None:
-        prefix = base_prefix(model)
+        prefix = _base_path(model)
         path = f"{prefix}.{family.layers}" if prefix else family.layers
         before, star, after = path.partition(".*.")
         if not star:
@@ -369,10 +369,27 @@ def base_prefix(model: nn.Module) -> str:
     return outer[0] if len(outer) == 1 else ""  # a class of the user's own may name it otherwise
 
 
+def _base_path(model: nn.Module) -> str:
+    """As `base_prefix`, where peft or ``torch.compile`` may have wrapped the model."""
+    inner = unwrapped(model)
+    outer = next((name for name, module in model.named_modules() if module is inner), "")
+    return ".".join(part for part in (outer, base_prefix(inner)) if part)
+
+
+def _without_adapters(model: nn.Module, modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return the modules without those that peft has added beside a model's own weights."""
+    paths = [
+        f"{name}.{part}.".lstrip(".")
+        for name, module in model.named_modules()
+        for part in getattr(module, "adapter_layer_names", ())
+    ]
+    return {name: m for name, m in modules.items() if not f"{name}.".startswith(tuple(paths))}
+
+
 def head_names(model: nn.Module, modules: Mapping[str, nn.Module]) -> set[str]:
     """The modules that are the model's head."""
-    if is_pretrained(model):
-        prefix = base_prefix(model)
+    if is_pretrained(unwrapped(model)):
+        prefix = _base_path(model)
         return {name for name in modules if prefix and not name.startswith(f"{prefix}.")}
     linears = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
     return set(linears[-1:]) if len(modules) > 1 else set()
@@ -407,7 +424,8 @@ def matching_modules(
 
 
 def _matches(pattern: str, name: str, module: nn.Module) -> bool:
-    names = (name, name.rpartition(".")[2], type(module).__name__)
+    own = name.removesuffix(".base_layer")  # peft keeps a layer's own weight under this name
+    names = (name, own, own.rpartition(".")[2], type(module).__name__)
     return any(fnmatch.fnmatchcase(candidate, pattern) for candidate in names)
 
 

@@ -12,14 +12,13 @@ from torch import Tensor
 
 from hfcompress.distillation.losses import (
     DistillationLoss,
-    Task,
     distillation_loss,
-    hard_loss,
     kl_divergence,
     logits_mse,
     soft_loss,
 )
 from hfcompress.errors import ConfigError, ModelError
+from hfcompress.training.hard_loss import Task, hard_loss
 
 SHAPES: dict[Task, tuple[int, ...]] = {
     "classification": (6, 3), "multi_label": (6, 4), "regression": (6, 2),

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from hfcompress.distillation.arguments import DistillationArguments
-from hfcompress.distillation.losses import hard_loss, soft_loss
+from hfcompress.distillation.losses import soft_loss
 from hfcompress.distillation.teacher_outputs import TeacherOutputs
 from hfcompress.distillation.trainer import DistillationTrainer
 from hfcompress.errors import ModelError
 from hfcompress.pruning.callback import PruningCallback
 from hfcompress.pruning.training_config import PruningTrainingConfig
+from hfcompress.training.hard_loss import hard_loss
 from tests.distillation.training import ALL_TERMS, arguments, distill, logged, weights
 from tests.distillation.two_processes import run as run_two_processes
 from tests.fresh_process import run_ranks
