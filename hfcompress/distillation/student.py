@@ -13,9 +13,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hfcompress.config import Config
 from hfcompress.distillation.layer_map import uniform_layer_map
-from hfcompress.distillation.weight_folding import Batch, folded_weights, layer_norms
+from hfcompress.distillation.weight_folding import (
+    Batch,
+    copied_weights,
+    folded_weights,
+    layer_norms,
+)
 from hfcompress.errors import ConfigError
-from hfcompress.models.architectures import blocks, weight_matrix
+from hfcompress.models.architectures import blocks, stage_of, weight_matrix
 from hfcompress.models.sublayers import head_size, known_family
 
 Init = Literal["every-other", "first", "importance"]
@@ -31,7 +36,8 @@ def choose_layers(
 
     ``every-other``: evenly spaced, with the last one (6 to 3: 1, 3, 5); ``first``: the lowest;
     ``importance``: the ones that change the hidden states most. If the first layer differs from
-    the others in structure (ModernBERT), it is always kept as the first.
+    the others in structure (ModernBERT), it is always kept as the first. Where layers form stages
+    (Swin), each stage keeps a share of its layers, at least one.
 
     Args:
         teacher: a model with repeated layers.
@@ -40,7 +46,7 @@ def choose_layers(
         calibration: batches of model inputs for ``importance``; with None it uses the weights.
 
     Raises:
-        ConfigError: layers out of range, or none.
+        ConfigError: layers out of range, or none; a stage without a layer.
     """
     count = len(blocks(teacher))
     if layers is None:
@@ -55,19 +61,73 @@ def choose_layers(
             raise ConfigError(
                 f"layers {list(chosen)} are out of range; use the teacher's layers 0 to {count - 1}"
             )
+    _check_stages(teacher, chosen)
     return _fitting(teacher, chosen)
 
 
 def _choose(
     teacher: nn.Module, keep: int, init: Init, calibration: Iterable[Batch] | None
 ) -> tuple[int, ...]:
-    count = len(blocks(teacher))
-    if init == "first":
-        return tuple(range(keep))
-    if init == "every-other":
-        return tuple(uniform_layer_map(keep, count).values())
-    scores = layer_norms(teacher) if calibration is None else block_influence(teacher, calibration)
-    return tuple(sorted(torch.tensor(scores).topk(keep).indices.tolist()))
+    scores: list[float] = []
+    if init == "importance":
+        known = calibration is not None
+        scores = block_influence(teacher, calibration or ()) if known else layer_norms(teacher)
+    chosen: list[int] = []
+    stages = _stages(teacher)
+    for stage, kept in zip(
+        stages, _kept_by_stage([len(stage) for stage in stages], keep), strict=True
+    ):
+        if init == "first":
+            chosen += stage[:kept]
+        elif init == "every-other":
+            chosen += [stage[place] for place in uniform_layer_map(kept, len(stage)).values()]
+        else:
+            best = torch.tensor([scores[layer] for layer in stage]).topk(kept).indices
+            chosen += sorted(stage[place] for place in best.tolist())
+    return tuple(chosen)
+
+
+def _stages(teacher: nn.Module) -> list[list[int]]:
+    """Return the numbers of the layers of each stage; one stage where layers form none."""
+    stages: dict[int, list[int]] = {}
+    for number, name in enumerate(blocks(teacher)):
+        stages.setdefault(stage_of(teacher, name), []).append(number)
+    return list(stages.values())
+
+
+def _kept_by_stage(counts: Sequence[int], keep: int) -> list[int]:
+    """Return how many layers each stage keeps: at least one, and else its share.
+
+    Raises:
+        ConfigError: fewer layers than stages.
+    """
+    if keep < len(counts):
+        raise ConfigError(
+            f"layers is {keep} and the teacher has {len(counts)} stages; use at least {len(counts)}"
+        )
+    kept = [1] * len(counts)
+    while sum(kept) < keep:
+        shares = [have / count for have, count in zip(kept, counts, strict=True)]
+        kept[shares.index(min(shares))] += 1
+    return kept
+
+
+def _check_stages(teacher: nn.Module, chosen: Sequence[int]) -> None:
+    """Refuse a choice that leaves a stage without a layer, or changes the order of stages.
+
+    Raises:
+        ConfigError: such a choice.
+    """
+    stages = _stages(teacher)
+    if len(stages) == 1:
+        return
+    order = [next(i for i, stage in enumerate(stages) if number in stage) for number in chosen]
+    if sorted(set(order)) != list(range(len(stages))) or order != sorted(order):
+        shown = ", ".join(f"{stage[0]}-{stage[-1]}" for stage in stages)
+        raise ConfigError(
+            f"layers {list(chosen)} do not keep a layer of each stage, in order; the teacher's "
+            f"stages are {shown}"
+        )
 
 
 def _fitting(teacher: nn.Module, chosen: tuple[int, ...]) -> tuple[int, ...]:
@@ -94,7 +154,7 @@ def block_influence(model: nn.Module, batches: Iterable[Batch]) -> list[float]:
         ConfigError: no batches.
     """
     layers = list(blocks(model).values())
-    sums, tokens = torch.zeros(len(layers), dtype=torch.float64), 0
+    sums, tokens = (torch.zeros(len(layers), dtype=torch.float64) for _ in range(2))
     current: dict[int, Tensor] = {}
 
     def record(number: int) -> Callable[..., None]:
@@ -119,15 +179,16 @@ def block_influence(model: nn.Module, batches: Iterable[Batch]) -> list[float]:
     try:
         for batch in batches:
             model(**{name: value for name, value in batch.items() if name != "labels"})
-            mask = batch.get("attention_mask", torch.ones_like(current[0])).bool()
-            tokens += int(mask.sum())
+            mask = batch.get("attention_mask")
             for number, cosine in current.items():
-                sums[number] += cosine[mask].double().sum().cpu()
+                counted = cosine if mask is None else cosine[mask.bool()]
+                sums[number] += counted.double().sum().cpu()
+                tokens[number] += counted.numel()
     finally:
         for handle in handles:
             handle.remove()
         model.train(training)
-    if not tokens:
+    if not tokens.all():
         raise ConfigError("calibration is empty; give at least one batch, or None")
     influence: list[float] = (1 - sums / tokens).tolist()
     return influence
@@ -186,7 +247,8 @@ def make_student(
 
     Args:
         teacher: a model of a family in `hfcompress.models.architectures`; it does not change.
-        layers: number of layers, or a list of the teacher's, counted from 0.
+        layers: number of layers, or a list of the teacher's, counted from 0. Of a teacher whose
+            layers form stages (Swin) only their number can change.
         hidden: width of the hidden states.
         heads: attention heads; by default ``hidden`` divided by the teacher's head size. Another
             number regroups the kept rows: merged heads share one attention pattern.
@@ -209,7 +271,10 @@ def make_student(
     student = build(config, attn_implementation=teacher.config._attn_implementation)
     module: nn.Module = student
     module.to(device=teacher.device, dtype=teacher.dtype).eval()
-    student.load_state_dict(folded_weights(teacher, student, chosen, batches))
+    if known_family(teacher).staged:
+        student.load_state_dict(copied_weights(teacher, student, chosen))
+    else:
+        student.load_state_dict(folded_weights(teacher, student, chosen, batches))
     return student
 
 
@@ -242,6 +307,8 @@ def _smaller_config(
     Raises:
         ConfigError: sizes above the teacher's, or that do not fit together.
     """
+    if known_family(teacher).staged:
+        return _fewer_layers(teacher, chosen, hidden or heads or ffn)
     own = cast(_SizesConfig, teacher.config)
     sizes = {"hidden": (hidden, own.hidden_size), "heads": (heads, own.num_attention_heads)}
     sizes["ffn"] = (ffn, _ffn_width(teacher))
@@ -270,6 +337,25 @@ def _smaller_config(
     if len(chosen) != own.num_hidden_layers:
         for field in _LISTS_OF_LAYERS:
             data.pop(field, None)
+    smaller: PreTrainedConfig = type(teacher.config).from_dict(data)
+    return smaller
+
+
+def _fewer_layers(
+    teacher: PreTrainedModel, chosen: Sequence[int], size: int | None
+) -> PreTrainedConfig:
+    """Return the config of a teacher with stages, with the chosen number of layers in each.
+
+    Raises:
+        ConfigError: another size is to change.
+    """
+    if size is not None:
+        raise ConfigError(
+            f"the stages of {type(teacher).__name__} have widths and heads of their own; give "
+            "layers only, and leave hidden, heads and ffn out"
+        )
+    depths = [sum(chosen.count(number) for number in stage) for stage in _stages(teacher)]
+    data = teacher.config.to_dict() | {"depths": depths}
     smaller: PreTrainedConfig = type(teacher.config).from_dict(data)
     return smaller
 

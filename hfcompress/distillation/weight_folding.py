@@ -51,6 +51,20 @@ def folded_weights(
     return made
 
 
+def copied_weights(
+    teacher: PreTrainedModel, student: PreTrainedModel, chosen: Sequence[int]
+) -> Weights:
+    """Return the state dict of a student with some of the teacher's layers, in their sizes.
+
+    Args:
+        teacher: source of the weights.
+        student: a model of the same class.
+        chosen: the teacher's layer for each of the student's.
+    """
+    sources, weights = _sources(teacher, student, chosen), teacher.state_dict()
+    return {name: weights[sources.get(name, name)].clone() for name in student.state_dict()}
+
+
 def _sources(
     teacher: PreTrainedModel, student: PreTrainedModel, chosen: Sequence[int]
 ) -> dict[str, str]:
