@@ -7,10 +7,10 @@ sparsity that asks again, as long as the model's weights are the same.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,17 +31,17 @@ class Calibration:
         prune(model, PruningConfig(method="sparsegpt", sparsity=0.6), Calibration(batches))
 
     Args:
-        batches: what the model is called with, by name: ``input_ids`` and ``attention_mask``, or
-            ``pixel_values``; ``labels`` where a method needs the loss. Tokens whose
+        batches: a list or a DataLoader of what the model is called with, by name: ``input_ids`` and
+            ``attention_mask``, or ``pixel_values``; ``labels`` where a method needs the loss. Tokens whose
             ``attention_mask`` is 0 never count.
         rows: how many rows are asked for: the first so many are used; None uses all.
 
     Raises:
-        CalibrationError: no rows, fewer rows than asked, or padding only.
+        CalibrationError: no rows, fewer rows than asked, padding only, or batches without names.
     """
 
-    def __init__(self, batches: Sequence[Batch], rows: int | None = None) -> None:
-        self.batches = _first_rows([dict(batch) for batch in batches], rows)
+    def __init__(self, batches: Iterable[Batch], rows: int | None = None) -> None:
+        self.batches = _first_rows(_named(batches), rows)
         if not self.batches:
             raise CalibrationError("the calibration data are empty; give at least one row")
         if not any(_has_tokens(batch) for batch in self.batches):
@@ -233,6 +233,35 @@ class Calibration:
             for row in range(_length(batch)):
                 rows.append(_one_row(batch, row, None if tokens is None else tokens[row]))
         return [row for row in rows if _has_tokens(row)]
+
+
+def as_calibration(data: Calibration | Iterable[Batch]) -> Calibration:
+    """Return the calibration data, or make them of batches.
+
+    Raises:
+        CalibrationError: as `Calibration`.
+    """
+    return data if isinstance(data, Calibration) else Calibration(data)
+
+
+def _named(batches: Iterable[object]) -> list[dict[str, Tensor]]:
+    """Return batches of tensors by name.
+
+    Raises:
+        CalibrationError: a batch that is a tuple or a tensor, or holds anything else.
+    """
+    named: list[dict[str, Tensor]] = []
+    for number, batch in enumerate(batches):
+        tensors = isinstance(batch, Mapping) and all(
+            isinstance(value, Tensor) for value in batch.values()
+        )
+        if not tensors:
+            raise CalibrationError(
+                f"calibration batch {number} is a {type(batch).__name__} and must be a dict of "
+                "tensors by the model's input names; give batches such as {'pixel_values': images}"
+            )
+        named.append(dict(cast(Batch, batch)))
+    return named
 
 
 def _with_tokens(

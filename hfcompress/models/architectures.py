@@ -202,7 +202,7 @@ def default_targets(model: nn.Module) -> dict[str, nn.Module]:
     the adapters of peft. For a transformers model all that is outside the base model is head; for
     any other model the last ``nn.Linear`` is. A weight that is tied to an embedding is one.
     """
-    modules = _without_adapters(model, compressible_modules(model))
+    modules = without_adapters(model, compressible_modules(model))
     outside = head_names(model, modules)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     return {
@@ -231,7 +231,7 @@ def select_modules(
         TargetError: a pattern matches no compressible module (the nearest names are given), or
             nothing is left.
     """
-    modules = _without_adapters(model, compressible_modules(model))
+    modules = without_adapters(model, compressible_modules(model))
     chosen = default_targets(model) if targets is None else matching_modules(modules, targets)
     dropped = matching_modules(modules, exclude or ())
     left = {name: module for name, module in chosen.items() if name not in dropped}
@@ -376,7 +376,7 @@ def _base_path(model: nn.Module) -> str:
     return ".".join(part for part in (outer, base_prefix(inner)) if part)
 
 
-def _without_adapters(model: nn.Module, modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
+def without_adapters(model: nn.Module, modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
     """Return the modules without those that peft has added beside a model's own weights."""
     paths = [
         f"{name}.{part}.".lstrip(".")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfcompress.calibration.batches import Calibration
+from hfcompress.calibration.batches import Batch, Calibration, as_calibration
 from hfcompress.calibration.moments import weight_of
 from hfcompress.errors import CalibrationError, ModelError, TargetError
 from hfcompress.models.architectures import weight_matrix
@@ -97,7 +97,9 @@ class PruneReport(FormerPlain):
 
 
 def prune(
-    model: nn.Module, config: PruningConfig, calibration: Calibration | None = None
+    model: nn.Module,
+    config: PruningConfig,
+    calibration: Calibration | Iterable[Batch] | None = None,
 ) -> PruneReport:
     """Set the least important weights of a model to zero, in place.
 
@@ -105,7 +107,7 @@ def prune(
         model: any module; the targets' weights (and, with bias repair, biases) are changed in
             place. An error leaves the model as it was.
         config: what to prune, by which method, how much.
-        calibration: examples for the methods that need them.
+        calibration: examples for the methods that need them: a `Calibration` or its batches.
 
     Returns:
         requested and actual sparsity, and a record for each layer. The number of zeros is
@@ -281,7 +283,9 @@ def _check_pattern(modules: Mapping[str, nn.Module], config: PruningConfig) -> N
             )
 
 
-def _calibration(config: PruningConfig, calibration: Calibration | None) -> Calibration | None:
+def _calibration(
+    config: PruningConfig, calibration: Calibration | Iterable[Batch] | None
+) -> Calibration | None:
     if not config.needs_calibration:
         return None
     if config.augmented_rows:
@@ -294,4 +298,4 @@ def _calibration(config: PruningConfig, calibration: Calibration | None) -> Cali
             f"method {config.method} with these options needs calibration data; "
             f"pass Calibration(batches) to prune"
         )
-    return calibration.first(config.calibration_rows)
+    return as_calibration(calibration).first(config.calibration_rows)

@@ -25,6 +25,7 @@ from hfcompress.models.architectures import (
     is_compressible,
     left_alone,
     matching_modules,
+    without_adapters,
 )
 from hfcompress.pruning.config import GRADIENT_METHODS, PruningConfig
 
@@ -117,7 +118,8 @@ def find_targets(
 
 
 def weight_matrices(model: nn.Module) -> dict[str, nn.Module]:
-    """Every weight matrix of a model by name, in model order, without embeddings and tables.
+    """Every weight matrix of a model by name, in model order, without embeddings, tables
+    and the adapters of peft.
 
     Tied weights appear once, under the first name.
     """
@@ -136,7 +138,7 @@ def weight_matrices(model: nn.Module) -> dict[str, nn.Module]:
             if id(weight) not in seen:
                 seen.add(id(weight))
                 found[f"{name}.{key}" if name else key] = SharedWeight(weight, bias, module)
-    return found
+    return without_adapters(model, found)
 
 
 def _matrices_of(module: nn.Module) -> Iterator[tuple[str, Tensor, nn.Parameter | None]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -43,7 +43,7 @@ class HasBatches(Protocol):
 def quantize(
     model: PreTrainedModel,
     config: QuantizationConfig | None = None,
-    calibration: HasBatches | Sequence[Batch] | None = None,
+    calibration: HasBatches | Iterable[Batch] | None = None,
 ) -> QuantizedModel:
     """Quantize a classifier::
 
@@ -186,10 +186,15 @@ def _notes(model: PreTrainedModel, config: QuantizationConfig) -> tuple[str, ...
     return tuple(notes)
 
 
-def _arrays(calibration: HasBatches | Sequence[Batch] | None) -> list[Arrays]:
+def _arrays(calibration: HasBatches | Iterable[Batch] | None) -> list[Arrays]:
     if calibration is None:
         return []
-    batches = calibration if isinstance(calibration, Sequence) else calibration.batches
+    batches: list[Batch] = list(getattr(calibration, "batches", calibration))
+    if not all(isinstance(batch, Mapping) for batch in batches):
+        raise CalibrationError(
+            "calibration batches must be dicts of tensors by the model's input names; give batches "
+            "such as {'pixel_values': images}"
+        )
     return [
         {key: value.cpu().numpy() for key, value in batch.items() if key != "labels"}
         for batch in batches

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from hfcompress.calibration.batches import Calibration
+from hfcompress.calibration.batches import Batch, Calibration, as_calibration
 from hfcompress.calibration.hooks import evaluating
 from hfcompress.errors import CalibrationError
 from hfcompress.measure.size import count_parameters
@@ -30,7 +30,7 @@ Recover = Callable[[nn.Module], object]
 def shrink(
     model: nn.Module,
     config: ShrinkConfig,
-    calibration: Calibration | None = None,
+    calibration: Calibration | Iterable[Batch] | None = None,
     *,
     recover: Recover | None = None,
     progress: ShowProgress = no_progress,
@@ -177,9 +177,11 @@ def _report(
     )
 
 
-def _calibration(config: ShrinkConfig, calibration: Calibration | None) -> Calibration | None:
+def _calibration(
+    config: ShrinkConfig, calibration: Calibration | Iterable[Batch] | None
+) -> Calibration | None:
     if calibration is not None:
-        return calibration.first(config.calibration_rows)
+        return as_calibration(calibration).first(config.calibration_rows)
     if config.needs_calibration:
         raise CalibrationError(
             f"score {config.score} with these options needs calibration data; "
