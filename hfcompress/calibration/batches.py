@@ -7,7 +7,7 @@ sparsity that asks again, as long as the model's weights are the same.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -32,8 +32,8 @@ class Calibration:
 
     Args:
         batches: a list or a DataLoader of what the model is called with, by name: ``input_ids`` and
-            ``attention_mask``, or ``pixel_values``; ``labels`` where a method needs the loss. Tokens whose
-            ``attention_mask`` is 0 never count.
+            ``attention_mask``, or ``pixel_values``; ``labels`` where a method needs the loss.
+            Tokens whose ``attention_mask`` is 0 never count.
         rows: how many rows are asked for: the first so many are used; None uses all.
 
     Raises:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence, Sized
+from collections.abc import Collection, Mapping, Sequence, Sized
 
+from datasets import ClassLabel, LargeList, List, Value
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
@@ -11,6 +12,9 @@ from hfcompress.distillation.config import TeacherTermsConfig
 from hfcompress.distillation.teacher_outputs import TEACHER_PREFIX
 from hfcompress.distillation.teachers import TeacherLike
 from hfcompress.errors import ConfigError, DataError, ModelError
+from hfcompress.models.labels import label_key
+from hfcompress.training.outputs import infer_task
+from hfcompress.utils import unwrapped
 
 
 def check_setup(args: TrainingArguments, config: TeacherTermsConfig, dataset: object) -> None:
@@ -26,6 +30,44 @@ def check_setup(args: TrainingArguments, config: TeacherTermsConfig, dataset: ob
         raise ConfigError(
             "comparing layers needs the whole student in each process; remove deepspeed and fsdp, "
             "and start one process per GPU (accelerate launch)"
+        )
+
+
+def check_labels(student: nn.Module, dataset: object, columns: Collection[str]) -> None:
+    """Refuse a dataset whose labels are words, or class numbers in another order than the model's.
+
+    Args:
+        student: the model that trains.
+        dataset: its rows; only a `datasets.Dataset` says what its numbers mean.
+        columns: that hold labels.
+
+    Raises:
+        DataError: labels that are words.
+        ModelError: the model's class names in another order.
+    """
+    features = getattr(dataset, "features", None)
+    if not isinstance(features, Mapping):
+        return
+    for column in (name for name in columns if name in features):
+        kind = features[column]
+        if isinstance(kind, Value) and kind.dtype in ("string", "large_string"):
+            raise DataError(
+                f"the column {column!r} holds words; map them to the model's class numbers "
+                "(config.label2id), or give the texts to train_with_distillation"
+            )
+        named = kind.feature if isinstance(kind, (List, LargeList)) else kind
+        own = _label_names(student)
+        if isinstance(named, ClassLabel) and own is not None:
+            _check_order(named.names, own)
+
+
+def _check_order(names: Sequence[str], own: Sequence[str]) -> None:
+    key = label_key(names, own)
+    mine, theirs = [key(name) for name in names], [key(name) for name in own]
+    if set(mine) <= set(theirs) and mine != theirs[: len(mine)]:
+        raise ModelError(
+            f"the data's classes are {', '.join(names)} and the student's {', '.join(own)}; give "
+            "both in the same order (Dataset.align_labels_with_mapping(config.label2id, column))"
         )
 
 
@@ -46,43 +88,75 @@ def check_tokenizers(
         columns: of the train dataset.
 
     Raises:
-        ModelError: layers are compared token by token, and the tokens differ.
+        ModelError: layers or tokens are compared one by one, and the tokens differ; or
+            vocabularies of other sizes.
         DataError: a teacher has another tokenizer, and the rows have no columns for it.
     """
     mine, theirs = tokenizers
     models = [teacher for teacher in teachers if isinstance(teacher, nn.Module)]
+    own_columns = any(name.startswith(TEACHER_PREFIX) for name in columns)
+    by_token = config.compares_layers or (config.task or infer_task(student)) in ("tokens", "spans")
     if not (
         isinstance(mine, PreTrainedTokenizerBase) and isinstance(theirs, PreTrainedTokenizerBase)
     ):
-        if config.compares_layers:
-            _check_vocabulary_sizes(student, models)
+        if config.compares_layers or "input_ids" in columns:
+            _check_vocabulary_sizes(student, models, by_token, own_columns)
         return
     if mine.get_vocab() == theirs.get_vocab():
         return
-    if config.compares_layers:
+    if by_token:
         raise ModelError(
             f"the student's tokenizer ({len(mine)} tokens) and the teacher's ({len(theirs)}) "
-            "differ, so their layers cannot be compared token by token; set hidden_weight, "
-            "attention_weight and value_weight to 0"
+            f"differ, so {_BY_TOKEN}"
         )
-    if models and not any(name.startswith(TEACHER_PREFIX) for name in columns):
+    if models and not own_columns:
         raise DataError(
             "the teacher's tokenizer differs from the student's; add the columns teacher_input_ids "
             "and teacher_attention_mask to the rows, or give a TeacherCache as the teacher"
         )
 
 
-def _check_vocabulary_sizes(student: nn.Module, models: Sequence[nn.Module]) -> None:
+_BY_TOKEN = (
+    "their layers or logits cannot be compared token by token; set hidden_weight, "
+    "attention_weight and value_weight to 0, or take a teacher with the student's tokenizer"
+)
+
+
+def _check_vocabulary_sizes(
+    student: nn.Module, models: Sequence[nn.Module], by_token: bool, own_columns: bool
+) -> None:
     sizes = [
         getattr(getattr(model, "config", None), "vocab_size", None) for model in (student, *models)
     ]
     for size in sizes[1:]:
-        if None not in (sizes[0], size) and size != sizes[0]:
+        if None in (sizes[0], size) or size == sizes[0]:
+            continue
+        found = f"student and teacher have vocabularies of {sizes[0]} and {size} tokens, so "
+        if by_token:
+            raise ModelError(f"{found}{_BY_TOKEN}; or give both tokenizers if they are equal")
+        if not own_columns:
             raise ModelError(
-                f"student and teacher have vocabularies of {sizes[0]} and {size} tokens, so their "
-                "layers cannot be compared token by token; set hidden_weight, attention_weight "
-                "and value_weight to 0, or give both tokenizers if they are equal"
+                f"{found}the teacher would read other words; add the columns teacher_input_ids and "
+                "teacher_attention_mask to the rows, or give both tokenizers if they are equal"
             )
+
+
+def position_limit(*models: object) -> int | None:
+    """Return the longest token sequence that all of the models read, or None for no limit."""
+    limits = [_positions(unwrapped(model)) for model in models if isinstance(model, nn.Module)]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _positions(model: nn.Module) -> int | None:
+    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1:
+        return None
+    for name, table in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(table, nn.Embedding):
+            # RoBERTa and its kin count positions from behind that of the padding.
+            taken = 0 if table.padding_idx is None else table.padding_idx + 1
+            return min(limit, table.num_embeddings) - taken
+    return limit
 
 
 def check_teacher(student: nn.Module, teacher: TeacherLike) -> None:

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from hfcompress.distillation.arguments import DistillationArguments
-from hfcompress.distillation.checks import check_setup, check_tokenizers
+from hfcompress.distillation.checks import check_labels, check_setup, check_tokenizers
 from hfcompress.distillation.config import DistillationTrainingConfig
 from hfcompress.distillation.losses import DistillationLoss
 from hfcompress.distillation.teacher_loss import TeacherLoss, listed
@@ -34,7 +34,7 @@ from hfcompress.distillation.teacher_outputs import (
 from hfcompress.distillation.teachers import TeacherLike
 from hfcompress.errors import ConfigError, DataError, SourceError
 from hfcompress.training.hard_loss import Task
-from hfcompress.training.outputs import Inputs, labels_of, logits_of
+from hfcompress.training.outputs import LABELS, Inputs, labels_of, logits_of
 from hfcompress.training.trainer import TermsTrainer, Trial
 
 
@@ -87,6 +87,7 @@ class DistillationTrainer(TermsTrainer):
         self._checked = False
         self.distillation = args.distillation_config()
         check_setup(args, self.distillation, self.train_dataset)
+        check_labels(cast(nn.Module, self.model), self.train_dataset, (*LABELS, *self.label_names))
         columns = _columns(self.train_dataset)
         if columns is not None:
             self._check_columns(columns)
