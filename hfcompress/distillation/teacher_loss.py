@@ -165,13 +165,12 @@ class TeacherLoss:
         """Return the mask of logits that count: tokens without padding, or None for all rows."""
         return token_mask(self.student, inputs) if self.task in ("tokens", "spans") else None
 
-    def part_counts(self, inputs: Inputs, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Return what each term averages over in a batch: rows, positions or tokens.
+    def part_counts(self, inputs: Inputs) -> dict[str, Tensor]:
+        """Return what each term averages over in a batch: rows, positions or tokens."""
+        return self.counts_of(inputs, self.position_mask(inputs))
 
-        Args:
-            inputs: the batch.
-            mask: its `position_mask`.
-        """
+    def counts_of(self, inputs: Inputs, mask: Tensor | None) -> dict[str, Tensor]:
+        """As `part_counts`, for a mask of the logits that count."""
         rows, padding = count_rows(inputs), inputs.get("attention_mask")
         tokens = rows if padding is None else (padding != 0).sum()
         # A span is a distribution over the positions, so its loss is a mean over rows.

@@ -21,12 +21,20 @@ from hfcompress.data.encode import Encoded, encode
 from hfcompress.data.load import examples_of_texts, load_examples
 from hfcompress.distillation.arguments import DistillationArguments
 from hfcompress.distillation.cache import TeacherCache
-from hfcompress.distillation.teacher_outputs import ROW
+from hfcompress.distillation.checks import check_tokenizers, position_limit
+from hfcompress.distillation.teacher_loss import listed
+from hfcompress.distillation.teacher_outputs import (
+    ROW,
+    TEACHER_PREFIX,
+    student_inputs,
+    teacher_inputs,
+)
 from hfcompress.distillation.teachers import TeacherLike
 from hfcompress.distillation.trainer import DistillationTrainer
-from hfcompress.errors import ConfigError, ModelError
+from hfcompress.errors import ConfigError, DataError, ModelError
 from hfcompress.models.labels import align_labels, are_default_names
 from hfcompress.models.loading import label_names, unlike_labels
+from hfcompress.training.outputs import LABELS
 
 _ENCODED = ("input_ids", "pixel_values")
 _NO_CLASSES = ("regression", "multi_label_classification")
@@ -49,6 +57,7 @@ def train_with_distillation(
     *,
     cache: bool = True,
     max_length: int | None = None,
+    teacher_processor: PreTrainedTokenizerBase | None = None,
     **arguments: Any,
 ) -> DistillationTrainer:
     """Train a student on what a teacher says of the data::
@@ -66,7 +75,10 @@ def train_with_distillation(
         processor: the tokenizer or image processor; by default that of the teacher's checkpoint.
         cache: ask a teacher that is a model once for each row and keep its logits, where no
             layers are compared.
-        max_length: longest token sequence, cut beyond.
+        max_length: longest token sequence, cut beyond; by default 512, or the positions of student
+            and teacher if they are fewer.
+        teacher_processor: the teacher's tokenizer, if it is not the student's; texts are then
+            encoded for each.
         arguments: of `DistillationArguments`; 3 epochs of batches of 32 at a learning rate of
             1e-4 by default.
 
@@ -76,10 +88,21 @@ def train_with_distillation(
     Raises:
         ConfigError: an argument out of range, or no processor to be found.
         DataError: data that cannot be read or encoded, or no row.
-        ModelError: student, teacher and data whose labels differ.
+        ModelError: student, teacher and data whose labels or vocabularies differ.
     """
     args = _arguments(arguments)
-    train, evaluation = _rows(teacher, student, data, processor, max_length)
+    if not isinstance(data, (str, Path, Dataset)):
+        raise DataError(
+            f"data is a {type(data).__name__}; give a file or a datasets.Dataset with one column "
+            "for each of the model's inputs, or call DistillationTrainer with a train_dataset of "
+            "dicts and a data_collator"
+        )
+    tokenizers = (processor, teacher_processor)
+    limit = position_limit(student, *([] if teacher_processor else listed(teacher)))
+    limit = max_length if limit is None else min(max_length or 512, limit)
+    train, evaluation = _rows(teacher, student, data, processor, limit, teacher_processor)
+    config = args.distillation_config()
+    check_tokenizers(student, listed(teacher), config, tokenizers, train.rows.column_names)
     rows, collate = train.rows, train.collate
     if cache and isinstance(teacher, nn.Module) and not args.distillation_config().compares_layers:
         precision = args.distillation_config().teacher_precision
@@ -92,6 +115,8 @@ def train_with_distillation(
         train_dataset=rows,
         eval_dataset=None if evaluation is None else evaluation.rows,
         data_collator=collate,
+        teacher_processing_class=teacher_processor,
+        processing_class=processor if teacher_processor is not None else None,
     )
     trainer.train()
     student.eval()
@@ -112,6 +137,7 @@ def _rows(
     data: str | Path | Dataset,
     processor: Any,
     max_length: int | None,
+    teacher_processor: PreTrainedTokenizerBase | None = None,
 ) -> tuple[Encoded, Encoded | None]:
     """What to train on, and what to evaluate on."""
     if isinstance(data, Dataset) and any(name in data.column_names for name in _ENCODED):
@@ -132,6 +158,11 @@ def _rows(
     processor = processor or _processor(teacher, examples.modality == "text")
     assert examples.train is not None
     train = encode(examples, examples.train, processor, max_length)
+    if _differ(processor, teacher_processor):
+        assert teacher_processor is not None
+        limit = position_limit(*listed(teacher))
+        theirs = encode(examples, examples.train, teacher_processor, limit and min(512, limit))
+        train = _with_teacher_columns(train, theirs)
     if isinstance(data, Dataset):
         return train, None
     return train, encode(examples, examples.eval, processor, max_length)
@@ -148,6 +179,29 @@ def _label_names(teacher: object, student: nn.Module) -> list[str] | None:
     found = [label_names(config) for config in configs if isinstance(config, PreTrainedConfig)]
     named = [names for names in found if len(names) > 1 and not are_default_names(names)]
     return next(iter([*named, *(names for names in found if len(names) > 1)]), None)
+
+
+def _differ(processor: Any, other: PreTrainedTokenizerBase | None) -> bool:
+    if other is None or not isinstance(processor, PreTrainedTokenizerBase):
+        return False
+    return processor.get_vocab() != other.get_vocab()
+
+
+def _with_teacher_columns(mine: Encoded, theirs: Encoded) -> Encoded:
+    """Return the student's rows with the teacher's tokens of the same texts beside them."""
+    rows = mine.rows
+    for name in theirs.rows.column_names:
+        if name not in LABELS:
+            rows = rows.add_column(f"{TEACHER_PREFIX}{name}", theirs.rows[name][:])
+
+    def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = mine.collate([student_inputs(item) for item in items])
+        if any(name.startswith(TEACHER_PREFIX) for name in items[0]):
+            other = theirs.collate([teacher_inputs(item) for item in items])
+            batch |= {f"{TEACHER_PREFIX}{name}": value for name, value in other.items()}
+        return batch
+
+    return Encoded(rows, mine.lengths, collate)
 
 
 def _collator(processor: Any) -> Any:

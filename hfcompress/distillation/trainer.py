@@ -148,7 +148,7 @@ class DistillationTrainer(TermsTrainer):
 
     def part_counts(self, inputs: Inputs) -> dict[str, Tensor]:
         """Return what each part of the loss averages over in a batch, by the part's name."""
-        taught = self.teaching.part_counts(inputs, self.position_mask(inputs))
+        taught = self.teaching.counts_of(inputs, self.position_mask(inputs))
         return super().part_counts(inputs) | taught
 
     def label_task(self, labels: Tensor | None) -> Task:

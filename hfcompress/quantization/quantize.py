@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -189,7 +189,8 @@ def _notes(model: PreTrainedModel, config: QuantizationConfig) -> tuple[str, ...
 def _arrays(calibration: HasBatches | Iterable[Batch] | None) -> list[Arrays]:
     if calibration is None:
         return []
-    batches: list[Batch] = list(getattr(calibration, "batches", calibration))
+    found: object = getattr(calibration, "batches", calibration)
+    batches = list(cast("Iterable[Batch]", found))
     if not all(isinstance(batch, Mapping) for batch in batches):
         raise CalibrationError(
             "calibration batches must be dicts of tensors by the model's input names; give batches "

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from hfcompress.calibration.batches import Calibration
+from hfcompress.calibration.batches import Calibration, as_calibration
 from hfcompress.calibration.importance import importance
 from hfcompress.calibration.moments import input_rows, output_rows
 from hfcompress.errors import CalibrationError
@@ -228,3 +229,15 @@ def test_spread_takes_rows_from_all_over() -> None:
     ]  # fmt: skip
     assert rows.spread(100).rows == 32
     assert rows.spread(1).rows == 1
+
+
+def test_batches_of_a_loader_have_names() -> None:
+    images = [{"pixel_values": torch.randn(3, 4, 4)} for _ in range(6)]
+    loader: DataLoader[Any] = DataLoader(images, 2)  # type: ignore[arg-type]
+    assert Calibration(loader).rows == as_calibration(loader).rows == 6
+    given = Calibration(loader)
+    assert as_calibration(given) is given
+    pairs = DataLoader(TensorDataset(torch.randn(4, 3), torch.zeros(4)), 2)
+    for data in (pairs, [torch.zeros(2, 2)], [{"input_ids": [1, 2]}]):
+        with pytest.raises(CalibrationError, match=r"batch 0 is a .* must be a dict of tensors"):
+            Calibration(data)  # type: ignore[arg-type]

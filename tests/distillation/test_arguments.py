@@ -1,9 +1,12 @@
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Value
+from torch.utils.data import IterableDataset
 from transformers import HfArgumentParser, TrainingArguments
 
 from hfcompress.distillation.arguments import DistillationArguments
@@ -12,7 +15,7 @@ from hfcompress.distillation.schedule import value_at
 from hfcompress.distillation.trainer import DistillationTrainer
 from hfcompress.errors import ConfigError, DataError, ModelError
 from tests.distillation.training import arguments, distill
-from tests.tiny_models import sharp_bert, text_rows
+from tests.tiny_models import sharp_bert, text_rows, token_bert, token_rows
 from tests.tiny_tokenizers import tiny_tokenizer
 
 
@@ -132,12 +135,64 @@ def test_tokenizers_that_differ_are_refused(tmp_path: Path, layers: bool) -> Non
     distill(tmp_path, options=same, max_steps=1, **given)
 
 
-def test_vocabularies_of_other_sizes_are_refused_where_layers_are_compared(tmp_path: Path) -> None:
+def test_vocabularies_of_other_sizes_are_refused(tmp_path: Path) -> None:
     teacher = sharp_bert(1)
     teacher.resize_token_embeddings(60)
-    with pytest.raises(ModelError, match="vocabularies of 50 and 60 tokens"):
+    with pytest.raises(ModelError, match="vocabularies of 50 and 60 tokens, so their layers"):
         distill(tmp_path, teacher=teacher, hidden_weight=1.0)
-    distill(tmp_path, teacher=teacher, max_steps=1)
+    with pytest.raises(ModelError, match="the teacher would read other words; add the columns"):
+        distill(tmp_path, teacher=teacher)
+    own = [{**row, **{f"teacher_{name}": row[name] for name in row}} for row in text_rows()]
+    distill(tmp_path, teacher=teacher, data=own, max_steps=1)
+    same = {"processing_class": tiny_tokenizer(), "teacher_processing_class": tiny_tokenizer()}
+    distill(tmp_path, teacher=teacher, options=same, max_steps=1)
+
+
+def test_a_stream_of_other_words_is_refused_at_its_first_batch(tmp_path: Path) -> None:
+    teacher = sharp_bert(1)
+    teacher.resize_token_embeddings(60)
+
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            yield from text_rows()
+
+    with pytest.raises(ModelError, match="vocabularies of 50 and 60 tokens"):
+        distill(tmp_path, teacher=teacher, data=Stream())
+
+
+def test_tokens_of_two_tokenizers_are_never_compared_one_by_one(tmp_path: Path) -> None:
+    other = {"processing_class": tiny_tokenizer(), "teacher_processing_class": other_tokenizer()}
+    with pytest.raises(ModelError, match="cannot be compared token by token"):
+        distill(tmp_path, token_bert(0), token_bert(1), token_rows(), options=other)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "message"),
+    [
+        (ClassLabel(names=["b", "a"]), ModelError, "classes are b, a and the student's a, b"),
+        (Value("string"), DataError, "the column 'labels' holds words"),
+        (ClassLabel(names=["A", "b"]), None, ""),
+        (ClassLabel(names=["good", "bad"]), None, ""),
+    ],
+)
+def test_named_labels_are_in_the_students_order(
+    kind: Any, error: Any, message: str, tmp_path: Path
+) -> None:
+    names = {0: "a", 1: "b"}
+    words = isinstance(kind, Value)
+    rows = [
+        {**{name: value.tolist() for name, value in row.items()}, "labels": int(row["labels"])}
+        for row in text_rows()
+    ]
+    data = Dataset.from_list(
+        [{**row, "labels": names[row["labels"]] if words else row["labels"]} for row in rows]
+    ).cast_column("labels", kind)
+    student, teacher = (sharp_bert(seed, id2label=names) for seed in (0, 1))
+    if error is None:
+        distill(tmp_path, student, teacher, data, max_steps=1)
+        return
+    with pytest.raises(error, match=message):
+        distill(tmp_path, student, teacher, data)
 
 
 def test_layers_need_the_whole_student_in_each_process(

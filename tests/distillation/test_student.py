@@ -14,6 +14,8 @@ from transformers import (
     BeitForImageClassification,
     DebertaV2ForSequenceClassification,
     GPT2ForSequenceClassification,
+    SwinConfig,
+    SwinForImageClassification,
 )
 
 from hfcompress.distillation.student import block_influence, choose_layers, make_student
@@ -282,3 +284,42 @@ def test_a_family_that_is_not_known() -> None:
     teacher.config.model_type = "homemade"
     with pytest.raises(TargetError, match="homemade"):
         make_student(teacher, layers=1)
+
+
+def tiny_swin(depths: list[int]) -> Any:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"image_size": 16, "patch_size": 2, "embed_dim": 8, "num_labels": 3}
+    config = SwinConfig(**sizes, depths=depths, num_heads=[1, 2], window_size=2)  # fmt: skip
+    model: Any = SwinForImageClassification(config)
+    return model.eval()
+
+
+def test_a_swin_keeps_a_layer_of_each_stage() -> None:
+    teacher, images = tiny_swin([2, 3]), torch.randn(2, 3, 16, 16)
+    same, short = make_student(teacher, layers=5), make_student(teacher, layers=3)
+    torch.testing.assert_close(same(images).logits, teacher(images).logits)
+    assert short.config.depths == [1, 2]
+    assert short(images).logits.shape == (2, 3)
+    assert choose_layers(teacher, 3) == (1, 3, 4)
+    assert choose_layers(teacher, 3, "first") == (0, 2, 3)
+    rows = [{"pixel_values": images}]
+    kept = choose_layers(teacher, 2, "importance", rows)
+    assert [number < 2 for number in kept] == [True, False]
+    chosen = make_student(teacher, layers=[0, 3])
+    source, copy = teacher.state_dict(), chosen.state_dict()
+    name = "swin.encoder.layers.1.blocks.{}.mlp.fc1.weight"
+    assert torch.equal(copy[name.format(0)], source[name.format(1)])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"layers": 1}, "layers is 1 and the teacher has 2 stages; use at least 2"),
+        ({"layers": [0, 1]}, r"layers \[0, 1\] do not keep a layer of each stage"),
+        ({"layers": [2, 0]}, "in order; the teacher's stages are 0-1, 2-4"),
+        ({"layers": 3, "hidden": 8}, "widths and heads of their own; give layers only"),
+    ],
+)
+def test_sizes_that_a_swin_cannot_have_are_refused(sizes: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_student(tiny_swin([2, 3]), **sizes)

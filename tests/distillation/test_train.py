@@ -5,8 +5,11 @@ from typing import Any
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, load_dataset
+from torch.utils.data import DataLoader, TensorDataset
+from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from hfcompress.distillation.cache import TeacherCache
+from hfcompress.distillation.checks import position_limit
 from hfcompress.distillation.train import train_with_distillation
 from hfcompress.errors import ConfigError, DataError, ModelError
 from tests.distillation.training import logged
@@ -131,3 +134,64 @@ def test_labels_are_the_teachers(
         data = data.cast_column("label", ClassLabel(names=names))
     trained: Any = train_with_distillation(tiny_bert(), teacher, data, **QUIET).train_dataset
     assert [int(row["labels"]) for row in trained] == numbers
+
+
+def test_texts_are_cut_at_the_positions_of_both_models(tmp_path: Path) -> None:
+    long = " ".join(["one"] * 80)
+    data = Dataset.from_dict({"text": [long, "one"] * 8, "label": [0, 1] * 8})
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = 512
+    sizes: dict[str, int] = {}
+    for who, positions in (("student", 16), ("teacher", 24), ("neither", 64)):
+        student, teacher = tiny_bert(seed=0), tiny_bert(seed=1)
+        short = {"student": student, "teacher": teacher}.get(who)
+        if short is not None:
+            short = tiny_bert(seed=2, max_position_embeddings=positions)
+            student, teacher = (short, teacher) if who == "student" else (student, short)
+        trainer = train_with_distillation(
+            student, teacher, data, tokenizer, output_dir=str(tmp_path), **QUIET
+        )
+        rows: Any = trainer.train_dataset
+        sizes[who] = max(len(ids) for ids in rows["input_ids"])
+    assert sizes == {"student": 16, "teacher": 24, "neither": 64}
+
+
+def test_roberta_counts_its_positions_from_behind_the_padding() -> None:
+    config = RobertaConfig(
+        vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
+        intermediate_size=8, max_position_embeddings=20, pad_token_id=1,
+    )  # fmt: skip
+    assert position_limit(RobertaForSequenceClassification(config), tiny_bert()) == 18
+    assert position_limit(lambda batch: None) is None
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_teacher_with_its_own_tokenizer_reads_its_own_tokens(cache: bool, tmp_path: Path) -> None:
+    words = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
+    data = Dataset.from_dict({"text": words * 4, "label": [0, 1] * 16})
+    mine, theirs = tiny_tokenizer(), tiny_tokenizer()
+    theirs.add_tokens(["somewhere"])
+    teacher = tiny_bert(seed=1)
+    teacher.resize_token_embeddings(40)
+    seen: list[int] = []
+    teacher.get_input_embeddings().register_forward_pre_hook(
+        lambda module, args: seen.append(int(args[0].max()))
+    )
+    given: dict[str, Any] = {**QUIET, "output_dir": str(tmp_path), "cache": cache}
+    with pytest.raises(ModelError, match="vocabularies of 25 and 40 tokens"):
+        train_with_distillation(tiny_bert(seed=0), teacher, data, mine, **given)
+    assert not seen
+    data = data.map(lambda row: {"text": f"{row['text']} somewhere"})
+    trainer = train_with_distillation(
+        tiny_bert(seed=0), teacher, data, mine, teacher_processor=theirs, **given
+    )
+    assert max(seen) == 25  # the number of the word that only the teacher knows
+    rows: Any = trainer.train_dataset
+    assert max(max(ids) for ids in rows["input_ids"]) < 25
+
+
+def test_data_of_other_kinds_are_refused() -> None:
+    rows = TensorDataset(torch.zeros(4, 2), torch.zeros(4))
+    for data in (DataLoader(rows), rows, [{"text": "one"}]):
+        with pytest.raises(DataError, match=f"data is a {type(data).__name__}; give a file or"):
+            train_with_distillation(tiny_bert(), tiny_bert(seed=1), data)
