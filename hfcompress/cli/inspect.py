@@ -10,11 +10,13 @@ from rich.table import Table
 from torch import nn
 
 from hfcompress.benchmarking.check import CheckReport
+from hfcompress.calibration.moments import weight_of
 from hfcompress.measure.profiles import MEGABYTE, Fit, fits_of_bytes, fits_of_model
 from hfcompress.measure.size import CompressionMetrics
 from hfcompress.measure.weights import analyze_weight_distribution
-from hfcompress.models.architectures import compressible_modules, default_targets, family_of
+from hfcompress.models.architectures import family_of
 from hfcompress.models.loading import ModelConfig, load_model
+from hfcompress.pruning.targets import default_exclusions, weight_matrices
 from hfcompress.quantization.manifest import MANIFEST, read_manifest
 from hfcompress.tasks.registry import find_task
 
@@ -34,13 +36,14 @@ def inspect_model(path: str, task: str, profiles: bool = False) -> tuple[list[Ta
     if (Path(path) / MANIFEST).is_file():
         return _inspect_quantized(Path(path), profiles)
     model = load_model(ModelConfig(path=path), find_task(task)).model
-    targets = default_targets(model)
+    matrices = weight_matrices(model)
+    targets = matrices.keys() - default_exclusions(model, matrices).keys()
     family = family_of(model)
-    metrics = CompressionMetrics(model, list(targets))
+    metrics = CompressionMetrics(model, [name for name in matrices if name in targets])
     closing = (
         f"{type(model).__name__}, family {getattr(model.config, 'model_type', 'unknown')!r}"
         f"{'' if family else ' (not in the table of known families)'}; "
-        f"{len(targets)} of {len(compressible_modules(model))} layers are pruned by default"
+        f"{len(targets)} of {len(matrices)} layers are pruned by default"
     )
     second = _fits(fits_of_model(model)) if profiles else _layers(model, set(targets))
     return [_totals(metrics), second], closing
@@ -117,9 +120,8 @@ def _layers(model: nn.Module, targets: set[str]) -> Table:
     table = Table(title="layers with weights to compress")
     for column in ("layer", "shape", "zeros", "std", "largest", "pruned by default"):
         table.add_column(column, justify="left" if column == "layer" else "right")
-    for name, module in compressible_modules(model).items():
-        weight = module.weight
-        assert isinstance(weight, nn.Parameter)
+    for name, module in weight_matrices(model).items():
+        weight = weight_of(module)
         spread = analyze_weight_distribution(weight)
         table.add_row(
             name,

@@ -86,19 +86,6 @@ _VIT = Family(
     ffn_out="mlp.fc2",
     prenorm=True,
 )
-_GPT2 = Family(
-    layers="h",
-    query="attn.c_attn",
-    key="attn.c_attn",
-    value="attn.c_attn",
-    out="attn.c_proj",
-    ffn_in="mlp.c_fc",
-    ffn_out="mlp.c_proj",
-    heads="n_head",
-    ffn_width="n_inner",
-    prenorm=True,
-    free_heads=False,  # it splits the fused projection by a size of its own
-)
 
 FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), _BERT),
@@ -153,7 +140,19 @@ FAMILIES: dict[str, Family] = {
         between="downsample",
     ),
     "beit": replace(_VIT, free_heads=False),  # position biases are tables by head
-    "gpt2": _GPT2,
+    "gpt2": Family(
+        layers="h",
+        query="attn.c_attn",
+        key="attn.c_attn",
+        value="attn.c_attn",
+        out="attn.c_proj",
+        ffn_in="mlp.c_fc",
+        ffn_out="mlp.c_proj",
+        heads="n_head",
+        ffn_width="n_inner",
+        prenorm=True,
+        free_heads=False,  # it splits the fused projection by a size of its own
+    ),
 }
 """Family by ``model.config.model_type``."""
 

@@ -97,7 +97,7 @@ def find_targets(
         ModelError: the weight of a target is computed from other tensors.
     """
     matrices = weight_matrices(model)
-    reasons = _reasons(model, matrices)
+    reasons = default_exclusions(model, matrices)
     if targets is None:
         chosen = {name: matrices[name] for name in matrices if name not in reasons}
     else:
@@ -172,7 +172,7 @@ def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def _reasons(model: nn.Module, matrices: Mapping[str, nn.Module]) -> dict[str, str]:
+def default_exclusions(model: nn.Module, matrices: Mapping[str, nn.Module]) -> dict[str, str]:
     """The matrices that are no default targets -> why."""
     head = head_names(model, matrices)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
