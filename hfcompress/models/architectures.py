@@ -163,8 +163,7 @@ WIDTH_PARAMETERS = {
 """Class and parameter, where a family's own module holds one that is as wide as channels or heads
 are many: it is cut with them, and a checkpoint records its shape."""
 
-# No default target has one of these words in its name. q_head is a projection of attention.
-_LEFT_ALONE = re.compile(
+_LEFT_ALONE = re.compile(  # names of modules that are no default targets; q_head is one
     r"embed|pooler|classifier|(?<![a-zA-Z])(?<!(?<![a-z])[qkvo]_)(?<!query_)(?<!key_)(?<!value_)"
     r"(?<!attn_)(?<!attention_)(?<!multi_)heads?(?![a-z])"
 )
@@ -363,6 +362,8 @@ def base_prefix(model: nn.Module) -> str:
     prefix = model.base_model_prefix
     if prefix and hasattr(model, prefix):
         return prefix
+    if type(model).__module__.startswith("transformers."):
+        return ""
     inner = [name for name, module in model.named_modules() if name and is_pretrained(module)]
     outer = [name for name in inner if not any(name.startswith(f"{other}.") for other in inner)]
     return outer[0] if len(outer) == 1 else ""  # a class of the user's own may name it otherwise

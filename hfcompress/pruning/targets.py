@@ -21,6 +21,7 @@ from hfcompress.calibration.hooks import call_order, evaluating
 from hfcompress.calibration.moments import CONVOLUTIONS
 from hfcompress.errors import ModelError, TargetError
 from hfcompress.models.architectures import (
+    default_targets,
     head_names,
     is_compressible,
     left_alone,
@@ -174,18 +175,21 @@ def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 def default_exclusions(model: nn.Module, matrices: Mapping[str, nn.Module]) -> dict[str, str]:
     """The matrices that are no default targets -> why."""
-    head = head_names(model, matrices)
+    head, defaults = head_names(model, matrices), default_targets(model)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     found: dict[str, str] = {}
     for name, module in matrices.items():
+        parameter = module._parameters.get("weight")
         if name in head:
             found[name] = "head"
         elif (word := left_alone(name)) is not None:
             found[name] = word
-        elif id(module._parameters.get("weight")) in embeddings:
+        elif id(parameter) in embeddings:
             found[name] = "tied to an embedding"
         elif isinstance(module, SharedWeight) and not _is_projection(name, module):
             found[name] = UNKNOWN
+        elif is_compressible(module) and parameter is not None and name not in defaults:
+            found[name] = "left alone by default"
     return found
 
 
