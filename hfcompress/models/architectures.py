@@ -163,7 +163,7 @@ WIDTH_PARAMETERS = {
 """Class and parameter, where a family's own module holds one that is as wide as channels or heads
 are many: it is cut with them, and a checkpoint records its shape."""
 
-_LEFT_ALONE = re.compile(  # names of modules that are no default targets; q_head is one
+_LEFT_ALONE = re.compile(  # names that are no default targets (q_head is a target)
     r"embed|pooler|classifier|(?<![a-zA-Z])(?<!(?<![a-z])[qkvo]_)(?<!query_)(?<!key_)(?<!value_)"
     r"(?<!attn_)(?<!attention_)(?<!multi_)heads?(?![a-z])"
 )

@@ -33,7 +33,7 @@ from hfcompress.pruning.config import GRADIENT_METHODS, PruningConfig
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # Names of bare parameters that are matrices of a product, and of those that are not.
 _PROJECTION = {"proj", "projection", "kernel", "weight", "weights", "matrix"}
-_NAMED_W = re.compile(r"w[qkvoi0-9]*")
+_LETTERS = re.compile(r"w[qkvoi0-9]*|[qkvor]")
 _TABLE = {"embed", "embeds", "embedding", "embeddings", "position", "positional", "pos", "token",
           "tokens", "table", "bias", "norm", "scale", "codebook"}  # fmt: skip
 UNKNOWN = "a bare parameter that may be no projection; name it in targets to prune it"
@@ -145,6 +145,8 @@ def weight_matrices(model: nn.Module) -> dict[str, nn.Module]:
 def _matrices_of(module: nn.Module) -> Iterator[tuple[str, Tensor, nn.Parameter | None]]:
     """Name, weight and bias of each matrix that a module of another class holds."""
     own, biases = _tensors_of(module), module._parameters
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return
     if isinstance(module, nn.MultiheadAttention):
         for key in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
             if key in own:
@@ -196,7 +198,7 @@ def default_exclusions(model: nn.Module, matrices: Mapping[str, nn.Module]) -> d
 def _is_projection(name: str, module: SharedWeight) -> bool:
     known = isinstance(module.owner[0], (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase))
     words = _words(name.rpartition(".")[2])
-    return known or not _PROJECTION.isdisjoint(words) or any(map(_NAMED_W.fullmatch, words))
+    return known or not _PROJECTION.isdisjoint(words) or any(map(_LETTERS.fullmatch, words))
 
 
 def _words(name: str) -> set[str]:

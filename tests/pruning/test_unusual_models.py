@@ -285,6 +285,28 @@ def test_projections_named_after_heads_are_targets(name: str) -> None:
     assert list(select_targets(model)) == [name]
 
 
+class Relative(nn.Module):
+    """Attention with matrices that are bare parameters, and a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.Wk = nn.Parameter(torch.randn(8, 2, 4)), nn.Parameter(torch.randn(8, 8))
+        self.r_w_bias, self.gains = nn.Parameter(torch.ones(2, 4)), nn.Parameter(torch.ones(8, 8))
+        self.places = Places(5, 8)
+        self.out = nn.Linear(8, 8)
+
+
+class Places(nn.Embedding):
+    """An embedding under a class of its own."""
+
+
+def test_bare_projections_are_told_from_tables_and_other_parameters() -> None:
+    model = Relative()
+    report = prune(model, PruningConfig(sparsity=0.5))
+    assert [layer.name for layer in report.layers] == ["q", "Wk"]
+    assert set(report.untouched) == {"gains", "out"}
+
+
 @pytest.mark.parametrize("name", ["head", "lm_head", "cls_head1", "video_head", "mlp_head"])
 def test_heads_are_no_targets(name: str) -> None:
     model = nn.Sequential(
