@@ -290,7 +290,10 @@ def reloaded(network: Network, small: nn.Module, rows: Tensor) -> str:
     with TemporaryDirectory() as folder:
         save_model(small, f"{folder}/model.safetensors")
         again = network.build().eval()
-        load_shapes(again, load_file(f"{folder}/model.safetensors"))
+        try:
+            load_shapes(again, load_file(f"{folder}/model.safetensors"))
+        except HfcompressError:
+            return REFUSED
     found, wanted = (outputs(model, rows) for model in (again, copy.deepcopy(small)))
     return RIGHT if alike(found, wanted) else WRONG
 

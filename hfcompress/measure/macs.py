@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,16 +72,19 @@ def count_macs(model: nn.Module, inputs: Mapping[str, Any]) -> Macs:
 
 
 @contextmanager
-def countable() -> Iterator[None]:
+def countable(onednn: bool = False) -> Iterator[None]:
     """Run every layer as plain products inside.
 
     The fused kernels of attention differ by device and some are not counted, nor are the fused
     layers of ``nn.TransformerEncoder`` and oneDNN's LSTM; their products are.
+
+    Args:
+        onednn: keep oneDNN on: convolutions are faster by it, and a model has no LSTM.
     """
     fused = mha.get_fastpath_enabled()
     mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), _without_onednn():
+        with sdpa_kernel(SDPBackend.MATH), nullcontext() if onednn else _without_onednn():
             yield
     finally:
         mha.set_fastpath_enabled(fused)

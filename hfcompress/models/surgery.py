@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers.pytorch_utils import Conv1D
 
 Index = Tensor | Sequence[int]
+_MIXING = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def keep_outputs(module: nn.Module, keep: Index) -> None:
@@ -122,7 +123,7 @@ def load_shapes(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         tensors: the state of the smaller network, such as safetensors' ``load_file`` reads.
 
     Raises:
-        ModelError: tensors of another network.
+        ModelError: tensors of another network, or a norm whose width none of them says.
     """
     own = model.state_dict(keep_vars=True)
     missing = [name for name in own if name not in tensors and not _is_shared(own, name, tensors)]
@@ -133,6 +134,12 @@ def load_shapes(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             f"in one of both alone; build the network as the saved one was built"
         )
     changed = {id(own[name]) for name, tensor in tensors.items() if own[name].shape != tensor.shape}
+    for name, module in model.named_modules():
+        if changed and isinstance(module, _MIXING) and module.weight is None:
+            raise ModelError(
+                f"{name} is a {type(module).__name__} without parameters, so that no tensor says "
+                f"its width; give the norm parameters before shrinking"
+            )
     for name, tensor in tensors.items():
         own[name].data = tensor.to(own[name]).clone()
     for module in model.modules():

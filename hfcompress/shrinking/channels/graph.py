@@ -19,11 +19,10 @@ from hfcompress.calibration.batches import Batch, run_on
 from hfcompress.calibration.hooks import evaluating, tensors_of
 from hfcompress.errors import ModelError, TargetError, first_line
 from hfcompress.measure.macs import countable, frozen
-from hfcompress.shrinking.channels.calls import CallRecord
 from hfcompress.shrinking.channels.groups import ChannelGraph, find_groups
 from hfcompress.shrinking.channels.labels import Labels, Marks
 from hfcompress.shrinking.channels.movements import Split, SplitPlace, Splits
-from hfcompress.shrinking.channels.operators import ChannelTracer, Trail
+from hfcompress.shrinking.channels.operators import CallRecord, ChannelTracer, Trail
 from hfcompress.shrinking.channels.sides import (
     own_tensors,
     removable_dimensions,
@@ -102,7 +101,14 @@ def _follow(
     record = CallRecord(model)
     splits = Splits(choices, record.path)
     tracer = ChannelTracer(trail, by_tensor, splits, record.note_norm)
-    with frozen(model), countable(), torch.random.fork_rng(devices=[]), record.watching(), tracer:
+    onednn = not any(isinstance(module, nn.RNNBase) for module in model.modules())
+    with (
+        frozen(model),
+        countable(onednn),
+        torch.random.fork_rng(devices=[]),
+        record.watching(),
+        tracer,
+    ):
         result = run_on(model, inputs)
     tracer.tensors.freeze(tensors_of(result))
     return record, splits.found

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hfcompress.shrinking.channels.calls import CallRecord
 from hfcompress.shrinking.channels.labels import Labels, Marks, Vector
 from hfcompress.shrinking.channels.movements import Split, SplitPlace
-from hfcompress.shrinking.channels.operators import Size, Trail
+from hfcompress.shrinking.channels.operators import CallRecord, Size, Trail
 from hfcompress.shrinking.channels.sides import (
     Side,
     Slot,

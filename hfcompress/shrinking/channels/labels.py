@@ -40,12 +40,17 @@ class Labels:
                 return found
             found = higher
 
+    def _root(self, label: int) -> int:
+        while (higher := int(self._parent[label])) != label:
+            label = higher
+        return label
+
     def unite(self, first: Vector, second: Vector) -> None:
         """Unite the sets of two labels at each place; the vectors are broadcast."""
         one, other = np.broadcast_arrays(self.roots(first), self.roots(second))
         differ = one != other
-        for pair in np.unique(np.stack([one[differ], other[differ]], 1), axis=0):
-            low, high = sorted(int(self.roots(pair[i : i + 1])[0]) for i in (0, 1))
+        for pair in set(zip(one[differ].tolist(), other[differ].tolist(), strict=True)):
+            low, high = sorted(map(self._root, pair))
             self._parent[high] = low
 
     def unite_all(self, vectors: Sequence[Vector | None]) -> Vector | None:

@@ -180,7 +180,8 @@ def masked_model(
                 if place.side == "inputs" or place.read:
                     gone = ~kept[place.unit]
                     for (name, dimension), index in place.slots(model):
-                        tensor_at(model, name).index_fill_(dimension, index[gone], 0)
+                        weight = tensor_at(model, name)
+                        weight.index_fill_(dimension, index[gone].to(weight.device), 0)
     left = features_left(model, groups, keep)
     mixing = {path: stays for path, stays in left.items() if mixes_channels(model, path)}
     with _MaskedNorms(model, mixing):
@@ -239,6 +240,7 @@ class _MaskedNorms(TorchDispatchMode):  # type: ignore[no-untyped-call]
         named = Arguments(func, args, kwargs or {})
         inputs, weight, bias = (named[key] for key in ("input", "weight", "bias"))
         assert isinstance(inputs, Tensor)
+        stays = stays.to(inputs.device)
         scale = weight[stays] if isinstance(weight, Tensor) else None
         shift = bias[stays] if isinstance(bias, Tensor) else None
         eps = cast(float, named["eps"])
