@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from hfcompress.data.image_batches import image_rows
@@ -66,6 +66,27 @@ class Encoded:
         for start in range(0, len(chosen), batch_size):
             part = chosen[start : start + batch_size]
             yield part, self.collate([self.rows[int(index)] for index in part])
+
+
+# Learned tables of positions by the name of their module: BERT, GPT-2, BART and others.
+_POSITION_TABLES = ("position_embeddings", "position_embedding", "wpe", "embed_positions")
+
+
+def text_limit(max_length: int | None, *models: object) -> int | None:
+    """The longest token sequence that all models can read; None where nothing limits it.
+
+    Args:
+        max_length: asked for; None for no limit of its own.
+        models: those with learned tables of positions limit it; others read any length.
+    """
+    limits = [] if max_length is None else [max_length]
+    for model in models:
+        for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
+            if isinstance(module, nn.Embedding) and name.split(".")[-1] in _POSITION_TABLES:
+                # RoBERTa counts positions from padding_idx + 1, BART from its offset.
+                first = 0 if module.padding_idx is None else module.padding_idx + 1
+                limits.append(module.num_embeddings - max(first, getattr(module, "offset", 0)))
+    return min(limits, default=None)
 
 
 def encode_texts(

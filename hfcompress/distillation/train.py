@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from hfcompress.data.config import DataConfig
-from hfcompress.data.encode import Encoded, encode
+from hfcompress.data.encode import Encoded, encode, text_limit
 from hfcompress.data.load import examples_of_texts, load_examples
 from hfcompress.distillation.arguments import DistillationArguments
 from hfcompress.distillation.cache import TeacherCache
@@ -157,6 +157,8 @@ def _rows(
         examples = examples.aligned(alignment)
     processor = processor or _processor(teacher, examples.modality == "text")
     assert examples.train is not None
+    teachers = teacher if isinstance(teacher, (list, tuple)) else (teacher,)
+    max_length = text_limit(max_length, student, *teachers)
     train = encode(examples, examples.train, processor, max_length)
     if _differ(processor, teacher_processor):
         assert teacher_processor is not None

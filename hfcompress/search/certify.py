@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfcompress.data.config import DataConfig
+from hfcompress.data.encode import text_limit
 from hfcompress.data.load import Examples
 from hfcompress.errors import ConfigError, ModelError
 from hfcompress.inference import predict
@@ -78,7 +79,8 @@ def _right(
     else:
         loaded = load_model(ModelConfig(path=path), task)
         task.check_head(loaded.model.config, path)
-        rows = task.encode(examples, examples.eval, loaded.processor, config.max_length)
+        longest = text_limit(config.max_length, loaded.model)
+        rows = task.encode(examples, examples.eval, loaded.processor, longest)
         scores = predict(loaded.model, rows, _BATCH, progress.work)
         names = label_names(loaded.model.config)
     alignment = align_labels(examples.labels, names)

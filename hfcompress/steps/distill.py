@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hfcompress.data.encode import Encoded
+from hfcompress.data.encode import Encoded, text_limit
 from hfcompress.data.image_processors import check_same_images, like_teacher
 from hfcompress.distillation.arguments import DistillationArguments
 from hfcompress.distillation.cache import TeacherCache
@@ -110,6 +110,12 @@ def _made(teacher: Model, config: DistillConfig, context: Context) -> tuple[Mode
     return student, list(layers)
 
 
+def _longest_row(context: Context) -> int:
+    """The tokens of the longest row; 0 for images."""
+    sides = (side.lengths for side in (context.train, context.eval) if side is not None)
+    return max((int(lengths.max()) for lengths in sides if lengths is not None), default=0)
+
+
 def _own(config: DistillConfig, context: Context, task: Task) -> Model:
     """A model by name; it must read what the teacher's tokenizer writes.
 
@@ -127,6 +133,12 @@ def _own(config: DistillConfig, context: Context, task: Task) -> Model:
             f"the student {wanted.name!r} has the labels "
             f"{', '.join(label_names(loaded.model.config))} and the teacher "
             f"{', '.join(examples.labels)}; give both the same labels in the same order"
+        )
+    limit, longest = text_limit(None, loaded.model), _longest_row(context)
+    if limit is not None and limit < longest:
+        raise ModelError(
+            f"the student {wanted.name!r} reads at most {limit} tokens and the longest row has "
+            f"{longest}; set data.max_length: {limit}"
         )
     mine, theirs = loaded.processor, context.processor
     if examples.modality == "image":

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from hfcompress.calibration.batches import Calibration
-from hfcompress.data.encode import Batch, Encoded
+from hfcompress.data.encode import Batch, Encoded, text_limit
 from hfcompress.data.load import Examples, align_examples, fingerprint, hold_out
 from hfcompress.errors import ConfigError, ModelError
 from hfcompress.measure.metrics import check_metric, trust_metric
@@ -193,7 +193,7 @@ class Experiment:
         return Context(
             examples=self.examples,
             dense_model=dense_model,
-            max_length=self.recipe.data.max_length,
+            max_length=encoding.max_length,
             train=encoding.train,
             eval=encoding.eval,
             processor=encoding.processor,
@@ -247,7 +247,8 @@ def prepare(
         progress.note(note)
     progress.stage("encoding the data")
     train = examples.train if need_rows else None
-    first = Encoding(task, loaded.processor, examples, recipe.data.max_length, need_rows)
+    longest = text_limit(recipe.data.max_length, loaded.model)
+    first = Encoding(task, loaded.processor, examples, longest, need_rows)
     _ = first.train, first.eval  # now, so that what cannot be encoded shows at once
     experiment = Experiment(
         recipe=recipe,

@@ -4,15 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    MPNetConfig,
+    MPNetForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
 
 from hfcompress.data.config import DataConfig
-from hfcompress.data.encode import Encoded, encode
+from hfcompress.data.encode import Encoded, encode, encode_texts, text_limit
 from hfcompress.data.load import load_examples
 from hfcompress.errors import ModelError, SourceError
 from hfcompress.inference import predict
@@ -21,6 +38,13 @@ from hfcompress.tasks.image_classification import IMAGE_CLASSIFICATION
 from hfcompress.tasks.text_classification import TEXT_CLASSIFICATION
 from tests.tiny_models import tiny_bert
 from tests.tiny_tokenizers import tiny_tokenizer
+
+TINY: dict[str, Any] = {"vocab_size": 60, "hidden_size": 8, "num_hidden_layers": 1,
+                        "num_attention_heads": 2, "intermediate_size": 8}  # fmt: skip
+BART: dict[str, Any] = {"vocab_size": 60, "d_model": 8, "encoder_layers": 1, "decoder_layers": 1,
+                        "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+                        "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "num_labels": 2,
+                        "max_position_embeddings": 40}  # fmt: skip
 
 
 @pytest.fixture
@@ -149,3 +173,43 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
 
 def test_the_task_decides_the_class() -> None:
     assert IMAGE_CLASSIFICATION.auto_class().__name__ == "AutoModelForImageClassification"
+
+
+@pytest.mark.parametrize(
+    ("model", "limit"),
+    [
+        (BertForSequenceClassification(BertConfig(**TINY, max_position_embeddings=40)), 40),
+        (RobertaForSequenceClassification(
+            RobertaConfig(**TINY, max_position_embeddings=42, pad_token_id=1)), 40),
+        (MPNetForSequenceClassification(MPNetConfig(**TINY, max_position_embeddings=42)), 40),
+        (BartForSequenceClassification(BartConfig(**BART)), 40),
+        (GPT2ForSequenceClassification(
+            GPT2Config(vocab_size=60, n_embd=8, n_layer=1, n_head=2, n_positions=40)), 40),
+        (ModernBertForSequenceClassification(
+            ModernBertConfig(**TINY, pad_token_id=0, max_position_embeddings=16)), None),
+    ],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_texts_fit_the_positions_of_the_model(model: Any, limit: int | None) -> None:
+    assert text_limit(None, model) == limit
+    assert text_limit(20, model) == 20
+    assert text_limit(100, model) == (limit or 100)
+    length = limit or 100
+    ids = torch.full((1, length), 5)
+    ids[0, -1] = 2  # the end of the text, which BART looks for
+    with torch.no_grad():
+        assert model(input_ids=ids).logits.shape == (1, 2)
+
+
+def test_truncation_and_padding_sides_are_the_tokenizers() -> None:
+    tokenizer = tiny_tokenizer()
+    text = "a good film and a bad plot"
+    whole = tokenizer(text)["input_ids"]
+    for side in ("left", "right"):
+        tokenizer.truncation_side = tokenizer.padding_side = side
+        data = encode_texts([text, "a"], tokenizer, 5)
+        assert data.rows[0]["input_ids"] == tokenizer(text, truncation=True, max_length=5).input_ids
+        ((_, batch),) = data.batches(2)
+        padded = batch["attention_mask"][1].tolist()
+        assert padded == ([0, 0, 1, 1, 1] if side == "left" else [1, 1, 1, 0, 0])
+    assert len(whole) > 5
