@@ -6,6 +6,7 @@ from pathlib import Path
 
 import datasets
 from datasets import Dataset, DatasetDict, Features, Image, Value, concatenate_datasets
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from hfcompress.data.config import IMAGE_COLUMNS, DataConfig
 from hfcompress.data.image_formats import is_idx, pixel_table, read_idx, read_pixel_table
@@ -37,8 +38,7 @@ def read(config: DataConfig, modality: Modality) -> tuple[DatasetDict, tuple[str
     if path.is_dir() and (path / "dataset_info.json").is_file():
         return DatasetDict(train=datasets.load_from_disk(str(path))), ()
     if path.is_dir() and modality == "image" and not _data_files(path):
-        check_image_folder(path, source.spec)
-        return _load("imagefolder", source, data_dir=str(path)), ()
+        return _read_image_folder(path, source)
     if modality == "image" and _format(path) == "csv" and pixel_table(path):
         return read_pixel_table(path, source.spec, config.label)
     return _read_files(source, path, config, modality)
@@ -146,6 +146,39 @@ def _split_name(path: Path) -> str:
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _NOT_MEANT = ("__MACOSX", "__pycache__")
+_SYSTEM_FILES = ("Thumbs.db", "desktop.ini")
+
+
+def _read_image_folder(path: Path, source: Source) -> tuple[DatasetDict, tuple[str, ...]]:
+    """The images of a folder, each labelled by its own folder or by a table named metadata.
+
+    Raises:
+        SourceError: as `check_image_folder`.
+        DataError: as `check_image_folder`; or images at several depths, so that no folder names
+            their classes.
+    """
+    check_image_folder(path, source.spec)
+    found = _load("imagefolder", source, data_dir=str(path))
+    described = any(path.rglob("metadata.*"))
+    if not described and any("label" not in rows.column_names for rows in found.values()):
+        raise DataError(
+            f"data: the images of {source.spec!r} are not all in class folders at one depth; put "
+            f"the images of each class into a folder of its own: CLASS/*, or train/CLASS/* and "
+            f"validation/CLASS/*"
+        )
+    known = {suffix.lower() for suffix in ImageFolder.EXTENSIONS}
+    others = sorted(
+        item
+        for leaf in _leaves(path)
+        for item in leaf.iterdir()
+        if item.is_file() and item.suffix.lower() not in known and item.name not in _SYSTEM_FILES
+        and not item.name.startswith((".", "metadata."))
+    )  # fmt: skip
+    if not others:
+        return found, ()
+    shown = ", ".join(str(item.relative_to(path)) for item in others[:5])
+    more = ", ..." if len(others) > 5 else ""
+    return found, (f"{len(others):,} files are no images and are left out: {shown}{more}",)
 
 
 def check_image_folder(folder: Path, spec: str) -> None:
@@ -169,6 +202,12 @@ def check_image_folder(folder: Path, spec: str) -> None:
             f"or remove the folder"
         )
     classes = {path.name for path in leaves}
+    splits = {path.parent for path in leaves} == {folder} and classes <= _SPLIT_NAMES.keys()
+    if splits and not any(folder.rglob("metadata.*")):
+        raise DataError(
+            f"data: the splits of {spec!r} have no class folders; put the images of each class "
+            f"into a folder of its own: {sorted(classes)[0]}/CLASS/*"
+        )
     if len(classes) == 1 and not any(folder.rglob("metadata.*")):
         raise DataError(
             f"data: {spec!r} has one class only ({classes.pop()}); put the images of each class "

@@ -200,3 +200,32 @@ def test_fingerprint_of_arrays_is_content() -> None:
 def test_chosen_rows_of_arrays() -> None:
     rows = array_dataset(IMAGES, LABELS.tolist(), None).select([7, 2, 2, 11])
     np.testing.assert_array_equal(next(array_chunks(rows, "image")), IMAGES[[7, 2, 2, 11]])
+
+
+def make_images(folder: Path, names: list[str]) -> Path:
+    for place, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), place).save(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["cat/1.png", "dog/1.png", "x.png"], "are not all in class folders at one depth"),
+        (["a/cat/1.png", "a/dog/1.png", "b/1.png"], "are not all in class folders at one depth"),
+        (["train/1.png", "val/1.png"], r"have no class folders; .* own: train/CLASS/"),
+    ],
+)
+def test_images_without_class_folders(names: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        load(make_images(tmp_path, names))
+
+
+def test_other_files_of_class_folders_are_counted(tmp_path: Path) -> None:
+    make_images(tmp_path, ["cat/1.png", "dog/1.PNG", "dog/2.jpg"])
+    for name in ("cat/1.heic", "dog/notes.docx", "dog/.DS_Store", "dog/Thumbs.db"):
+        (tmp_path / name).write_bytes(b"x")
+    found = load(tmp_path)
+    assert len(found.eval) == 3
+    assert found.notes == ("2 files are no images and are left out: cat/1.heic, dog/notes.docx",)

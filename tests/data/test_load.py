@@ -15,8 +15,16 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from PIL import Image
 
 from hfcompress.data.config import DataConfig
-from hfcompress.data.load import Examples, fingerprint, load_examples, load_texts
-from hfcompress.errors import ConfigError, DataError, SourceError
+from hfcompress.data.load import (
+    Examples,
+    align_examples,
+    fingerprint,
+    load_examples,
+    load_texts,
+)
+from hfcompress.errors import ConfigError, DataError, ModelError, SourceError
+from hfcompress.models.loading import LoadedModel
+from tests.tiny_models import tiny_bert
 
 TEXT = "sentence"
 
@@ -378,3 +386,23 @@ def test_mistakes_in_texts_without_labels(
     config = DataConfig(path=str(tmp_path), text="review").replace(**changes)
     with pytest.raises(DataError, match=message):
         load_texts(config)
+
+
+def with_classes(names: list[str], new_head: bool = False) -> LoadedModel:
+    model = tiny_bert()
+    model.config.id2label = dict(enumerate(names))
+    return LoadedModel(model, None, new_head, "fingerprint")
+
+
+def test_examples_take_the_class_numbers_of_a_model(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("text,label\na,neg\nb,pos\nc,neg\nd,pos\n")
+    examples = load(path, need_train=True, eval_fraction=0.5)
+    found = align_examples(examples, with_classes(["POS", "odd", "NEG"]), "m")
+    assert found.labels == ["pos", "odd", "neg"]
+    assert found.train is not None
+    for side in (found.train, found.eval):
+        assert [{"a": 2, "b": 0, "c": 2, "d": 0}[text] for text in side["text"]] == side["label"][:]
+    assert align_examples(examples, with_classes(["x", "y"], new_head=True), "m") is examples
+    with pytest.raises(ModelError, match=r"the data have 2 \(neg, pos\) and the model 2 \(x, y\)"):
+        align_examples(examples, with_classes(["x", "y"]), "m")
