@@ -36,7 +36,7 @@ class CompressedConfig(QuantizationConfigMixin):
         self.record = Record.from_dict(data)
 
     def to_dict(self) -> dict[str, object]:
-        """The record as ``config.json`` holds it."""
+        """The record as stored in ``config.json``."""
         return copy.deepcopy(self.record.to_dict())
 
 
@@ -78,7 +78,7 @@ class CompressedLoader(HfQuantizer):
         return model
 
     def is_serializable(self) -> bool:
-        """True: the config holds the record."""
+        """True: the record is part of the config."""
         return True
 
     @property

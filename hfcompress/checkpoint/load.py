@@ -29,7 +29,7 @@ def apply_record(
 
     Args:
         model: as its config alone builds it; changed in place.
-        record: what the checkpoint says.
+        record: of the checkpoint.
         files: the checkpoint's files, checked against the record and the model.
 
     Returns:
@@ -51,7 +51,7 @@ def apply_record(
     if files:
         other = [file for file in files if not str(file).endswith(".safetensors")]
         if other:
-            raise ModelError(f"{other[0]} is no safetensors file; save the model again")
+            raise ModelError(f"{other[0]} is not a safetensors file; save the model again")
         _check_files(model, set(names.values()), record, files)
     return names
 
@@ -59,12 +59,12 @@ def apply_record(
 def finish(model: PreTrainedModel, record: Record, names: dict[str, str]) -> None:
     """After loading: dense weights, and a model like any other.
 
-    transformers treats a quantized model as one that cannot be trained or cast. This one holds
+    transformers treats a quantized model as one that cannot be trained or cast. This one has
     plain dense tensors, so only the config keeps what is needed to save it again.
 
     Args:
         model: with all tensors loaded.
-        record: what the checkpoint said.
+        record: of the checkpoint.
         names: from `apply_record`.
     """
     unpack_all(model, [names[name] for name in record.packed if name in names])
@@ -127,7 +127,7 @@ def _check_files(
     Args:
         model: with the recorded shapes.
         recorded: the modules that the record names, by their names here.
-        record: what the checkpoint says.
+        record: of the checkpoint.
         files: the checkpoint's files.
 
     Raises:
@@ -169,7 +169,7 @@ def _compare(file: str, name: str, stored: tuple[Shape, str], tensor: Tensor) ->
     expected = _INTEGERS.get(tensor.dtype)
     if expected is not None and kind != expected:
         raise ModelError(
-            f"{file}: the tensor {name!r} holds numbers of type {kind} instead of {expected}; "
+            f"{file}: the tensor {name!r} has the type {kind} instead of {expected}; "
             f"the checkpoint is damaged, save it again"
         )
 
@@ -185,7 +185,7 @@ class _Part:
     Attributes:
         model: the one that is loaded.
         same_class: the checkpoint is of the class that is loaded.
-        stored: modules of which the checkpoint holds a tensor, by their names in this model.
+        stored: modules of which the checkpoint has a tensor, by their names in this model.
     """
 
     model: PreTrainedModel
@@ -215,7 +215,7 @@ class _Part:
 
 
 def _loaded_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The tensors that a checkpoint of a model holds, without tied ones."""
+    """The tensors in a checkpoint of a model, without tied ones."""
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     return {
         name: tensor

@@ -52,7 +52,7 @@ class Record:
         return bool(self.modules or self.packed or self.int8)
 
     def to_dict(self) -> dict[str, object]:
-        """The record as ``config.json`` holds it."""
+        """The record as stored in ``config.json``."""
         modules = {
             name: {key: None if shape is None else list(shape) for key, shape in shapes.items()}
             for name, shapes in self.modules.items()
@@ -63,7 +63,7 @@ class Record:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> Record:
-        """Check what a ``config.json`` holds.
+        """Read and check the record in a ``config.json``.
 
         Raises:
             ModelError: anything that `to_dict` would not have written.
@@ -97,13 +97,13 @@ class Record:
 
 def _mapping(value: object, where: str) -> dict[str, object]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise _damaged(f"holds {value!r} under {where!r} instead of a mapping of names")
+        raise _damaged(f"has {value!r} under {where!r} instead of a mapping of names")
     return dict(value)
 
 
 def _names(value: object, where: str) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
-        raise _damaged(f"holds {value!r} under {where!r} instead of a list of names")
+        raise _damaged(f"has {value!r} under {where!r} instead of a list of names")
     return tuple(value)
 
 
@@ -117,7 +117,7 @@ def _shape(module: str, key: str, shape: object) -> Shape | None:
 
 def _count(module: str, number: object) -> int:
     if not _is_count(number):
-        raise _damaged(f"holds {number!r} for {module} instead of a whole number from 0")
+        raise _damaged(f"has {number!r} for {module} instead of a whole number from 0")
     return number
 
 

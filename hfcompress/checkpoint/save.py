@@ -24,16 +24,16 @@ from hfcompress.utils import atomic_write, unwritable
 def record_shapes(model: PreTrainedModel) -> Record:
     """Make ``model.save_pretrained`` write a checkpoint that ``from_pretrained`` loads again.
 
-    Call it after removing heads, neurons, layers or tokens. Where one width holds for all layers
+    Call it after removing heads, neurons, layers or tokens. Where all layers have one width
     and the config has a field for it, the field is set and the checkpoint stays plain. What the
-    config cannot say goes into ``config.quantization_config``, which transformers reads with
+    config cannot express goes into ``config.quantization_config``, which transformers reads with
     hfcompress imported. Training on, saving again and Trainer checkpoints need no further call.
 
     Args:
         model: its config is changed in place, its tensors are not read.
 
     Returns:
-        What the config could not say; false where the checkpoint is plain.
+        what the config cannot express; false if the checkpoint is plain.
 
     Raises:
         ModelError: the model differs from its config in more than shapes, or it is quantized.

@@ -24,7 +24,7 @@ RESIZABLE = (
     nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU, nn.RNNBase, Conv1D,
     _ConvNd, _NormBase,
 )  # fmt: skip
-"""The classes whose modules may have other shapes than the config says."""
+"""The classes whose modules may differ in shape from the config."""
 
 
 def built_from_config(model: PreTrainedModel) -> PreTrainedModel:
@@ -114,7 +114,7 @@ def _changed_shapes(name: str, module: nn.Module, fresh: nn.Module) -> dict[str,
     if found and not (is_resizable(module, found) and is_resizable(fresh, found)):
         raise ModelError(
             f"{name!r} cannot be saved so that it loads again: it is a {type(module).__name__} "
-            f"whose shapes its config does not say"
+            f"whose shapes its config cannot express"
         )
     return found
 

@@ -26,7 +26,7 @@ class QuantizedWeight:
     Attributes:
         values: int8, the weight's shape, whatever the number of bits.
         scale: fp32, the size of one step: a number, or one for each channel.
-        zero_point: int8, the integer that stands for 0, shaped as ``scale``.
+        zero_point: int8, the integer that represents 0, shaped as ``scale``.
         bits: how many the integers need, 2 to 8.
         axis: the dimension of the channels; None for one scale for the whole weight.
     """
@@ -104,14 +104,14 @@ def quantize_layer_weights(
 
 
 def dequantize_layer_weights(quantized: QuantizedWeight) -> Tensor:
-    """The weight that the integers stand for, fp32: (q - zero point) * scale."""
+    """The dequantized weight, fp32: (q - zero point) * scale."""
     shape = _broadcast(quantized.values, quantized.axis)
     steps = quantized.values.float() - quantized.zero_point.float().view(shape)
     return steps * quantized.scale.view(shape)
 
 
 def round_trip_error(weight: Tensor, quantized: QuantizedWeight) -> RoundTripError:
-    """How far a weight lies from what its integers stand for.
+    """The difference between a weight and its dequantized form.
 
     Args:
         weight: the one that was quantized.
@@ -141,7 +141,7 @@ def _check(weight: Tensor, bits: int, axis: int | None) -> None:
     if axis is not None and not -weight.dim() <= axis < weight.dim():
         raise ConfigError(f"axis {axis} does not exist in a weight of {weight.dim()} dimensions")
     if not bool(torch.isfinite(weight).all()):
-        raise ModelError("the weight holds NaN or infinity; load or train the model anew")
+        raise ModelError("the weight contains NaN or infinity; load or train the model again")
 
 
 def _integers(bits: int, symmetric: bool) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """``Int8Linear``: a Linear whose weight is int8, activations quantized as they come (torch).
 
-Its tensors are plain buffers, so that safetensors holds them and plain loading brings them back;
+Its tensors are plain buffers, which safetensors stores and loads like any other;
 the packed form that torch's kernel wants is made from them on the first call. torch deprecates
 its quantized tensors (torch 2.13, 2026-11); while the kernel exists it is the fastest int8 that
 torch has without another package.

@@ -19,7 +19,7 @@ class Builder:
 
     Attributes:
         module: what is built.
-        build: llvmlite's builder, at the place where the next instruction goes.
+        build: llvmlite's builder, positioned at the next instruction.
 
     Raises:
         MissingExtraError: llvmlite is not installed.

@@ -280,7 +280,7 @@ def compiled(shape: Shape) -> Kernel:
 
 
 def _openmp() -> ctypes.CDLL | None:
-    """torch's own OpenMP, whose threads are already running; None where there is no such one."""
+    """torch's own OpenMP library, whose threads already run; None if torch ships another one."""
     for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*")):
         library = ctypes.CDLL(str(path))
         if all(hasattr(library, name) for name in _THREADS):

@@ -27,7 +27,7 @@ class SparseLinear(nn.Linear):
 
     Everywhere else (training, autocast, another device or type, export) it computes what
     ``nn.Linear`` computes. It keeps the dense weight under the same name, so that saving, training
-    on and moving work as before; a changed weight is noticed and read anew. Sums are taken in
+    on and moving work as before; a changed weight is read again. Sums are taken in
     another order than in a dense product: results differ by rounding.
 
     Args:

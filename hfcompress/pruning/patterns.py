@@ -66,7 +66,7 @@ class Pattern:
         return self.group or self.columns
 
     def fits(self, outputs: int, inputs: int) -> bool:
-        """Whether a layer holds at least one whole group or block."""
+        """Whether a layer has at least one whole group or block."""
         return inputs >= self.step and outputs >= self.rows
 
     def dropped(self, outputs: int, inputs: int, sparsity: float) -> int:
@@ -116,7 +116,7 @@ def row_mask(scores: Tensor, drop: int) -> Tensor:
 def n_of_m_mask(scores: Tensor, keep: int, group: int) -> Tensor:
     """Keep the ``keep`` highest scores of every ``group`` consecutive inputs.
 
-    Where the inputs are no multiple, the last group keeps the same share, rounded up.
+    If the inputs are not a multiple of ``group``, the rest keeps the same share, rounded up.
 
     Args:
         scores: outputs x inputs.

@@ -176,7 +176,7 @@ def _restored_on_error(modules: Mapping[str, nn.Module]) -> Iterator[None]:
 
 
 def _left_dense(found: Targets) -> Iterator[str]:
-    """Notes on matrices that are no default targets, where a user may not expect it."""
+    """Notes that name matrices left dense by default, if they are unusual or a large share."""
     unknown = [name for name, reason in found.untouched.items() if reason == UNKNOWN]
     if unknown:
         yield f"{_listed(unknown)} stays dense: {UNKNOWN}"
@@ -214,7 +214,9 @@ def dense_weight(name: str, module: nn.Module) -> Tensor:
     """
     weight = weight_of(module)
     if not is_finite(weight):
-        raise ModelError(f"{name}.weight holds NaN or infinite values; load a sound checkpoint")
+        raise ModelError(
+            f"{name}.weight contains NaN or infinity; load an intact checkpoint"
+        )
     return weight.detach()
 
 

@@ -24,7 +24,7 @@ _SHAPES: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True)
 class SparsitySchedule:
-    """When masks are chosen anew, and for which sparsity.
+    """The steps at which masks are updated, and the sparsity of each.
 
     ``cubic`` follows Zhu and Gupta (1710.01878): ``s_f + (s_i - s_f) (1 - progress)^3``, fast
     while much is redundant and slow near the end. ``linear`` goes straight. ``constant`` asks for
@@ -37,7 +37,7 @@ class SparsitySchedule:
         initial: sparsity of the first update (cubic and linear), in [0, final].
         start: step of the first update; before it nothing is pruned.
         end: step of the last update, not before ``start``.
-        frequency: steps between updates; the sparsity holds in between.
+        frequency: steps between updates; the sparsity is constant in between.
 
     Raises:
         ConfigError: a value out of range.
@@ -74,7 +74,7 @@ class SparsitySchedule:
         return self.start if self.kind == "one_shot" else self.end
 
     def is_update(self, step: int) -> bool:
-        """Whether masks are to be chosen anew after ``step`` optimizer steps."""
+        """Whether masks are updated after ``step`` optimizer steps."""
         if not self.start <= step <= self.last_update:
             return False
         return (step - self.start) % self.frequency == 0 or step == self.last_update
@@ -82,7 +82,7 @@ class SparsitySchedule:
     def progress(self, step: int) -> float:
         """Share of the way from the initial to the final sparsity, from 0 to 1.
 
-        It holds between updates, and is 0 before the start.
+        It is constant between updates, and 0 before the start.
         """
         if step < self.start:
             return 0.0
@@ -92,7 +92,7 @@ class SparsitySchedule:
         return _SHAPES[self.kind](done / (self.end - self.start))
 
     def sparsity(self, step: int) -> float:
-        """Sparsity that holds after ``step`` optimizer steps: 0 before the start."""
+        """Sparsity after ``step`` optimizer steps: 0 before the start."""
         if step < self.start:
             return 0.0
         progress = self.progress(step)

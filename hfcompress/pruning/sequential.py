@@ -172,7 +172,7 @@ class _Streams:
             start = calls[chain[0]][0][0]
             self.pruned.append(store.keep(start))
             self.dense.append(store.keep(start) if dense_outputs else self.pruned[-1])
-            # Keep each block's arguments but the first, which `_move` computes anew.
+            # Keep each block's arguments but the first, which `_move` updates.
             self._calls.append({name: (call[0][1:], call[1]) for name, call in calls.items()})
 
     def block(self, name: str, modules: Modules) -> Iterator[dict[str, Moments]]:

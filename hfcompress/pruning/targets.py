@@ -1,7 +1,7 @@
-"""The weight matrices that can be pruned, those that are by default, and why others are not.
+"""Find the weight matrices that can be pruned, the default targets, and why others are left out.
 
-A target is a module that holds ``weight``: a Linear, a convolution, or a `SharedWeight` for a
-matrix that a larger module holds under another name (attention's ``in_proj_weight``, the matrices
+A target is a module with a ``weight``: a Linear, a convolution, or a `SharedWeight` for a
+matrix that a larger module has under another name (attention's ``in_proj_weight``, the matrices
 of an LSTM, a projection that is a bare parameter).
 """
 
@@ -36,7 +36,7 @@ _PROJECTION = {"proj", "projection", "kernel", "weight", "weights", "matrix"}
 _LETTERS = re.compile(r"w[qkvoi0-9]*|[qkvor]")
 _TABLE = {"embed", "embeds", "embedding", "embeddings", "position", "positional", "pos", "token",
           "tokens", "table", "bias", "norm", "scale", "codebook"}  # fmt: skip
-UNKNOWN = "a bare parameter that may be no projection; name it in targets to prune it"
+UNKNOWN = "a bare parameter that may not be a projection; name it in targets to prune it"
 
 
 class SharedWeight(nn.Module):
@@ -45,7 +45,7 @@ class SharedWeight(nn.Module):
     Args:
         weight: the parameter itself, outputs first; what is written into it changes the owner.
         bias: the parameter that is added to the product, if there is one.
-        owner: the module that holds it.
+        owner: the module that has it as a parameter.
     """
 
     def __init__(self, weight: Tensor, bias: nn.Parameter | None, owner: nn.Module) -> None:
@@ -143,7 +143,7 @@ def weight_matrices(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _matrices_of(module: nn.Module) -> Iterator[tuple[str, Tensor, nn.Parameter | None]]:
-    """Name, weight and bias of each matrix that a module of another class holds."""
+    """Name, weight and bias of each matrix of a module that is no Linear or convolution."""
     own, biases = _tensors_of(module), module._parameters
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return
@@ -176,7 +176,7 @@ def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def default_exclusions(model: nn.Module, matrices: Mapping[str, nn.Module]) -> dict[str, str]:
-    """The matrices that are no default targets -> why."""
+    """Return the matrices that are not default targets, each with the reason."""
     head, defaults = head_names(model, matrices), default_targets(model)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     found: dict[str, str] = {}
@@ -208,7 +208,7 @@ def _words(name: str) -> set[str]:
 def _matching(
     model: nn.Module, matrices: dict[str, nn.Module], patterns: Sequence[str]
 ) -> dict[str, nn.Module]:
-    """As `matching_modules`; a pattern may also name the module that holds a `SharedWeight`."""
+    """As `matching_modules`; a pattern may also name the owner of a `SharedWeight`."""
     names = {id(module): name for name, module in model.named_modules()}
     owners: dict[str, nn.Module] = {}
     for module in matrices.values():
@@ -231,7 +231,7 @@ def refuse_computed_weight(name: str, module: nn.Module) -> None:
     """Refuse a module whose weight is computed in each forward pass: zeros in it would be lost.
 
     Raises:
-        ModelError: it is; the message holds the call that makes it a parameter again.
+        ModelError: it is; the message names the call that makes it a parameter again.
     """
     holder = module.owner[0] if isinstance(module, SharedWeight) else module
     path = name.rpartition(".")[0] if isinstance(module, SharedWeight) else name
@@ -267,7 +267,7 @@ def unknown_inputs(
     config: PruningConfig,
     calibration: Calibration | None,
 ) -> dict[str, str]:
-    """The targets about which calibration tells a method nothing -> why.
+    """Return the targets that calibration cannot inform a method about, each with the reason.
 
     Args:
         model: run on the first batch.

@@ -137,7 +137,7 @@ def progressive_step(
 
 
 def _prune(model: nn.Module, config: PruningConfig, context: Context) -> PruneReport:
-    """Prune in place, with training rows drawn by the config's seed where the method calibrates."""
+    """Prune in place, with calibration rows drawn by the config's seed if the method needs them."""
     if not config.needs_calibration:
         return prune(model, config)
     calibration = context.calibration(config.calibration_rows, config.seed, config.augmented_rows)

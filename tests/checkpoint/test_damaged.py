@@ -186,7 +186,7 @@ def test_tensors_that_no_entry_names(folder: Path) -> None:
 def test_a_bitmask_of_another_type(packed: Path) -> None:
     name = f"{LAYER}.weight"
     change_tensors(packed, lambda tensors: tensors.update({name: tensors[name].float()}))
-    refused(packed, rf"'{LAYER}\.weight' holds numbers of type F32 instead of U8")
+    refused(packed, rf"'{LAYER}\.weight' has the type F32 instead of U8")
 
 
 def test_an_entry_under_two_kinds(packed: Path) -> None:

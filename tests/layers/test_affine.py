@@ -119,7 +119,7 @@ def test_zeros_have_no_error() -> None:
         (torch.ones(2, 2), {"axis": 2}, ConfigError, "axis 2 does not exist"),
         (torch.ones(2, 2, dtype=torch.int8), {}, ModelError, "give floating-point numbers"),
         (torch.empty(0, 2), {}, ModelError, r"shape \[0, 2\] cannot be quantized"),
-        (torch.tensor([[1.0, math.nan]]), {}, ModelError, "holds NaN or infinity"),
+        (torch.tensor([[1.0, math.nan]]), {}, ModelError, "contains NaN or infinity"),
     ],
 )
 def test_bad_input(

@@ -131,7 +131,7 @@ def test_sparsity_zero_changes_nothing() -> None:
 def test_nan_in_a_weight_names_the_layer() -> None:
     model = tiny_bert()
     model.bert.encoder.layer[1].output.dense.weight.data[3, 2] = float("nan")
-    with pytest.raises(ModelError, match=r"layer\.1\.output\.dense\.weight holds NaN"):
+    with pytest.raises(ModelError, match=r"layer\.1\.output\.dense\.weight contains NaN"):
         prune(model, PruningConfig(sparsity=0.5))
 
 
