@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -65,7 +64,7 @@ class PruningCallback(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         model: nn.Module | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         """Choose the first masks, or take up those of a resumed checkpoint.
 
@@ -84,28 +83,44 @@ class PruningCallback(TrainerCallback):
         self.masks = masks
 
     def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Gradients are complete: score them, and clear those of dropped weights."""
         if self.masks is not None:
             self.masks.before_step()
 
     def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """The optimizer has moved all weights: zero the dropped ones."""
         if self.masks is not None:
             self.masks.after_step()
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Choose the masks anew where the schedule says so, before logging and saving."""
         if self.masks is not None:
             self.masks.update(state.global_step)
 
     def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Save masks and scores beside the checkpoint's weights."""
         folder = _checkpoint_folder(args, state)
@@ -116,7 +131,11 @@ class PruningCallback(TrainerCallback):
         save_file(self.masks.state(), folder / STATE_FILE, metadata=metadata)
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Say so when training ends without a single dropped weight."""
         expected = not self.config.may_be_dense

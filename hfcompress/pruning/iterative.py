@@ -5,9 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hfcompress.calibration.moments import weight_of
@@ -95,16 +96,24 @@ class _Snapshot(TrainerCallback):
         self.state: dict[str, Tensor] | None = None
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Step 0 is before the first."""
-        self._take(state, kwargs["model"])
+        self._take(state, cast(nn.Module, kwargs["model"]))
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
-        """Any other step ends here."""
-        self._take(state, kwargs["model"])
+        """Every other step ends here."""
+        self._take(state, cast(nn.Module, kwargs["model"]))
 
     def _take(self, state: TrainerState, model: nn.Module) -> None:
         if state.global_step == self.step:
@@ -118,17 +127,25 @@ class _FromStep(TrainerCallback):
         self.step = step
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Move the learning rate schedule on."""
         with warnings.catch_warnings():
             # torch warns that the optimizer has not stepped: it did, in the dense training.
             warnings.simplefilter("ignore", UserWarning)
             for _ in range(self.step):
-                kwargs["lr_scheduler"].step()
+                cast(LRScheduler, kwargs["lr_scheduler"]).step()
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Stop when the steps that are left are done."""
         if state.global_step >= state.max_steps - self.step:

@@ -214,9 +214,7 @@ def dense_weight(name: str, module: nn.Module) -> Tensor:
     """
     weight = weight_of(module)
     if not is_finite(weight):
-        raise ModelError(
-            f"{name}.weight contains NaN or infinity; load an intact checkpoint"
-        )
+        raise ModelError(f"{name}.weight contains NaN or infinity; load an intact checkpoint")
     return weight.detach()
 
 
