@@ -103,6 +103,8 @@ def _names_here(model: PreTrainedModel, record: Record) -> dict[str, str]:
         if not inside and type(model).__name__ != record.model:
             continue  # another class's head
         here = _with_base(name, record.base, base_prefix(model)) if inside else name
+        if here not in modules and _is_left_out(here, model, record):
+            continue
         if here not in modules:
             raise ModelError(
                 f"config.json: the recorded module {name!r} does not exist in "
@@ -110,6 +112,13 @@ def _names_here(model: PreTrainedModel, record: Record) -> dict[str, str]:
             )
         found[name] = here
     return found
+
+
+def _is_left_out(name: str, model: PreTrainedModel, record: Record) -> bool:
+    """Whether a model of another class lacks the whole part of the base that a module is in."""
+    base = base_prefix(model)
+    part = _with_base(name.removeprefix(f"{base}.").partition(".")[0], "", base)
+    return type(model).__name__ != record.model and part not in dict(model.named_modules())
 
 
 def _with_base(name: str, base: str, base_here: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,11 +15,11 @@ from hfcompress.calibration.batches import Batch, Calibration, as_calibration
 from hfcompress.calibration.moments import weight_of
 from hfcompress.errors import CalibrationError, ModelError, TargetError
 from hfcompress.models.architectures import weight_matrix
-from hfcompress.pruning.attention import projections_called
 from hfcompress.pruning.config import PruningConfig
+from hfcompress.pruning.inputs import projections_called, unknown_inputs
 from hfcompress.pruning.masks import Cut, count_zeros, cut_magnitudes_, is_finite, magnitude_cut
 from hfcompress.pruning.oneshot import OneShot
-from hfcompress.pruning.targets import UNKNOWN, Targets, find_targets, unknown_inputs
+from hfcompress.pruning.targets import UNKNOWN, Targets, find_targets
 from hfcompress.utils import FormerPlain
 
 NOTED_SHARE = 0.25
@@ -125,18 +125,17 @@ def prune(
     """
     found = find_targets(model, config.targets, config.exclude)
     calibration = _calibration(config, calibration)
-    with projections_called(model, found.modules) if config.needs_inputs else nullcontext():
-        reasons = unknown_inputs(model, found.modules, config, calibration)
-        modules = {name: part for name, part in found.modules.items() if name not in reasons}
-        notes = [f"{name} stays dense: {reason}" for name, reason in reasons.items()]
-        if not modules:
-            raise TargetError(f"nothing is left to prune: {'; '.join(notes)}")
-        _check_pattern(modules, config)
-        if _is_plain_magnitude(modules, config):
-            layers = _by_magnitude(modules, config)
-        else:
-            layers, more = _by_scores(model, modules, config, calibration)
-            notes = [*more, *notes]
+    reasons = unknown_inputs(model, found.modules, config, calibration)
+    modules = {name: part for name, part in found.modules.items() if name not in reasons}
+    notes = [f"{name} stays dense: {reason}" for name, reason in reasons.items()]
+    if not modules:
+        raise TargetError(f"nothing is left to prune: {'; '.join(notes)}")
+    _check_pattern(modules, config)
+    if _is_plain_magnitude(modules, config):
+        layers = _by_magnitude(modules, config)
+    else:
+        layers, more = _by_scores(model, modules, config, calibration)
+        notes = [*more, *notes]
     if config.targets is None:
         notes += _left_dense(found)
     untouched = found.untouched | reasons
@@ -152,7 +151,7 @@ def _by_scores(
 ) -> tuple[tuple[LayerReport, ...], tuple[str, ...]]:
     """All methods but plain magnitude; the records of the layers, and notes."""
     weights = {name: dense_weight(name, module) for name, module in modules.items()}
-    with _restored_on_error(modules):
+    with _restored_on_error(modules), projections_called(model, modules):
         requested, notes = OneShot(model, modules, config, calibration).run()
     layers = (
         LayerReport(name, weight.numel(), count_zeros(weight), requested[name])
@@ -201,7 +200,8 @@ def _overall(
     """Share of zeros in all parameters of two or more dimensions."""
     counted = {id(weight_of(module)) for module in modules.values()}
     others = [p.detach() for p in model.parameters() if p.dim() > 1 and id(p) not in counted]
-    zeros = sum(layer.zeros for layer in layers) + sum(map(count_zeros, others))
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        zeros = sum(layer.zeros for layer in layers) + sum(pool.map(count_zeros, others))
     total = sum(layer.weights for layer in layers) + sum(other.numel() for other in others)
     return zeros / total
 

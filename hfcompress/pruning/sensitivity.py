@@ -10,6 +10,7 @@ from torch import nn
 
 from hfcompress.calibration.batches import Calibration
 from hfcompress.pruning.config import PruningConfig
+from hfcompress.pruning.inputs import unknown_inputs
 from hfcompress.pruning.prune import prune
 from hfcompress.pruning.targets import literal, select_targets
 
@@ -57,15 +58,19 @@ def sensitivity(
         calibration: for methods that need it.
 
     Returns:
-        a row for each layer and sparsity, layers in model order.
+        a row for each layer and sparsity, layers in model order; none for layers whose inputs
+        the method needs and calibration cannot see.
 
     Raises:
         TargetError, ModelError, CalibrationError: as `prune`.
     """
     modules = select_targets(model, config.targets, config.exclude)
+    skipped = unknown_inputs(model, modules, config, calibration)
     dense = evaluate(model)
     rows = []
     for name, module in modules.items():
+        if name in skipped:
+            continue
         before = {key: value.clone() for key, value in module.state_dict().items()}
         for sparsity in sparsities:
             try:

@@ -16,8 +16,6 @@ from torch.nn.functional import linear
 from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 
-from hfcompress.calibration.batches import Calibration
-from hfcompress.calibration.hooks import call_order, evaluating
 from hfcompress.calibration.moments import CONVOLUTIONS
 from hfcompress.errors import ModelError, TargetError
 from hfcompress.models.architectures import (
@@ -28,7 +26,6 @@ from hfcompress.models.architectures import (
     matching_modules,
     without_adapters,
 )
-from hfcompress.pruning.config import GRADIENT_METHODS, PruningConfig
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # Names of bare parameters that are matrices of a product, and of those that are not.
@@ -259,57 +256,3 @@ def _removal(module: nn.Module, name: str, key: str) -> str:
     ):
         return f"torch.nn.utils.prune.remove({where}, {key!r})"
     return f"{where}.{key} = torch.nn.Parameter(...)"
-
-
-def unknown_inputs(
-    model: nn.Module,
-    modules: Mapping[str, nn.Module],
-    config: PruningConfig,
-    calibration: Calibration | None,
-) -> dict[str, str]:
-    """Return the targets that calibration cannot inform a method about, each with the reason.
-
-    Args:
-        model: run on the first batch.
-        modules: the targets.
-        config: the method and its options.
-        calibration: examples; None where the config needs none.
-
-    Raises:
-        CalibrationError: the method needs the loss, and the batches have no labels.
-    """
-    if calibration is None:
-        return {}
-    found: dict[str, str] = {}
-    if config.needs_inputs:
-        for name, module in modules.items():
-            if not _is_called(module):
-                kind = type(module.owner[0] if isinstance(module, SharedWeight) else module)
-                found[name] = (
-                    f"the inputs of this part of {kind.__name__} are not known, and method "
-                    f"{config.method} with these options needs them; method magnitude prunes it"
-                )
-        rest = {name: module for name, module in modules.items() if name not in found}
-        called = calibration.kept(("called", *rest), lambda: _called(model, rest, calibration))
-        idle = "it is never called in a forward pass"
-        found |= {name: idle for name in rest if name not in called}
-    if config.method in GRADIENT_METHODS:
-        used = calibration.kept(("used", *modules), lambda: calibration.uses(model, modules))
-        found |= {name: "the loss does not depend on it" for name in modules if name not in used}
-    return found
-
-
-def _called(
-    model: nn.Module, modules: Mapping[str, nn.Module], calibration: Calibration
-) -> set[str]:
-    """The modules that a forward pass on the first batch calls, by name."""
-    with evaluating(model):
-        groups = call_order(lambda: calibration.run(model, 0), modules)
-    return {name for group in groups for name in group.names}
-
-
-def _is_called(module: nn.Module) -> bool:
-    """Whether a hook can see the inputs of a target (see `projections_called`)."""
-    if isinstance(module, SharedWeight):
-        return isinstance(module.owner[0], nn.MultiheadAttention)
-    return not isinstance(module, TRANSPOSED)

@@ -15,7 +15,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForImageClassification as AutoModelForImages
-from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
+from transformers import (
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    T5Config,
+    T5EncoderModel,
+    T5ForConditionalGeneration,
+)
 from transformers import AutoModelForSequenceClassification as AutoModelForText
 from transformers.quantizers import auto
 
@@ -192,3 +199,15 @@ def test_without_hfcompress_nothing_is_made_up(
 
 def test_it_is_public() -> None:
     assert hfcompress.save_compressed is save_compressed
+
+
+def test_an_encoder_alone_loads_from_an_encoder_and_decoder(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {
+        "vocab_size": 60, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2,
+    }  # fmt: skip
+    model = T5ForConditionalGeneration(T5Config(**sizes))
+    prune(model, PruningConfig(sparsity=0.9))
+    save_compressed(model, tmp_path, sparse=True)
+    loaded = T5EncoderModel.from_pretrained(tmp_path)
+    for name, value in loaded.encoder.state_dict().items():
+        assert torch.equal(value, model.encoder.state_dict()[name])

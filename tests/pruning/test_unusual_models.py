@@ -26,6 +26,7 @@ from hfcompress.models.architectures import weight_matrix, write_matrix
 from hfcompress.pruning import layer_solver, oneshot
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.prune import prune
+from hfcompress.pruning.sensitivity import sensitivity
 from hfcompress.pruning.targets import select_targets
 from hfcompress.pruning.training_config import PruningTrainingConfig
 from hfcompress.pruning.training_masks import TrainingMasks
@@ -252,6 +253,17 @@ def test_masks_of_a_training_hold_every_matrix(pattern: str) -> None:
     if pattern == "2:4":  # of every four consecutive inputs of each output
         grouped = model.up.weight.detach().transpose(0, 1).reshape(16, -1, 4)
         assert (grouped != 0).sum(-1).max() == 2
+
+
+def test_sensitivity_measures_what_the_method_can_prune() -> None:
+    model = Signals()
+    before = copy.deepcopy(model.state_dict())
+    config = PruningConfig(method="wanda", sparsity=0.5)
+    rows = sensitivity(model, config, lambda _: 1.0, [0.5], Calibration(signal_batches()))
+    assert [row.layer for row in rows] == ["first", "cube"]
+    every = sensitivity(model, PruningConfig(sparsity=0.5), lambda _: 1.0, [0.5])
+    assert [row.layer for row in every] == ["text_projection", "first", "cube", "up", *RECURRENT]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_patterns_name_parameters_and_the_modules_that_hold_them() -> None:

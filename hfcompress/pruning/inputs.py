@@ -1,6 +1,7 @@
-"""Make ``nn.MultiheadAttention`` call its projections as modules, so that hooks see their inputs.
+"""Which targets calibration knows something about, and how hooks see the inputs of attention.
 
-torch computes the whole attention in one function, to which it passes the weights.
+torch computes the whole of ``nn.MultiheadAttention`` in one function, to which it passes the
+weights; `projections_called` makes it call its projections as modules.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import multi_head_attention_forward
 
-from hfcompress.pruning.targets import SharedWeight
+from hfcompress.calibration.batches import Calibration
+from hfcompress.calibration.hooks import call_order, evaluating
+from hfcompress.pruning.config import GRADIENT_METHODS, PruningConfig
+from hfcompress.pruning.targets import TRANSPOSED, SharedWeight
 
 Projections = Mapping[str, SharedWeight]
 """``in_proj_weight``, or ``q_proj_weight``, ``k_proj_weight`` and ``v_proj_weight``."""
@@ -107,3 +111,67 @@ def _project(
     if bias is None:
         return tuple(parts)
     return tuple(part + share for part, share in zip(parts, bias.chunk(3), strict=True))
+
+
+def unknown_inputs(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    config: PruningConfig,
+    calibration: Calibration | None,
+) -> dict[str, str]:
+    """Return the targets that calibration cannot inform a method about, each with the reason.
+
+    Args:
+        model: run on the first batch.
+        modules: the targets.
+        config: the method and its options.
+        calibration: examples; None where the config needs none.
+
+    Raises:
+        CalibrationError: the method needs the loss, and the batches have no labels.
+    """
+    if calibration is None:
+        return {}
+    with projections_called(model, modules):
+        return _unknown(model, modules, config, calibration)
+
+
+def _unknown(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    config: PruningConfig,
+    calibration: Calibration,
+) -> dict[str, str]:
+    found: dict[str, str] = {}
+    if config.needs_inputs:
+        for name, module in modules.items():
+            if not _is_called(module):
+                kind = type(module.owner[0] if isinstance(module, SharedWeight) else module)
+                found[name] = (
+                    f"the inputs of this part of {kind.__name__} are not known, and method "
+                    f"{config.method} with these options needs them; method magnitude prunes it"
+                )
+        rest = {name: module for name, module in modules.items() if name not in found}
+        called = calibration.kept(("called", *rest), lambda: _called(model, rest, calibration))
+        idle = "it is never called in a forward pass"
+        found |= {name: idle for name in rest if name not in called}
+    if config.method in GRADIENT_METHODS:
+        used = calibration.kept(("used", *modules), lambda: calibration.uses(model, modules))
+        found |= {name: "the loss does not depend on it" for name in modules if name not in used}
+    return found
+
+
+def _called(
+    model: nn.Module, modules: Mapping[str, nn.Module], calibration: Calibration
+) -> set[str]:
+    """The modules that a forward pass on the first batch calls, by name."""
+    with evaluating(model):
+        groups = call_order(lambda: calibration.run(model, 0), modules)
+    return {name for group in groups for name in group.names}
+
+
+def _is_called(module: nn.Module) -> bool:
+    """Whether a hook can see the inputs of a target (see `projections_called`)."""
+    if isinstance(module, SharedWeight):
+        return isinstance(module.owner[0], nn.MultiheadAttention)
+    return not isinstance(module, TRANSPOSED)
