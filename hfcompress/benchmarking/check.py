@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfcompress.calibration.batches import Calibration
+from hfcompress.config import nearest
 from hfcompress.distillation.student import make_student
-from hfcompress.errors import HfcompressError, MissingExtraError
+from hfcompress.errors import ConfigError, HfcompressError, MissingExtraError
 from hfcompress.inference import call_model, logits_in
 from hfcompress.measure.size import count_parameters
 from hfcompress.models.architectures import blocks, compressible_modules, default_targets
@@ -86,7 +87,11 @@ class CheckReport:
         return {**asdict(self), "passed": self.passed}
 
 
-def check(model: str | Path | PreTrainedModel, progress: Progress | None = None) -> CheckReport:
+def check(
+    model: str | Path | PreTrainedModel,
+    progress: Progress | None = None,
+    engines: Sequence[str] = tuple(MODES),
+) -> CheckReport:
     """Try every verb on copies of a classifier, with random inputs::
 
         report = check("my-model")
@@ -98,12 +103,17 @@ def check(model: str | Path | PreTrainedModel, progress: Progress | None = None)
     Args:
         model: hub name, folder, or the model itself, which does not change.
         progress: receives stages.
+        engines: those that ``quantize`` is tried with.
 
     Raises:
+        ConfigError: an unknown engine.
         SourceError: nothing there.
         ModelError: a checkpoint of another task.
     """
     progress = progress or Progress()
+    for engine in engines:
+        if engine not in MODES:
+            raise ConfigError(f"unknown engine {engine!r}{nearest(engine, MODES)}")
     if isinstance(model, PreTrainedModel):
         name, work = type(model).__name__, model
     else:
@@ -114,21 +124,23 @@ def check(model: str | Path | PreTrainedModel, progress: Progress | None = None)
     training = work.training
     work.train(False)
     try:
-        verbs = tuple(_dry_runs(work, progress))
+        verbs = tuple(_dry_runs(work, engines, progress))
     finally:
         work.train(training)
     kind = f"{type(work).__name__}, {getattr(work.config, 'model_type', 'unknown')}"
     return CheckReport(name, kind, count_parameters(work), verbs)
 
 
-def _dry_runs(model: PreTrainedModel, progress: Progress) -> Iterator[VerbCheck]:
+def _dry_runs(
+    model: PreTrainedModel, engines: Sequence[str], progress: Progress
+) -> Iterator[VerbCheck]:
     batch = example_inputs(model, _ROWS, _LENGTH)
     runs: dict[str, Callable[[], VerbCheck]] = {
         "prune": lambda: _prune(model, batch),
         "shrink": lambda: _shrink(model, batch),
         "student": lambda: _student(model, batch),
     }
-    for backend in MODES:
+    for backend in engines:
         runs[f"quantize {backend}"] = lambda backend=backend: _quantize(model, batch, backend)  # type: ignore[misc]
     for verb, run in runs.items():
         progress.stage(f"trying {verb}")

@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 import hfcompress.benchmarking.check as check_module
 from hfcompress.benchmarking.check import VerbCheck, check
 from hfcompress.cli.commands import main
-from hfcompress.errors import ModelError
+from hfcompress.errors import ConfigError, ModelError
 from hfcompress.models import loading
 from hfcompress.models.loading import weights_hash
+from hfcompress.quantization.config import MODES
 from hfcompress.utils import Progress
 from tests.tiny_images import image_model
 from tests.tiny_models import tiny_bert
@@ -21,19 +22,17 @@ from tests.tiny_models import tiny_bert
 ENGINES = ["quantize torch", "quantize torchao", "quantize onnxruntime", "quantize openvino"]
 
 
-@pytest.fixture
-def torch_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check_module, "MODES", {"torch": ("dynamic",)})
+TORCH = ("torch",)
 
 
-def by_verb(model: str | PreTrainedModel) -> dict[str, VerbCheck]:
-    return {verb.verb: verb for verb in check(model).verbs}
+def by_verb(model: str | PreTrainedModel, engines: tuple[str, ...] = TORCH) -> dict[str, VerbCheck]:
+    return {verb.verb: verb for verb in check(model, engines=engines).verbs}
 
 
 def test_every_verb_of_a_known_family_works_and_leaves_the_model() -> None:
     model = tiny_bert().train(True)
     before = weights_hash(model)
-    found = by_verb(model)
+    found = by_verb(model, tuple(MODES))
     assert [*found] == ["prune", "shrink", "student", *ENGINES]
     for verb in found.values():
         assert verb.status in {"works", "missing"}, verb
@@ -44,16 +43,14 @@ def test_every_verb_of_a_known_family_works_and_leaves_the_model() -> None:
     assert model.training
 
 
-def test_a_network_of_convolutions_has_no_student(torch_only: None) -> None:
+def test_a_network_of_convolutions_has_no_student() -> None:
     found = by_verb(image_model("resnet"))
     assert found["prune"].status == found["shrink"].status == "works"
     assert found["student"].status == "refused"
     assert "resnet" in found["student"].reason.lower()
 
 
-def test_a_verb_whose_result_reloads_differently_fails(
-    monkeypatch: pytest.MonkeyPatch, torch_only: None, tmp_path: Path
-) -> None:
+def test_a_verb_whose_result_reloads_differently_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     real = loading.saved_class
 
     class Broken:
@@ -64,33 +61,41 @@ def test_a_verb_whose_result_reloads_differently_fails(
             return model
 
     monkeypatch.setattr(check_module, "saved_class", lambda *given: Broken)
-    report = check(tiny_bert())
+    report = check(tiny_bert(), engines=TORCH)
     assert [verb.status for verb in report.verbs] == ["fails", "fails", "fails", "works"]
     assert "after reloading, logits differ by" in report.verbs[0].reason
     assert not report.passed
 
 
 def test_an_unexpected_error_is_a_verb_that_fails(
-    monkeypatch: pytest.MonkeyPatch, torch_only: None
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(*given: object) -> None:
         raise RuntimeError("no such kernel\nand a trace")
 
     monkeypatch.setattr(check_module, "prune", broken)
-    (verb, *_) = check(tiny_bert()).verbs
+    (verb, *_) = check(tiny_bert(), engines=()).verbs
     assert (verb.status, verb.reason) == ("fails", "RuntimeError: no such kernel")
 
 
 def test_the_command_prints_a_page_and_an_exit_code(
-    torch_only: None, model_folder: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    model_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = check_module._dry_runs
+    monkeypatch.setattr(
+        check_module, "_dry_runs", lambda model, engines, progress: real(model, TORCH, progress)
+    )
     assert main(["check", str(model_folder)]) == 0
     out = capsys.readouterr().out
     assert "BertForSequenceClassification" in out
     assert "prune" in out
     monkeypatch.setattr(check_module, "_TOLERANCE", -1.0)
     assert main(["check", str(model_folder)]) == 1
+
+
+def test_refuses_an_unknown_engine() -> None:
+    with pytest.raises(ConfigError, match="unknown engine 'onnx'"):
+        check(tiny_bert(), engines=["onnx"])
 
 
 def test_refuses_checkpoints_of_other_tasks(tmp_path: Path) -> None:
