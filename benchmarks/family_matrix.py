@@ -76,6 +76,14 @@ def tiny_config(config: Any) -> Any:
             value, (list, tuple)
         ):
             setattr(config, name, type(value)(max(16, item // 4 // 8 * 8) for item in value))
+        elif name in ("num_heads", "num_attention_heads") and isinstance(value, (list, tuple)):
+            setattr(config, name, type(value)([2] * len(value)))
+        elif name == "width_coefficient":
+            config.width_coefficient, config.depth_coefficient = 0.25, 0.1
+        elif name == "window_size" and isinstance(value, int):
+            config.window_size = 2
+        elif name == "pooler_hidden_size":
+            config.pooler_hidden_size = 32
         elif name in _TINY and isinstance(value, int) and not isinstance(value, bool):
             if value > _TINY[name]:
                 setattr(config, name, _TINY[name])
@@ -84,6 +92,8 @@ def tiny_config(config: Any) -> Any:
             setattr(config, name, 4 * patch if isinstance(patch, int) and patch > 8 else 64)
         elif name in _TOKENS and isinstance(value, int) and value >= 128:
             setattr(config, name, 1)
+    if hasattr(config, "width_coefficient"):
+        config.hidden_dim = 320  # a quarter of the width
     return config
 
 
@@ -97,6 +107,8 @@ def build(name: str, architecture: str) -> Any:
     config = tiny_config(CONFIG_MAPPING[name.removesuffix(" (image)")]())
     if getattr(config, "pad_token_id", 0) is None:
         config.pad_token_id = 0
+    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = 0
     config.num_labels = 3
     model: Any = getattr(transformers, architecture)(config)
     if sum(parameter.numel() for parameter in model.parameters()) > 20_000_000:

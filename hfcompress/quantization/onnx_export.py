@@ -87,6 +87,11 @@ def example_inputs(
     ids[ids == padding] = padding + 1
     mask = torch.ones_like(ids)
     mask[1::2, length * 2 // 3 :] = 0
+    if config.is_encoder_decoder and config.eos_token_id is not None:
+        # Such classifiers read the state of the last end token, of which every row needs as many.
+        end = int(config.eos_token_id)
+        ids[ids == end] = max(end, padding) + 1
+        ids[torch.arange(batch), mask.sum(1) - 1] = end
     types = (torch.arange(length) > length // 2).long().expand(batch, length).clone()
     inputs = {
         "input_ids": ids.where(mask.bool(), padding), "attention_mask": mask,
