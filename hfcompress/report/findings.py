@@ -84,9 +84,29 @@ def sweet_spot(rows: Sequence[Row]) -> Point | None:
     All lower measured sparsities of its method must be within noise too, so that one lucky point
     beyond a clear loss does not count. Ties between methods are decided by the metric.
 
+    Where every row also has its metric on rows to choose on (``data.choose``), these decide, so
+    that the point is not reported on the rows that made it look best.
+
     Returns:
-        The point; None without a dense value or a point within noise.
+        The point as measured; None without a dense value or a point within noise.
     """
+    judged = _rows_to_choose_on(rows)
+    best = _sweet_spot(judged or rows)
+    if best is None or judged is None:
+        return best
+    points = compressed_points(rows)[best.method]
+    return next(point for point in points if point.requested == best.requested)
+
+
+def _rows_to_choose_on(rows: Sequence[Row]) -> list[Row] | None:
+    """The rows with their metrics on the rows to choose on; None where one has none."""
+    chosen = [row.get("choice") for row in rows]
+    if not all(chosen):
+        return None
+    return [{**row, **choice} for row, choice in zip(rows, chosen, strict=True) if choice]
+
+
+def _sweet_spot(rows: Sequence[Row]) -> Point | None:
     dense = dense_point(rows)
     if dense is None:
         return None
@@ -114,8 +134,14 @@ def sweet_spot_sentence(rows: Sequence[Row]) -> str:
     return (
         f"Sweet spot: {100 * best.sparsity:.1f} % sparsity with {best.method}: {metric} "
         f"{metric_text(metric, best.value)} against {metric_text(metric, dense.value)} dense, "
-        f"{_loss_text(metric, best, dense)}."
+        f"{_loss_text(metric, best, dense)}{_chosen_text(rows)}."
     )
+
+
+def _chosen_text(rows: Sequence[Row]) -> str:
+    """How many rows the point was chosen on, where they are not the measured ones."""
+    judged = _rows_to_choose_on(rows)
+    return f" (chosen on {judged[0]['n']:,} rows of their own)" if judged else ""
 
 
 def is_about_size(rows: Sequence[Row]) -> bool:

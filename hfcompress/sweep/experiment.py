@@ -233,7 +233,8 @@ def prepare(
         check_source(recipe.model)  # the cheap check first: a wrong path shows at once
     need_rows = any(step.config.needs_rows for trial in trials for step in trial.steps)
     progress.stage("reading the data")
-    examples = hold_out(task.load(recipe.data, need_rows, splits), recipe.data)
+    reads_training = need_rows or recipe.data.choose is not None
+    examples = hold_out(task.load(recipe.data, reads_training, splits), recipe.data)
     for reason, count in examples.dropped.items():
         progress.note(f"{count:,} rows left out ({reason})")
     progress.stage("loading the model")

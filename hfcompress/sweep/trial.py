@@ -242,6 +242,7 @@ class Runner:
             "compression_ratio": self._dense[trial.dense_prefix][1] / size,
             "macs": self._macs(state) if measure.macs else None,
             **quality.to_dict(),
+            **self._choice(trial, state),
             "classes": state.task.by_class(logits, labels, dense, experiment.examples.labels),
             "other_metrics": {
                 name: state.task.metric(name, logits, labels) for name in measure.also
@@ -258,6 +259,28 @@ class Runner:
                 for step, report in zip(trial.steps, reports, strict=True)
             ],
         }
+
+    def _choice(self, trial: Trial, state: ModelState) -> Fields:
+        """The metric on the rows that models are chosen by, where the data say some."""
+        encoding = self.experiment.encoding(state)
+        if encoding.choose is None:
+            return {}
+        labels, measure = encoding.choose.labels, self.experiment.recipe.measure
+        key = f"choose {trial.dense_prefix}"
+        if key not in self.predictions:
+            dense = self.dense_state(trial)
+            self.predictions[key] = self._predict_chosen(dense)
+        logits = self._predict_chosen(state)
+        quality = state.task.quality(measure.metric, logits, labels, self.predictions[key])
+        return {"choice": quality.to_dict()}
+
+    def _predict_chosen(self, state: ModelState) -> Logits:
+        """Logits of the rows that models are chosen by."""
+        encoding, size = self.experiment.encoding(state), self.experiment.recipe.measure.batch_size
+        assert encoding.choose is not None
+        if isinstance(state.model, QuantizedModel):
+            return state.model.predict(encoding.choose, size)
+        return predict(state.model, encoding.choose, size)
 
     def _timings(self, trial: Trial, model: Model) -> list[Fields]:
         batches = self.experiment.recipe.measure.latency

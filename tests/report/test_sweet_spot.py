@@ -190,3 +190,25 @@ def test_the_headline_says_why_there_is_no_sweet_spot() -> None:
 def test_what_is_below_guessing(metric: str, high: float, classes: int, below: bool) -> None:
     entries = [{"name": str(place), "n": 10} for place in range(classes)]
     assert is_below_chance({"metric": metric, "high": high, "classes": entries}) is below
+
+
+def test_rows_to_choose_on_decide_and_the_measured_ones_are_reported() -> None:
+    def chosen_row(sparsity: float, value: float, chosen: float) -> dict[str, Any]:
+        drop, lost = 0.9 - value, 0.9 - chosen
+        made = {"method": "magnitude", "requested_sparsity": sparsity, "metric": "accuracy",
+                "actual_sparsity": sparsity, "value": value, "low": value - 0.02,
+                "high": value + 0.02, "drop": drop, "mcnemar_p": 0.5 if drop < 0.02 else 0.001,
+                "n": 900}  # fmt: skip
+        choice = {"value": chosen, "low": chosen - 0.02, "high": chosen + 0.02, "drop": lost,
+                  "mcnemar_p": 0.5 if lost < 0.02 else 0.001, "n": 700}  # fmt: skip
+        return {**made, "choice": choice}
+
+    rows = [chosen_row(0.0, 0.9, 0.9), chosen_row(0.5, 0.889, 0.9), chosen_row(0.8, 0.9, 0.8)]
+    measured = [{key: value for key, value in one.items() if key != "choice"} for one in rows]
+    by_measured, by_choice = sweet_spot(measured), sweet_spot(rows)
+    assert by_measured is not None
+    assert by_choice is not None
+    assert by_measured.requested == 0.8
+    assert (by_choice.requested, by_choice.value) == (0.5, 0.889)
+    assert "(chosen on 700 rows of their own)" in sweet_spot_sentence(rows)
+    assert "chosen on" not in sweet_spot_sentence(measured)

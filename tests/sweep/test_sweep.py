@@ -514,3 +514,19 @@ def test_default_calibration_takes_the_rows_that_there_are(
     steps = [{"quantize": {"backend": "onnxruntime", "mode": "static"}}]
     assert len(run(make_recipe(steps=steps, grid={}), progress=heard)) == 1
     assert "quantize calibrates on all 30 training rows" in heard.notes
+
+
+def test_rows_to_choose_on_are_measured_apart(
+    make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    recipe = make_recipe()
+    plain = run(recipe, tmp_path / "plain")
+    data = recipe.data.replace(choose=0.4)
+    result = run(recipe.replace(data=data), tmp_path / "out")
+    assert "choice" not in plain.rows[0]
+    for row in result.rows:
+        assert (row["n"], row["choice"]["n"]) == (30, 12)
+        assert row["choice"]["metric"] == row["metric"]
+    dense = next(row for row in result.rows if not row["requested_sparsity"])
+    assert dense["choice"]["drop"] == 0
+    assert dense["choice"]["agreement"] == 1
