@@ -16,9 +16,7 @@ from torch import Tensor, nn
 from hfcompress.errors import ModelError
 from hfcompress.measure.environment import bf16_is_faster
 
-if TYPE_CHECKING:  # they import transformers and datasets
-    from transformers import PreTrainedModel
-
+if TYPE_CHECKING:  # it imports transformers and datasets
     from hfcompress.data.encode import Batch, Encoded
 
 Logits = NDArray[np.float32]
@@ -216,11 +214,9 @@ def _largest_error(rough: Logits, exact: Logits) -> float:
     return float((error.max(axis=1) - error.min(axis=1)).max())
 
 
-def dense_logits(
-    model: PreTrainedModel, batch: Mapping[str, Tensor | NDArray[np.generic]]
-) -> Logits:
+def dense_logits(model: nn.Module, batch: Mapping[str, Tensor | NDArray[np.generic]]) -> Logits:
     """Return a torch model's logits for arrays or tensors, float32."""
     with torch.inference_mode():
         inputs = {key: torch.as_tensor(value) for key, value in batch.items()}
-        found: Logits = np.asarray(model(**inputs).logits.float().cpu().numpy(), np.float32)
-    return found
+        logits = logits_in(call_model(model, inputs))
+    return np.asarray(logits.float().cpu().numpy(), np.float32)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 IMAGE = "pixel_values"
+_USUAL_SIDE = 224
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def input_spec(config: PretrainedConfig, names: tuple[str, ...]) -> InputSpec:
         names: of the engine's inputs.
     """
     if IMAGE in names:
-        side = config.image_size
+        side = getattr(config, "image_size", None) or _USUAL_SIDE
         height, width = (side, side) if isinstance(side, int) else side
         return InputSpec(names, pixels=(int(config.num_channels), int(height), int(width)))
     padding = getattr(config, "pad_token_id", None)

@@ -18,7 +18,13 @@ from transformers import AutoConfig, PreTrainedModel
 
 from hfcompress.benchmarking.config import ENGINES, BenchConfig, EngineKind, kind_name
 from hfcompress.benchmarking.inputs import IMAGE, InputSpec, input_spec, make_inputs
-from hfcompress.errors import ConfigError, MissingExtraError, ModelError, TargetError
+from hfcompress.errors import (
+    ConfigError,
+    MissingExtraError,
+    ModelError,
+    TargetError,
+    first_line,
+)
 from hfcompress.measure.environment import cpu_abilities
 from hfcompress.measure.size import calculate_model_size
 from hfcompress.models.hub import fingerprint_folder
@@ -128,7 +134,14 @@ def _of_folder(folder: Path, name: str) -> Subject:
     engine = kind_name(
         manifest["backend"], done["mode"], settings.get("floats", "fp32"), settings.get("bits", 8)
     )
-    spec = input_spec(AutoConfig.from_pretrained(folder), tuple(manifest["inputs"]))
+    try:
+        known = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        spec = input_spec(known, tuple(manifest["inputs"]))
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"{str(folder)!r} does not say which inputs its model reads ({first_line(error)}); "
+            f"bench times transformers models"
+        ) from None
     fingerprint = str(done["bytes"]) + fingerprint_folder(folder)
     return _from_folder(folder, name, engine, spec, fingerprint)
 

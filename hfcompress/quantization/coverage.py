@@ -9,12 +9,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from transformers import PreTrainedModel
 
 from hfcompress.measure.macs import count_macs, evaluation_mode
 from hfcompress.models.architectures import compressible_modules, is_compressible, matching_modules
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.images import ImageShape
+from hfcompress.quantization.inputs import Classifier
 from hfcompress.quantization.manifest import CoverageReport, ModuleReport
 from hfcompress.quantization.onnx_export import example_inputs
 
@@ -102,7 +102,7 @@ class Coverage:
 
 
 def cover(
-    model: PreTrainedModel,
+    model: Classifier,
     quantized: Collection[str],
     why: Callable[[nn.Module], str],
     excluded: Mapping[str, str] | None = None,

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from hfcompress.errors import ConfigError, DataError, ModelError
+from hfcompress.quantization.images import IMAGE_INPUT
 from hfcompress.quantization.manifest import MANIFEST, read_manifest
-from hfcompress.quantization.onnx_export import IMAGE_INPUT, TEXT_INPUTS
 
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 Array = NDArray[np.generic]
 Arrays = Mapping[str, Array]
 """One batch as a model reads it, by input name."""
@@ -184,17 +185,20 @@ def thread_count(threads: int | None) -> int:
     return threads or torch.get_num_threads()
 
 
-def check_inputs(inputs: tuple[str, ...], where: str) -> None:
+def check_inputs(inputs: tuple[str, ...], where: str, expected: Sequence[str] = ()) -> None:
     """Refuse a graph with other inputs than a classifier's.
 
     Args:
         inputs: names in the graph.
         where: the file, for the message.
+        expected: names of the inputs of a module that is no transformers model.
 
     Raises:
         ModelError: an unknown name, or neither tokens nor pixels.
     """
     known = (*TEXT_INPUTS, IMAGE_INPUT)
+    if expected and set(inputs) == set(expected):
+        return
     unknown = [name for name in inputs if name not in known]
     if unknown or not {"input_ids", IMAGE_INPUT} & set(inputs):
         raise ModelError(
@@ -219,7 +223,21 @@ def select_inputs(arrays: Arrays, inputs: tuple[str, ...]) -> dict[str, Array]:
             f"the model reads {', '.join(inputs)} and the batch has {', '.join(arrays)}; "
             f"{missing[0]} is missing"
         )
-    return {name: given[name] for name in inputs}
+    return {name: _as_read(name, given[name]) for name in inputs}
+
+
+def unreadable(arrays: Arrays, error: Exception) -> DataError:
+    """Return the error for a batch that an engine cannot run."""
+    shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+    reason = next((line for line in str(error).splitlines() if line.strip()), "")
+    return DataError(f"the model cannot read a batch of {shapes}: {reason.strip()}")
+
+
+def _as_read(name: str, array: Array) -> Array:
+    """Return token ids and masks as int64, and floats as fp32, as the engines read them."""
+    if name in TEXT_INPUTS:
+        return array.astype(np.int64, copy=False)
+    return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
 
 
 class StaticShape:
@@ -247,8 +265,8 @@ class StaticShape:
         """Return whether the engine has static shapes and a batch is no larger than this one."""
         return isinstance(self._engine, StaticShapeEngine) and all(
             size <= limit
-            for value in arrays.values()
-            for size, limit in zip(value.shape, self._limits(value), strict=True)
+            for name, value in arrays.items()
+            for size, limit in zip(value.shape, self._limits(name, value), strict=True)
         )
 
     def logits(self, arrays: Arrays) -> NDArray[np.float32]:
@@ -270,12 +288,12 @@ class StaticShape:
                 value,
                 [
                     (0, limit - size)
-                    for size, limit in zip(value.shape, self._limits(value), strict=True)
+                    for size, limit in zip(value.shape, self._limits(name, value), strict=True)
                 ],
                 constant_values=self._pad_id if name == "input_ids" else 0,
             )
             for name, value in arrays.items()
         }
 
-    def _limits(self, value: Array) -> tuple[int, ...]:
-        return self._shape if value.ndim == 2 else (self._shape[0], *value.shape[1:])
+    def _limits(self, name: str, value: Array) -> tuple[int, ...]:
+        return self._shape if name in TEXT_INPUTS else (self._shape[0], *value.shape[1:])

@@ -30,7 +30,7 @@ def image_shape(
             config's, because convolutional networks also take other sizes.
     """
     for batch in batches:
-        if IMAGE_INPUT in batch:
+        if IMAGE_INPUT in batch and len(batch[IMAGE_INPUT].shape) == 4:
             channels, height, width = batch[IMAGE_INPUT].shape[1:]
             return int(channels), int(height), int(width)
     side = getattr(getattr(model, "config", None), "image_size", None)

@@ -97,6 +97,16 @@ class MixedPrecisionReport(TypedDict):
     holds: bool
 
 
+class DistanceReport(TypedDict):
+    """A `Distance` as plain data."""
+
+    error: float
+    changed: float
+    agreement: float
+    rows: int
+    calibration: bool
+
+
 class QuantizationReport(CoverageReport):
     """A `QuantizedModel` as plain data; a manifest and a row leave ``modules`` out."""
 
@@ -105,6 +115,7 @@ class QuantizationReport(CoverageReport):
     bytes: int
     notes: list[str]
     mixed: NotRequired[MixedPrecisionReport]
+    distance: NotRequired[DistanceReport]
 
 
 class QuantizationFields(TypedDict):

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from transformers import PreTrainedModel
 
 from hfcompress.errors import ConfigError
 from hfcompress.inference import dense_logits
 from hfcompress.quantization.config import MixedPrecisionConfig, QuantizationConfig
 from hfcompress.quantization.engine import Arrays, Engine
+from hfcompress.quantization.inputs import Classifier
 from hfcompress.quantization.manifest import (
     LossReport,
     MixedPrecisionReport,
@@ -134,7 +134,7 @@ def loss_of(logits: Logits, dense: Logits) -> Loss:
 
 
 def keep_most_sensitive(
-    model: PreTrainedModel,
+    model: Classifier,
     config: QuantizationConfig,
     batches: Sequence[Arrays],
     make: Callable[[Collection[str]], Made],
@@ -158,12 +158,12 @@ def keep_most_sensitive(
     """
     limits = config.mixed
     assert limits is not None
-    if (model.config.num_labels or 0) < 2:
+    dense = np.concatenate([dense_logits(model, batch) for batch in batches])
+    if dense.shape[1] < 2:
         raise ConfigError(
             "mixed precision compares class probabilities, and this model has one output; "
             "name the modules that stay in fp32 in exclude"
         )
-    dense = np.concatenate([dense_logits(model, batch) for batch in batches])
     modules, kept, uniform, predicted = _predict(model, config, limits, batches, dense)
     names = [module.name for module in modules]
     for _ in range(_TRIES):
@@ -177,7 +177,7 @@ def keep_most_sensitive(
 
 
 def _predict(
-    model: PreTrainedModel,
+    model: Classifier,
     config: QuantizationConfig,
     limits: MixedPrecisionConfig,
     batches: Sequence[Arrays],

@@ -24,6 +24,7 @@ from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.coverage import Coverage
 from hfcompress.quantization.engine import Engine
 from hfcompress.quantization.example_script import example_script
+from hfcompress.quantization.inputs import as_batches
 from hfcompress.quantization.manifest import (
     FORMAT,
     MANIFEST,
@@ -40,6 +41,7 @@ from hfcompress.utils import FormerPlain, unwritable
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
 
+    from hfcompress.quantization.distance import Distance
     from hfcompress.quantization.mixed_precision import MixedReport
 
     Processor = PreTrainedTokenizerBase | BaseImageProcessor
@@ -62,28 +64,33 @@ class QuantizedModel(FormerPlain):
         source: the fp32 model that was quantized.
         notes: warnings for the user, one sentence each.
         mixed: what mixed precision keeps in fp32; None without mixed precision.
+        distance: how far its logits are from the fp32 model's.
+        outputs: number of logits.
     """
 
     engine: Engine
     config: QuantizationConfig
     coverage: Coverage
-    source: PreTrainedModel
+    source: nn.Module
     notes: tuple[str, ...] = ()
     mixed: MixedReport | None = None
+    distance: Distance | None = None
+    outputs: int = 0
 
-    def __call__(self, **inputs: Tensor) -> SequenceClassifierOutput:
+    def __call__(self, *tensors: Tensor, **inputs: Tensor) -> SequenceClassifierOutput:
         """Return the output of a transformers classifier; ``labels`` are ignored.
 
         Args:
+            tensors: inputs by place, in the order of ``engine.inputs``.
             inputs: ``input_ids``, ``attention_mask`` and the like, [batch, length].
         """
-        return SequenceClassifierOutput(logits=torch.from_numpy(self.logits(inputs)))
+        placed = dict(zip(self.engine.inputs, tensors, strict=False))
+        return SequenceClassifierOutput(logits=torch.from_numpy(self.logits({**placed, **inputs})))
 
     def logits(self, batch: Mapping[str, Tensor]) -> Logits:
         """Return the logits of one batch, float32 [batch, classes]."""
-        return self.engine.logits(
-            {key: value.cpu().numpy() for key, value in batch.items() if key != "labels"}
-        )
+        (given,) = as_batches(batch, self.source)
+        return self.engine.logits(given)
 
     def predict(
         self,
@@ -118,6 +125,7 @@ class QuantizedModel(FormerPlain):
             **self.coverage.to_dict(),
             "notes": list(self.notes),
             **({"mixed": self.mixed.to_dict()} if self.mixed else {}),
+            **({"distance": self.distance.to_dict()} if self.distance else {}),
         }
         return cast(QuantizationReport, report)
 
@@ -148,7 +156,7 @@ def save_folder(
         temporary.mkdir(parents=True)
         manifest = _manifest(quantized, processor)
         quantized.engine.write(temporary)
-        _write_config(quantized.source, temporary / "config.json")
+        _write_config(quantized, temporary / "config.json")
         if processor is not None:
             processor.save_pretrained(temporary)
         texts = {
@@ -186,14 +194,23 @@ def default_card(quantized: QuantizedModel) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _write_config(model: PreTrainedModel, path: Path) -> None:
+def _architecture(model: nn.Module) -> dict[str, list[str]]:
+    return {"architectures": [type(model).__name__]}
+
+
+def _write_config(quantized: QuantizedModel, path: Path) -> None:
     """Write ``config.json`` with its labels, which transformers leaves out where they are default.
 
     An engine that has written the file before keeps its fields.
     """
-    config = model.config
-    text = path.read_text(encoding="utf-8") if path.exists() else config.to_json_string()
-    labels = {str(number): str(name) for number, name in (config.id2label or {}).items()}
+    config = quantized.source.config if isinstance(quantized.source, PreTrainedModel) else None
+    text = config.to_json_string() if config else json.dumps(_architecture(quantized.source))
+    if path.exists():
+        text = path.read_text(encoding="utf-8")
+    named = (config.id2label if config else None) or {
+        number: f"LABEL_{number}" for number in range(quantized.outputs)
+    }
+    labels = {str(number): str(name) for number, name in named.items()}
     numbers = {name: int(number) for number, name in labels.items()}
     data = {**json.loads(text), "id2label": labels, "label2id": numbers}
     path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
@@ -210,8 +227,9 @@ def _manifest(quantized: QuantizedModel, processor: Processor | None) -> Manifes
         "quantization": cast(QuantizationFields, quantized.config.to_dict()),
         "done": done,
     }
-    config = quantized.source.config
-    manifest["output"] = output_kind(config.problem_type, len(config.id2label or {}))
+    config = getattr(quantized.source, "config", None)
+    problem = getattr(config, "problem_type", None)
+    manifest["output"] = output_kind(problem, quantized.outputs)
     if processor is None:
         return manifest
     if IMAGE_INPUT not in quantized.engine.inputs:
@@ -229,7 +247,7 @@ def _text_settings(tokenizer: PreTrainedTokenizerBase, quantized: QuantizedModel
         )
     padding = tokenizer.pad_token_id
     if padding is None:  # decoders find the last token of a text by their config's
-        padding = getattr(quantized.source.config, "pad_token_id", None)
+        padding = getattr(getattr(quantized.source, "config", None), "pad_token_id", None)
     return {
         "max_length": _longest_text(tokenizer, quantized.source),
         "pad_id": int(padding or 0),

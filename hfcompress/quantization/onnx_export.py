@@ -12,7 +12,7 @@ import logging
 import os
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
@@ -26,15 +26,17 @@ from transformers import PreTrainedModel
 from hfcompress.errors import ModelError, first_line
 from hfcompress.measure.macs import evaluation_mode
 from hfcompress.models.architectures import is_compressible
+from hfcompress.quantization.engine import TEXT_INPUTS as TEXT_INPUTS
+from hfcompress.quantization.engine import Arrays
 from hfcompress.quantization.images import IMAGE_INPUT as IMAGE_INPUT
 from hfcompress.quantization.images import ImageShape, checked_shape, example_images, image_shape
+from hfcompress.quantization.inputs import Classifier, PlainModel
 from hfcompress.utils import require, unwritable
 
 if TYPE_CHECKING:
     from onnx_ir import Graph, Model, Node, Value
     from torch.onnx import ONNXProgram
 
-TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUT = "logits"
 # Both engines' fp32 kernels stay within 2e-5 of torch's on the families tested.
 TOLERANCE = 1e-4
@@ -43,11 +45,12 @@ ONE_FILE = 2**31 - 2**26
 _EXAMPLE = (2, 12)
 _CHECKED = ((1, 5), (3, 17))
 _POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
-Arrays = Mapping[str, NDArray[np.generic]]
 
 
-def input_names(model: PreTrainedModel) -> tuple[str, ...]:
+def input_names(model: Classifier) -> tuple[str, ...]:
     """Return the inputs of a classifier: ids, mask, token types if it has several; or pixels."""
+    if isinstance(model, PlainModel):
+        return tuple(model.example)
     if model.main_input_name == IMAGE_INPUT:
         return (IMAGE_INPUT,)
     known = inspect.signature(model.forward).parameters
@@ -67,7 +70,7 @@ def positions(model: nn.Module) -> Iterator[int]:
 
 
 def example_inputs(
-    model: PreTrainedModel, batch: int, length: int, image: ImageShape | None = None
+    model: Classifier, batch: int, length: int, image: ImageShape | None = None
 ) -> dict[str, Tensor]:
     """Return random inputs, the same on every call; every second row of tokens is padded.
 
@@ -77,6 +80,8 @@ def example_inputs(
         length: tokens; at most the model's positions.
         image: shape of the images; None takes the config's, or 224 x 224.
     """
+    if isinstance(model, PlainModel):
+        return model.inputs(batch, length)
     generator = torch.Generator().manual_seed(0)
     config, names = model.config, input_names(model)
     if names == (IMAGE_INPUT,):
@@ -101,7 +106,7 @@ def example_inputs(
 
 
 def export_onnx(
-    model: PreTrainedModel,
+    model: Classifier,
     path: str | Path,
     image: ImageShape | None = None,
     one_file: bool = True,
@@ -152,7 +157,7 @@ def export_onnx(
 
 
 def check_against_torch(
-    model: PreTrainedModel,
+    model: Classifier,
     run: Callable[[Arrays], NDArray[np.float32]],
     engine: str,
     image: ImageShape | None = None,
@@ -206,13 +211,15 @@ class _Logits(nn.Module):
         return logits
 
 
-def _capture(model: PreTrainedModel, image: ImageShape | None) -> ONNXProgram:
+def _capture(model: Classifier, image: ImageShape | None) -> ONNXProgram:
     names = input_names(model)
     inputs = example_inputs(model, *_EXAMPLE, checked_shape(model, image, 0))
     dynamic = torch.export.Dim.DYNAMIC
-    axes = {0: dynamic, 1: dynamic}
-    if names == (IMAGE_INPUT,):
-        axes = {0: dynamic} if image else {0: dynamic, 2: dynamic, 3: dynamic}
+    sides = {} if image or isinstance(model, PlainModel) else {2: dynamic, 3: dynamic}
+    axes = {
+        name: {0: dynamic, 1: dynamic} if name in TEXT_INPUTS else {0: dynamic, **sides}
+        for name in names
+    }
     with ExitStack() as stack:
         for context in (evaluation_mode(model), _plain_attention(model), _quiet(), torch.no_grad()):
             stack.enter_context(context)
@@ -224,7 +231,7 @@ def _capture(model: PreTrainedModel, image: ImageShape | None) -> ONNXProgram:
                 dynamo=True,
                 input_names=list(names),
                 output_names=[OUTPUT],
-                dynamic_shapes=(tuple(axes for _ in names),),
+                dynamic_shapes=(tuple(axes[name] for name in names),),
                 verbose=False,
             )
         except Exception as error:  # the exporter's errors share no base class
@@ -237,16 +244,20 @@ def _capture(model: PreTrainedModel, image: ImageShape | None) -> ONNXProgram:
 
 
 @contextmanager
-def _plain_attention(model: PreTrainedModel) -> Iterator[None]:
+def _plain_attention(model: nn.Module) -> Iterator[None]:
     """Use eager attention; the fused kernel exports as a longer graph."""
-    before = model.config._attn_implementation
+    fused = [
+        module
+        for module in model.modules()
+        if isinstance(module, PreTrainedModel) and module.config._attn_implementation == "sdpa"
+    ]
     try:
-        if before == "sdpa":
-            model.set_attn_implementation("eager")
+        for module in fused:
+            module.set_attn_implementation("eager")
         yield
     finally:
-        if before == "sdpa":
-            model.set_attn_implementation(before)
+        for module in fused:
+            module.set_attn_implementation("sdpa")
 
 
 @contextmanager

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
-from typing import Protocol, cast
 
+import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import nn
 
 from hfcompress.checkpoint.record import METHOD
-from hfcompress.errors import CalibrationError, ModelError, TargetError
+from hfcompress.errors import (
+    CalibrationError,
+    HfcompressError,
+    ModelError,
+    TargetError,
+    first_line,
+)
+from hfcompress.inference import Logits, dense_logits
 from hfcompress.measure.environment import slow_int8
+from hfcompress.measure.macs import evaluation_mode
 from hfcompress.models.architectures import compressible_modules
 from hfcompress.quantization.backends import import_backend
 from hfcompress.quantization.config import MODES, QuantizationConfig
@@ -23,27 +30,18 @@ from hfcompress.quantization.coverage import (
     is_convolutional,
     share_of_convolutions,
 )
+from hfcompress.quantization.distance import check_distance, compared_rows, measure_distance
 from hfcompress.quantization.engine import Arrays, Engine, FileEngine
 from hfcompress.quantization.images import image_shape
+from hfcompress.quantization.inputs import Batches, Classifier, as_batches, as_classifier
 from hfcompress.quantization.mixed_precision import MixedReport, keep_most_sensitive
 from hfcompress.quantization.model import QuantizedModel
 
-Batch = Mapping[str, Tensor]
-
-
-class HasBatches(Protocol):
-    """A calibration set, such as `hfcompress.Calibration`."""
-
-    @property
-    def batches(self) -> Sequence[Batch]:
-        """Return dicts of tensors, as the model is called with."""
-        ...
-
 
 def quantize(
-    model: PreTrainedModel,
+    model: nn.Module,
     config: QuantizationConfig | None = None,
-    calibration: HasBatches | Iterable[Batch] | None = None,
+    calibration: Batches | None = None,
 ) -> QuantizedModel:
     """Quantize a classifier::
 
@@ -52,25 +50,31 @@ def quantize(
         hfcompress.load("sentiment")("a gripping film")
 
     Args:
-        model: fp32, on the CPU, shrunk or pruned or neither; not changed.
+        model: fp32, on the CPU, shrunk or pruned or neither; not changed. Any module that takes
+            tensors and gives logits [batch, outputs] will do; one that is no transformers model
+            needs an example batch as ``calibration``.
         config: engine and mode; onnxruntime's dynamic int8 by default.
         calibration: batches as the model is called with, for static mode, ``mixed`` and
             ``smooth``; labels are ignored. Images must have the size of the later use.
 
     Returns:
-        The quantized model, with a report of every module.
+        The quantized model, with a report of every module and of the distance from fp32, measured
+        on calibration rows, or on random ones. Beyond a quarter of the logits' spread a note says
+        so.
 
     Raises:
         MissingExtraError: the engine is not installed; the message holds the pip command.
         TargetError: there is nothing that the mode quantizes, or an ``exclude`` pattern matches
             nothing.
         CalibrationError: static mode, ``mixed``, ``smooth``, or ``auto`` for a network of
-            convolutions, and no calibration batches.
-        ModelError: the model is quantized already, or the engine fails on it.
+            convolutions, and no calibration batches; or batches that the model cannot read.
+        ModelError: the model is quantized already, the engine fails on it, or the quantized model
+            is as far from fp32 as the logits' spread.
     """
     config = config or QuantizationConfig()
     check_quantizable(model, config)
-    batches = _arrays(calibration)
+    batches = as_batches(calibration, model)
+    given, model = model, as_classifier(model, batches)
     config = _with_mode(config, model, batches)
     if config.needs_calibration and not batches:
         static = config.resolved_mode == "static"
@@ -87,15 +91,16 @@ def quantize(
     def make(kept: Collection[str]) -> tuple[Engine, set[str]]:
         return backend.quantize_model(model, config, excluded | set(kept), batches)
 
-    training, mixed = model.training, None
-    model.train(False)
-    try:
+    mixed = None
+    with evaluation_mode(given):
+        rows = compared_rows(model, batches)
+        dense = _dense(model, rows)
         if config.mixed is None:
             engine, names = make(())
         else:
             (engine, names), mixed = keep_most_sensitive(model, config, batches, make)
-    finally:
-        model.train(training)
+        distance = measure_distance(engine, rows, dense, bool(batches))
+        lost = check_distance(model, config, distance, rows)
     why = dict.fromkeys(excluded, "excluded by the config")
     why |= dict.fromkeys(mixed.names if mixed else (), "kept in fp32 by mixed precision")
     coverage = cover(
@@ -106,8 +111,43 @@ def quantize(
         image_shape(model, batches),
         folds_norms=isinstance(engine, FileEngine),
     )
-    notes = (*_notes(model, config), *_mixed_notes(mixed))
-    return QuantizedModel(engine, config, coverage, model, notes, mixed)
+    if config.resolved_mode != "none" and mixed is None and not names:
+        reasons = "; ".join(
+            f"{count} modules: {reason}" for reason, count in coverage.reasons.items()
+        )
+        raise TargetError(
+            f"backend {config.backend} in mode {config.resolved_mode} quantizes nothing of "
+            f"{type(model).__name__} ({reasons}); choose another backend or mode"
+        )
+    notes = (*_notes(model, config), *_mixed_notes(mixed), *lost)
+    outputs = dense.shape[1]
+    return QuantizedModel(engine, config, coverage, given, notes, mixed, distance, outputs)
+
+
+def _dense(model: Classifier, rows: Sequence[Arrays]) -> Logits:
+    """Return the fp32 logits, [rows, outputs].
+
+    Raises:
+        CalibrationError: the model cannot read the rows.
+        ModelError: it gives no logits, or other ones than a row for each example.
+    """
+    name = type(model).__name__
+    try:
+        dense = [dense_logits(model, batch) for batch in rows]
+    except HfcompressError:
+        raise
+    except Exception as error:  # whatever a forward raises
+        raise CalibrationError(
+            f"{name} cannot read the calibration rows ({', '.join(rows[0])}): {first_line(error)}"
+        ) from error
+    if any(logits.ndim != 2 for logits in dense):
+        raise ModelError(
+            f"{name} gives logits of the shape {list(dense[0].shape)}; quantize takes models with "
+            f"one row of logits for each example"
+        )
+    if not all(np.isfinite(logits).all() for logits in dense):
+        raise ModelError(f"{name} gives logits that are not finite in fp32; train or load it again")
+    return np.concatenate(dense)
 
 
 def _mixed_notes(mixed: MixedReport | None) -> Iterator[str]:
@@ -119,7 +159,7 @@ def _mixed_notes(mixed: MixedReport | None) -> Iterator[str]:
         )
 
 
-def check_quantizable(model: PreTrainedModel, config: QuantizationConfig) -> None:
+def check_quantizable(model: nn.Module, config: QuantizationConfig) -> None:
     """Refuse what cannot be quantized, before anything runs.
 
     Raises:
@@ -134,7 +174,7 @@ def check_quantizable(model: PreTrainedModel, config: QuantizationConfig) -> Non
             f"{type(model).__name__} has no Linear to quantize, and "
             f"{DYNAMIC_LEAVES_CONVOLUTIONS}, in backend: onnxruntime or openvino"
         )
-    settings = getattr(model.config, "quantization_config", None)
+    settings = getattr(getattr(model, "config", None), "quantization_config", None)
     if settings is not None:
         plain = settings if isinstance(settings, dict) else settings.to_dict()
         if plain.get("quant_method") != METHOD or plain.get("int8"):
@@ -155,7 +195,7 @@ def _may_be_static(config: QuantizationConfig) -> bool:
 
 
 def _with_mode(
-    config: QuantizationConfig, model: PreTrainedModel, batches: Sequence[Arrays]
+    config: QuantizationConfig, model: nn.Module, batches: Sequence[Arrays]
 ) -> QuantizationConfig:
     """Return the config with ``auto`` resolved for this model: static if it is convolutional.
 
@@ -173,7 +213,7 @@ def _with_mode(
     return config.replace(mode="static")
 
 
-def _notes(model: PreTrainedModel, config: QuantizationConfig) -> tuple[str, ...]:
+def _notes(model: nn.Module, config: QuantizationConfig) -> tuple[str, ...]:
     """Return warnings about this processor and this model."""
     slow = slow_int8()
     notes = [slow] if slow else []
@@ -184,19 +224,3 @@ def _notes(model: PreTrainedModel, config: QuantizationConfig) -> tuple[str, ...
             f"{DYNAMIC_LEAVES_CONVOLUTIONS}, in backend: onnxruntime or openvino"
         )
     return tuple(notes)
-
-
-def _arrays(calibration: HasBatches | Iterable[Batch] | None) -> list[Arrays]:
-    if calibration is None:
-        return []
-    found: object = getattr(calibration, "batches", calibration)
-    batches = list(cast("Iterable[Batch]", found))
-    if not all(isinstance(batch, Mapping) for batch in batches):
-        raise CalibrationError(
-            "calibration batches must be dicts of tensors by the model's input names; give batches "
-            "such as {'pixel_values': images}"
-        )
-    return [
-        {key: value.cpu().numpy() for key, value in batch.items() if key != "labels"}
-        for batch in batches
-    ]

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from hfcompress.inference import dense_logits
 from hfcompress.models.architectures import compressible_modules
 from hfcompress.quantization.engine import Arrays
+from hfcompress.quantization.inputs import Classifier
 from hfcompress.utils import require
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ Floats = NDArray[np.float32]
 _LEAST = 1e-5
 
 
-def largest_inputs(model: PreTrainedModel, batches: Sequence[Arrays]) -> dict[str, Floats]:
+def largest_inputs(model: Classifier, batches: Sequence[Arrays]) -> dict[str, Floats]:
     """Return the largest absolute input of each product by channel: name -> fp32 [inputs].
 
     Args:

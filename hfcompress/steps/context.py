@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -99,7 +99,11 @@ class ModelState:
     @property
     def network(self) -> PreTrainedModel:
         """The torch model; of a quantized one, the model that it was made from."""
-        return self.model.source if isinstance(self.model, QuantizedModel) else self.model
+        return (
+            cast(PreTrainedModel, self.model.source)
+            if isinstance(self.model, QuantizedModel)
+            else self.model
+        )
 
     def copy(self) -> ModelState:
         """The same state with a copy of the model."""

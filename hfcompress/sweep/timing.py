@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from transformers import PreTrainedModel
@@ -91,7 +92,7 @@ def check_length(model: PreTrainedModel, batches: Sequence[LatencyConfig]) -> No
 
 
 def _call(model: Model, batch: LatencyConfig) -> Callable[[], object]:
-    plain = model.source if isinstance(model, QuantizedModel) else model
+    plain = cast(PreTrainedModel, model.source) if isinstance(model, QuantizedModel) else model
     inputs = example_inputs(plain, batch.batch_size, batch.length)
     if "attention_mask" in inputs:
         inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])

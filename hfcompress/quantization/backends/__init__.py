@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.engine import Arrays, Engine
+from hfcompress.quantization.inputs import Classifier
 
 
 class Backend(Protocol):
@@ -19,7 +19,7 @@ class Backend(Protocol):
 
     def quantize_model(
         self,
-        model: PreTrainedModel,
+        model: Classifier,
         config: QuantizationConfig,
         excluded: Collection[str],
         batches: Sequence[Arrays],

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import warnings
 import weakref
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -17,16 +18,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
-from transformers import PreTrainedModel
 
 from hfcompress.errors import DataError, ModelError, first_line
+from hfcompress.inference import dense_logits
 from hfcompress.quantization.backends.openvino_graph import (
     compact,
     halve_constants,
     quantize_tables,
 )
 from hfcompress.quantization.config import QuantizationConfig
-from hfcompress.quantization.coverage import is_convolutional
+from hfcompress.quantization.distance import WARN, compared_rows, relative_error
 from hfcompress.quantization.engine import (
     Arrays,
     FileEngine,
@@ -35,10 +36,12 @@ from hfcompress.quantization.engine import (
     check_size,
     select_inputs,
     thread_count,
+    unreadable,
 )
 from hfcompress.quantization.images import image_shape
+from hfcompress.quantization.inputs import Classifier
 from hfcompress.quantization.manifest import read_manifest
-from hfcompress.quantization.onnx_export import check_against_torch, export_onnx
+from hfcompress.quantization.onnx_export import check_against_torch, export_onnx, input_names
 from hfcompress.utils import require
 
 if TYPE_CHECKING:
@@ -59,6 +62,7 @@ class OpenVinoEngine(FileEngine):
         folder: a temporary folder that is deleted with the engine.
         shapes: of the inputs, for batches of this shape only: otherwise OpenVINO infers every
             operation's shape at every call, a third of the time of a small model.
+        inputs: their names, where the model is no transformers model.
 
     Raises:
         MissingExtraError: openvino is not installed.
@@ -74,6 +78,7 @@ class OpenVinoEngine(FileEngine):
         floats: str = "fp32",
         folder: Path | None = None,
         shapes: Shapes | None = None,
+        inputs: Sequence[str] = (),
     ) -> None:
         openvino = require("openvino", "openvino")
         options: dict[str, str | int] = {} if floats == "auto" else {_PRECISION: "f32"}
@@ -91,26 +96,36 @@ class OpenVinoEngine(FileEngine):
         except Exception as error:  # OpenVINO's errors share no base class
             raise ModelError(f"OpenVINO cannot load {path}: {_reason(error)}") from error
         self.inputs = tuple(str(item.any_name) for item in self._compiled.inputs)
-        check_inputs(self.inputs, str(path))
+        check_inputs(self.inputs, str(path), inputs)
 
     def options(self) -> dict[str, object]:
-        """Return the threads, the precision and the static shapes."""
-        return {"threads": self._threads, "floats": self._floats, "shapes": self._shapes}
+        """Return the threads, the precision, the static shapes and the inputs."""
+        return {
+            "threads": self._threads,
+            "floats": self._floats,
+            "shapes": self._shapes,
+            "inputs": self.inputs,
+        }
 
     def logits(self, arrays: Arrays) -> NDArray[np.float32]:
         """Return the logits of one batch.
 
         Raises:
-            DataError: the engine was compiled for another shape.
+            DataError: a batch of another shape than the engine was compiled for or reads.
         """
         given = select_inputs(arrays, self.inputs)
         if self._shapes is not None:
             self._check(given)
-        return np.array(self._compiled(given)[0], np.float32)
+        try:
+            return np.array(self._compiled(given)[0], np.float32)
+        except Exception as error:  # OpenVINO's errors share no base class
+            raise unreadable(given, error) from error
 
     def with_shapes(self, shapes: Shapes) -> OpenVinoEngine:
         """Return an engine for batches of this shape alone; see `StaticShapeEngine`."""
-        static = OpenVinoEngine(self.path, self._threads, self._floats, shapes=shapes)
+        static = OpenVinoEngine(
+            self.path, self._threads, self._floats, shapes=shapes, inputs=self.inputs
+        )
         static._origin = self  # keep its files, which are deleted with that engine
         return static
 
@@ -141,12 +156,13 @@ def load_engine(folder: Path, threads: int | None = None) -> OpenVinoEngine:
     """
     require("openvino", "openvino")
     check_size(folder, _files(folder / FILE))
-    floats = read_manifest(folder)["quantization"].get("floats", "fp32")
-    return OpenVinoEngine(folder / FILE, threads, floats)
+    manifest = read_manifest(folder)
+    floats = manifest["quantization"].get("floats", "fp32")
+    return OpenVinoEngine(folder / FILE, threads, floats, inputs=manifest["inputs"])
 
 
 def quantize_model(
-    model: PreTrainedModel,
+    model: Classifier,
     config: QuantizationConfig,
     excluded: Collection[str],
     batches: Sequence[Arrays],
@@ -171,21 +187,24 @@ def quantize_model(
     if config.resolved_mode == "static":
         require("nncf", "openvino")
     folder = Path(tempfile.mkdtemp(prefix="hfcompress-"))
-    image = image_shape(model, batches)
+    image, inputs = image_shape(model, batches), input_names(model)
     try:
         dense = export_onnx(model, folder / "fp32" / "model.onnx", image, one_file=False)
-        check_against_torch(model, OpenVinoEngine(dense).logits, "OpenVINO", image)
+        check_against_torch(model, OpenVinoEngine(dense, inputs=inputs).logits, "OpenVINO", image)
         try:
             with _quiet():
-                graph = openvino.convert_model(str(dense))
                 if config.resolved_mode == "static":
-                    graph = _quantize(graph, model, config, excluded, batches)
+                    graph = _closest(dense, model, config, excluded, batches)
+                else:
+                    graph = openvino.convert_model(str(dense))
                 openvino.save_model(graph, str(folder / FILE), compress_to_fp16=False)
             names = _integer_modules(graph, model)
             if names:
                 compact(folder / FILE, names)
             del graph  # it maps the ONNX file and takes as much memory as the model
-            engine = OpenVinoEngine(folder / FILE, floats=config.floats, folder=folder)
+            engine = OpenVinoEngine(
+                folder / FILE, floats=config.floats, folder=folder, inputs=inputs
+            )
         except Exception as error:  # keep the export: it is valid and took time
             kept = Path(tempfile.mkdtemp(prefix="hfcompress-kept-"))
             for file in dense.parent.iterdir():
@@ -213,12 +232,60 @@ def why_not(module: nn.Module, config: QuantizationConfig) -> str:
 # --- quantizing --------------------------------------------------------------------------------
 
 
-def _quantize(
-    graph: Model,
-    model: PreTrainedModel,
+def _closest(
+    dense: Path,
+    model: Classifier,
     config: QuantizationConfig,
     excluded: Collection[str],
     batches: Sequence[Arrays],
+) -> Model:
+    """Quantize in the mode that fits the model, or in each mode and return the closest to fp32.
+
+    NNCF's transformer mode suits attention. It loses much in networks without attention, however
+    many of their layers are Linears (ConvNeXt).
+    """
+    openvino = require("openvino", "openvino")
+    rows = compared_rows(model, batches)
+    exact = np.concatenate([dense_logits(model, batch) for batch in rows])
+    best, smallest = None, float("inf")
+    graph = openvino.convert_model(str(dense))
+    modes, several = _modes(graph)
+    for transformer in modes:
+        made = _quantize(graph, model, config, excluded, batches, transformer)
+        error = relative_error(np.concatenate(list(_run(made, rows))), exact)
+        if best is None or error < smallest:
+            best, smallest = made, error
+        if error <= WARN and not several:
+            break
+        graph = openvino.convert_model(str(dense))
+    return best
+
+
+def _modes(graph: Model) -> tuple[tuple[bool, ...], bool]:
+    """Return whether to use NNCF's transformer mode, the likely choice first, and whether both
+    must be tried: with attention and more convolutions than a patch embedding."""
+    kinds = Counter(op.get_type_name() for op in graph.get_ops())
+    attention = any(kinds[name] for name in ("Softmax", "ScaledDotProductAttention"))
+    convolutions = kinds["Convolution"] + kinds["GroupConvolution"]
+    return (attention, not attention), attention and convolutions > 1
+
+
+def _run(graph: Model, rows: Sequence[Arrays]) -> Iterator[NDArray[np.float32]]:
+    compiled = (
+        require("openvino", "openvino").Core().compile_model(graph, "CPU", {_PRECISION: "f32"})
+    )
+    inputs = tuple(item.any_name for item in compiled.inputs)
+    for batch in rows:
+        yield np.array(compiled(select_inputs(batch, inputs))[0], np.float32)
+
+
+def _quantize(
+    graph: Model,
+    model: Classifier,
+    config: QuantizationConfig,
+    excluded: Collection[str],
+    batches: Sequence[Arrays],
+    transformer: bool,
 ) -> Model:
     nncf = require("nncf", "openvino")
     inputs = tuple(item.any_name for item in graph.inputs)
@@ -226,13 +293,12 @@ def _quantize(
     tables = _tables(graph, model)
     ignored = {op.get_friendly_name() for op in graph.get_ops() if _module_of(op) in set(excluded)}
     ignored |= tables
-    convolutional = is_convolutional(model)
     quantized = nncf.quantize(
         graph,
         nncf.Dataset(rows),
-        model_type=None if convolutional else nncf.ModelType.TRANSFORMER,
-        # Symmetric weights and affine activations, as the model type above has them by itself.
-        preset=nncf.QuantizationPreset.MIXED if convolutional else None,
+        model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+        # Symmetric weights and affine activations, the default of the transformer mode.
+        preset=None if transformer else nncf.QuantizationPreset.MIXED,
         subset_size=len(rows),
         ignored_scope=nncf.IgnoredScope(names=sorted(ignored)) if ignored else None,
     )
@@ -242,12 +308,12 @@ def _quantize(
     return quantized
 
 
-def _tables(graph: Model, model: PreTrainedModel) -> set[str]:
+def _tables(graph: Model, model: Classifier) -> set[str]:
     names = {name for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
     return {op.get_friendly_name() for op in graph.get_ops()} & names
 
 
-def _integer_modules(graph: Model, model: PreTrainedModel) -> set[str]:
+def _integer_modules(graph: Model, model: Classifier) -> set[str]:
     """Return the names of modules whose operation reads integers through scales and shifts."""
     names = {name for name, _ in model.named_modules()}
     return {

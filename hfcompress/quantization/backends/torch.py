@@ -22,6 +22,7 @@ from hfcompress.models.loading import weights_hash
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.coverage import DYNAMIC_LEAVES_CONVOLUTIONS
 from hfcompress.quantization.engine import Arrays, select_inputs
+from hfcompress.quantization.inputs import Classifier, PlainModel
 from hfcompress.quantization.onnx_export import input_names
 
 _MISMATCHES = {
@@ -40,7 +41,7 @@ class TorchEngine:
 
     name = "torch"
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: Classifier) -> None:
         self.model = model.train(False)
         self.inputs = input_names(model)
 
@@ -59,7 +60,16 @@ class TorchEngine:
         return dense_logits(self.model, select_inputs(arrays, self.inputs))
 
     def write(self, folder: Path) -> None:
-        """Write a checkpoint that ``from_pretrained`` loads with hfcompress imported."""
+        """Write a checkpoint that ``from_pretrained`` loads with hfcompress imported.
+
+        Raises:
+            ModelError: a module that only its own code can build again.
+        """
+        if isinstance(self.model, PlainModel):
+            raise ModelError(
+                f"a folder cannot contain the code of {type(self.model).__name__}, which backend "
+                f"torch needs to load it; quantize with backend: onnxruntime or openvino to save it"
+            )
         save_compressed(self.model, folder)
 
 
@@ -123,7 +133,7 @@ def _check_tensors(folder: Path, info: Mapping[str, Iterable[object]]) -> None:
 
 
 def quantize_model(
-    model: PreTrainedModel,
+    model: Classifier,
     config: QuantizationConfig,
     excluded: Collection[str],
     batches: Sequence[Arrays],

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from transformers import PreTrainedModel
 
 from hfcompress.errors import ModelError, first_line
 from hfcompress.inference import dense_logits
 from hfcompress.quantization.backends.torch import load_checkpoint
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.engine import Arrays, check_size, restore_engine, select_inputs
+from hfcompress.quantization.inputs import Classifier, PlainModel
 from hfcompress.quantization.onnx_export import input_names
 from hfcompress.utils import require
 
@@ -92,7 +92,7 @@ def load_engine(folder: Path, threads: int | None = None) -> TorchAoEngine:
 
 
 def quantize_model(
-    model: PreTrainedModel,
+    model: Classifier,
     config: QuantizationConfig,
     excluded: Collection[str],
     batches: Sequence[Arrays],
@@ -116,6 +116,11 @@ def quantize_model(
         ModelError: a shrunk model, or torchao refuses it.
     """
     require("torchao", "torchao")
+    if isinstance(model, PlainModel):
+        raise ModelError(
+            f"{type(model).__name__} is not a transformers model, which backend torchao needs; use "
+            f"backend: torch, onnxruntime or openvino"
+        )
     if getattr(model.config, "quantization_config", None) is not None:
         raise ModelError(
             f"{type(model).__name__} was shrunk to widths that torchao's checkpoints cannot "
