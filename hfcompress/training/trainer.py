@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
@@ -83,6 +83,9 @@ class TermsTrainer(Trainer):
         _refuse_loaders(self.train_dataset, self.eval_dataset)
         student = cast(nn.Module, self.model)
         self._forward_names, self._takes_any = forward_names(student)
+        if hasattr(student, "_orig_mod"):  # Trainer has looked at the wrapper of torch.compile
+            accepts = getattr(unwrapped(student), "accepts_loss_kwargs", self._takes_any)
+            self.model_accepts_loss_kwargs = bool(accepts)
         self._names_labels = bool(self._forward_names & {*LABELS, *self.label_names})
         if not (self.label_names or self.can_return_loss) and self.args.label_names is None:
             self.label_names = ["labels"]
@@ -358,6 +361,11 @@ def _check_setup(
     model: nn.Module | None, args: TrainingArguments | None, options: Mapping[str, object]
 ) -> None:
     _refuse_loaders(options.get("train_dataset"), options.get("eval_dataset"))
+    if isinstance(options.get("train_dataset"), TensorDataset) and not options.get("data_collator"):
+        raise DataError(
+            "the rows of a TensorDataset have no names; give a data_collator that makes a dict of "
+            "the model's inputs and labels, or a dataset of dicts"
+        )
     smoothed = args is not None and args.label_smoothing_factor
     if model is not None and smoothed and not hasattr(model, "config"):
         raise ConfigError(

@@ -27,6 +27,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
     Trainer,
     TrainingArguments,
     ViTConfig,
@@ -100,6 +102,15 @@ class Unsupervised(Pixels):
         return {"loss": logits.square().mean(), "logits": logits}
 
 
+class Listed(Pixels):
+    """Its labels are a list of dicts, as those of detectors."""
+
+    def forward(self, pixel_values: Tensor, labels: list[Row]) -> dict[str, Tensor]:
+        logits = self.logits(pixel_values)
+        classes = torch.stack([label["class"] for label in labels])
+        return {"loss": F.cross_entropy(logits, classes), "logits": logits}
+
+
 class LogitsOnly(Pixels):
     """Gives a tensor of logits, which Trainer cannot train on."""
 
@@ -157,10 +168,18 @@ SUBJECTS: dict[str, Subject] = {
     "module, named labels": Subject(Named, "targets", {"label_names": ["targets"]}),
     "module, whole batch": Subject(Open, "images", {"remove_unused_columns": False}),
     "module, no labels": Subject(Unsupervised, "pixels"),
+    "module, listed labels": Subject(Listed, "listed"),
+    "t5": Subject(
+        lambda: T5ForConditionalGeneration(
+            config(T5Config, vocab_size=VOCABULARY, d_model=8, d_kv=4, d_ff=8,
+                   num_layers=1, num_heads=2, dropout_rate=0.0, decoder_start_token_id=0)
+        ),
+        "words",
+    ),
 }  # fmt: skip
 ADD_UP = {
     "bert", "bert, several labels", "bert, tokens", "bert, masked", "lora", "lora, tokens",
-    "module, whole batch",
+    "module, whole batch", "t5",
 }  # fmt: skip
 """Models whose loss is the mean of each batch, whatever ``num_items_in_batch`` says."""
 
@@ -184,8 +203,14 @@ def rows_of(kind: str) -> list[Row]:
             "images": {**image, "labels": label},
             "targets": {**image, "targets": label},
             "pixels": image,
+            "listed": {**image, "labels": label},
         }[kind])  # fmt: skip
     return rows
+
+
+def listed(rows: list[Row]) -> dict[str, Any]:
+    images = torch.stack([row["pixel_values"] for row in rows])
+    return {"pixel_values": images, "labels": [{"class": row["labels"]} for row in rows]}
 
 
 class Once(IterableDataset[Row]):
@@ -219,6 +244,8 @@ def trained(
     common: dict[str, Any] = {
         "model": model, "train_dataset": Once(rows) if stream else rows, **(options or {}),
     }  # fmt: skip
+    if subject.rows == "listed":
+        common["data_collator"] = listed
     made: Trainer
     if trainer == "distillation":
         args = DistillationArguments(**arguments, alpha=0.0)
@@ -330,10 +357,11 @@ def test_resumed_trainings_end_alike(name: str, trainer: str, tmp_path: Path) ->
     assert_same(*resumed)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("batches", [1, 4])
 @pytest.mark.parametrize("trainer", TRAINERS[:2])
 def test_a_module_of_logits_learns_from_its_labels(
-    trainer: str, batches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trainer: str, batches: int, compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(SUBJECTS, "logits", Subject(LogitsOnly, "images"))
     given: dict[str, Any] = {
@@ -347,6 +375,11 @@ def test_a_module_of_logits_learns_from_its_labels(
     options: dict[str, Any] = {"compute_loss_func": loss}
     plain: dict[str, Any] = {**given, "remove_unused_columns": True, "label_names": ["labels"]}
     expected = trained("plain", "logits", tmp_path, options=options, **plain)
+    if compiled:
+        compile_model: Any = torch.compile
+        made = Subject(lambda: compile_model(LogitsOnly(), backend="eager"), "images")
+        monkeypatch.setitem(SUBJECTS, "logits", made)
+        given["remove_unused_columns"] = False  # the wrapper's forward names no columns
     assert_same(trained(trainer, "logits", tmp_path, **given), expected)
 
 

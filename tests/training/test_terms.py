@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from transformers import BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 from hfcompress.distillation.arguments import DistillationArguments
@@ -309,6 +309,20 @@ def test_loaders_in_place_of_datasets_are_refused(tmp_path: Path) -> None:
         distill(tmp_path, data=loader)
     with pytest.raises(DataError, match=r"give loader\.dataset as the dataset"):
         prune_with(tmp_path, sharp_bert(0), loader)
+
+
+def test_rows_without_names_need_a_collator(tmp_path: Path) -> None:
+    pairs = TensorDataset(torch.randn(8, 3, 4, 4), torch.arange(8) % 3)
+    with pytest.raises(DataError, match="rows of a TensorDataset have no names"):
+        prune_with(tmp_path, logits_model(), pairs)
+
+    def named(rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        images, labels = zip(*rows, strict=True)
+        return {"pixel_values": torch.stack(images), "labels": torch.stack(labels)}
+
+    given: dict[str, Any] = {"remove_unused_columns": False, "max_steps": 1}
+    trainer = prune_with(tmp_path, logits_model(), pairs, options={"data_collator": named}, **given)
+    assert logged(trainer, "task_loss") == pytest.approx(logged(trainer))
 
 
 def test_smoothed_labels_need_a_config(tmp_path: Path) -> None:
