@@ -278,6 +278,8 @@ def layer_map_of(
     if not config.compares_layers:
         return {}
     mine = _count_layers(student)
+    if config.attention_weight or config.value_weight:
+        _check_windows(student, teacher)
     if not isinstance(teacher, nn.Module):
         kept = sorted(getattr(teacher, "hidden_layers", ()))
         if config.layer_map is None and len(kept) == mine:
@@ -294,6 +296,27 @@ def layer_map_of(
     if config.layer_map is None:
         return uniform_layer_map(mine, theirs)
     return check_layer_map(config.layer_map, mine, theirs)
+
+
+def _check_windows(student: nn.Module, teacher: TeacherLike) -> None:
+    """Refuse to compare attention inside windows with attention over other tokens.
+
+    Raises:
+        ModelError: the windows of student and teacher differ.
+    """
+    models = [model for model in (student, teacher) if isinstance(model, nn.Module)]
+    windows = [_window(model) for model in models]
+    if len(set(windows)) > 1:
+        shown = [f"windows of {side}" if side else "all tokens" for side in windows]
+        raise ModelError(
+            f"the student attends over {shown[0]} and the teacher over {shown[1]}, so their "
+            "attention cannot be compared; set attention_weight and value_weight to 0"
+        )
+
+
+def _window(model: nn.Module) -> int:
+    family = family_of(model)
+    return int(getattr(model.config, family.window)) if family and family.window else 0
 
 
 def _count_layers(model: nn.Module) -> int:

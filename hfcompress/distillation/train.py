@@ -21,7 +21,7 @@ from hfcompress.data.encode import Encoded, encode, text_limit
 from hfcompress.data.load import examples_of_texts, load_examples
 from hfcompress.distillation.arguments import DistillationArguments
 from hfcompress.distillation.cache import TeacherCache
-from hfcompress.distillation.checks import check_tokenizers, position_limit
+from hfcompress.distillation.checks import check_labels, check_tokenizers, position_limit
 from hfcompress.distillation.teacher_loss import listed
 from hfcompress.distillation.teacher_outputs import (
     ROW,
@@ -102,6 +102,7 @@ def train_with_distillation(
     limit = max_length if limit is None else min(max_length or 512, limit)
     train, evaluation = _rows(teacher, student, data, processor, limit, teacher_processor)
     config = args.distillation_config()
+    check_labels(student, train.rows, LABELS)
     check_tokenizers(student, listed(teacher), config, tokenizers, train.rows.column_names)
     rows, collate = train.rows, train.collate
     if cache and isinstance(teacher, nn.Module) and not args.distillation_config().compares_layers:

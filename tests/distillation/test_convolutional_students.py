@@ -6,14 +6,23 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import (
+    SwinConfig,
+    SwinForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from hfcompress.distillation.arguments import DistillationArguments
 from hfcompress.distillation.cache import TeacherCache
+from hfcompress.distillation.student import make_student
 from hfcompress.distillation.trainer import DistillationTrainer
+from hfcompress.errors import ModelError
 from tests.tiny_models import shrinkable_model
 from tests.tiny_tokenizers import sentence, tiny_tokenizer
 
@@ -114,3 +123,53 @@ def agreement(student: nn.Module, inputs: dict[str, Tensor], taught: Tensor) -> 
     """Share of the rows where the student's class is the teacher's."""
     student.eval()
     return float((student(**inputs).argmax(1) == taught).float().mean())
+
+
+def image_rows(count: int = 16) -> list[dict[str, Tensor]]:
+    chance = torch.Generator().manual_seed(0)
+    images = torch.randn(count, 3, 16, 16, generator=chance)
+    return [
+        {"pixel_values": image, "labels": torch.tensor(number % 3)}
+        for number, image in enumerate(images)
+    ]
+
+
+def tiny_swin(depths: list[int], seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    sizes: dict[str, Any] = {"image_size": 16, "patch_size": 2, "embed_dim": 8, "num_labels": 3}
+    config = SwinConfig(**sizes, depths=depths, num_heads=[1, 2], window_size=2)
+    return SwinForImageClassification(config).eval()  # type: ignore[no-untyped-call]
+
+
+def tiny_vit() -> Any:
+    torch.manual_seed(1)
+    sizes: dict[str, Any] = {"image_size": 16, "patch_size": 4, "num_labels": 3}
+    config = ViTConfig(
+        **sizes, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+    )
+    return ViTForImageClassification(config).eval()  # type: ignore[no-untyped-call]
+
+
+def follow(folder: Path, student: Any, teacher: Any, **given: Any) -> list[float]:
+    args = arguments(folder, 1)
+    for name, value in {"logging_steps": 1, "max_steps": 12, **given}.items():
+        setattr(args, name, value)
+    trainer = DistillationTrainer(student, args, teacher=teacher, train_dataset=image_rows())
+    trainer.train()
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+def test_a_swin_follows_a_vit_and_a_vit_a_swin(tmp_path: Path) -> None:
+    for student, teacher in ((tiny_swin([1, 1]), tiny_vit()), (tiny_vit(), tiny_swin([1, 1]))):
+        losses = follow(tmp_path, student, teacher, hidden_weight=1.0)
+        assert losses[-1] < 0.9 * losses[0]
+        with pytest.raises(ModelError, match="so their attention cannot be compared"):
+            follow(tmp_path, student, teacher, attention_weight=1.0)
+
+
+def test_a_shorter_swin_follows_its_teacher_in_every_term(tmp_path: Path) -> None:
+    teacher = tiny_swin([2, 2])
+    student = make_student(teacher, layers=2)
+    weights = {"hidden_weight": 1.0, "attention_weight": 1.0, "value_weight": 1.0}
+    losses = follow(tmp_path, student, teacher, max_steps=30, **weights)
+    assert losses[-1] < 0.9 * losses[0]

@@ -19,13 +19,17 @@ from tests.tiny_tokenizers import tiny_tokenizer
 QUIET: dict[str, Any] = {"disable_tqdm": True, "logging_steps": 1, "max_steps": 3}
 
 
+@pytest.fixture(autouse=True)
+def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+
+
 @pytest.fixture
-def teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def teacher(tmp_path: Path) -> Any:
     """A teacher that was loaded from a folder, with its tokenizer beside it."""
     folder = tmp_path / "teacher"
     tiny_bert(seed=1).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
     return type(tiny_bert()).from_pretrained(folder)
 
 
@@ -195,3 +199,9 @@ def test_data_of_other_kinds_are_refused() -> None:
     for data in (DataLoader(rows), rows, [{"text": "one"}]):
         with pytest.raises(DataError, match=f"data is a {type(data).__name__}; give a file or"):
             train_with_distillation(tiny_bert(), tiny_bert(seed=1), data)
+
+
+def test_words_as_labels_of_encoded_rows_are_refused() -> None:
+    rows = Dataset.from_dict({"input_ids": [[2, 5, 3]] * 4, "labels": ["good", "bad"] * 2})
+    with pytest.raises(DataError, match="the column 'labels' holds words"):
+        train_with_distillation(tiny_bert(), tiny_bert(seed=1), rows, tiny_tokenizer())
