@@ -149,7 +149,7 @@ def _is_read(module: nn.Module, name: str, dimension: int) -> bool:
     """Whether a dimension of a weight is summed over."""
     if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d)):
         return dimension == 0 and name == "weight"
-    if isinstance(module, nn.RNNBase):
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         return dimension == 1
     return dimension == 1 and not isinstance(module, nn.Embedding)
 
@@ -185,7 +185,8 @@ def _norm_of_kept(
     left: Tensor | None, norm: nn.Module, args: tuple[Tensor, ...], output: Tensor
 ) -> Tensor:
     dimension = 1 if isinstance(norm, nn.GroupNorm) else output.dim() - 1
-    if left is None or output.shape[dimension] <= len(left):
+    many = isinstance(norm, nn.LayerNorm) and len(norm.normalized_shape) > 1
+    if left is None or many or output.shape[dimension] <= len(left):
         return output
     inputs = args[0].index_select(dimension, left)
     weight, bias = (

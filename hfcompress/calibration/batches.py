@@ -368,7 +368,7 @@ def task_loss(model: nn.Module, batch: Batch) -> Tensor:
     """
     device = next(model.parameters()).device
     if not takes_labels(model):
-        return cross_entropy(logits_in(run_on(model, batch)), batch["labels"].to(device))
+        return _cross_entropy(logits_in(run_on(model, batch)), batch["labels"].to(device))
     result = model(**{key: value.to(device) for key, value in batch.items()})
     loss = getattr(result, "loss", None)
     if not isinstance(loss, Tensor):
@@ -377,6 +377,22 @@ def task_loss(model: nn.Module, batch: Batch) -> Tensor:
             f"gradient methods need a model with a task head"
         )
     return loss
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The cross entropy of classes along dimension 1, or along the last one (tokens).
+
+    Raises:
+        CalibrationError: labels of another shape.
+    """
+    if logits.dim() > 2 and labels.shape == logits.shape[:-1]:
+        return cross_entropy(logits.flatten(0, -2), labels.flatten())
+    if labels.shape not in (logits.shape, (*logits.shape[:1], *logits.shape[2:])):
+        raise CalibrationError(
+            f"labels of the shape {list(labels.shape)} do not fit logits of the shape "
+            f"{list(logits.shape)}; give one label for each row, pixel or token"
+        )
+    return cross_entropy(logits, labels)
 
 
 @contextmanager

@@ -104,7 +104,7 @@ def _gradients(
     """The gradients at each module's outputs, call by call; None where one does not count."""
     calls = [output for made in outputs.values() for output in made]
     found: Sequence[Tensor | None] = [None] * len(calls)
-    if total.requires_grad:
+    if total.requires_grad and calls:
         found = torch.autograd.grad(total, calls, allow_unused=True)
     every = iter(found)
     return {name: [next(every) for _ in made] for name, made in outputs.items()}

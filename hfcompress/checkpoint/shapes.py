@@ -21,8 +21,8 @@ from hfcompress.models.architectures import WIDTH_PARAMETERS, base_prefix
 from hfcompress.models.surgery import resized
 
 RESIZABLE = (
-    nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU, nn.RNNBase, Conv1D,
-    _ConvNd, _NormBase,
+    nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU, nn.RNNBase,
+    nn.RNNCellBase, Conv1D, _ConvNd, _NormBase,
 )  # fmt: skip
 """The classes whose modules may differ in shape from the config."""
 

@@ -103,6 +103,8 @@ def resized(module: nn.Module) -> None:
         module.num_channels = module.num_channels if weight is None else len(weight)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(weight)
+    elif isinstance(module, nn.RNNCellBase):
+        module.input_size = module.get_parameter("weight_ih").shape[1]
     elif isinstance(module, nn.RNNBase):
         module.input_size = module.get_parameter("weight_ih_l0").shape[1]
     elif isinstance(module, _ConvTransposeNd):

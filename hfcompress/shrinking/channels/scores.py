@@ -137,7 +137,10 @@ def mask_gradients(
             masks = {g.name: torch.ones(count, g.units, requires_grad=True) for g in groups}
             with masked_channels(model, groups, masks):
                 loss = task_loss(model, batch) * count  # the mean over rows, made their sum
-            gradients = torch.autograd.grad(loss, list(masks.values()))
+            # Channels that are read in train mode alone do not reach this loss.
+            gradients = torch.autograd.grad(
+                loss, list(masks.values()), allow_unused=True, materialize_grads=True
+            )
             for name, gradient in zip(masks, gradients, strict=True):
                 if not bool(torch.isfinite(gradient).all()):
                     raise CalibrationError(f"the gradient of {name}'s mask is NaN or infinite")

@@ -89,8 +89,9 @@ def _readers(
         assert calibration is not None
         layers = {name: model.get_submodule(name) for name in moments}
         plain = {name: layer for name, layer in layers.items() if groups_of(layer) == 1}
+        matrices = config.output_importance > 0
         seen = importance(
-            model, plain, calibration, config.seed, matrices=config.output_importance > 0
+            model, plain, calibration, config.seed, matrices=matrices, skip_unreached=True
         )
 
     def reader(group: ChannelGroup, place: Place, columns: Columns) -> Reader:

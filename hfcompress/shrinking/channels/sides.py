@@ -17,7 +17,9 @@ Slot = tuple[str, int]
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 """Layers whose outputs can be fitted anew."""
 _MIXING = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-_READS_FIRST = "weight_ih_l0"
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_READS_FIRST = ("weight_ih_l0", "weight_ih")
+"""The weights of recurrent layers that read the input; the reverse direction has the same width."""
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -57,8 +59,8 @@ def slots_of(module: nn.Module, side: Side) -> Iterator[Slot]:
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None and tensor.dim():  # num_batches_tracked has none
                 yield name, 0
-    elif isinstance(module, nn.RNNBase):
-        yield from ((name, 1) for name in module._parameters if name.startswith(_READS_FIRST))
+    elif isinstance(module, _RECURRENT):
+        yield from ((name, 1) for name in module._parameters if _reads_inputs(name))
     elif isinstance(module, _ConvTransposeNd):
         yield "weight", 0 if side == "inputs" else 1
     else:
@@ -67,14 +69,18 @@ def slots_of(module: nn.Module, side: Side) -> Iterator[Slot]:
         yield "bias", 0
 
 
+def _reads_inputs(name: str) -> bool:
+    return name == "weight_ih" or name.startswith("weight_ih_l0")
+
+
 def side_of(module: nn.Module, name: str, dimension: int) -> Side | None:
     """The side that a dimension of a module's own tensor is on; None where another one shows it."""
     if is_norm(module):
         named = {**module._parameters, **module._buffers}
         first = next((key for key, tensor in named.items() if tensor is not None), None)
         return "features" if name == first else None
-    if isinstance(module, nn.RNNBase):
-        return "inputs" if name == _READS_FIRST else None
+    if isinstance(module, _RECURRENT):
+        return "inputs" if name in _READS_FIRST else None
     if isinstance(module, (_ConvNd, nn.Linear)) and name in ("weight", "bias"):
         side: Side
         for side in ("outputs", "inputs"):
@@ -92,7 +98,7 @@ def side_size(module: nn.Module, side: Side) -> int:
         return module.num_channels
     if isinstance(module, _NormBase):
         return module.num_features
-    if isinstance(module, nn.RNNBase):
+    if isinstance(module, _RECURRENT):
         return module.input_size
     weight = module.weight
     assert isinstance(weight, Tensor)
@@ -123,8 +129,8 @@ def removable_dimensions(module: nn.Module, name: str, tensor: Tensor) -> tuple[
         return tuple(range(min(tensor.dim(), 2)))
     if isinstance(module, nn.Embedding):
         return (1,)
-    if isinstance(module, nn.RNNBase):
-        return (1,) if name.startswith(_READS_FIRST) else ()
+    if isinstance(module, _RECURRENT):
+        return (1,) if _reads_inputs(name) else ()
     if is_norm(module) or isinstance(module, nn.PReLU):
         return (0,) if tensor.dim() == 1 else ()
     if type(module).__module__.startswith("torch.") and not is_conv1d(module):
