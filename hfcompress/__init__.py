@@ -45,6 +45,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
         "count_parameters",
     ),
     "measure.weights": ("analyze_weight_distribution",),
+    "models.surgery": ("load_shapes",),
     "pruning.callback": ("PruningCallback",),
     "pruning.config": ("PruningConfig",),
     "pruning.iterative": ("find_ticket", "progressive"),

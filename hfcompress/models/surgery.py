@@ -120,6 +120,8 @@ def resized(module: nn.Module) -> None:
 def load_shapes(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Give a network of the full size the shapes and the values of a saved smaller one.
 
+    For plain modules; transformers models reload by ``from_pretrained``.
+
     Args:
         model: built as the dense one was; changed in place.
         tensors: the state of the smaller network, such as safetensors' ``load_file`` reads.

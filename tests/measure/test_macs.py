@@ -81,3 +81,13 @@ def test_a_model_that_hands_parameters_to_its_modules() -> None:
     ids = torch.ones(2, 5, dtype=torch.long)
     assert count_macs(model, {"input_ids": ids}).modules["classifier"] == 2 * 32 * 3
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_layers_of_torch_transformers_are_counted_in_eval_mode() -> None:
+    """Their fused kernel is one operator that no counter knows."""
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    tokens = 5
+    linear = tokens * (16 * 48 + 16 * 16 + 2 * 16 * 32)
+    products = 2 * tokens * tokens * 16
+    assert count_macs(layer, {"src": torch.randn(1, tokens, 16)}).total == linear + products
+    assert torch.backends.mha.get_fastpath_enabled()

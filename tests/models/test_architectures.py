@@ -14,6 +14,7 @@ from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
+    BertPreTrainedModel,
     GPT2Config,
     GPT2ForSequenceClassification,
     ViTConfig,
@@ -24,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from hfcompress.errors import TargetError
 from hfcompress.models.architectures import (
     FAMILIES,
+    base_prefix,
     blocks,
     compressible_modules,
     default_targets,
@@ -71,6 +73,19 @@ def test_patch_embedding_and_classifier_of_vit_are_left_alone() -> None:
     assert set(default_targets(model)) == {
         name for name, module in model.named_modules() if isinstance(module, nn.Linear)
     } - {"classifier"}
+
+
+def test_the_head_of_a_class_of_ones_own_is_what_lies_outside_the_only_inner_model() -> None:
+    class Mine(BertPreTrainedModel):  # type: ignore[no-untyped-call]
+        def __init__(self, config: BertConfig) -> None:
+            super().__init__(config)
+            self.encoder = BertModel(config)
+            self.mid, self.out = nn.Linear(16, 16), nn.Linear(16, 2)
+
+    model = Mine(BertConfig(**TINY))
+    assert base_prefix(model) == "encoder"
+    assert all(name.startswith("encoder.encoder.layer.") for name in default_targets(model))
+    assert next(iter(blocks(model))) == "encoder.encoder.layer.0"
 
 
 def test_last_linear_of_a_plain_module_is_its_head() -> None:

@@ -18,6 +18,7 @@ from hfcompress.calibration.batches import Calibration
 from hfcompress.calibration.moments import weight_of
 from hfcompress.errors import CalibrationError, ConfigError, TargetError
 from hfcompress.measure.size import count_parameters
+from hfcompress.models import surgery
 from hfcompress.models.sublayers import sublayers
 from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.quality import divergence, predictions
@@ -310,3 +311,21 @@ def test_a_copy_shrinks_the_same() -> None:
     assert torch.equal(
         logits(model, shrinkable_batches("bert")[0]), logits(other, shrinkable_batches("bert")[0])
     )
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "vit"])
+def test_surgery_that_keeps_rows_in_another_order_is_found_out_and_undone(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is returned has been compared with the dense model whose units are masked."""
+    keep_outputs = surgery.keep_outputs
+
+    def keep_others(module: Any, keep: Any) -> None:
+        keep_outputs(module, torch.as_tensor(keep).flip(0))
+
+    monkeypatch.setattr(surgery, "keep_outputs", keep_others)
+    model, batches = shrinkable_model(family), Calibration(shrinkable_batches(family))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(TargetError, match="without them its outputs differ"):
+        shrink(model, ShrinkConfig(macs=0.6, score="magnitude"), batches)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

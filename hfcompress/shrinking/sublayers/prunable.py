@@ -97,7 +97,8 @@ class PrunableSublayers:
         rows = example_rows(model, context.shared.calibration)
         if rows is None:
             return
-        wide = with_masks(context.dense, model, self._parts, kept)
+        trained = context.config.rounds > 1  # by the caller's recovery
+        wide = with_masks(context.dense, model, self._parts, kept, trained)
         reason = difference(wide, copy.deepcopy(model), rows)  # train mode can move buffers
         if reason is not None:
             raise TargetError(

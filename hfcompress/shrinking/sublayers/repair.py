@@ -100,36 +100,51 @@ def install(part: Sublayer, model: nn.Module, projection: Projection) -> None:
 
 @torch.no_grad()
 def with_masks(
-    dense: nn.Module, model: nn.Module, parts: Sequence[Sublayer], kept: Mapping[str, Tensor]
+    dense: nn.Module,
+    model: nn.Module,
+    parts: Sequence[Sublayer],
+    kept: Mapping[str, Tensor],
+    trained: bool,
 ) -> nn.Module:
-    """A copy of the dense model with the weights of a shrunk one, and zeros for what it lost.
+    """A copy of the dense model whose lost units are masked, with the repaired projections.
 
     Args:
         dense: without the layers that were dropped; not changed.
-        model: shrunk from it, with any weights.
+        model: shrunk from it.
         parts: the sublayers of both.
         kept: for each part the units of the dense model that are left.
+        trained: whether all weights of the model have changed, and not its projections alone.
     """
     wide = copy.deepcopy(dense)
+    if trained:
+        _take_weights(wide, model, parts, kept)
+    for part in parts:
+        out, small = part.out(wide), part.out(model)
+        weight_matrix(out).zero_()[:, part.columns(kept[part.name])] = weight_matrix(small)
+        bias = _bias(small)
+        if bias is not None:
+            wide.get_parameter(f"{part.name}.bias").copy_(bias)
+    return wide
+
+
+def _take_weights(
+    wide: nn.Module, model: nn.Module, parts: Sequence[Sublayer], kept: Mapping[str, Tensor]
+) -> None:
+    """Copy a trained smaller model's weights to where they were in the wide one."""
     small = model.state_dict()
     for name, tensor in wide.state_dict().items():
         if tensor.shape == small[name].shape:
             tensor.copy_(small[name])
     for part in parts:
-        units, keep = part.units(dense), kept[part.name]
-        if len(keep) == units:
-            continue
-        for path in part.producers:
+        units, keep = part.units(wide), kept[part.name]
+        for path in part.producers if len(keep) < units else ():
             rows = part.rows(keep, units)
             weight_matrix(wide.get_submodule(path))[rows] = weight_matrix(model.get_submodule(path))
             bias = _bias(model.get_submodule(path))
             if bias is not None:
                 wide.get_parameter(f"{path}.bias")[rows] = bias
-        out = weight_matrix(part.out(wide))
-        out.zero_()[:, part.columns(keep)] = weight_matrix(part.out(model))
         for table in part.tables:
             wide.get_parameter(table)[..., keep] = model.get_parameter(table)
-    return wide
 
 
 def _bias(linear: nn.Module) -> Tensor | None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
+from transformers import PoolFormerConfig, PoolFormerForImageClassification
 
 from benchmarks._networks import NETWORKS
 from benchmarks.network_matrix import RIGHT, examine, made, outputs
 from hfcompress.calibration.batches import Calibration
-from hfcompress.errors import ModelError, TargetError
+from hfcompress.errors import CalibrationError, ModelError, TargetError
 from hfcompress.measure.macs import count_macs
 from hfcompress.models.surgery import load_shapes
 from hfcompress.shrinking.channels.costs import ChannelCosts, uniform_channels
@@ -209,6 +211,71 @@ def test_saved_shapes_are_refused_by_another_network() -> None:
     model = Cnn(nn.Identity())
     with pytest.raises(ModelError, match="do not belong to Fixed"):
         load_shapes(Fixed(), model.state_dict())
+    norms = [
+        nn.Sequential(nn.Linear(4, width), nn.LayerNorm(width, elementwise_affine=False))
+        for width in (6, 8)
+    ]
+    before = copy.deepcopy(norms[1].state_dict())
+    with pytest.raises(ModelError, match="LayerNorm without parameters"):
+        load_shapes(norms[1], norms[0].state_dict())
+    assert all(torch.equal(value, before[name]) for name, value in norms[1].state_dict().items())
+
+
+class TwoInputs(nn.Module):
+    """Images and a row of numbers; a cell of a recurrent layer reads both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.numbers = nn.Conv2d(3, 16, 3), nn.Linear(4, 16)
+        self.cell, self.head = nn.GRUCell(16, 8), nn.Linear(8, 5)
+
+    def forward(self, image: Tensor, row: Tensor) -> dict[str, Tensor]:
+        found = self.a(image).relu().mean((2, 3)) + self.numbers(row).relu()
+        return {"logits": self.head(self.cell(found))}
+
+
+@pytest.mark.parametrize("score", ["magnitude", "taylor", "reconstruction"])
+def test_several_inputs_and_recurrent_cells(score: Any) -> None:
+    torch.manual_seed(0)
+    model = TwoInputs()
+    rows = {"image": torch.randn(6, 3, 8, 8), "row": torch.randn(6, 4)}
+    labels = {"labels": torch.arange(6) % 5}
+    shrink(model, ShrinkConfig(macs=0.7, score=score), Calibration([{**rows, **labels}]))
+    assert model.cell.input_size == model.a.out_channels == model.numbers.out_features < 16
+    assert model(**rows)["logits"].shape == (6, 5)
+
+
+def test_labels_that_do_not_fit_are_refused_and_those_of_tokens_are_read() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+    config, rows = ShrinkConfig(macs=0.6, score="taylor"), torch.randn(5, 7, 4)
+    with pytest.raises(CalibrationError, match=r"labels of the shape \[5\] do not fit"):
+        shrink(model, config, Calibration([{"x": rows, "labels": torch.arange(5) % 3}]))
+    tokens = torch.randint(0, 3, (5, 7))
+    report = shrink(model, config, Calibration([{"x": rows, "labels": tokens}]))
+    assert report.macs.share <= 0.6
+
+
+def test_channels_that_no_module_reads_have_no_gradient_scores() -> None:
+    dense, rows = made(NETWORKS["convolution_by_function"])
+    data = Calibration([{"x": rows, "labels": torch.arange(6) % 5}])
+    with pytest.raises(TargetError, match="no module reads the channels of a,"):
+        shrink(dense, ShrinkConfig(macs=0.7, score="taylor"), data)
+
+
+def test_groups_that_a_checkpoint_could_not_record_are_left_out(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_sizes": [16, 32], "depths": [1, 1], "num_encoder_blocks": 2}
+    sizes |= {"patch_sizes": [7, 3], "strides": [4, 2], "padding": [2, 1], "num_labels": 3}
+    model: Any = PoolFormerForImageClassification(PoolFormerConfig(**sizes))
+    model.eval()
+    batch = {"pixel_values": torch.randn(4, 3, 32, 32)}
+    report = shrink(model, plain(macs=0.8), Calibration([batch]))
+    assert any("no checkpoint could say the shapes of" in note for note in report.notes)
+    model.save_pretrained(tmp_path)
+    again: Any = PoolFormerForImageClassification.from_pretrained(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval()(**batch).logits, model(**batch).logits)
 
 
 def test_differences_of_outputs_are_said() -> None:
