@@ -67,7 +67,7 @@ class CheckReport:
 
     Attributes:
         model: its name.
-        architecture: its class and its ``model_type``.
+        architecture: its class, ``model_type``, layers, heads and width, as far as known.
         parameters: how many it has.
         verbs: one dry run each.
     """
@@ -128,7 +128,24 @@ def check(
     finally:
         work.train(training)
     kind = f"{type(work).__name__}, {getattr(work.config, 'model_type', 'unknown')}"
+    kind = ", ".join([kind, *_sizes(work)])
     return CheckReport(name, kind, count_parameters(work), verbs)
+
+
+def _sizes(model: PreTrainedModel) -> Iterator[str]:
+    """Layers, heads and width, where optimum knows how the family's config calls them."""
+    from optimum.utils import NormalizedConfigManager
+
+    try:
+        kind = NormalizedConfigManager.get_normalized_config_class(model.config.model_type)
+    except KeyError:
+        return
+    sizes = kind(model.config)
+    for name, text in (
+        ("num_layers", "layers"), ("num_attention_heads", "heads"), ("hidden_size", "wide"),
+    ):  # fmt: skip
+        if sizes.has_attribute(name):
+            yield f"{getattr(sizes, name)} {text}"
 
 
 def _dry_runs(

@@ -93,6 +93,14 @@ def test_the_command_prints_a_page_and_an_exit_code(
     assert main(["check", str(model_folder)]) == 1
 
 
+def test_says_the_sizes_that_the_config_names() -> None:
+    report = check(tiny_bert(), engines=())
+    assert report.architecture == (
+        "BertForSequenceClassification, bert, 2 layers, 4 heads, 32 wide"
+    )
+    assert check(image_model("convnext"), engines=()).architecture.endswith(", convnext")
+
+
 def test_refuses_an_unknown_engine() -> None:
     with pytest.raises(ConfigError, match="unknown engine 'onnx'"):
         check(tiny_bert(), engines=["onnx"])
