@@ -13,7 +13,7 @@ OutputKind = Literal["classification", "multi_label", "regression"]
 """``classification``: one class for each example. ``multi_label``: each label is true or false.
 ``regression``: the logits are the numbers asked for."""
 
-_KIND_OF_PROBLEM: dict[str, OutputKind] = {
+KIND_OF_PROBLEM: dict[str, OutputKind] = {
     "single_label_classification": "classification",
     "multi_label_classification": "multi_label",
     "regression": "regression",
@@ -39,11 +39,11 @@ def output_kind(problem_type: str | None, num_labels: int) -> OutputKind:
         ValueError: an unknown problem type.
     """
     if problem_type is not None:
-        if problem_type not in _KIND_OF_PROBLEM:
+        if problem_type not in KIND_OF_PROBLEM:
             raise ValueError(
-                f"unknown problem_type {problem_type!r}; use one of {', '.join(_KIND_OF_PROBLEM)}"
+                f"unknown problem_type {problem_type!r}; use one of {', '.join(KIND_OF_PROBLEM)}"
             )
-        return _KIND_OF_PROBLEM[problem_type]
+        return KIND_OF_PROBLEM[problem_type]
     return "multi_label" if num_labels == 1 else "classification"
 
 

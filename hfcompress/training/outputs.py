@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hfcompress.errors import ModelError
+from hfcompress.tasks.outputs import KIND_OF_PROBLEM
 from hfcompress.training.hard_loss import Task
 from hfcompress.utils import unwrapped
 
@@ -35,11 +36,6 @@ _TOKENS = frozenset(
         *_CAUSAL,
     }
 )
-_TASK_OF_PROBLEM: dict[str, Task] = {
-    "single_label_classification": "classification",
-    "multi_label_classification": "multi_label",
-    "regression": "regression",
-}
 
 
 def infer_task(model: nn.Module, label: object = None) -> Task:
@@ -57,8 +53,8 @@ def infer_task(model: nn.Module, label: object = None) -> Task:
     if name in _TOKENS:
         return "tokens"
     problem = getattr(config, "problem_type", None)
-    if problem in _TASK_OF_PROBLEM:
-        return _TASK_OF_PROBLEM[problem]
+    if problem in KIND_OF_PROBLEM:
+        return KIND_OF_PROBLEM[problem]
     if getattr(config, "num_labels", 2) == 1:
         return "regression"
     return _task_of_label(label)
