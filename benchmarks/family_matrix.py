@@ -45,6 +45,7 @@ _OTHERS = {
     "d_kv": 8, "head_dim": 8, "d_head": 8, "num_experts": 4, "num_local_experts": 4,
 }  # fmt: skip
 _TINY = {**_WIDTHS, **_DEPTHS, **_HEADS, **_NEURONS, **_OTHERS}
+_FIXED = {"window_size": 2, "pooler_hidden_size": 32, "num_groups": 8}
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id")
 
 
@@ -64,37 +65,42 @@ def families() -> dict[str, str]:
     return found
 
 
-def tiny_config(config: Any) -> Any:
-    """Make a config tiny, in place, with the configs inside it."""
-    for name in list(vars(config)):
-        value = getattr(config, name)
+def tiny_fields(config: Any) -> dict[str, Any]:
+    """The fields of a config that make its model tiny, with those of the configs inside it."""
+    found: dict[str, Any] = {}
+    for name, value in vars(config).items():
         if hasattr(value, "to_diff_dict"):
-            tiny_config(value)
-        elif name in ("depths", "depth") and isinstance(value, (list, tuple)):
-            setattr(config, name, type(value)([1] * len(value)))
-        elif name in ("hidden_sizes", "embed_dim", "neck_hidden_sizes") and isinstance(
-            value, (list, tuple)
-        ):
-            setattr(config, name, type(value)(max(16, item // 4 // 8 * 8) for item in value))
-        elif name in ("num_heads", "num_attention_heads") and isinstance(value, (list, tuple)):
-            setattr(config, name, type(value)([2] * len(value)))
-        elif name == "width_coefficient":
-            config.width_coefficient, config.depth_coefficient = 0.25, 0.1
-        elif name == "window_size" and isinstance(value, int):
-            config.window_size = 2
-        elif name == "pooler_hidden_size":
-            config.pooler_hidden_size = 32
-        elif name in _TINY and isinstance(value, int) and not isinstance(value, bool):
-            if value > _TINY[name]:
-                setattr(config, name, _TINY[name])
-        elif name == "image_size" and isinstance(value, int) and value > 64:
-            patch = getattr(config, "patch_size", 16)
-            setattr(config, name, 4 * patch if isinstance(patch, int) and patch > 8 else 64)
-        elif name in _TOKENS and isinstance(value, int) and value >= 128:
-            setattr(config, name, 1)
-    if hasattr(config, "width_coefficient"):
-        config.hidden_dim = 320  # a quarter of the width
-    return config
+            if inner := tiny_fields(value):
+                found[name] = inner
+        elif (tiny := _tiny(name, value, config)) is not None and tiny != value:
+            found[name] = tiny
+    if "width_coefficient" in found:
+        found["hidden_dim"] = 320  # a quarter of the width
+    return found
+
+
+def _tiny(name: str, value: Any, config: Any) -> Any:
+    """A tiny value of a field; None where it stays."""
+    if isinstance(value, (list, tuple)):
+        if name in ("depths", "depth"):
+            return type(value)([1] * len(value))
+        if name in ("hidden_sizes", "embed_dim", "neck_hidden_sizes"):
+            return type(value)(max(16, item // 4 // 8 * 8) for item in value)
+        if name in ("num_heads", "num_attention_heads"):
+            return type(value)([2] * len(value))
+        return None
+    if name in ("width_coefficient", "depth_coefficient"):
+        return 0.25 if name.startswith("width") else 0.1
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    if name == "image_size" and value > 64:
+        patch = getattr(config, "patch_size", 16)
+        return 4 * patch if isinstance(patch, int) and patch > 8 else 64
+    if name in _TOKENS and value >= 128:
+        return 1
+    if name in _FIXED:
+        return _FIXED[name]
+    return min(value, _TINY[name]) if name in _TINY else None
 
 
 def build(name: str, architecture: str) -> Any:
@@ -104,7 +110,8 @@ def build(name: str, architecture: str) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     torch.manual_seed(0)
-    config = tiny_config(CONFIG_MAPPING[name.removesuffix(" (image)")]())
+    kind = CONFIG_MAPPING[name.removesuffix(" (image)")]
+    config = kind(**tiny_fields(kind()))
     if getattr(config, "pad_token_id", 0) is None:
         config.pad_token_id = 0
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:

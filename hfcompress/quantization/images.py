@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ def image_shape(
         if IMAGE_INPUT in batch and len(batch[IMAGE_INPUT].shape) == 4:
             channels, height, width = batch[IMAGE_INPUT].shape[1:]
             return int(channels), int(height), int(width)
-    side = getattr(getattr(model, "config", None), "image_size", None)
+    side = _of_images(model, "image_size")
     if side is None:
         return None
     height, width = (side, side) if isinstance(side, int) else side
@@ -62,4 +63,11 @@ def checked_shape(model: nn.Module, shape: ImageShape | None, turn: int) -> Imag
 
 
 def _channels(model: nn.Module) -> int:
-    return int(getattr(getattr(model, "config", None), "num_channels", 3))
+    return int(_of_images(model, "num_channels") or 3)
+
+
+def _of_images(model: nn.Module, name: str) -> Any:
+    """A field of the config, or of the config of its image tower; None without either."""
+    config = getattr(model, "config", None)
+    found = getattr(config, name, None)
+    return getattr(getattr(config, "vision_config", None), name, None) if found is None else found
