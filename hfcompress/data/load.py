@@ -7,12 +7,12 @@ and a count of every row that was left out and why. `hfcompress.data.encode` tur
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import datasets
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Value
 
 from hfcompress.config import nearest
 from hfcompress.data.columns import (
@@ -32,7 +32,7 @@ from hfcompress.errors import DataError, ModelError
 from hfcompress.models.labels import Alignment, align_labels
 from hfcompress.models.loading import LoadedModel, Modality, label_names, unlike_labels
 
-_TEXT = (datasets.Value("string"), datasets.Value("large_string"))
+_TEXT = (Value("string"), Value("large_string"))
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,40 @@ def examples_of_texts(rows: Dataset, classes: bool) -> Examples:
         )
     rows = with_labels(rows, [found.numbers[str(name)] for name in names])
     return Examples(rows, rows, texts, "text", list(found.names), notes=found.notes)
+
+
+def align_encoded(rows: Dataset, own: Sequence[str] | None) -> Dataset:
+    """Rows of model inputs whose labels are the class numbers of a model.
+
+    Args:
+        rows: perhaps with one label for each row; other labels are left as they are.
+        own: the model's label names in order; None where its labels are not classes.
+
+    Raises:
+        ModelError: the labels do not correspond.
+        DataError: some rows without a label, or labels that may count the classes from 0 or 1.
+    """
+    label = next((name for name in ("labels", "label") if name in rows.column_names), None)
+    feature = rows.features.get(label)
+    if own is None or label is None or not isinstance(feature, (ClassLabel, Value)):
+        return rows
+    values, classes = set(rows[label][:]), {-100, *range(len(own))}
+    whole = isinstance(feature, Value) and all(type(value) is int for value in values)
+    if whole and values <= classes:
+        return rows
+    config = DataConfig(path="data")
+    names = row_labels(rows, label, config)
+    if None in names or "-100" in names:
+        raise DataError(
+            f"data: some rows have no label in {label!r} and others {sorted(values)[-1]!r}, which "
+            f"is no class of the model; its classes are 0 to {len(own) - 1}"
+        )
+    found = find_classes([names], [feature], label, config)
+    alignment = align_labels(found.names, own)
+    if alignment is None:
+        raise ModelError(unlike_labels(found.names, own, "the model"))
+    numbers = [alignment.places[found.numbers[str(name)]] for name in names]
+    return rows.remove_columns(label).add_column(label, numbers)
 
 
 def align_examples(examples: Examples, loaded: LoadedModel, name: str) -> Examples:

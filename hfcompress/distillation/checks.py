@@ -14,7 +14,6 @@ from hfcompress.distillation.teachers import TeacherLike
 from hfcompress.errors import ConfigError, DataError, ModelError
 from hfcompress.models.labels import label_key
 from hfcompress.training.outputs import infer_task
-from hfcompress.utils import unwrapped
 
 
 def check_setup(args: TrainingArguments, config: TeacherTermsConfig, dataset: object) -> None:
@@ -139,24 +138,6 @@ def _check_vocabulary_sizes(
                 f"{found}the teacher would read other words; add the columns teacher_input_ids and "
                 "teacher_attention_mask to the rows, or give both tokenizers if they are equal"
             )
-
-
-def position_limit(*models: object) -> int | None:
-    """Return the longest token sequence that all of the models read, or None for no limit."""
-    limits = [_positions(unwrapped(model)) for model in models if isinstance(model, nn.Module)]
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _positions(model: nn.Module) -> int | None:
-    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit < 1:
-        return None
-    for name, table in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(table, nn.Embedding):
-            # RoBERTa and its kin count positions from behind that of the padding.
-            taken = 0 if table.padding_idx is None else table.padding_idx + 1
-            return min(limit, table.num_embeddings) - taken
-    return limit
 
 
 def check_teacher(student: nn.Module, teacher: TeacherLike) -> None:

@@ -18,10 +18,10 @@ from transformers import (
 
 from hfcompress.data.config import DataConfig
 from hfcompress.data.encode import Encoded, encode, text_limit
-from hfcompress.data.load import examples_of_texts, load_examples
+from hfcompress.data.load import align_encoded, examples_of_texts, load_examples
 from hfcompress.distillation.arguments import DistillationArguments
 from hfcompress.distillation.cache import TeacherCache
-from hfcompress.distillation.checks import check_labels, check_tokenizers, position_limit
+from hfcompress.distillation.checks import check_labels, check_tokenizers
 from hfcompress.distillation.teacher_loss import listed
 from hfcompress.distillation.teacher_outputs import (
     ROW,
@@ -98,8 +98,7 @@ def train_with_distillation(
             "dicts and a data_collator"
         )
     tokenizers = (processor, teacher_processor)
-    limit = position_limit(student, *([] if teacher_processor else listed(teacher)))
-    limit = max_length if limit is None else min(max_length or 512, limit)
+    limit = text_limit(max_length, student, *([] if teacher_processor else listed(teacher)))
     train, evaluation = _rows(teacher, student, data, processor, limit, teacher_processor)
     config = args.distillation_config()
     check_labels(student, train.rows, LABELS)
@@ -141,10 +140,10 @@ def _rows(
     teacher_processor: PreTrainedTokenizerBase | None = None,
 ) -> tuple[Encoded, Encoded | None]:
     """What to train on, and what to evaluate on."""
+    own = _label_names(teacher, student)
     if isinstance(data, Dataset) and any(name in data.column_names for name in _ENCODED):
         processor = processor or _processor(teacher, "input_ids" in data.column_names)
-        return Encoded(data, None, _collator(processor)), None
-    own = _label_names(teacher, student)
+        return Encoded(align_encoded(data, own), None, _collator(processor)), None
     if isinstance(data, Dataset):
         examples = examples_of_texts(data, own is not None)
     else:
@@ -158,13 +157,11 @@ def _rows(
         examples = examples.aligned(alignment)
     processor = processor or _processor(teacher, examples.modality == "text")
     assert examples.train is not None
-    teachers = teacher if isinstance(teacher, (list, tuple)) else (teacher,)
-    max_length = text_limit(max_length, student, *teachers)
     train = encode(examples, examples.train, processor, max_length)
     if _differ(processor, teacher_processor):
         assert teacher_processor is not None
-        limit = position_limit(*listed(teacher))
-        theirs = encode(examples, examples.train, teacher_processor, limit and min(512, limit))
+        limit = text_limit(512, *listed(teacher))
+        theirs = encode(examples, examples.train, teacher_processor, limit)
         train = _with_teacher_columns(train, theirs)
     if isinstance(data, Dataset):
         return train, None

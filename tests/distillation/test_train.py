@@ -8,8 +8,8 @@ from datasets import ClassLabel, Dataset, load_dataset
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
+from hfcompress.data.encode import text_limit
 from hfcompress.distillation.cache import TeacherCache
-from hfcompress.distillation.checks import position_limit
 from hfcompress.distillation.train import train_with_distillation
 from hfcompress.errors import ConfigError, DataError, ModelError
 from tests.distillation.training import logged
@@ -136,8 +136,16 @@ def test_labels_are_the_teachers(
     data = Dataset.from_dict({"text": ["a film", "a plot"], "label": labels})
     if names is not None:
         data = data.cast_column("label", ClassLabel(names=names))
-    trained: Any = train_with_distillation(tiny_bert(), teacher, data, **QUIET).train_dataset
-    assert [int(row["labels"]) for row in trained] == numbers
+    encoded = data.map(lambda row: dict(tiny_tokenizer()(row["text"])), remove_columns="text")
+    for rows in (data, encoded.rename_column("label", "labels")):
+        trained: Any = train_with_distillation(tiny_bert(), teacher, rows, **QUIET).train_dataset
+        assert [int(row["labels"]) for row in trained] == numbers
+
+
+def test_rows_of_inputs_with_a_label_that_is_no_class_are_refused(teacher: Any) -> None:
+    rows = [{**tiny_tokenizer()("a film"), "labels": label} for label in (-100, 2)]
+    with pytest.raises(DataError, match="others 2, which is no class of the model"):
+        train_with_distillation(tiny_bert(), teacher, Dataset.from_list(rows), **QUIET)
 
 
 def test_texts_are_cut_at_the_positions_of_both_models(tmp_path: Path) -> None:
@@ -165,12 +173,15 @@ def test_roberta_counts_its_positions_from_behind_the_padding() -> None:
         vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
         intermediate_size=8, max_position_embeddings=20, pad_token_id=1,
     )  # fmt: skip
-    assert position_limit(RobertaForSequenceClassification(config), tiny_bert()) == 18
-    assert position_limit(lambda batch: None) is None
+    assert text_limit(None, RobertaForSequenceClassification(config), tiny_bert()) == 18
+    assert text_limit(None, lambda batch: None) is None
 
 
 @pytest.mark.parametrize("cache", [True, False])
-def test_a_teacher_with_its_own_tokenizer_reads_its_own_tokens(cache: bool, tmp_path: Path) -> None:
+def test_a_teacher_with_its_own_tokenizer_reads_its_own_tokens(
+    cache: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
     words = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
     data = Dataset.from_dict({"text": words * 4, "label": [0, 1] * 16})
     mine, theirs = tiny_tokenizer(), tiny_tokenizer()
