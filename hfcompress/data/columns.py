@@ -58,7 +58,8 @@ def find_column(name: str | None, usual: tuple[str, ...], rows: Dataset, what: s
         DataError: there is no such column.
     """
     if name is None:
-        name = next((item for item in usual if item in rows.column_names), None)
+        there = {column.casefold(): column for column in reversed(rows.column_names)}
+        name = next((there[item] for item in usual if item in there), None)
         if name is None:
             raise DataError(
                 f"data.{what} is not given and none of {', '.join(usual)} is a column; "
@@ -68,6 +69,15 @@ def find_column(name: str | None, usual: tuple[str, ...], rows: Dataset, what: s
         hint = nearest(name, rows.column_names)
         raise DataError(f"data.{what}: there is no column {name!r}{hint}")
     return name
+
+
+def with_texts(rows: Dataset, columns: Sequence[str]) -> Dataset:
+    """The rows with numbers in columns of text written as text."""
+    for column in columns:
+        feature = rows.features.get(column)
+        if isinstance(feature, datasets.Value) and "string" not in feature.dtype:
+            rows = rows.cast_column(column, datasets.Value("string"))
+    return rows
 
 
 def label_column(config: DataConfig, rows: Dataset) -> str:
@@ -89,15 +99,15 @@ def row_labels(rows: Dataset, label: str, config: DataConfig) -> list[str | None
         DataError: a column of lists, or of numbers that are not whole.
     """
     feature = rows.features[label]
-    if not isinstance(feature, (ClassLabel, datasets.Value)):
+    values = rows[label][:]  # a list: a lazy column reads Arrow anew for each item
+    if any(isinstance(value, (list, dict)) for value in values):
         raise DataError(
-            f"data.label: column {label!r} holds lists, several labels for a row; give a column "
+            f"data.label: column {label!r} has lists, several labels for a row; give a column "
             f"with one label for each row"
         )
-    values = rows[label][:]  # a list: a lazy column reads Arrow anew for each item
     texts = {value: _text(value, feature) for value in set(values)}
     if _are_measurements(texts.values()):
-        raise DataError(f"data.label: column {label!r} holds numbers or free text, not classes")
+        raise DataError(f"data.label: column {label!r} has numbers or free text, not classes")
     if set(texts.values()) <= {"-1", None}:
         texts = dict.fromkeys(texts)
     if config.labels is not None:
@@ -168,7 +178,7 @@ def find_classes(
     if isinstance(config.labels, tuple):
         return _listed(config.labels, known, candidates, set(present), label)
     if len(candidates) > _MOST_CLASSES and not known:
-        raise DataError(f"data.label: column {label!r} holds numbers or free text, not classes")
+        raise DataError(f"data.label: column {label!r} has numbers or free text, not classes")
     _check_one_label_a_cell(candidates, label)
     return _ordered(candidates, known)
 
@@ -246,12 +256,14 @@ def sorted_labels(names: Sequence[str]) -> list[str]:
 def _check_one_label_a_cell(names: Sequence[str], label: str) -> None:
     """Refuse cells that list several labels."""
     known = {fold_label(name) for name in names}
+    marked = [name for name in names if "|" in name or ";" in name]
+    several = len(names) > 1 and 2 * len(marked) >= len(names)
     for name in names:
         parts = [next((name.split(mark) for mark in _SEPARATORS if mark in name), [])][0]
         listed = len(parts) > 1 and all(fold_label(part) in known for part in parts)
-        if listed or re.fullmatch(r"\[.*,.*\]", name):
+        if listed or re.fullmatch(r"\[.*,.*\]", name) or (several and name in marked):
             raise DataError(
-                f"data.label: {name!r} in column {label!r} holds several labels; give one label "
+                f"data.label: {name!r} in column {label!r} is several labels; give one label "
                 f"for each row, or write data.labels to say which classes there are"
             )
 

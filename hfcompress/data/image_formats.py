@@ -78,7 +78,7 @@ def _read_side(images: Path, spec: str, names: list[str] | None) -> Dataset:
     pixels, numbers = read_array(images), read_array(labels)
     if len(pixels) != len(numbers):
         raise DataError(
-            f"data: {images.name} holds {len(pixels):,} images and {labels.name} "
+            f"data: {images.name} has {len(pixels):,} images and {labels.name} "
             f"{len(numbers):,} labels; give files that belong together"
         )
     classes = int(numbers.max(initial=0)) + 1
@@ -144,7 +144,7 @@ def read_pixel_table(
 ) -> tuple[DatasetDict, tuple[str, ...]]:
     """The images and labels of such a table, as one split.
 
-    The label stands in the column of that name; without a header line in the last one. Values
+    The label is in the column of that name, or in the last one without a header line. Values
     are bytes; where none is above 16, or above 1, that is taken for white.
 
     Args:
@@ -153,7 +153,7 @@ def read_pixel_table(
         label: the label's column where it has an unusual name.
 
     Raises:
-        DataError: no such label column, or a value that is no number.
+        DataError: no such label column, or a value that is not a number.
     """
     with open_any(str(file), "rt", encoding="utf-8", compression="infer") as stream:
         rows = list(csv.reader(stream))
@@ -171,7 +171,7 @@ def read_pixel_table(
     pixels = np.rint(values * (255 / white)).clip(0, 255).astype(np.uint8).reshape(shape)
     notes = [] if header else [f"{file.name} has no header line; its last column is the label"]
     if white != 255:
-        notes.append(f"{file.name} holds values up to {white:g}, which is taken for white")
+        notes.append(f"{file.name} has values up to {white:g}, which is read as white")
     return DatasetDict(train=array_dataset(pixels, labels.tolist(), None)), tuple(notes)
 
 

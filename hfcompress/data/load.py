@@ -23,6 +23,7 @@ from hfcompress.data.columns import (
     labelled,
     row_labels,
     with_labels,
+    with_texts,
 )
 from hfcompress.data.config import LABEL_COLUMNS, DataConfig
 from hfcompress.data.image_batches import array_chunks, is_array_column, readable_rows
@@ -116,6 +117,8 @@ def examples_of(
     """
     first = next(iter(raw.values()))
     columns = input_columns(config, modality, first)
+    if modality == "text":
+        raw = {split: with_texts(rows, columns) for split, rows in raw.items()}
     label = label_column(config, first)
     if config.group is not None:
         find_column(config.group, (), first, "group")
@@ -217,7 +220,7 @@ def align_encoded(rows: Dataset, own: Sequence[str] | None) -> Dataset:
     if None in names or "-100" in names:
         raise DataError(
             f"data: some rows have no label in {label!r} and others {sorted(values)[-1]!r}, which "
-            f"is no class of the model; its classes are 0 to {len(own) - 1}"
+            f"is not a class of the model; its classes are 0 to {len(own) - 1}"
         )
     found = find_classes([names], [feature], label, config)
     alignment = align_labels(found.names, own)
@@ -272,7 +275,7 @@ def load_texts(config: DataConfig) -> list[str]:
     assert limited is not None
     texts = [text for text in limited[column][:] if text and text.strip()]
     if not texts:
-        raise DataError(f"data: {config.path!r} holds no text in column {column!r}")
+        raise DataError(f"data: {config.path!r} has no text in column {column!r}")
     return texts
 
 

@@ -1,4 +1,4 @@
-"""A source -> everything that it holds, one `datasets.Dataset` for each split."""
+"""`read`: a source -> its rows, one `datasets.Dataset` for each split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hfcompress.models.loading import Modality
 
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet",
             ".txt": "text"}  # fmt: skip
-# The file names by which people tell splits apart, and what each is called here.
+# Usual words in the names of files and folders -> splits.
 _SPLIT_NAMES = {"train": "train", "training": "train", "dev": "validation", "valid": "validation",
                 "validation": "validation", "val": "validation", "eval": "validation",
                 "test": "test", "testing": "test"}  # fmt: skip
@@ -25,7 +25,7 @@ _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zip", ".zst")
 
 
 def read(config: DataConfig, modality: Modality) -> tuple[DatasetDict, tuple[str, ...]]:
-    """Everything the source holds, one `Dataset` for each split."""
+    """All rows of a source, one `Dataset` for each split, and notes on what was assumed."""
     source = resolve(config.path, "data")
     if source.path is None:
         with hub_errors(source, "data", "--set data.path=FILE_OR_FOLDER"):
@@ -51,7 +51,7 @@ def _read_files(
     files = _data_files(path) if path.is_dir() else [path]
     if not files or not _format(files[0]):
         raise SourceError(
-            f"data: {config.path!r} holds no data file; give a csv, tsv, json, jsonl or parquet "
+            f"data: {config.path!r} has no data file; give a csv, tsv, json, jsonl or parquet "
             f"file (compressed or not), a folder of them, or an image folder"
         )
     kinds = {_format(item) for item in files}
@@ -178,7 +178,7 @@ def _read_image_folder(path: Path, source: Source) -> tuple[DatasetDict, tuple[s
         return found, ()
     shown = ", ".join(str(item.relative_to(path)) for item in others[:5])
     more = ", ..." if len(others) > 5 else ""
-    return found, (f"{len(others):,} files are no images and are left out: {shown}{more}",)
+    return found, (f"{len(others):,} files are not images and are left out: {shown}{more}",)
 
 
 def check_image_folder(folder: Path, spec: str) -> None:
@@ -186,19 +186,19 @@ def check_image_folder(folder: Path, spec: str) -> None:
 
     Raises:
         SourceError: no image anywhere.
-        DataError: an empty class, a label that a model would never see; or nothing to tell apart.
+        DataError: a class without images, or one class only.
     """
     leaves = _leaves(folder)
     empty = [path for path in leaves if not _has_image(path)]
     if not _has_image(folder) and len(empty) == len(leaves):
         raise SourceError(
-            f"data: {spec!r} holds no image ({', '.join(IMAGE_SUFFIXES)}) and no data file "
+            f"data: {spec!r} has no image ({', '.join(IMAGE_SUFFIXES)}) and no data file "
             f"(csv, json, parquet); give a folder with a folder of images for each class"
         )
     if empty:
         name = empty[0].relative_to(folder)
         raise DataError(
-            f"data: the class folder {str(name)!r} of {spec!r} holds no image; put images there "
+            f"data: the class folder {str(name)!r} of {spec!r} has no image; put images there "
             f"or remove the folder"
         )
     classes = {path.name for path in leaves}
@@ -216,7 +216,7 @@ def check_image_folder(folder: Path, spec: str) -> None:
 
 
 def _leaves(folder: Path) -> list[Path]:
-    """Folders without folders."""
+    """The innermost folders."""
     inner = [
         path
         for path in sorted(folder.iterdir())

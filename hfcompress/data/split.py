@@ -15,7 +15,7 @@ from hfcompress.errors import DataError
 def choose_splits(
     raw: Mapping[str, Dataset], config: DataConfig, need_train: bool
 ) -> dict[str, Dataset]:
-    """The splits to measure and to train on; a lone split stands for both and is divided later.
+    """The splits to measure and to train on; a lone split is both and is divided later.
 
     The training split is given wherever it exists: its rows tell which classes there are.
     """

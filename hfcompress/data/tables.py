@@ -63,7 +63,7 @@ def find_encoding(file: Path) -> tuple[str, tuple[str, ...]]:
     """The encoding of a text file, compressed or not, and a note where it is a guess.
 
     Raises:
-        DataError: it is not UTF-8, has no byte order mark, and is no Western 8-bit text either.
+        DataError: it is not UTF-8, has no byte order mark, and is not like Western 8-bit text.
     """
     head, is_utf8, high = b"", True, b""
     decoder = codecs.getincrementaldecoder("utf-8")()
@@ -119,6 +119,8 @@ def table_format(file: Path, config: DataConfig, modality: Modality) -> TableFor
     samples = {mark: _sample(file, encoding, mark, _quoting(tabs, mark)) for mark in delimiters}
     delimiter = _best_delimiter(samples, {*named, *_usual(modality), *LABEL_COLUMNS})
     rows = samples[delimiter]
+    if rows and re.fullmatch("sep=.?", rows[0][0]):
+        raise DataError(f"data: {file.name} begins with a line {rows[0][0]!r}; remove that line")
     if delimiter != delimiters[0]:
         notes = (*notes, f"{file.name} separates its fields by {_NAMES[delimiter]}")
     header = tuple(field.strip() for field in rows[0]) if rows else ()
@@ -160,8 +162,9 @@ def _sample(file: Path, encoding: str, delimiter: str, quoting: Quoting) -> list
 
 def _best_delimiter(samples: dict[str, list[list[str]]], known: set[str]) -> str:
     """The delimiter whose header line names a known column; else one that gives even rows."""
+    known = {name.casefold() for name in known}
     for mark, rows in samples.items():
-        if rows and len(rows[0]) > 1 and known & {field.strip() for field in rows[0]}:
+        if rows and len(rows[0]) > 1 and known & {part.strip().casefold() for part in rows[0]}:
             return mark
     for mark, rows in samples.items():
         if rows and len({len(row) for row in rows}) == 1 < len(rows[0]):
@@ -172,8 +175,8 @@ def _best_delimiter(samples: dict[str, list[list[str]]], known: set[str]) -> str
 def _is_header(rows: list[list[str]], named: Sequence[str], modality: Modality) -> bool:
     """Whether the first line names the columns, known names or others."""
     first, rest = [field.strip() for field in rows[0]], rows[1:]
-    known = {*_usual(modality), *LABEL_COLUMNS, *named}
-    if known & set(first) or len(first) != len(named):
+    known = {name.casefold() for name in (*_usual(modality), *LABEL_COLUMNS, *named)}
+    if known & set(map(str.casefold, first)) or len(first) != len(named):
         return True
     labels = [row[-1].strip().casefold() for row in rest if row]
     own = first[-1].casefold()

@@ -130,7 +130,7 @@ def plain_processor(
         mean, std: by channel, of values from 0 to 1; one half each by default.
 
     Raises:
-        ConfigError: as many means or deviations as there are no channels.
+        ConfigError: not one mean or deviation for each channel.
     """
     from transformers import ViTImageProcessorPil
 
@@ -138,7 +138,7 @@ def plain_processor(
     for name, values in centre.items():
         if values is not None and len(values) != channels:
             raise ConfigError(
-                f"model.{name} holds {len(values)} values and the model reads {channels} "
+                f"model.{name} has {len(values)} values and the model reads {channels} "
                 f"channels; write one for each"
             )
         centre[name] = list(values or [_DEFAULT_CENTRE] * channels)

@@ -123,9 +123,9 @@ def align_labels(
 def _align_numbers(
     numbers: Sequence[int], labels: Sequence[str], own: Sequence[str]
 ) -> Alignment | None:
-    said = _numbers_in(own)
-    if said is not None and set(numbers) <= said.keys():
-        return _alignment([said[number] for number in numbers], labels, own)
+    by_number = _numbers_in(own)
+    if by_number is not None and set(numbers) <= by_number.keys():
+        return _alignment([by_number[number] for number in numbers], labels, own)
     count, ascending = len(own), list(numbers) == sorted(numbers)
     if len(numbers) == count and not ascending:  # data.labels states the model's order
         return _alignment(list(range(count)), labels, own)

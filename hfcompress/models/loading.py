@@ -144,7 +144,7 @@ def check_source(config: ModelConfig) -> None:
 
 
 def model_source(config: ModelConfig) -> Source:
-    """Resolve the model's path and check that a local one holds a model.
+    """The source of the model's path; a local one must have a config.json.
 
     Raises:
         SourceError: no such path, or a folder without a ``config.json``.

@@ -37,7 +37,7 @@ class ConvolutionEncoder(nn.Module):
 
 
 class RecurrentEncoder(nn.Module):
-    """A bidirectional LSTM over the tokens that are no padding."""
+    """A bidirectional LSTM over the tokens that are not padding."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()

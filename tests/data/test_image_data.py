@@ -118,7 +118,7 @@ def test_scikit_learns_digits() -> None:
     assert found.eval["label"] == truth.target.tolist()
     pixels = np.concatenate([*array_chunks(found.eval, "image")])
     np.testing.assert_array_equal(pixels, np.rint(truth.images * 255 / 16))
-    assert any("up to 16, which is taken for white" in note for note in found.notes)
+    assert any("up to 16, which is read as white" in note for note in found.notes)
 
 
 def test_pixel_table_with_a_header_and_colours(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_class_without_an_image(tmp_path: Path) -> None:
     make_folder(tmp_path / "train")
     (tmp_path / "train" / "horse").mkdir()
     (tmp_path / "train" / "horse" / "readme.txt").write_text("later")
-    with pytest.raises(DataError, match=r"class folder 'train/horse' of .* holds no image"):
+    with pytest.raises(DataError, match=r"class folder 'train/horse' of .* has no image"):
         load(tmp_path / "train" / "..")
     shutil.rmtree(tmp_path / "train" / "horse")
     (tmp_path / "train" / ".cache").mkdir()  # nobody means this as a class
@@ -168,7 +168,7 @@ def test_a_class_without_an_image(tmp_path: Path) -> None:
 
 def test_a_folder_without_images(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
-    with pytest.raises(SourceError, match="holds no image"):
+    with pytest.raises(SourceError, match="has no image"):
         load(tmp_path)
 
 
@@ -228,4 +228,4 @@ def test_other_files_of_class_folders_are_counted(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"x")
     found = load(tmp_path)
     assert len(found.eval) == 3
-    assert found.notes == ("2 files are no images and are left out: cat/1.heic, dog/notes.docx",)
+    assert found.notes == ("2 files are not images and are left out: cat/1.heic, dog/notes.docx",)

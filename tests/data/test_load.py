@@ -183,6 +183,14 @@ def test_labels_may_be_mapped(
     assert found.dropped == dropped
 
 
+def test_json_values_of_several_types(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"text": 12, "label": 0}\n{"text": 7, "label": "1"}')
+    found = load(path)
+    assert found.labels == ["0", "1"]
+    assert found.eval["text"][:] == ["12", "7"]
+
+
 def test_spellings_of_one_label_are_one_class(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     path.write_text("text,label\na,New York\nb,new_york\nc,A\nd,a\ne,C#\nf,C++\n")
@@ -195,9 +203,11 @@ def test_spellings_of_one_label_are_one_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([["a", "b"], ["b", "c"]], "column 'label' holds lists, several labels for a row"),
-        (["a", "b", "a|b"], "'a|b' in column 'label' holds several labels"),
-        (["[1, 0]", "[0, 1]"], "holds several labels"),
+        ([["a", "b"], ["b", "c"]], "column 'label' has lists, several labels for a row"),
+        (["a", "b", "a|b"], "'a|b' in column 'label' is several labels"),
+        (["[1, 0]", "[0, 1]"], "is several labels"),
+        (["1;0", "0;1"], "is several labels"),
+        (["art|music", "sport|news", "art"], "'art|music' in column 'label' is several labels"),
     ],
 )
 def test_several_labels_of_a_row_are_refused(
@@ -305,7 +315,7 @@ def test_what_does_not_fit(
     [
         ("text,label\na,1\nb,1\n", "has one class only (1)"),
         ("text,label\n", "has no usable row"),
-        ("text,label\na,0.25\nb,0.5\n", "holds numbers or free text"),
+        ("text,label\na,0.25\nb,0.5\n", "has numbers or free text"),
         ("words,label\na,0\nb,1\n", "none of text, sentence"),
     ],
 )
@@ -325,7 +335,7 @@ def test_one_group_leaves_a_side_empty(tmp_path: Path) -> None:
 
 
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="holds no data file"):
+    with pytest.raises(SourceError, match="has no data file"):
         load(tmp_path)
     as_csv(tmp_path / "a.csv")
     as_json_lines(tmp_path / "b.jsonl")
@@ -375,7 +385,7 @@ def test_texts_without_labels(tmp_path: Path) -> None:
         ({"text": "reviw"}, "no column 'reviw'; did you mean 'review'"),
         ({"train": "trian"}, "no split 'trian'; did you mean 'train'"),
         ({"text": ("review", "stars")}, "come from one column"),
-        ({"text": "empty"}, "holds no text in column 'empty'"),
+        ({"text": "empty"}, "has no text in column 'empty'"),
     ],
 )
 def test_mistakes_in_texts_without_labels(

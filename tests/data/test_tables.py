@@ -99,6 +99,12 @@ def test_delimiters_are_found(name: str, content: str, note: str | None, tmp_pat
     assert len(found.eval["text"][0]) >= 4
 
 
+@pytest.mark.parametrize("header", ["Text,Label", "SENTENCE,CLASS", " text , label "])
+def test_usual_columns_in_any_case(header: str, tmp_path: Path) -> None:
+    found = load(write(tmp_path / "data.csv", f"{header}\na,0\nb,1\n"))
+    assert (len(found.eval), found.notes) == (2, ())
+
+
 def test_words_for_nothing_are_words(tmp_path: Path) -> None:
     rows = ["NA,None", "null,good", "nan,None", "a film,good", ",good", "the plot,"]
     found = load(write(tmp_path / "data.csv", "\n".join(["text,label", *rows])))
@@ -157,6 +163,7 @@ def test_a_first_row_is_no_header(rows: str, tmp_path: Path) -> None:
         ("text,label\na,0\nb, so so,1\n", "row 3 of data.csv has 3 fields and the header line 2"),
         ("text,label,label\na,0,1\n", "data.csv has two columns named 'label'; rename one"),
         ("text,label\n" + "a,0\nb,1\n" * 400 + "a,b,c,1\n", "cannot be read as csv"),
+        ("sep=;\ntext;label\na;0\nb;1\n", "data.csv begins with a line 'sep='; remove that line"),
         ("question,sentence,label\na,b,0\nc,d,1\n", "write data.text: sentence to read one"),
     ],
 )

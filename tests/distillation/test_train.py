@@ -144,7 +144,7 @@ def test_labels_are_the_teachers(
 
 def test_rows_of_inputs_with_a_label_that_is_no_class_are_refused(teacher: Any) -> None:
     rows = [{**tiny_tokenizer()("a film"), "labels": label} for label in (-100, 2)]
-    with pytest.raises(DataError, match="others 2, which is no class of the model"):
+    with pytest.raises(DataError, match="others 2, which is not a class of the model"):
         train_with_distillation(tiny_bert(), teacher, Dataset.from_list(rows), **QUIET)
 
 

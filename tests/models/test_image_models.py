@@ -98,7 +98,7 @@ def test_mistakes_show_before_anything_is_made(fields: dict[str, Any], message: 
             {"image_size": 8},
             "resnet config is invalid for 8x8 images",
         ),
-        (VIT, {"image_mean": [0.5]}, "image_mean holds 1 values and the model reads 3 channels"),
+        (VIT, {"image_mean": [0.5]}, "image_mean has 1 values and the model reads 3 channels"),
     ],
 )
 def test_what_cannot_be_made(config: dict[str, Any], more: dict[str, Any], message: str) -> None:
