@@ -30,7 +30,7 @@ from hfcompress.data.image_batches import array_chunks, is_array_column, readabl
 from hfcompress.data.read import read
 from hfcompress.data.split import absent_classes, check_classes, choose_splits, limit, split
 from hfcompress.errors import DataError, ModelError
-from hfcompress.models.labels import Alignment, align_labels
+from hfcompress.models.labels import Alignment, align_labels, numbers_of
 from hfcompress.models.loading import LoadedModel, Modality, label_names, unlike_labels
 
 _TEXT = (Value("string"), Value("large_string"))
@@ -196,6 +196,29 @@ def examples_of_texts(rows: Dataset, classes: bool) -> Examples:
     return Examples(rows, rows, texts, "text", list(found.names), notes=found.notes)
 
 
+def strict_alignment(labels: Sequence[str], own: Sequence[str], is_ordered: bool) -> Alignment:
+    """Which class of a model each label means, where nobody would read a note.
+
+    Args:
+        labels: the data's label names in order.
+        own: the model's label names in order.
+        is_ordered: the data state the order of their labels (``ClassLabel``).
+
+    Raises:
+        ModelError: the labels do not correspond, or are words and the model names no classes.
+        DataError: labels that may count the model's classes from 0 or from 1.
+    """
+    alignment = align_labels(labels, own)
+    if alignment is None:
+        raise ModelError(unlike_labels(labels, own, "the model"))
+    if alignment.note is not None and numbers_of(labels) is None and not is_ordered:
+        raise ModelError(
+            f"the labels are words ({', '.join(labels[:5])}) and the model does not name its "
+            f"classes; write their order into its config (id2label), or give class numbers"
+        )
+    return alignment
+
+
 def align_encoded(rows: Dataset, own: Sequence[str] | None) -> Dataset:
     """Rows of model inputs whose labels are the class numbers of a model.
 
@@ -223,9 +246,7 @@ def align_encoded(rows: Dataset, own: Sequence[str] | None) -> Dataset:
             f"is not a class of the model; its classes are 0 to {len(own) - 1}"
         )
     found = find_classes([names], [feature], label, config)
-    alignment = align_labels(found.names, own)
-    if alignment is None:
-        raise ModelError(unlike_labels(found.names, own, "the model"))
+    alignment = strict_alignment(found.names, own, isinstance(feature, ClassLabel))
     numbers = [alignment.places[found.numbers[str(name)]] for name in names]
     return rows.remove_columns(label).add_column(label, numbers)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from torch import nn
 from transformers import (
     AutoImageProcessor,
@@ -18,7 +18,12 @@ from transformers import (
 
 from hfcompress.data.config import DataConfig
 from hfcompress.data.encode import Encoded, encode, text_limit
-from hfcompress.data.load import align_encoded, examples_of_texts, load_examples
+from hfcompress.data.load import (
+    align_encoded,
+    examples_of_texts,
+    load_examples,
+    strict_alignment,
+)
 from hfcompress.distillation.arguments import DistillationArguments
 from hfcompress.distillation.cache import TeacherCache
 from hfcompress.distillation.checks import check_labels, check_tokenizers
@@ -31,9 +36,9 @@ from hfcompress.distillation.teacher_outputs import (
 )
 from hfcompress.distillation.teachers import TeacherLike
 from hfcompress.distillation.trainer import DistillationTrainer
-from hfcompress.errors import ConfigError, DataError, ModelError
-from hfcompress.models.labels import align_labels, are_default_names
-from hfcompress.models.loading import label_names, unlike_labels
+from hfcompress.errors import ConfigError, DataError
+from hfcompress.models.labels import are_default_names
+from hfcompress.models.loading import label_names
 from hfcompress.training.outputs import LABELS
 
 _ENCODED = ("input_ids", "pixel_values")
@@ -151,10 +156,8 @@ def _rows(
         config = DataConfig(path=str(data))
         examples = load_examples(config, "image" if images else "text", need_train=True)
     if own is not None and examples.labels:
-        alignment = align_labels(examples.labels, own)
-        if alignment is None:
-            raise ModelError(unlike_labels(examples.labels, own, "the teacher"))
-        examples = examples.aligned(alignment)
+        ordered = not isinstance(data, Dataset) or _has_class_labels(data)
+        examples = examples.aligned(strict_alignment(examples.labels, own, ordered))
     processor = processor or _processor(teacher, examples.modality == "text")
     assert examples.train is not None
     train = encode(examples, examples.train, processor, max_length)
@@ -166,6 +169,10 @@ def _rows(
     if isinstance(data, Dataset):
         return train, None
     return train, encode(examples, examples.eval, processor, max_length)
+
+
+def _has_class_labels(rows: Dataset) -> bool:
+    return any(isinstance(kind, ClassLabel) for kind in rows.features.values())
 
 
 def _label_names(teacher: object, student: nn.Module) -> list[str] | None:

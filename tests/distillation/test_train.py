@@ -212,7 +212,9 @@ def test_data_of_other_kinds_are_refused() -> None:
             train_with_distillation(tiny_bert(), tiny_bert(seed=1), data)
 
 
-def test_words_as_labels_of_encoded_rows_are_refused() -> None:
+def test_words_as_labels_need_the_names_of_a_model() -> None:
     rows = Dataset.from_dict({"input_ids": [[2, 5, 3]] * 4, "labels": ["good", "bad"] * 2})
-    with pytest.raises(DataError, match="the column 'labels' holds words"):
-        train_with_distillation(tiny_bert(), tiny_bert(seed=1), rows, tiny_tokenizer())
+    texts = Dataset.from_dict({"text": ["a", "b"], "label": ["good", "bad"]})
+    for data in (rows, texts):
+        with pytest.raises(ModelError, match=r"the labels are words \(bad, good\) and the model"):
+            train_with_distillation(tiny_bert(), tiny_bert(seed=1), data, tiny_tokenizer())
