@@ -30,7 +30,13 @@ from hfcompress.distillation.teachers import Teacher, TeacherLike, as_teacher
 from hfcompress.errors import ConfigError, ModelError
 from hfcompress.models.architectures import blocks, family_of
 from hfcompress.training.hard_loss import Task
-from hfcompress.training.outputs import Inputs, infer_task, logits_of, token_mask
+from hfcompress.training.outputs import (
+    Inputs,
+    infer_task,
+    logits_of,
+    token_mask,
+    with_decoder_inputs,
+)
 from hfcompress.training.trainer import count_rows
 
 SoftLoss = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
@@ -121,7 +127,8 @@ class TeacherLoss:
             inputs: the batch with all of its columns; teachers do not receive the labels.
             outputs: the student's, with ``logits``.
         """
-        terms = self.terms(inputs, outputs, self.position_mask(inputs))
+        shown = with_decoder_inputs(self.student, inputs)
+        terms = self.terms(shown, outputs, self.position_mask(inputs))
         return {name: self.weights[name] * term for name, term in terms.items()}
 
     def terms(

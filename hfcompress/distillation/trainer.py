@@ -34,7 +34,13 @@ from hfcompress.distillation.teacher_outputs import (
 from hfcompress.distillation.teachers import TeacherLike
 from hfcompress.errors import ConfigError, DataError, SourceError
 from hfcompress.training.hard_loss import Task
-from hfcompress.training.outputs import LABELS, Inputs, labels_of, logits_of
+from hfcompress.training.outputs import (
+    LABELS,
+    Inputs,
+    labels_of,
+    logits_of,
+    with_decoder_inputs,
+)
 from hfcompress.training.trainer import TermsTrainer, Trial
 
 
@@ -135,8 +141,10 @@ class DistillationTrainer(TermsTrainer):
         if alpha < 1:
             parts["hard_loss"], outputs = self.task_loss(model, own, num_items_in_batch)
         else:
-            outputs = model(**without_labels(own, self.label_names))
-        taught = without_labels(inputs, self.label_names)
+            shown = with_decoder_inputs(self.teaching.student, own)
+            outputs = model(**without_labels(shown, self.label_names))
+        shown = with_decoder_inputs(self.teaching.student, inputs)
+        taught = without_labels(shown, self.label_names)
         terms = self.teaching.terms(taught, outputs, self.position_mask(inputs))
         parts |= self.in_update(terms, inputs, num_items_in_batch)
         self.log_parts(parts, num_items_in_batch)

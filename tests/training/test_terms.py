@@ -27,7 +27,7 @@ from hfcompress.training.outputs import token_mask
 from hfcompress.training.shares import ItemCount
 from tests.distillation.training import arguments, distill, logged, weights
 from tests.tiny_models import NO_DROPOUT, ConvStudent, sharp_bert, text_rows, token_bert, token_rows
-from tests.training.test_parity import LogitsOnly, rows_of
+from tests.training.test_parity import SUBJECTS, LogitsOnly, rows_of
 
 # peft reads names that transformers deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -75,6 +75,27 @@ def test_terms_of_pruning_keep_their_weight_in_accumulated_updates(
     torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-5, atol=1e-6)
     for name in ("loss", "task_loss", "soft_loss", "hidden_loss"):
         assert logged(parts, name) == pytest.approx(logged(whole, name), rel=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+@pytest.mark.parametrize("name", ["gpt2", "t5", "bert, masked"])
+def test_language_models_follow_a_teacher_in_any_accumulation(
+    name: str, alpha: float, tmp_path: Path
+) -> None:
+    subject = SUBJECTS[name]
+
+    def trained(size: int) -> DistillationTrainer:
+        torch.manual_seed(0)
+        student, teacher = subject.make(), subject.make()
+        return distill(
+            tmp_path, student, teacher, rows_of(subject.rows), alpha=alpha, max_steps=2,
+            per_device_train_batch_size=size, gradient_accumulation_steps=8 // size, optim="sgd",
+            train_sampling_strategy="sequential",
+        )  # fmt: skip
+
+    whole, parts = trained(8), trained(2)
+    assert logged(whole, "soft_loss")[0] > 0
+    torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("func", [False, True])
