@@ -139,7 +139,7 @@ DIGESTS = "digests.json"
 def write_digests(folder: Path) -> None:
     """Write the SHA-256 of every file of a folder into its ``digests.json``."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != DIGESTS]
-    found = {path.relative_to(folder).as_posix(): _digest(path) for path in files}
+    found = {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
     atomic_write(folder / DIGESTS, json.dumps(found, indent=2) + "\n")
 
 
@@ -157,11 +157,12 @@ def damaged_files(folder: Path) -> list[str] | None:
     files = {name: folder / name for name in digests}
     return [
         name for name, file in files.items()
-        if not file.is_file() or _digest(file) != digests[name]
+        if not file.is_file() or file_digest(file) != digests[name]
     ]  # fmt: skip
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(1 << 22):

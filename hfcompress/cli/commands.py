@@ -229,10 +229,14 @@ def _inspect(options: argparse.Namespace, console: Console) -> int:
 
 
 def _report(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.sweep.results import RunDirectory
     from hfcompress.sweep.run import report
 
     rows = report(options.directory)
     _show_rows(rows, console)
+    failed = len(RunDirectory(Path(options.directory)).failures())
+    if failed:
+        console.print(f"{failed} trials failed; results.csv says why")
     _show_written(options.directory, console)
     return 0
 

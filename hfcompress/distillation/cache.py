@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -77,6 +78,7 @@ class TeacherCache:
         preprocessing: str = "",
         identity: str | None = None,
         progress: Progress | None = None,
+        damaged: Callable[[str], None] | None = None,
     ) -> TeacherCache:
         """Return the cache of a teacher's outputs; compute it if there is none.
 
@@ -97,6 +99,8 @@ class TeacherCache:
                 (an image processor's config).
             identity: unique name of a teacher that is a function.
             progress: called with (rows done, total rows).
+            damaged: receives a sentence about a damaged cache, which is renamed and built again;
+                None raises.
 
         Raises:
             ConfigError: a function without an identity, or hidden layers of a function.
@@ -110,6 +114,8 @@ class TeacherCache:
         place = _folder(folder) / _digest(who, data, options)
         place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{place}.lock"):
+            if damaged is not None and place.exists():
+                _set_aside_if_damaged(place, damaged)
             if not place.exists():
                 task = infer_task(teacher) if isinstance(teacher, nn.Module) else "classification"
                 meta = Meta(who, data, options, len(rows), task, ())
@@ -248,3 +254,13 @@ def _digest(*parts: str) -> str:
 
 def _folder(folder: str | Path | None) -> Path:
     return Path(folder or Path(datasets.config.HF_DATASETS_CACHE) / "hfcompress-teachers")
+
+
+def _set_aside_if_damaged(place: Path, note: Callable[[str], None]) -> None:
+    try:
+        TeacherCache.open(place)
+    except DataError as error:
+        aside = place.with_name(f"{place.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        place.rename(aside)
+        note(f"{error}; it is moved to {aside} and built again")

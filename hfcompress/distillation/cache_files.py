@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +31,7 @@ from hfcompress.distillation.teacher_outputs import TEACHER_PREFIX
 from hfcompress.distillation.teachers import Teacher
 from hfcompress.errors import DataError
 from hfcompress.training.hard_loss import Task
-from hfcompress.utils import atomic_write
+from hfcompress.utils import atomic_write, file_digest
 
 Array = NDArray[Any]
 Row = dict[str, Any]
@@ -71,6 +71,7 @@ class Meta:
         task: what the logits mean.
         arrays: the arrays.
         format: version of these files.
+        digests: SHA-256 of the array files; empty in caches of older versions.
     """
 
     teacher: str
@@ -80,6 +81,7 @@ class Meta:
     task: str
     arrays: tuple[ArraySpec, ...]
     format: int = FORMAT
+    digests: dict[str, str] = field(default_factory=dict)
 
     def text(self) -> str:
         """Return it as JSON."""
@@ -127,8 +129,11 @@ def open_arrays(folder: Path, meta: Meta) -> tuple[dict[str, Array], NDArray[np.
     """Return the arrays by name and the offsets, mapped for reading.
 
     Raises:
-        DataError: a file is missing, truncated, or of another shape than described.
+        DataError: a file is missing, truncated, changed, or of another shape than described.
     """
+    for name, digest in meta.digests.items():
+        if not (folder / name).is_file() or file_digest(folder / name) != digest:
+            raise _damaged(folder / name)
     offsets = _open(folder / "offsets.npy", (meta.rows + 1,))
     arrays = {
         spec.name: _open(folder / f"{spec.name}.npy", _shape(spec, offsets)) for spec in meta.arrays
@@ -142,11 +147,15 @@ def _open(path: Path, shape: tuple[int, ...]) -> Array:
     except (OSError, ValueError, EOFError):  # a missing or truncated file
         array = np.empty(0)
     if array.shape != shape:
-        raise DataError(
-            f"the teacher cache file {path} is missing, truncated or damaged; delete the folder "
-            f"{path.parent} and build the cache again"
-        )
+        raise _damaged(path)
     return array
+
+
+def _damaged(path: Path) -> DataError:
+    return DataError(
+        f"the teacher cache file {path} is missing, truncated or damaged; delete the folder "
+        f"{path.parent} and build the cache again"
+    )
 
 
 def _shape(spec: ArraySpec, offsets: Array) -> tuple[int, ...]:
@@ -170,6 +179,7 @@ def write_progress(folder: Path, arrays: Mapping[str, Array], batches: int) -> N
 def finish(partial: Path, folder: Path, meta: Meta) -> None:
     """Write ``meta.json`` and move the finished build to its place."""
     (partial / "progress").unlink(missing_ok=True)
+    meta = replace(meta, digests={path.name: file_digest(path) for path in partial.glob("*.npy")})
     atomic_write(partial / "meta.json", meta.text())
     os.replace(partial, folder)
 

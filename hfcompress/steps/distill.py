@@ -176,6 +176,7 @@ def _cached(
             if context.examples.modality == "image"
             else "",
             progress=context.progress.work,
+            damaged=context.progress.note,
         )
     collate = TeacherCache.collator(rows.collate)
     return cache, Encoded(cache.attach(rows.rows), rows.lengths, collate)

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from hfcompress.calibration.batches import Calibration
 from hfcompress.data.encode import Batch, Encoded, text_limit
 from hfcompress.data.load import Examples, align_examples, fingerprint, hold_out
-from hfcompress.errors import ConfigError, ModelError
+from hfcompress.errors import ConfigError, HfcompressError, ModelError
 from hfcompress.measure.metrics import check_metric, trust_metric
 from hfcompress.models.loading import LoadedModel, Processor, check_source, load_model
 from hfcompress.pruning.config import PruningConfig
@@ -144,8 +144,12 @@ class Experiment:
         task = find_task(self.recipe.task)
         # Class 1 is what metrics of one class (f1, recall) are of.
         answers = {int(counts.argmax()), min(1, len(counts) - 1)}
-        values = [task.metric(metric, np.full_like(labels, one), labels) for one in answers]
-        return {"majority": float(counts.max() / len(labels)), "chance": max(values)}
+        majority = float(counts.max() / len(labels))
+        try:
+            values = [task.metric(metric, np.full_like(labels, one), labels) for one in answers]
+        except HfcompressError:  # a metric that takes no class ids
+            return {"majority": majority}
+        return {"majority": majority, "chance": max(values)}
 
     def hashed(self, trial: Trial) -> Trial:
         """The trial with its content hashes."""

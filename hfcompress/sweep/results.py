@@ -194,9 +194,16 @@ class RunDirectory:
         self.write_text(name, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
     def read_json(self, name: str) -> Any:
-        """Read plain data back; None where it was never written."""
+        """Read plain data back; None where it was never written.
+
+        Raises:
+            OutputError: the file is not JSON.
+        """
         path = self.path / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        except (ValueError, RecursionError):
+            raise OutputError(f"{path} is not JSON; remove it, or the whole folder") from None
 
     def save_predictions(self, key: str, logits: NDArray[np.float32]) -> None:
         """Keep the logits [rows, classes] of a trial, or once of a dense model."""

@@ -81,6 +81,7 @@ class Runner:
     _dense: dict[str, tuple[str, int]] = field(default_factory=dict)
     _exact_rows: dict[str, int] = field(default_factory=dict)
     _trained_here: set[str] = field(default_factory=set)
+    _labels: LineLabels | None = None
 
     def __post_init__(self) -> None:
         self.expect(self.pending)
@@ -231,7 +232,7 @@ class Runner:
             "hash": trial.row_hash,
             "index": trial.index,
             "settings": trial.settings,
-            "method": line_label(trial, experiment.trials, measure.every_step),
+            "method": self._label(trial),
             "seed": trial.seed,
             "requested_sparsity": requested,
             "actual_sparsity": sparsity.targets,
@@ -282,6 +283,12 @@ class Runner:
             return state.model.predict(encoding.choose, size)
         return predict(state.model, encoding.choose, size)
 
+    def _label(self, trial: Trial) -> str:
+        if self._labels is None:
+            trials, measure = self.experiment.trials, self.experiment.recipe.measure
+            self._labels = LineLabels(trials, measure.every_step)
+        return self._labels.of(trial)
+
     def _timings(self, trial: Trial, model: Model) -> list[Fields]:
         batches = self.experiment.recipe.measure.latency
         if not batches:
@@ -331,16 +338,37 @@ def line_label(trial: Trial, trials: Sequence[Trial] = (), every_step: bool = Fa
         trials: all of its recipe.
         every_step: trials end in each of the recipe's steps; the method is the last step then.
     """
-    name: Callable[[Trial], str] = _last_step if every_step else _method
-    method = name(trial)
-    others = [other.settings for other in trials if name(other) == method]
-    parts = [method]
-    for field_name, value in trial.settings.items():
-        last = field_name.rpartition(".")[2]
-        varies = not others or any(other.get(field_name) != value for other in others)
-        if varies and last not in {"sparsity", "seed", "method", "targets"}:
-            parts.append(f"{value}" if isinstance(value, str) else f"{last} {value}")
-    return ", ".join(parts)
+    return LineLabels(trials, every_step).of(trial)
+
+
+class LineLabels:
+    """What the lines of a recipe's trials are called; see `line_label`."""
+
+    def __init__(self, trials: Sequence[Trial], every_step: bool) -> None:
+        self._method: Callable[[Trial], str] = _last_step if every_step else _method
+        self._settings: dict[str, list[Fields]] = {}
+        for trial in trials:
+            self._settings.setdefault(self._method(trial), []).append(trial.settings)
+        self._values: dict[tuple[str, str], set[str]] = {}
+
+    def of(self, trial: Trial) -> str:
+        """The label of a trial, one of those given or another."""
+        method = self._method(trial)
+        parts = [method]
+        for field_name, value in trial.settings.items():
+            last = field_name.rpartition(".")[2]
+            varies = self._known(method, field_name) != {repr(value)}
+            if varies and last not in {"sparsity", "seed", "method", "targets"}:
+                parts.append(f"{value}" if isinstance(value, str) else f"{last} {value}")
+        return ", ".join(parts)
+
+    def _known(self, method: str, field_name: str) -> set[str]:
+        """The values of a field in all trials of a method; collected once."""
+        key = (method, field_name)
+        if key not in self._values:
+            members = self._settings.get(method, [])
+            self._values[key] = {repr(settings.get(field_name)) for settings in members}
+        return self._values[key]
 
 
 def _method(trial: Trial) -> str:

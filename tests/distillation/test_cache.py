@@ -247,3 +247,21 @@ def test_the_default_place_is_the_cache_of_datasets(
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "hub"))
     cache = TeacherCache.build(tiny_bert(), encoded(4), collate)
     assert cache.folder.parent == tmp_path / "hub" / "hfcompress-teachers"
+
+
+@pytest.mark.parametrize("name", ["logits.npy", "offsets.npy", "meta.json"])
+def test_a_changed_cache_is_refused_or_set_aside_and_built_again(name: str, folder: Path) -> None:
+    teacher, rows = tiny_bert(), encoded()
+    notes: list[str] = []
+    cache = build(teacher, rows, folder, damaged=notes.append)
+    before = cache.lookup(torch.arange(20)).logits.clone()
+    content = bytearray((cache.folder / name).read_bytes())
+    content[-2] ^= 64
+    (cache.folder / name).write_bytes(content)
+    with pytest.raises(DataError, match="build the cache again"):
+        build(teacher, rows, folder)
+    again = build(teacher, rows, folder, damaged=notes.append)
+    assert torch.equal(again.lookup(torch.arange(20)).logits, before)
+    assert cache.folder.with_name(f"{cache.folder.name}.damaged").is_dir()
+    assert len(notes) == 1
+    assert "built again" in notes[0]
