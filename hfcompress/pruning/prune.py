@@ -19,7 +19,7 @@ from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.inputs import projections_called, unknown_inputs
 from hfcompress.pruning.masks import Cut, count_zeros, cut_magnitudes_, is_finite, magnitude_cut
 from hfcompress.pruning.oneshot import OneShot
-from hfcompress.pruning.targets import UNKNOWN, Targets, find_targets
+from hfcompress.pruning.targets import EXCLUDED, UNKNOWN, Targets, find_targets
 from hfcompress.utils import FormerPlain
 
 NOTED_SHARE = 0.25
@@ -58,7 +58,8 @@ class PruneReport(FormerPlain):
         notes: what the caller should know, one sentence each.
         overall: share of zeros in all parameters of two or more dimensions, embeddings and head
             included.
-        untouched: weight matrices that are not targets -> why.
+        untouched: weight matrices that stay dense by default, by ``exclude`` or because calibration
+            cannot see their inputs -> why.
     """
 
     requested: float
@@ -180,7 +181,7 @@ def _left_dense(found: Targets) -> Iterator[str]:
     if unknown:
         yield f"{_listed(unknown)} stays dense: {UNKNOWN}"
     sizes = {name: weight_of(module).numel() for name, module in found.matrices.items()}
-    known = [name for name in found.untouched if name not in unknown]
+    known = [name for name, why in found.untouched.items() if why not in (UNKNOWN, EXCLUDED)]
     share = sum(sizes[name] for name in known) / sum(sizes.values())
     if share > NOTED_SHARE:
         yield (

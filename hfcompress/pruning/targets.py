@@ -33,6 +33,7 @@ _PROJECTION = {"proj", "projection", "kernel", "weight", "weights", "matrix"}
 _LETTERS = re.compile(r"w[qkvoi0-9]*|[qkvor]")
 _TABLE = {"embed", "embeds", "embedding", "embeddings", "position", "positional", "pos", "token",
           "tokens", "table", "bias", "norm", "scale", "codebook"}  # fmt: skip
+EXCLUDED = "excluded"
 UNKNOWN = "a bare parameter that may not be a projection; name it in targets to prune it"
 
 
@@ -61,7 +62,7 @@ class Targets:
 
     Attributes:
         modules: the targets, by name, in model order.
-        untouched: weight matrices that are not targets -> why.
+        untouched: weight matrices that are excluded, by default or by name -> why.
         matrices: all weight matrices, by name.
     """
 
@@ -95,14 +96,13 @@ def find_targets(
         ModelError: the weight of a target is computed from other tensors.
     """
     matrices = weight_matrices(model)
-    reasons = default_exclusions(model, matrices)
+    reasons = default_exclusions(model, matrices) if targets is None else {}
     if targets is None:
         chosen = {name: matrices[name] for name in matrices if name not in reasons}
     else:
-        reasons = dict.fromkeys(matrices, "not in targets")
         chosen = _matching(model, matrices, targets)
     dropped = _matching(model, matrices, exclude or ())
-    reasons |= {name: "excluded" for name in chosen if name in dropped}
+    reasons |= {name: EXCLUDED for name in chosen if name in dropped}
     left = {name: matrices[name] for name in matrices if name in chosen and name not in dropped}
     if not left:
         raise TargetError(

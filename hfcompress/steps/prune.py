@@ -43,7 +43,10 @@ def prune_step(
         DataError: no training rows, where the method calibrates.
     """
     context.progress.stage(f"pruning: {config.method}, {config.resolved_sparsity:.0%}")
-    report = StepReport.from_dict(_prune(state.network, config, context).to_dict())
+    pruned = _prune(state.network, config, context)
+    for note in pruned.notes:
+        context.progress.note(f"prune: {note}")
+    report = StepReport.from_dict(pruned.to_dict())
     return state.after(config, report), report
 
 

@@ -27,7 +27,7 @@ from hfcompress.pruning import layer_solver, oneshot
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.prune import prune
 from hfcompress.pruning.sensitivity import sensitivity
-from hfcompress.pruning.targets import select_targets
+from hfcompress.pruning.targets import UNKNOWN, select_targets
 from hfcompress.pruning.training_config import PruningTrainingConfig
 from hfcompress.pruning.training_masks import TrainingMasks
 
@@ -404,3 +404,14 @@ def test_an_error_midway_leaves_the_model_bit_for_bit(
         assert torch.equal(value, before[name]), name
     assert all(module.training for module in model.modules())
     assert "forward" not in vars(model.cross)
+
+
+def test_what_is_left_out_is_said_with_its_reason() -> None:
+    report = prune(Signals(), PruningConfig(sparsity=0.5, exclude=("memory", "step")))
+    assert report.untouched == {
+        "latents": UNKNOWN, "out": "head", **dict.fromkeys(RECURRENT, "excluded"),
+    }  # fmt: skip
+    assert report.to_dict()["untouched"] == report.untouched
+    assert report.to_dict()["overall"] == report.overall
+    assert not any("memory" in note for note in report.notes)
+    assert prune(Signals(), PruningConfig(sparsity=0.5, targets=("out",))).untouched == {}
