@@ -274,9 +274,20 @@ def _with_tokens(
 
 
 def run_on(model: nn.Module, batch: Batch) -> Any:
-    """Call a model with a batch, without its labels, on the model's device."""
+    """Call a model with a batch on the model's device; labels serve as a decoder's inputs only."""
     device = next(model.parameters()).device
-    return call_model(model, {key: value.to(device) for key, value in batch.items()})
+    inputs = {key: value.to(device) for key, value in batch.items()}
+    return call_model(model, _with_decoder_inputs(model, inputs))
+
+
+def _with_decoder_inputs(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs, with those of a decoder made from labels that are tokens, if none are given."""
+    shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    labels = inputs.get("labels")
+    given = {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys()
+    if shift is None or labels is None or labels.dim() != 2 or given:
+        return inputs
+    return {**inputs, "decoder_input_ids": shift(labels)}
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -108,6 +108,19 @@ def test_every_target_of_cross_attention_and_pyramids_gets_its_zeros(
         assert model.decoder.config.use_cache
 
 
+def test_a_decoder_reads_the_labels_where_no_inputs_are_given() -> None:
+    ids = torch.randint(3, 60, (4, 12), generator=torch.Generator().manual_seed(0))
+    labels = ids[:, :7].contiguous()
+    shifted = torch.cat([torch.zeros(4, 1, dtype=torch.long), labels[:, :-1]], 1)
+    weights = []
+    for batch in ({"labels": labels}, {"decoder_input_ids": shifted}):
+        model = tiny_t5()
+        config = PruningConfig(method="sparsegpt", sparsity=0.5)
+        prune(model, config, Calibration([{"input_ids": ids, **batch}]))
+        weights.append(model.get_parameter("decoder.block.1.layer.2.DenseReluDense.wo.weight"))
+    assert torch.equal(*weights)
+
+
 class Encoder(nn.Module):
     """torch's own encoder and decoder layers, and a head."""
 
