@@ -31,18 +31,30 @@ def projections_called(model: nn.Module, targets: Mapping[str, nn.Module]) -> It
         model: its attention modules compute the same as before, by rounding.
         targets: the `SharedWeight` of a projection among them is the module that is called.
     """
-    found = [module for module in model.modules() if isinstance(module, nn.MultiheadAttention)]
+    parts = {
+        module: _projections(module, targets)
+        for module in model.modules()
+        if isinstance(module, nn.MultiheadAttention)
+    }
+    # A projection that is computed from other tensors is no parameter: leave such a module alone.
+    found = [module for module, shared in parts.items() if len(shared) in (1, 3)]
+    if not found:
+        yield
+        return
     fast = torch.backends.mha.get_fastpath_enabled()
-    if found:  # the fast path of nn.TransformerEncoderLayer calls no submodule
-        torch.backends.mha.set_fastpath_enabled(False)
+    own = [vars(module).get("forward") for module in found]  # set by whoever wraps modules
+    # The fast path of nn.TransformerEncoderLayer calls no submodule.
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         for module in found:
-            module.forward = partial(_attend, module, _projections(module, targets))  # type: ignore[method-assign]
+            vars(module)["forward"] = partial(_attend, module, parts[module])
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module in found:
-            vars(module).pop("forward", None)
+        for module, forward in zip(found, own, strict=True):
+            del vars(module)["forward"]
+            if forward is not None:
+                vars(module)["forward"] = forward
 
 
 def _projections(module: nn.MultiheadAttention, targets: Mapping[str, nn.Module]) -> Projections:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -201,6 +202,27 @@ def test_attention_of_torch_is_pruned_with_its_projections(method: str, batch_fi
     assert report.notes == ()
     assert "forward" not in vars(model.cross)
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_wrapped_forward_of_attention_comes_back() -> None:
+    model = Encoder()
+    whole = model.cross.forward
+    wrapped = functools.partial(whole)
+    vars(model.cross)["forward"] = wrapped
+    prune(model, PruningConfig(method="wanda", sparsity=0.5), Calibration(encoder_batches()))
+    assert vars(model.cross)["forward"] is wrapped
+
+
+def test_attention_with_a_computed_projection_may_be_excluded() -> None:
+    model = Encoder()
+    attention = model.get_submodule("encoder.layers.0.self_attn")
+    parametrizations.weight_norm(attention, "in_proj_weight")
+    config = PruningConfig(method="wanda", sparsity=0.5, exclude=("*in_proj_weight",))
+    report = prune(model, config, Calibration(encoder_batches()))
+    reason = report.untouched["encoder.layers.0.self_attn.out_proj"]
+    assert reason == "it is never called in a forward pass"
+    with pytest.raises(ModelError, match="remove_parametrizations"):
+        prune(model, config.replace(exclude=None), Calibration(encoder_batches()))
 
 
 def test_reconstruction_of_attention_beats_magnitude() -> None:
