@@ -11,6 +11,7 @@ import pytest
 from hfcompress.errors import ConfigError
 from hfcompress.pruning.config import AlpsConfig, OwlConfig, PruningConfig, SparseGPTConfig
 from hfcompress.recipes.grid import Trial
+from hfcompress.recipes.library import find_recipe
 from hfcompress.recipes.schema import Recipe, expand, load_recipe, parse_recipe
 from hfcompress.recipes.yaml import dump_yaml, parse_yaml
 from hfcompress.sweep.experiment import content_hash
@@ -104,6 +105,20 @@ def test_alps_alone_is_the_published_setting(short: Data, added: Data, hashed: D
     assert alone.non_default_fields() == spelled.non_default_fields() == expected
     assert alone.resolved_allocation == spelled.resolved_allocation == added["allocation"]
     assert alone.alps == spelled.alps
+
+
+def test_recipes_of_the_published_rows_keep_their_hashes() -> None:
+    rest = {"calibration_rows": 1024, "allocation": "optimal"}
+    for name, sparsity in (("recover-80", 0.8), ("recover-90", 0.9)):
+        (config,) = prunings(expand(load_recipe(find_recipe(name))))
+        expected = {"method": "alps", "sparsity": sparsity, **rest, **PUBLISHED}
+        assert config.non_default_fields() == expected
+    rows = prunings(expand(load_recipe(find_recipe("oneshot-methods"))))
+    alps = [config.non_default_fields() for config in rows if config.method == "alps"]
+    patterns = [fields for fields in alps if "pattern" in fields]
+    assert len(alps) == 21
+    assert all(fields.items() >= PUBLISHED.items() for fields in alps)
+    assert [fields.get("allocation") for fields in patterns] == [None] * 3
 
 
 def test_dense_statistics_weigh_all_tokens_alike() -> None:
