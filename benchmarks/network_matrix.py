@@ -341,17 +341,18 @@ def cells(one: Outcome) -> list[str]:
 
 def output_layers(model: nn.Module, rows: Tensor) -> list[nn.Module]:
     """The layers whose outputs are the network's own, in eval or in train mode."""
-    made: dict[int, tuple[nn.Module, Tensor]] = {}
-    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))]
+    made: dict[int, tuple[str, Tensor]] = {}
 
-    def note(layer: nn.Module, _: object, output: Tensor) -> None:
-        made[id(output)] = layer, output
+    def note(name: str, layer: nn.Module, _: object, output: Tensor) -> None:
+        made[id(output)] = name, output
 
-    handles = [layer.register_forward_hook(note) for layer in layers]
-    work = [outputs(model, rows, training) for training in (True, False)]
-    for handle in handles:
-        handle.remove()
-    return [made[id(tensor)][0] for tensors in work for tensor in tensors if id(tensor) in made]
+    work = copy.deepcopy(model)  # train mode moves the statistics of batch norms
+    for name, layer in work.named_modules():
+        if isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)):
+            layer.register_forward_hook(partial(note, name))
+    found = [outputs(work, rows, training) for training in (True, False)]
+    names = [made[id(part)][0] for parts in found for part in parts if id(part) in made]
+    return [model.get_submodule(name) for name in names]
 
 
 def page(found: list[Outcome]) -> str:
