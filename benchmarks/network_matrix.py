@@ -6,8 +6,8 @@ Each network is shrunk to 70 % of its multiply-accumulates by magnitude, without
 when all of its outputs, in eval and in train mode, equal those of the dense network whose missing
 channels are masked: that network is made here from the values of the weights that are left alone,
 without anything that the library says. What is left must also be what `count_macs` counts. A
-refusal is one sentence that leaves the network as it was. Beside it: the default settings (finite,
-and nearer to the dense outputs or at least runs), `prune`, safetensors of the shrunk network read
+refusal is one sentence that leaves the network as it was. Beside it: the default settings, which
+repair (all outputs finite and of the same shapes), `prune`, safetensors of the shrunk network read
 back into a network of the full size by `load_shapes`, and Torch-Pruning on the same network.
 """
 

@@ -93,7 +93,7 @@ def call_order(run: Run, modules: Mapping[str, nn.Module]) -> list[Group]:
 
 
 def _reading(module: nn.Module) -> object:
-    """How a module takes its input apart: convolutions that differ in it see other rows."""
+    """The geometry of a convolution: with another one it reads other patches."""
     if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return None
     how = (module.kernel_size, module.stride, module.padding, module.dilation)
@@ -101,7 +101,7 @@ def _reading(module: nn.Module) -> object:
 
 
 def inputs_of(run: Run, modules: Mapping[str, nn.Module], group: Group) -> list[Tensor]:
-    """What a group's modules are called with, call by call."""
+    """The inputs of a group's modules, call by call."""
     found: list[Tensor] = []
 
     def take(_: str, inputs: Tensor) -> None:
@@ -116,7 +116,7 @@ def inputs_of(run: Run, modules: Mapping[str, nn.Module], group: Group) -> list[
 
 
 def outputs_of(run: Run, modules: Mapping[str, nn.Module], group: Group) -> list[dict[str, Tensor]]:
-    """What a group's modules put out, call by call; as `inputs_of`."""
+    """The outputs of a group's modules, call by call; as `inputs_of`."""
     found: dict[str, list[Tensor]] = {name: [] for name in group.names}
 
     def take(name: str, output: Tensor) -> None:
@@ -208,7 +208,7 @@ def tensors_of(result: object) -> list[Tensor]:
 
 
 def predictions_in(result: object) -> list[Tensor]:
-    """What a model predicts: its logits or last hidden states, or all that it returns.
+    """The predictions in a model's result: logits, last hidden states, or all its float tensors.
 
     Raises:
         ModelError: it returns no tensor of floats.

@@ -1,4 +1,4 @@
-"""How much each layer's outputs move the model's logits: from one backward pass, no labels.
+"""Importance of each layer's outputs for the logits: one backward pass, no labels.
 
 The squared gradient of a random combination of the centred logits; with two classes this is the
 gradient of the margin. By output (averaged over tokens) and by token (summed over outputs) it

@@ -39,33 +39,33 @@ class ShrinkConfig(Config):
     layers: int | None = Field(
         None, ge=1, description="whole layers to keep: those whose removal moves predictions most"
     )
-    heads: bool = Field(True, description="attention heads may go")
-    neurons: bool = Field(True, description="feed-forward neurons may go")
-    channels: bool = Field(True, description="channels of convolutional networks may go")
+    heads: bool = Field(True, description="attention heads may be removed")
+    neurons: bool = Field(True, description="feed-forward neurons may be removed")
+    channels: bool = Field(True, description="channels of other networks may be removed")
     score: Score = Field(
         "reconstruction",
-        description="which units go. reconstruction: those whose part in the dense model's "
-        "outputs the others can take over (no labels); magnitude: small weights; l1: small sum of "
+        description="which units are removed. reconstruction: those whose part in the dense "
+        "model's outputs the others can take over (no labels); magnitude: small weights; l1: small sum of "
         "absolute weights; batch_norm: small scale in the batch norm (channels); taylor and "
         "fisher: absolute or squared gradient of the loss by a unit's mask (labels)",
     )
     allocation: Literal["auto", "uniform", "global", "optimal"] = Field(
         "auto",
-        description="each layer's width. uniform: the same share everywhere; global: one ranking "
-        "of score by cost; optimal: a table of measured change of the predictions by width, and "
+        description="each layer's width. uniform: the same share everywhere (of channels whose "
+        "score is 0 first); global: one ranking of score by cost; optimal: a table of measured change of the predictions by width, and "
         "dynamic programming (for channels, whose costs multiply, step by step by change for "
         "saving); auto: optimal for reconstruction, uniform for magnitude and l1, else global",
     )
     repair: Literal["auto", "none", "mean", "ridge"] = Field(
         "auto",
-        description="what makes up for the units that went. mean: their mean output goes into "
+        description="how removed units are made up for. mean: their mean output goes into "
         "the bias; ridge: the output projection is fitted anew to the dense model's outputs; "
         "auto: ridge for reconstruction, else none",
     )
     batch_norms: Literal["auto", "keep", "estimate"] = Field(
         "auto",
-        description="running statistics of batch norms after channels went. estimate: measured "
-        "anew on the calibration rows; auto: estimate for repair mean, else keep",
+        description="running statistics of batch norms after channels are removed. estimate: "
+        "measured anew on the calibration rows; auto: estimate for repair mean, else keep",
     )
     follow_dense: bool = Field(
         True,
@@ -119,7 +119,7 @@ class ShrinkConfig(Config):
         "float32", description="of the forward pass that is timed"
     )
     seed: int = Field(0, ge=0, description="of the random directions of importance")
-    dry_run: bool = Field(False, description="only say what would go")
+    dry_run: bool = Field(False, description="only report what would be removed")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -145,7 +145,7 @@ class ShrinkConfig(Config):
 
     @property
     def budget(self) -> str | None:
-        """Which budget is given."""
+        """The name of the budget that is given."""
         return next((name for name in BUDGETS if getattr(self, name) is not None), None)
 
     @property

@@ -29,7 +29,7 @@ _MIXING = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Softmax, nn.LogSoftmax, nn
 def compute_neuron_importance(
     first: nn.Linear, second: nn.Linear, inputs: Tensor | None = None
 ) -> Tensor:
-    """How much each neuron between two Linears is worth.
+    """Score each neuron between two Linears.
 
     Args:
         first: its outputs are the neurons.

@@ -2,8 +2,8 @@
 
 Removing units from x and fitting the projection anew costs, for a group of columns J of the
 fitted V and with H the second moment of x, V_J' F V_J (H^-1_JJ)^-1 (traced): the optimal brain
-surgeon for whole groups. The cheapest goes, the rest takes over, and so on, from all units down
-to none: one sweep gives the choice and the cost at every width.
+surgeon for whole groups. The cheapest is removed, the rest takes over, and so on, from all units
+down to none: one sweep gives the choice and the cost at every width.
 
 (Hassibi and Stork 1993; for structures Kurtic et al. 2023, ZipLM, arXiv 2302.04089; the target,
 the dense model's output, is that of Park et al. 2023, K-prune, arXiv 2308.03449.)
@@ -20,7 +20,7 @@ from torch import Tensor
 from hfcompress.calibration.linalg import damped, ridge_target
 
 _AT_ONCE = 1 / 16
-"""Largest share of the remaining single-column units that goes before all is fitted anew."""
+"""Largest share of the remaining single-column units removed before all is fitted anew."""
 _AT_ONCE_SHARED = 1 / 32
 """The same for channels, whose columns are many."""
 
@@ -97,7 +97,7 @@ def _fit(weight: Tensor, gram: Tensor, cross: Tensor, damping: float) -> tuple[T
 
 
 def _costs(fitted: Tensor, inverse: Tensor, size: int) -> Tensor:
-    """What each unit's removal adds to the squared error."""
+    """The squared error that each unit's removal adds."""
     if size == 1:
         return fitted.square().sum(0) / inverse.diagonal().clamp_min(1e-20)
     units = len(inverse) // size
@@ -109,7 +109,7 @@ def _costs(fitted: Tensor, inverse: Tensor, size: int) -> Tensor:
 
 
 def _without(fitted: Tensor, inverse: Tensor, stay: Tensor) -> tuple[Tensor, Tensor]:
-    """The fit and the inverse after some columns have gone."""
+    """The fit and the inverse after some columns are removed."""
     gone = (~stay).nonzero()[:, 0]
     share = torch.linalg.solve(inverse[gone][:, gone], inverse[gone])
     fitted = (fitted - fitted[:, gone] @ share)[:, stay]
@@ -141,7 +141,7 @@ def eliminate_shared(
 ) -> dict[int, Tensor]:
     """The units that are kept at each width, where several layers read the same units.
 
-    The unit goes whose removal costs least in all of them together; each makes up for it.
+    Remove the unit whose removal costs least in all of them together; each makes up for it.
 
     Args:
         readers: at least one.

@@ -62,7 +62,7 @@ def runs(model: nn.Module, batch: Batch) -> bool:
 
 
 def difference(expected: nn.Module, other: nn.Module, batch: Batch) -> str | None:
-    """How two models differ on some rows, in eval or train mode, as the end of a sentence.
+    """Describe how two models differ on some rows, in eval or train mode: the end of a sentence.
 
     Args:
         expected, other: of the same outputs, with buffers that may change.

@@ -19,7 +19,7 @@ from hfcompress.utils import ShowProgress
 
 @dataclass
 class ShrinkContext:
-    """What all steps of one `shrink` share.
+    """Data that all steps of one `shrink` share.
 
     Attributes:
         config: how to choose.
@@ -62,7 +62,7 @@ class UnitGroup:
 
 @dataclass
 class Candidates:
-    """What each width of each group would keep and cost; nothing is changed yet.
+    """The units to keep at each width of each group, and the cost; nothing is changed yet.
 
     Attributes:
         kept: for each group and allowed width, the units that would be kept.
@@ -89,7 +89,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Plan:
-    """How many units each group keeps.
+    """The number of units that each group keeps.
 
     Attributes:
         widths: by group.

@@ -30,7 +30,7 @@ class SublayerReport:
 
     @property
     def width(self) -> int:
-        """How many units are left."""
+        """The number of units left."""
         return len(self.keep)
 
 
@@ -43,7 +43,7 @@ class Amount:
 
     @property
     def share(self) -> float:
-        """What is left, as a share of the dense model."""
+        """The shrunk size as a share of the dense model's."""
         return self.shrunk / self.dense
 
 
@@ -64,7 +64,7 @@ class Latencies:
 
 @dataclass(frozen=True)
 class ShrinkReport(FormerPlain):
-    """What `shrink` did, or with ``dry_run`` would do.
+    """The result of `shrink`, or with ``dry_run`` its preview.
 
     Attributes:
         budget: the field of the config that said how small; None for ``layers`` alone.

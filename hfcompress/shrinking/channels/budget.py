@@ -29,7 +29,7 @@ Choose = Callable[[ChannelCosts, float], Widths]
 _CLOSE = 0.03
 _TRIES = 6
 _SECONDS = 2.0
-"""How long two models are timed, about."""
+"""Seconds of timing for two models, about."""
 
 
 class ChannelBudget(TimedBudget):

@@ -1,4 +1,4 @@
-"""What a network costs by the width of its groups of channels.
+"""Costs of a network by the widths of its groups of channels.
 
 A convolution costs its outputs times its inputs: widths multiply, where those of heads and
 neurons only add up.
@@ -44,7 +44,7 @@ class ChannelCosts:
         return self._fixed + sum(self._value(term, widths) for term in self._all)
 
     def saved(self, widths: ChannelWidths, name: str, width: int) -> float:
-        """What narrowing one group saves."""
+        """The saving of narrowing one group."""
         other = {**widths, name: width}
         return sum(
             self._value(term, widths) - self._value(term, other) for term in self._terms[name]
@@ -198,7 +198,7 @@ def least_change(
         ]
         _, _, name, lower = min(steps)
         need = spent - limit
-        # The last step goes no further than it has to.
+        # The last step removes no more than it has to.
         enough = [w for w in errors[name] if w < widths[name]
                   and costs.saved(widths, name, w) * _EPSILON >= need]  # fmt: skip
         widths[name] = max(lower, max(enough, default=lower))
@@ -209,7 +209,7 @@ def least_change(
 def _filled(
     widths: Widths, costs: ChannelCosts, errors: Mapping[str, Mapping[int, float]], limit: float
 ) -> Widths:
-    """What is left of the budget is spent where it helps most."""
+    """Spend the rest of the budget where it helps most."""
     while True:
         left = limit * _EPSILON - costs.total(widths)
         steps = [

@@ -1,4 +1,4 @@
-"""What each width of a group of channels costs in quality: the change of the predictions."""
+"""The loss of quality at each width of a group of channels: the change of the predictions."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _levels(widths: Sequence[int]) -> list[int]:
 
 
 def _mean_taker(model: nn.Module, graph: ChannelGraph, name: str) -> tuple[Tensor, float] | None:
-    """What makes up for a changed mean of a layer's outputs, and with which sign."""
+    """The tensor that makes up for a changed mean of a layer's outputs, and with which sign."""
     norm = running_norm(model, graph, name)
     if norm is not None:
         return norm, 1.0
@@ -147,7 +147,7 @@ def _without_units(
     moments: Moments | None,
     damping: float,
 ) -> Tensor:
-    """A layer's weight, groups x outputs x inputs, with zeros where units went."""
+    """A layer's weight, groups x outputs x inputs, with zeros for removed units."""
     weight = grouped_weight(model.get_submodule(name)).detach().clone().double()
     gone = torch.zeros(weight.shape[0], weight.shape[2], dtype=torch.bool)
     for place in group.of("inputs"):

@@ -1,4 +1,4 @@
-"""Which channels of a network have to go together, found by running it once.
+"""Find the channels of a network that can only be removed together, by running it.
 
 A residual connection adds channel to channel, a batch norm and a depthwise convolution work on
 each alone: a filter can go only with all of them. (Fang et al. 2023, DepGraph, arXiv 2301.12900;

@@ -25,7 +25,7 @@ from hfcompress.shrinking.channels.sides import (
 
 @dataclass(frozen=True)
 class Place:
-    """Where the channels of a group lie in one module.
+    """The channels of a group in one module.
 
     Attributes:
         module: its path; of a bare parameter (``side`` is ``"parameter"``) its own.
@@ -103,7 +103,7 @@ class Term:
 
 @dataclass(frozen=True)
 class ChannelGraph:
-    """What `trace` finds.
+    """The result of `trace`.
 
     Attributes:
         groups: in the order in which data pass their first layers.
@@ -272,7 +272,7 @@ def _places(
     read: Vector,
     record: CallRecord,
 ) -> Iterator[tuple[int, Place]]:
-    """Where each group lies, for each module that has one of its tensors."""
+    """The places of all groups: for each module that has one of their tensors."""
     names = {id(tensor): name for name, tensor in tensors_by_name(model).items()}
     normed = set()
     for full, module, name, tensor in own_tensors(model):

@@ -22,7 +22,7 @@ class Labels:
 
     @property
     def count(self) -> int:
-        """How many labels there are, with label 0."""
+        """The number of labels, with label 0."""
         return len(self._parent)
 
     def new(self, size: int) -> Vector:

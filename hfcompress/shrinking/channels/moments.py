@@ -90,7 +90,7 @@ def about_means(moments: Moments) -> Tensor:
 def _called(
     model: nn.Module, layer: nn.Module, calibration: Calibration, index: int
 ) -> tuple[Tensor, Tensor]:
-    """What a layer reads and puts out for one batch; what follows it is not computed."""
+    """Input and output of a layer for one batch; later layers are not computed."""
     found: list[tuple[Tensor, Tensor]] = []
 
     def record(_: nn.Module, args: tuple[Tensor, ...], output: object) -> None:

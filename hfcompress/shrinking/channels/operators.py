@@ -156,7 +156,7 @@ class ChannelTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class CallRecord:
-    """What the modules of a model were seen doing in one forward pass.
+    """The calls of a model's modules in one forward pass.
 
     Args:
         model: not changed.

@@ -1,4 +1,4 @@
-"""What makes up for channels that went: layers fitted anew to the dense model, batch norms."""
+"""Repair after channels are removed: refit layers to the dense model, estimate batch norms."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def repair_channels(
 
 
 def _cut(model: nn.Module, dense: nn.Module, name: str) -> bool:
-    """Whether the layer reads something else than the dense one: inputs went, or a filter of
+    """Whether the layer reads other inputs than the dense one: fewer, or by a filter of
     its own (a depthwise one reads fewer channels, too)."""
     now, before = (weight_of(one.get_submodule(name)) for one in (model, dense))
     return now.shape != before.shape

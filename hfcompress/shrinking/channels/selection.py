@@ -1,4 +1,4 @@
-"""Which channels would stay at each width, and what each width does to the predictions."""
+"""Choose the channels that stay at each width, and measure each width by the predictions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hfcompress.shrinking.widths import Allowed
 def find_channel_candidates(
     model: nn.Module, graph: ChannelGraph, allowed: Allowed, context: ShrinkContext
 ) -> Candidates:
-    """What each allowed width of each group would keep and cost; nothing is changed.
+    """Find the units to keep at each allowed width of each group, and the cost; nothing changes.
 
     Args:
         model: dense, or shrunk in earlier rounds.

@@ -1,4 +1,4 @@
-"""Which dimensions of a module's parameters are its inputs, its outputs or its features."""
+"""The dimensions of a module's parameters that are its inputs, outputs or features."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def groups_in(module: nn.Module) -> int:
 
 
 def channel_dimension(module: nn.Module) -> int:
-    """Which dimension of a layer's input holds its channels."""
+    """The dimension of a layer's input that holds its channels."""
     return 1 if isinstance(module, _ConvNd) else -1
 
 
@@ -91,7 +91,7 @@ def side_of(module: nn.Module, name: str, dimension: int) -> Side | None:
 
 
 def side_size(module: nn.Module, side: Side) -> int:
-    """How many outputs, inputs or features a module has, as its tensors say."""
+    """The number of a module's outputs, inputs or features."""
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return int(module.normalized_shape[-1])
     if isinstance(module, nn.GroupNorm):

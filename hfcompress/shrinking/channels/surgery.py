@@ -25,7 +25,7 @@ Staying = dict[Slot, Tensor]
 def staying(
     model: nn.Module, groups: Sequence[ChannelGroup], keep: Mapping[str, Tensor]
 ) -> Staying:
-    """What stays of each parameter and buffer when each group keeps some units.
+    """The part of each parameter and buffer that stays when each group keeps some units.
 
     Args:
         model: as it is now.

@@ -25,7 +25,7 @@ DEFAULT_LENGTH = 128
 _CLOSE = 0.02
 _TRIES = 5
 _SECONDS = 4.0
-"""How long two models are timed, about."""
+"""Seconds of timing for two models, about."""
 
 
 class Budget(TimedBudget):

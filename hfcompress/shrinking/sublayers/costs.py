@@ -1,4 +1,4 @@
-"""What sublayers of each width cost: multiply-accumulates, parameters, bytes or milliseconds."""
+"""Costs of sublayers by width: multiply-accumulates, parameters, bytes or milliseconds."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from hfcompress.utils import atomic_write, cache_folder
 
 _SHARES = {"heads": (0.0, 0.25, 0.5, 0.75, 1.0), "neurons": (0.0, 0.0625, 0.125, 0.25, 0.5, 1.0)}
 _SECONDS = 20.0
-"""How long a table is timed, about."""
+"""Seconds of timing for one table, about."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from hfcompress.shrinking.obs import refit
 
 @dataclass(frozen=True)
 class Projection:
-    """An output projection with some units gone.
+    """An output projection without some units.
 
     Attributes:
         keep: the units that are left, ascending.

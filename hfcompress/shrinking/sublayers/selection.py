@@ -27,7 +27,7 @@ from hfcompress.shrinking.widths import Allowed
 
 @dataclass
 class SublayerContext:
-    """What every choice in a transformer needs, collected once.
+    """Data that every choice in a transformer needs, collected once.
 
     Attributes:
         shared: config, rows and progress.
@@ -44,7 +44,7 @@ class SublayerContext:
 
     @property
     def config(self) -> ShrinkConfig:
-        """How to choose."""
+        """The config of the call."""
         return self.shared.config
 
 
@@ -71,7 +71,7 @@ def look_at_importance(parts: Sequence[Sublayer], context: SublayerContext) -> N
 def find_candidates(
     model: nn.Module, parts: Sequence[Sublayer], allowed: Allowed, context: SublayerContext
 ) -> Candidates:
-    """What each allowed width of each sublayer would keep and cost; nothing is changed.
+    """Find the units to keep at each allowed width of each sublayer, and the cost; nothing changes.
 
     Args:
         model: dense, or shrunk in earlier rounds.
@@ -161,7 +161,7 @@ def apply_widths(
         model: changed in place.
         parts: sublayers that may lose units.
         widths: how many each keeps.
-        candidates: what was found before anything went.
+        candidates: found before anything was removed.
         context: from `look_at_importance`.
 
     Returns:

@@ -18,7 +18,7 @@ from hfcompress.utils import FormerPlain
 
 @dataclass(frozen=True)
 class VocabularyReport(FormerPlain):
-    """What went.
+    """The vocabulary before and after.
 
     Attributes:
         tokens_before: rows of the embedding before.
@@ -55,7 +55,7 @@ def shrink_vocabulary(
         config: which tokens stay.
 
     Returns:
-        The new tokenizer, and what went.
+        The new tokenizer, and the report.
 
     Raises:
         CalibrationError: a corpus that shares no token with the tokenizer.

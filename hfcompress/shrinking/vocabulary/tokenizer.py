@@ -86,7 +86,7 @@ def count_kept(
     min_counts: Sequence[int],
     required: Iterable[int] = (),
 ) -> dict[int, int]:
-    """How many tokens `cut_tokenizer` would keep, for several ``min_count`` at once.
+    """Count the tokens that `cut_tokenizer` would keep, for several ``min_count`` at once.
 
     Raises:
         ModelError: a tokenizer that is not fast, or neither WordPiece nor BPE.
@@ -159,7 +159,7 @@ def _renumber_options(path: Path, numbers: dict[str, int]) -> None:
 
 
 class VocabularyConfig(StepConfig):
-    """Which tokens stay: those that the texts use, single characters and special tokens."""
+    """The tokens to keep: those that the texts use, single characters and special tokens."""
 
     step_name = "vocabulary"
     compresses = True

@@ -101,7 +101,7 @@ def _joined(left: str, right: str, prefix: str) -> str:
 
 
 def _parts(token: str, ranks: Mapping[tuple[str, str], int], prefix: str, suffix: str) -> set[str]:
-    """What the merges that make a token pass through, characters and the token included."""
+    """The intermediate tokens of a token's merges, characters and the token included."""
     bare = token.removeprefix(prefix).removesuffix(suffix)
     symbols = [prefix + character for character in bare]
     if not symbols:
