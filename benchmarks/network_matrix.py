@@ -1,6 +1,6 @@
 """Which kinds of networks `shrink` and `prune` work on: some ninety small plain ones.
 
-    python -m benchmarks.network_matrix [--only NAME ...] [--json FILE] [--page FILE]
+    python -m benchmarks.network_matrix --json FILE --page docs/networks.md
 
 Each network is shrunk to 70 % of its multiply-accumulates by magnitude, without repair. It is right
 when all of its outputs, in eval and in train mode, equal those of the dense network whose missing
@@ -13,16 +13,13 @@ back into a network of the full size by `load_shapes`, and Torch-Pruning on the 
 
 from __future__ import annotations
 
-import argparse
 import copy
 import inspect
-import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
@@ -34,6 +31,7 @@ import benchmarks._networks_of_attention
 import benchmarks._networks_of_convolutions
 import benchmarks._networks_of_parts
 import benchmarks._networks_of_sequences  # noqa: F401  # each adds its networks
+from benchmarks._figures import Figure, parse_arguments, report
 from benchmarks._networks import NETWORKS, Network
 from hfcompress.calibration.batches import Calibration
 from hfcompress.errors import HfcompressError
@@ -377,24 +375,33 @@ def page(found: list[Outcome]) -> str:
     return "\n".join([*lines, ""])
 
 
+def figures(found: list[Outcome]) -> list[Figure]:
+    """How many networks of all came out right, and how many wrong."""
+    columns = {
+        "shrink, equal to the masked network": ("shrink", f">= {0.9 * len(found):.0f}"),
+        "shrink with its default settings": ("default", f">= {0.9 * len(found):.0f}"),
+        "prune": ("prune", None),
+        "reload by load_shapes": ("reload", None),
+        "Torch-Pruning, equal to the masked network": ("torch_pruning", None),
+    }
+    made = []
+    for name, (field, target) in columns.items():
+        verdicts = [getattr(one, field) for one in found]
+        made.append(Figure(f"{name}: right", verdicts.count(RIGHT), "networks", target=target))
+        least = "<= 0" if field in ("shrink", "default") else None
+        made.append(Figure(f"{name}: wrong", verdicts.count(WRONG), "networks", target=least))
+    return made
+
+
 def main() -> None:
-    """Print the table, and write it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", default=list(NETWORKS))
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--page", type=Path)
-    chosen = parser.parse_args()
+    """Print a line for each network, and write figures and page."""
+    chosen = parse_arguments(__doc__, only="names of networks, with commas", page="table of all")
     found = []
-    for name in chosen.only:
+    for name in chosen.only.split(",") if chosen.only else NETWORKS:
         found.append(examine(name))
-        print(
-            " ".join(
-                f"{cell:{width}}" for cell, width in zip(cells(found[-1]), _WIDE, strict=True)
-            ),
-            flush=True,
-        )
-    if chosen.json:
-        atomic_write(chosen.json, json.dumps([asdict(one) for one in found], indent=1))
+        row = zip(cells(found[-1]), _WIDE, strict=True)
+        print(" ".join(f"{cell:{width}}" for cell, width in row), flush=True)
+    report(figures(found), "network_matrix", chosen.json)
     if chosen.page:
         atomic_write(chosen.page, page(found))
 

@@ -45,16 +45,16 @@ class ShrinkConfig(Config):
     score: Score = Field(
         "reconstruction",
         description="which units are removed. reconstruction: those whose part in the dense "
-        "model's outputs the others can take over (no labels); magnitude: small weights; l1: small sum of "
-        "absolute weights; batch_norm: small scale in the batch norm (channels); taylor and "
+        "model's outputs the others can take over (no labels); magnitude: small weights; l1: small "
+        "sum of absolute weights; batch_norm: small scale in the batch norm (channels); taylor and "
         "fisher: absolute or squared gradient of the loss by a unit's mask (labels)",
     )
     allocation: Literal["auto", "uniform", "global", "optimal"] = Field(
         "auto",
         description="each layer's width. uniform: the same share everywhere (of channels whose "
-        "score is 0 first); global: one ranking of score by cost; optimal: a table of measured change of the predictions by width, and "
-        "dynamic programming (for channels, whose costs multiply, step by step by change for "
-        "saving); auto: optimal for reconstruction, uniform for magnitude and l1, else global",
+        "score is 0 first); global: one ranking of score by cost; optimal: a table of measured "
+        "change of the predictions by width, and dynamic programming (for channels, whose costs "
+        "multiply, step by step by change for saving); auto: optimal for reconstruction, uniform for magnitude and l1, else global",
     )
     repair: Literal["auto", "none", "mean", "ridge"] = Field(
         "auto",
