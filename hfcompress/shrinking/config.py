@@ -54,7 +54,8 @@ class ShrinkConfig(Config):
         description="each layer's width. uniform: the same share everywhere (of channels whose "
         "score is 0 first); global: one ranking of score by cost; optimal: a table of measured "
         "change of the predictions by width, and dynamic programming (for channels, whose costs "
-        "multiply, step by step by change for saving); auto: optimal for reconstruction, uniform for magnitude and l1, else global",
+        "multiply, step by step by change for saving); auto: optimal for reconstruction, "
+        "uniform for magnitude and l1, else global",
     )
     repair: Literal["auto", "none", "mean", "ridge"] = Field(
         "auto",
