@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hfcompress.errors import TargetError
 from hfcompress.models.sublayers import Sublayer, sublayers
 from hfcompress.shrinking.config import ShrinkConfig
-from hfcompress.shrinking.outputs import difference, example_rows
+from hfcompress.shrinking.outputs import difference, example_rows, runs
 from hfcompress.shrinking.plan import Plan, ShrinkContext, UnitGroup
 from hfcompress.shrinking.report import Amount, Latencies
 from hfcompress.shrinking.sublayers.budget import Budget
@@ -99,7 +99,12 @@ class PrunableSublayers:
             return
         trained = context.config.rounds > 1  # by the caller's recovery
         wide = with_masks(context.dense, model, self._parts, kept, trained)
-        reason = difference(wide, copy.deepcopy(model), rows)  # train mode can move buffers
+        # In double precision, if the model can run in it: repaired projections may be large, and
+        # their rounding errors then exceed what outputs may differ by. Train mode moves buffers.
+        narrow = copy.deepcopy(model)
+        if runs(copy.deepcopy(wide).double(), rows):
+            wide, narrow = wide.double(), narrow.double()
+        reason = difference(wide, narrow, rows)
         if reason is not None:
             raise TargetError(
                 f"{type(model).__name__} cannot lose these heads and neurons: without them "
