@@ -329,3 +329,22 @@ def test_surgery_that_keeps_rows_in_another_order_is_found_out_and_undone(
     with pytest.raises(TargetError, match="without them its outputs differ"):
         shrink(model, ShrinkConfig(macs=0.6, score="magnitude"), batches)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_small_logits_behind_large_repairs_are_no_other_outputs() -> None:
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        vocab_size=128, max_position_embeddings=64, num_labels=3,
+    )  # fmt: skip
+    model = BertForSequenceClassification(config).eval()
+    ids = torch.randint(1, 128, (8, 32))
+    rows = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "labels": torch.zeros(8).long(),
+    }
+    with torch.no_grad():
+        assert model(ids).logits.abs().max() < 0.1  # of hidden states about 1
+    report = shrink(model, ShrinkConfig(macs=0.7), Calibration([rows]))
+    assert report.macs.share <= 0.7
