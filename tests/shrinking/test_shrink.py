@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
 )
@@ -335,15 +337,11 @@ def test_small_logits_behind_large_repairs_are_no_other_outputs() -> None:
     torch.manual_seed(0)
     config = BertConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        vocab_size=128, max_position_embeddings=64, num_labels=3,
+        vocab_size=128, max_position_embeddings=64,
     )  # fmt: skip
-    model = BertForSequenceClassification(config).eval()
+    model = BertForSequenceClassification(config).train(False)
     ids = torch.randint(1, 128, (8, 32))
-    rows = {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "labels": torch.zeros(8).long(),
-    }
+    rows = {"input_ids": ids, "labels": torch.zeros(8, dtype=torch.long)}
     with torch.no_grad():
         assert model(ids).logits.abs().max() < 0.1  # of hidden states about 1
     report = shrink(model, ShrinkConfig(macs=0.7), Calibration([rows]))
