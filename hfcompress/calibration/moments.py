@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from hfcompress.models.architectures import inputs_first, weight_matrix
+from hfcompress.models.matrices import inputs_first, weight_matrix
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

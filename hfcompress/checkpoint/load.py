@@ -19,7 +19,8 @@ from hfcompress.checkpoint.save import write_record
 from hfcompress.checkpoint.shapes import resize
 from hfcompress.errors import ModelError
 from hfcompress.layers.int8_linear import Int8Linear
-from hfcompress.models.architectures import base_prefix, blocks, weight_matrix
+from hfcompress.models.architectures import base_prefix, blocks
+from hfcompress.models.matrices import weight_matrix
 
 
 def apply_record(

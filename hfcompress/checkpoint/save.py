@@ -17,7 +17,8 @@ from hfcompress.checkpoint.packing import BITMASK, PACKABLE, VALUES, pack, packe
 from hfcompress.checkpoint.record import METHOD, Record
 from hfcompress.checkpoint.shapes import built_from_config, difference
 from hfcompress.errors import ModelError
-from hfcompress.models.architectures import blocks, family_of, weight_matrix
+from hfcompress.models.architectures import blocks, family_of
+from hfcompress.models.matrices import weight_matrix
 from hfcompress.utils import atomic_write, unwritable
 
 

@@ -20,7 +20,8 @@ from hfcompress.distillation.weight_folding import (
     layer_norms,
 )
 from hfcompress.errors import ConfigError
-from hfcompress.models.architectures import blocks, stage_of, weight_matrix
+from hfcompress.models.architectures import blocks, stage_of
+from hfcompress.models.matrices import weight_matrix
 from hfcompress.models.sublayers import head_size, known_family
 
 Init = Literal["every-other", "first", "importance"]

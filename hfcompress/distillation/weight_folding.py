@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hfcompress.errors import ModelError
-from hfcompress.models.architectures import blocks, weight_matrix
+from hfcompress.models.architectures import blocks
+from hfcompress.models.matrices import weight_matrix
 from hfcompress.models.sublayers import Sublayer, head_size, known_family, sublayers
 
 Weights = dict[str, Tensor]

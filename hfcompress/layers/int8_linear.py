@@ -22,7 +22,7 @@ from hfcompress.layers.affine import (
     quantize_layer_weights,
 )
 from hfcompress.measure.environment import has_fast_int8
-from hfcompress.models.architectures import weight_matrix
+from hfcompress.models.matrices import weight_matrix
 
 WEIGHT, SCALE = "weight_int8", "weight_scale"
 

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import TypeIs
 
 from hfcompress.config import nearest
 from hfcompress.errors import TargetError
+from hfcompress.models.matrices import weight_matrix
 from hfcompress.utils import is_conv1d, is_pretrained, unwrapped
 
 if TYPE_CHECKING:
@@ -320,24 +321,6 @@ def value_projections(model: nn.Module) -> tuple[list[nn.Module], bool]:
     return modules, family.query == family.value
 
 
-def weight_matrix(module: nn.Module) -> Tensor:
-    """A weight as a matrix of outputs x inputs (of a group, times the kernel); a view if it can."""
-    weight = _weight(module)
-    return (weight.transpose(0, 1) if inputs_first(module) else weight).flatten(1)
-
-
-def write_matrix(module: nn.Module, matrix: Tensor) -> None:
-    """Write a matrix of outputs x inputs (see `weight_matrix`) into a module's weight."""
-    weight = _weight(module)
-    target = weight.transpose(0, 1) if inputs_first(module) else weight
-    target.copy_(matrix.reshape(target.shape))
-
-
-def inputs_first(module: nn.Module) -> bool:
-    """Whether a module's weight has its inputs in the first dimension."""
-    return is_conv1d(module) or isinstance(module, nn.modules.conv._ConvTransposeNd)
-
-
 def _known_family(model: nn.Module) -> Family:
     family = family_of(model)
     if family is None:
@@ -346,13 +329,6 @@ def _known_family(model: nn.Module) -> Family:
             f"known families are: {', '.join(FAMILIES)}"
         )
     return family
-
-
-def _weight(module: nn.Module) -> Tensor:
-    weight = module.weight
-    if not isinstance(weight, Tensor):
-        raise TargetError(f"{type(module).__name__} has no weight tensor to compress")
-    return weight.detach()
 
 
 def base_prefix(model: nn.Module) -> str:
@@ -435,4 +411,4 @@ def _children(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _weights_in(module: nn.Module) -> int:
-    return sum(_weight(item).numel() for item in compressible_modules(module).values())
+    return sum(weight_matrix(item).numel() for item in compressible_modules(module).values())

@@ -16,14 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from hfcompress.errors import TargetError
-from hfcompress.models.architectures import (
-    FAMILIES,
-    Family,
-    blocks,
-    family_of,
-    stage_of,
-    weight_matrix,
-)
+from hfcompress.models.architectures import FAMILIES, Family, blocks, family_of, stage_of
+from hfcompress.models.matrices import weight_matrix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hfcompress.calibration.linalg import damped, damped_inverse_upper, inverse_upper, ridge_target
 from hfcompress.calibration.moments import Moments, grouped_weight
 from hfcompress.errors import CalibrationError
-from hfcompress.models.architectures import write_matrix
+from hfcompress.models.matrices import write_matrix
 from hfcompress.pruning import scores
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.patterns import Chooser

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hfcompress.calibration.batches import Calibration, fingerprint
 from hfcompress.calibration.importance import Importance, importance
 from hfcompress.calibration.moments import Moments, as_matrix, grouped_weight
-from hfcompress.models.architectures import weight_matrix, write_matrix
+from hfcompress.models.matrices import weight_matrix, write_matrix
 from hfcompress.pruning import allocation, scores
 from hfcompress.pruning.config import MOMENT_METHODS, RECONSTRUCTING, PruningConfig
 from hfcompress.pruning.layer_solver import (

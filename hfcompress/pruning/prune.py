@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hfcompress.calibration.batches import Batch, Calibration, as_calibration
 from hfcompress.calibration.moments import weight_of
 from hfcompress.errors import CalibrationError, ModelError, TargetError
-from hfcompress.models.architectures import weight_matrix
+from hfcompress.models.matrices import weight_matrix
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.inputs import projections_called, unknown_inputs
 from hfcompress.pruning.masks import Cut, count_zeros, cut_magnitudes_, is_finite, magnitude_cut

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hfcompress.errors import CalibrationError, ConfigError, TargetError
-from hfcompress.models.architectures import inputs_first, weight_matrix
+from hfcompress.models.matrices import inputs_first, weight_matrix
 from hfcompress.pruning.prune import dense_weight
 from hfcompress.pruning.scores import movement_update_, soft_movement_mask, soft_movement_update_
 from hfcompress.pruning.targets import select_targets

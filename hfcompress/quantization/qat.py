@@ -15,7 +15,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.pytorch_utils import Conv1D
 
 from hfcompress.errors import ConfigError, TargetError
-from hfcompress.models.architectures import compressible_modules, write_matrix
+from hfcompress.models.architectures import compressible_modules
+from hfcompress.models.matrices import write_matrix
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.coverage import excluded_modules
 from hfcompress.quantization.embedding_tables import quantize_table

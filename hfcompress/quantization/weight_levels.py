@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hfcompress.layers.affine import quantize_layer_weights
-from hfcompress.models.architectures import compressible_modules, weight_matrix
+from hfcompress.models.architectures import compressible_modules
+from hfcompress.models.matrices import weight_matrix
 
 BINS = 85
 """Bins of the histograms: three levels each, the middle bin around zero."""

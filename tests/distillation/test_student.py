@@ -21,7 +21,8 @@ from transformers import (
 from hfcompress.distillation.student import block_influence, choose_layers, make_student
 from hfcompress.distillation.weight_folding import collect_folds, feature_norms, unit_norms
 from hfcompress.errors import ConfigError, TargetError
-from hfcompress.models.architectures import blocks, weight_matrix
+from hfcompress.models.architectures import blocks
+from hfcompress.models.matrices import weight_matrix
 from hfcompress.models.sublayers import sublayers
 from tests.tiny_models import (
     SHRINKABLE,

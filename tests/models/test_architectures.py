@@ -31,9 +31,8 @@ from hfcompress.models.architectures import (
     default_targets,
     family_of,
     select_modules,
-    weight_matrix,
-    write_matrix,
 )
+from hfcompress.models.matrices import weight_matrix, write_matrix
 
 TINY: dict[str, Any] = {
     "hidden_size": 16,

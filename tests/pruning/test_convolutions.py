@@ -10,7 +10,8 @@ from torch import nn
 
 from hfcompress.calibration.batches import Calibration
 from hfcompress.calibration.hooks import call_order
-from hfcompress.models.architectures import default_targets, weight_matrix
+from hfcompress.models.architectures import default_targets
+from hfcompress.models.matrices import weight_matrix
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.prune import prune
 from hfcompress.pruning.sequential import layer_by_layer

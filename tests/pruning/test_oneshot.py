@@ -16,7 +16,8 @@ from transformers.pytorch_utils import Conv1D
 from hfcompress.calibration.batches import Calibration
 from hfcompress.calibration.moments import weight_of
 from hfcompress.errors import CalibrationError, ConfigError, ModelError, TargetError
-from hfcompress.models.architectures import compressible_modules, default_targets, weight_matrix
+from hfcompress.models.architectures import compressible_modules, default_targets
+from hfcompress.models.matrices import weight_matrix
 from hfcompress.pruning.config import PruningConfig, SparseGPTConfig
 from hfcompress.pruning.prune import PruneReport, prune
 from tests.tiny_models import lively_bert, sentence_batches

@@ -23,7 +23,7 @@ from transformers import (
 
 from hfcompress.calibration.batches import Calibration
 from hfcompress.errors import ModelError, TargetError
-from hfcompress.models.architectures import weight_matrix, write_matrix
+from hfcompress.models.matrices import weight_matrix, write_matrix
 from hfcompress.pruning import layer_solver, oneshot
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.prune import prune

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hfcompress.calibration.batches import Calibration
 from hfcompress.calibration.moments import Moments, grouped_weight
-from hfcompress.models.architectures import weight_matrix, write_matrix
+from hfcompress.models.matrices import weight_matrix, write_matrix
 from hfcompress.shrinking.channels.groups import ChannelGraph, ChannelGroup
 from hfcompress.shrinking.channels.moments import about_means, unit_columns
 from hfcompress.shrinking.channels.repair import ridge, running_norm

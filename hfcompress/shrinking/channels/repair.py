@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hfcompress.calibration.batches import Calibration
 from hfcompress.calibration.moments import Moments, grouped_weight, weight_of
-from hfcompress.models.architectures import weight_matrix, write_matrix
+from hfcompress.models.matrices import weight_matrix, write_matrix
 from hfcompress.shrinking.channels.groups import ChannelGraph
 from hfcompress.shrinking.channels.moments import about_means, following_moments
 from hfcompress.shrinking.config import ShrinkConfig

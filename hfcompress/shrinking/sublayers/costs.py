@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hfcompress.errors import ConfigError
 from hfcompress.measure.size import count_parameters
-from hfcompress.models.architectures import weight_matrix
+from hfcompress.models.matrices import weight_matrix
 from hfcompress.models.sublayers import Sublayer, sublayers
 from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.widths import Allowed, Costs

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from hfcompress.calibration.batches import Calibration
 from hfcompress.calibration.moments import weight_of
-from hfcompress.models.architectures import blocks, weight_matrix, write_matrix
+from hfcompress.models.architectures import blocks
+from hfcompress.models.matrices import weight_matrix, write_matrix
 from hfcompress.models.sublayers import Sublayer
 from hfcompress.shrinking.quality import divergence, predictions
 from hfcompress.shrinking.sublayers.repair import Projection

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hfcompress.calibration.moments import Moments
-from hfcompress.models.architectures import weight_matrix, write_matrix
+from hfcompress.models.matrices import weight_matrix, write_matrix
 from hfcompress.models.sublayers import Sublayer
 from hfcompress.models.surgery import keep_units
 from hfcompress.shrinking.config import ShrinkConfig

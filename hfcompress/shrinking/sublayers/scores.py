@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hfcompress.calibration.batches import Calibration, require_labels, task_loss
 from hfcompress.calibration.hooks import evaluating
 from hfcompress.errors import CalibrationError
-from hfcompress.models.architectures import weight_matrix
+from hfcompress.models.matrices import weight_matrix
 from hfcompress.models.sublayers import Sublayer
 
 

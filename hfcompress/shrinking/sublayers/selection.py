@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hfcompress.calibration.importance import importance
 from hfcompress.errors import TargetError
-from hfcompress.models.architectures import weight_matrix
+from hfcompress.models.matrices import weight_matrix
 from hfcompress.models.sublayers import Sublayer
 from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.obs import eliminate
