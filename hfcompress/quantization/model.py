@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hfcompress.data.encode import Encoded
+from hfcompress.data.encode import Encoded, text_limit
 from hfcompress.errors import ModelError, OutputError
 from hfcompress.inference import Batches, Logits, predict_with
 from hfcompress.quantization.config import QuantizationConfig
@@ -33,7 +33,7 @@ from hfcompress.quantization.manifest import (
     QuantizationReport,
     TextSettings,
 )
-from hfcompress.quantization.onnx_export import IMAGE_INPUT, TEXT_INPUTS, positions
+from hfcompress.quantization.onnx_export import IMAGE_INPUT, TEXT_INPUTS
 from hfcompress.quantization.pixels import image_settings
 from hfcompress.tasks.outputs import output_kind
 from hfcompress.utils import FormerPlain, unwritable
@@ -264,9 +264,9 @@ def _text_settings(tokenizer: PreTrainedTokenizerBase, quantized: QuantizedModel
 
 def _longest_text(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> int:
     """Return the tokens of the longest text: the tokenizer's limit, or the model's positions."""
-    limits = [int(tokenizer.model_max_length), *positions(model)]
-    if min(limits) < _NO_LIMIT:
-        return min(limits)
+    limit = text_limit(int(tokenizer.model_max_length), model)
+    if limit is not None and limit < _NO_LIMIT:
+        return limit
     usual = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     return int(usual or _DEFAULT_MAX_LENGTH)
 

@@ -44,7 +44,6 @@ TOLERANCE = 1e-4
 ONE_FILE = 2**31 - 2**26
 _EXAMPLE = (2, 12)
 _CHECKED = ((1, 5), (3, 17))
-_POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
 
 
 def input_names(model: Classifier) -> tuple[str, ...]:
@@ -58,15 +57,6 @@ def input_names(model: Classifier) -> tuple[str, ...]:
     return tuple(
         name for name in TEXT_INPUTS if name in known and (name != "token_type_ids" or types > 1)
     )
-
-
-def positions(model: nn.Module) -> Iterator[int]:
-    """Yield the tokens that each learned table of positions has a row for."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _POSITION_TABLES:
-            # RoBERTa numbers positions from padding_idx + 1, BART from offset.
-            first = 0 if module.padding_idx is None else module.padding_idx + 1
-            yield module.num_embeddings - max(first, int(getattr(module, "offset", 0)))
 
 
 def example_inputs(
@@ -86,7 +76,9 @@ def example_inputs(
     config, names = model.config, input_names(model)
     if names == (IMAGE_INPUT,):
         return {IMAGE_INPUT: example_images(model, batch, image or image_shape(model), generator)}
-    length = min([length, *positions(model)])
+    from hfcompress.data.encode import text_limit  # datasets takes long to import
+
+    length = text_limit(length, model) or length
     padding = getattr(config, "pad_token_id", None) or 0
     ids = torch.randint(0, config.vocab_size, (batch, length), generator=generator)
     ids[ids == padding] = padding + 1
