@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from hfcompress.errors import ModelError, TargetError
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.distance import LOST, WARN, lossy_modules, relative_error
 from hfcompress.quantization.quantize import quantize
+from tests.tiny_images import image_batches, image_model
 from tests.tiny_models import text_batches, text_model
 
 pytest.importorskip("onnxruntime")
@@ -104,3 +106,94 @@ def test_lossy_modules_are_ranked_and_nothing_stays_changed() -> None:
 def test_refuses_what_quantizes_nothing() -> None:
     with pytest.raises(TargetError, match=r"quantizes nothing of Bert.* \(.*excluded by the conf"):
         quantize(text_model(), QuantizationConfig(backend="torch", exclude=("*",)))
+
+
+# --- the engine's best mode --------------------------------------------------------------------
+
+
+class Clipped(nn.Module):
+    """Convolutions whose activations are cut at 6, with a channel far above it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        self.head = nn.Linear(8, 4)
+        with torch.no_grad():
+            for layer in (self.first, self.second):
+                layer.weight.mul_(5)
+                layer.bias[0] = 80
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        states = self.second(self.first(pixel_values).clamp(0, 6)).clamp(0, 6)
+        logits: torch.Tensor = self.head(states.mean((2, 3)))
+        return logits
+
+
+def test_static_ranges_of_onnxruntime_lie_behind_the_activations(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    images = torch.randn(32, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    made = quantize(Clipped(), QuantizationConfig(mode="static"), images)
+    assert made.distance is not None
+    assert made.distance.error < 0.2
+    graph = onnx.load(str(made.save(tmp_path / "folder") / "model.onnx")).graph
+    assert not {node.op_type for node in graph.node} & {"Clip", "Relu"}
+
+
+def modes_tried(
+    monkeypatch: pytest.MonkeyPatch, model: Any, batches: Any
+) -> tuple[Any, list[bool]]:
+    openvino = pytest.importorskip("hfcompress.quantization.backends.openvino")
+    pytest.importorskip("openvino")
+    tried: list[bool] = []
+    plain = openvino._quantize
+
+    def record(*arguments: Any) -> Any:
+        tried.append(arguments[-1])
+        return plain(*arguments)
+
+    monkeypatch.setattr(openvino, "_quantize", record)
+    return quantize(model, QuantizationConfig(backend="openvino"), batches), tried
+
+
+def test_openvino_uses_its_transformer_mode_for_attention_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, tried = modes_tried(monkeypatch, image_model("convnext"), image_batches())
+    assert tried == [False]
+    assert made.distance.error < 0.1
+    assert modes_tried(monkeypatch, text_model(), text_batches())[1] == [True]
+    assert modes_tried(monkeypatch, image_model("vit"), image_batches())[1] == [True]
+
+
+class Hybrid(nn.Module):
+    """Convolutions before attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolutions = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, 2))
+        self.query, self.key, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        states = self.convolutions(pixel_values).flatten(2).mT
+        weights = (self.query(states) @ self.key(states).mT).softmax(-1)
+        logits: torch.Tensor = self.head((weights @ states).mean(1))
+        return logits
+
+
+def test_openvino_takes_the_closer_mode_for_hybrids(monkeypatch: pytest.MonkeyPatch) -> None:
+    openvino = pytest.importorskip("hfcompress.quantization.backends.openvino")
+    pytest.importorskip("openvino")
+    errors: list[float] = []
+    plain = openvino.relative_error
+
+    def record(found: Any, dense: Any) -> float:
+        errors.append(plain(found, dense))
+        return errors[-1]
+
+    monkeypatch.setattr(openvino, "relative_error", record)
+    images = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    made, tried = modes_tried(monkeypatch, Hybrid(), images)
+    assert tried == [True, False]
+    assert made.distance.error == pytest.approx(min(errors), rel=0.02)
