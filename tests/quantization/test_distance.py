@@ -122,7 +122,7 @@ class Clipped(nn.Module):
         with torch.no_grad():
             for layer in (self.first, self.second):
                 layer.weight.mul_(5)
-                layer.bias[0] = 80
+                layer.get_parameter("bias")[0] = 80
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         states = self.second(self.first(pixel_values).clamp(0, 6)).clamp(0, 6)

@@ -40,7 +40,7 @@ def uneven() -> Any:
     model = text_model()
     layer = model.bert.encoder.layer[0]
     with torch.no_grad():
-        layer.intermediate.dense.weight[0] *= 200
+        layer.intermediate.dense.weight[0] *= 160
         layer.output.dense.weight[:, 0] = 0
     return model
 
