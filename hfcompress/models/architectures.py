@@ -164,7 +164,7 @@ WIDTH_PARAMETERS = {
 """Class and parameter, where a family's own module holds one that is as wide as channels or heads
 are many: it is cut with them, and a checkpoint records its shape."""
 
-_LEFT_ALONE = re.compile(  # names that are no default targets (q_head is a target)
+_LEFT_ALONE = re.compile(  # names that are not default targets (q_head is a target)
     r"embed|pooler|classifier|(?<![a-zA-Z])(?<!(?<![a-z])[qkvo]_)(?<!query_)(?<!key_)(?<!value_)"
     r"(?<!attn_)(?<!attention_)(?<!multi_)heads?(?![a-z])"
 )
@@ -372,7 +372,7 @@ def head_names(model: nn.Module, modules: Mapping[str, nn.Module]) -> set[str]:
 
 
 def left_alone(name: str) -> str | None:
-    """The word in a module's name for which it is no default target, if there is one."""
+    """The word in a module's name for which it is not a default target, if there is one."""
     return found[0] if (found := _LEFT_ALONE.search(name)) else None
 
 

@@ -36,7 +36,7 @@ def projections_called(model: nn.Module, targets: Mapping[str, nn.Module]) -> It
         for module in model.modules()
         if isinstance(module, nn.MultiheadAttention)
     }
-    # A projection that is computed from other tensors is no parameter: leave such a module alone.
+    # A projection that other tensors compute is not a parameter; its module is not changed.
     found = [module for module, shared in parts.items() if len(shared) in (1, 3)]
     if not found:
         yield

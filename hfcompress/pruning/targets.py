@@ -140,7 +140,7 @@ def weight_matrices(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _matrices_of(module: nn.Module) -> Iterator[tuple[str, Tensor, nn.Parameter | None]]:
-    """Name, weight and bias of each matrix of a module that is no Linear or convolution."""
+    """Name, weight and bias of each matrix of a module that is neither Linear nor convolution."""
     own, biases = _tensors_of(module), module._parameters
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return

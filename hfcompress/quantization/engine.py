@@ -191,7 +191,7 @@ def check_inputs(inputs: tuple[str, ...], where: str, expected: Sequence[str] = 
     Args:
         inputs: names in the graph.
         where: the file, for the message.
-        expected: names of the inputs of a module that is no transformers model.
+        expected: names of the inputs of a module that is not a transformers model.
 
     Raises:
         ModelError: an unknown name, or neither tokens nor pixels.

@@ -51,7 +51,7 @@ def quantize(
 
     Args:
         model: fp32, on the CPU, shrunk or pruned or neither; not changed. Any module that takes
-            tensors and gives logits [batch, outputs] will do; one that is no transformers model
+            tensors and gives logits [batch, outputs] will do; one that is not a transformers model
             needs an example batch as ``calibration``.
         config: engine and mode; onnxruntime's dynamic int8 by default.
         calibration: batches as the model is called with, for static mode, ``mixed`` and

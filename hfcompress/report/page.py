@@ -124,7 +124,7 @@ def draw_pictures(
     """
     metric = metric_of(rows).replace("_", " ")
     pictures = {}
-    if not is_pipeline(rows):  # the steps of a pipeline are no points of one curve
+    if not is_pipeline(rows):  # the steps of a pipeline are not points of one curve
         caption = f"{metric} against sparsity, one line per method"
         pictures["curve"] = Picture("", caption, draw_curve(rows))
     if teacher_parameters(rows) is not None:

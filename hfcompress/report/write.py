@@ -62,6 +62,6 @@ def write_report(
         failures=failures, shipped=shipped,
     )  # fmt: skip
     written.append(atomic_write(directory / "report.html", page))
-    if "curve" not in pictures:  # an older report's, of rows that are no curve
+    if "curve" not in pictures:  # an older report's, of rows that are not a curve
         (directory / "curve.png").unlink(missing_ok=True)
     return written

@@ -27,7 +27,7 @@ Steps = tuple[Fields, ...]
 # points decide the order alone: what is measured counts.
 SHARES = {0.75: 0.2, 0.5: 0.6, 0.35: 1.2, 0.25: 2.0, 0.15: 3.0}
 MIN_COUNTS = {1: 0.4, 2: 0.6, 5: 1.2, 20: 3.0}
-# Tokens that are no more frequent in the training rows are missed by less than half a point.
+# Tokens that the training rows have at most so often are missed by less than half a point.
 _RARE = 2
 _CNN_LOSS = 7.0
 # Texts that shrink looks at.

@@ -136,7 +136,7 @@ def _cut(first: nn.Linear, second: nn.Linear, kept: Tensor, modules: Sequence[nn
 def _apart(
     first: nn.Linear | nn.Sequential, between: nn.Module | Iterable[nn.Module]
 ) -> tuple[nn.Linear, list[nn.Module]]:
-    """The Linear that loses outputs, and all modules behind it that are no containers."""
+    """The Linear that loses outputs, and all modules behind it that are not containers."""
     given = [between] if isinstance(between, nn.Module) else list(between)
     if isinstance(first, nn.Sequential):
         parts = list(first)

@@ -136,7 +136,7 @@ class Experiment:
     @cached_property
     def chance(self) -> dict[str, float]:
         """The share of the most frequent class (``majority``), and the metric of always answering
-        the same class (``chance``); empty for targets that are no classes."""
+        the same class (``chance``); empty for targets that are not classes."""
         labels, metric = np.asarray(self.eval.labels), self.recipe.measure.metric
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
             return {}

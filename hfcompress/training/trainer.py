@@ -1,4 +1,4 @@
-"""``TermsTrainer``: a ``Trainer`` whose own loss stands beside further terms."""
+"""``TermsTrainer``: a ``Trainer`` that adds further terms to its own loss."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class OnnxEngine(FileEngine):
         path: the file; it must exist as long as the engine is used.
         threads: of one operator; None takes torch's number.
         folder: a temporary folder that is deleted with the engine.
-        inputs: their names, where the model is no transformers model.
+        inputs: their names, where the model is not a transformers model.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.

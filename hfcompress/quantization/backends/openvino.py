@@ -62,7 +62,7 @@ class OpenVinoEngine(FileEngine):
         folder: a temporary folder that is deleted with the engine.
         shapes: of the inputs, for batches of this shape only: otherwise OpenVINO infers every
             operation's shape at every call, a third of the time of a small model.
-        inputs: their names, where the model is no transformers model.
+        inputs: their names, where the model is not a transformers model.
 
     Raises:
         MissingExtraError: openvino is not installed.
