@@ -19,7 +19,7 @@ demo: $(VENV)/.demo
 	$(BIN)/hfcompress run recipes/quickstart.yaml --output runs/quickstart
 
 test: $(VENV)/.demo
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: $(VENV)/.core
 	$(BIN)/ruff check .

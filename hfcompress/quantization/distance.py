@@ -121,7 +121,11 @@ def relative_error(found: Logits, dense: Logits) -> float:
 
 
 def check_distance(
-    model: Classifier, config: QuantizationConfig, distance: Distance, rows: Sequence[Arrays]
+    model: Classifier,
+    config: QuantizationConfig,
+    distance: Distance,
+    rows: Sequence[Arrays],
+    accepted: bool = False,
 ) -> tuple[str, ...]:
     """Return a warning for a model that is far from fp32.
 
@@ -130,11 +134,12 @@ def check_distance(
         config: how it was quantized.
         distance: measured in its engine.
         rows: that it was measured on.
+        accepted: the loss is within a limit that the caller stated.
 
     Raises:
         ModelError: the quantized logits say nothing about the rows.
     """
-    if distance.error <= WARN:
+    if distance.error <= WARN or (accepted and np.isfinite(distance.error)):
         return ()
     names = ", ".join(lossy_modules(model, config, rows))
     most = f"; most is lost in {names}" if names else ""

@@ -99,8 +99,9 @@ def quantize(
             engine, names = make(())
         else:
             (engine, names), mixed = keep_most_sensitive(model, config, batches, make)
+        # Who states how much may be lost (mixed) gets a model within that, whatever is lost.
         distance = measure_distance(engine, rows, dense, bool(batches))
-        lost = check_distance(model, config, distance, rows)
+        lost = check_distance(model, config, distance, rows, mixed is not None and mixed.holds)
     why = dict.fromkeys(excluded, "excluded by the config")
     why |= dict.fromkeys(mixed.names if mixed else (), "kept in fp32 by mixed precision")
     coverage = cover(

@@ -90,13 +90,14 @@ class RunDirectory:
         if not self.rows_file.is_file():
             return []
         lines = self.rows_file.read_bytes().split(b"\n")
-        rows: dict[str, Row] = {}
+        rows: dict[tuple[object, ...], Row] = {}
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             row = _parse(line)
             if row is not None and (number < len(lines)):
-                rows[str(row["hash"])] = row
+                # Rows of a bench share the hash of their point, one for each model and engine.
+                rows[str(row["hash"]), row.get("model"), row.get("engine")] = row
             elif number >= len(lines) - 1:
                 self.notes.append(f"{ROWS}: its last line was cut short; that trial runs again")
             else:

@@ -42,7 +42,7 @@ def bert() -> Any:
 def make(backend: str = "torch", **options: Any) -> QuantizedModel:
     pytest.importorskip(backend)  # each is called what its package is
     config = QuantizationConfig.from_dict({"backend": backend, **options})
-    return quantize(bert(), config, text_batches(vocabulary=26))
+    return quantize(bert(), config, text_batches(vocabulary=25))
 
 
 def in_fresh_process(*arguments: str) -> str:
@@ -200,11 +200,11 @@ def without(*names: str) -> Callable[[dict[str, Any]], object]:
     [
         ("config.json", without("quantization_config"), "weight' is missing in the file"),
         ("config.json", lambda data: data["quantization_config"]["int8"].remove("classifier"),
-         "tensor 'classifier.weight' has another shape|tensor 'classifier.* is (missing )?in the"),
+         "tensor 'classifier.weight' (is missing|has the shape)"),
         ("config.json", lambda data: data["quantization_config"].update(int8=[]), "the tensor '"),
-        ("config.json", lambda data: data.update(num_hidden_layers=3), "is missing in the file"),
+        ("config.json", lambda data: data.update(num_hidden_layers=3), "is missing, which config"),
         ("config.json", lambda data: data.update(num_hidden_layers=1), "does not exist in Bert"),
-        ("config.json", lambda data: data.update(vocab_size=26), "has another shape in the file"),
+        ("config.json", lambda data: data.update(vocab_size=26), "has the shape .25, 32. and"),
         ("config.json", lambda data: data.update(model_type="unheard-of"), "cannot be loaded"),
         ("hfcompress.json", without("inputs"), "is damaged: inputs: field required"),
         ("hfcompress.json", without("done"), "is damaged: done: field required"),

@@ -58,7 +58,9 @@ def openvino() -> QuantizedModel:
     """The tiny BERT of the tokenizer in OpenVINO."""
     pytest.importorskip("openvino")
     pytest.importorskip("nncf")
-    return quantize(tiny_bert(), QuantizationConfig(backend="openvino"), text_batches())
+    return quantize(
+        tiny_bert(), QuantizationConfig(backend="openvino"), text_batches(vocabulary=25)
+    )
 
 
 @pytest.mark.parametrize(("rows", "tokens"), [(3, 5), (1, 5), (3, 2), (2, 1)])
