@@ -274,6 +274,12 @@ def _measured(search: Search, whole: Experiment) -> Measured | None:
     card = model_card({**row, **found.quality.to_dict()}, name=store.path.name)
     store.write_text(f"{MODEL}/README.md", card)
     store.write_json(MEASURED, {"asked": asked, "measured": found.to_dict()})
+    name = f"{row['settings']['candidate']}, on the measured rows"
+    fields = {
+        "hash": f"{row['hash']}-measured", "settings": {"candidate": name},
+        "classes": [], "other_metrics": {},
+    }  # fmt: skip
+    store.append({**row, **found.quality.to_dict(), **fields, "index": len(search.tried)})
     return found
 
 

@@ -108,6 +108,8 @@ def test_the_chosen_model_alone_sees_the_measured_rows(
     assert result.model is not None
     card = (result.model / "README.md").read_text(encoding="utf-8")
     assert f"{100 * result.measured.quality.value:.1f}" in card
+    page = (result.output / "report.html").read_text(encoding="utf-8")
+    assert "int8, on the measured rows" in page
     again = search(confidence=0.95)
     assert calls == [30]  # the same search does not look again
     assert again.measured == result.measured
