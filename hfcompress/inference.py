@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hfcompress.errors import ModelError
 from hfcompress.measure.environment import bf16_is_faster
+from hfcompress.utils import unwrapped
 
 if TYPE_CHECKING:  # it imports transformers and datasets
     from hfcompress.data.encode import Batch, Encoded
@@ -103,6 +104,20 @@ def call_model(model: nn.Module, batch: Mapping[str, Tensor]) -> object:
     if len(inputs) == 1 and not takes_any and not named & inputs.keys():
         return model(*inputs.values())
     return model(**inputs)
+
+
+def with_decoder_inputs(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a batch with what an encoder-decoder decodes from, made of its labels as it does.
+
+    Unchanged where the batch says it, for other models, and where the labels are not tokens.
+    """
+    inner, labels = unwrapped(model), inputs.get("labels")
+    shift: Callable[..., Tensor] | None
+    shift = getattr(inner, "prepare_decoder_input_ids_from_labels", None)
+    given = {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys()
+    if shift is None or labels is None or labels.dim() != 2 or given:
+        return dict(inputs)
+    return {**inputs, "decoder_input_ids": shift(labels=labels)}
 
 
 def takes_labels(model: nn.Module) -> bool:

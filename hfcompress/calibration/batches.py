@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from hfcompress.calibration.hooks import Group, call_order, evaluating, watching
 from hfcompress.calibration.moments import Moments, MomentSum, input_rows, weight_of
 from hfcompress.errors import CalibrationError
-from hfcompress.inference import call_model, logits_in, takes_labels
+from hfcompress.inference import call_model, logits_in, takes_labels, with_decoder_inputs
 
 Batch = Mapping[str, Tensor]
 Result = TypeVar("Result")
@@ -277,17 +277,7 @@ def run_on(model: nn.Module, batch: Batch) -> Any:
     """Call a model with a batch on the model's device; labels serve as a decoder's inputs only."""
     device = next(model.parameters()).device
     inputs = {key: value.to(device) for key, value in batch.items()}
-    return call_model(model, _with_decoder_inputs(model, inputs))
-
-
-def _with_decoder_inputs(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inputs, with those of a decoder made from labels that are tokens, if none are given."""
-    shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    labels = inputs.get("labels")
-    given = {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys()
-    if shift is None or labels is None or labels.dim() != 2 or given:
-        return inputs
-    return {**inputs, "decoder_input_ids": shift(labels)}
+    return call_model(model, with_decoder_inputs(model, inputs))
 
 
 def fingerprint(model: nn.Module) -> str:

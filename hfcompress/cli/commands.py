@@ -187,7 +187,7 @@ def _compress(options: argparse.Namespace, console: Console) -> int:
     if options.fixed:
         batch = f"({options.batch_size}, {options.length})"
         console.print(f'that fast in Python: load("{result.model}", shape={batch})')
-    return 0
+    return 0 if result.measured is None or result.measured.holds(target.max_drop) else 1
 
 
 def _certify(options: argparse.Namespace, console: Console) -> int:

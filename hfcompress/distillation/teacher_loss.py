@@ -28,6 +28,7 @@ from hfcompress.distillation.teacher_outputs import (
 )
 from hfcompress.distillation.teachers import Teacher, TeacherLike, as_teacher
 from hfcompress.errors import ConfigError, ModelError
+from hfcompress.inference import with_decoder_inputs
 from hfcompress.models.architectures import blocks, family_of
 from hfcompress.training.hard_loss import Task
 from hfcompress.training.outputs import (
@@ -35,7 +36,6 @@ from hfcompress.training.outputs import (
     infer_task,
     logits_of,
     token_mask,
-    with_decoder_inputs,
 )
 from hfcompress.training.trainer import count_rows
 

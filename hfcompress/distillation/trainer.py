@@ -33,13 +33,13 @@ from hfcompress.distillation.teacher_outputs import (
 )
 from hfcompress.distillation.teachers import TeacherLike
 from hfcompress.errors import ConfigError, DataError, SourceError
+from hfcompress.inference import with_decoder_inputs
 from hfcompress.training.hard_loss import Task
 from hfcompress.training.outputs import (
     LABELS,
     Inputs,
     labels_of,
     logits_of,
-    with_decoder_inputs,
 )
 from hfcompress.training.trainer import TermsTrainer, Trial
 

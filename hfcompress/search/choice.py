@@ -29,6 +29,12 @@ class Measured:
     quality: Quality
     certificate: Certificate | None
 
+    def holds(self, max_drop: float) -> bool:
+        """Whether the loss is within ``max_drop`` points, and surely so where that was asked."""
+        if self.certificate is not None:
+            return self.certificate.certain
+        return round(100 * (self.quality.drop or 0), 6) <= max_drop
+
     def to_dict(self) -> Fields:
         """The fields as plain data."""
         sure = None if self.certificate is None else self.certificate.to_dict()

@@ -308,4 +308,6 @@ def _sentence(search: Search, row: Row | None, measured: Measured | None) -> str
     end = f"{100 * (quality.drop or 0):.1f} points lost on the {quality.n:,} measured rows"
     if sure is not None:
         end = f"on the measured rows: {sure.sentence}"
+    elif not measured.holds(search.target.max_drop):
+        end += ", more than asked"
     return f"Found: {name} ({got}); {end}."

@@ -80,6 +80,7 @@ class Runner:
     _uses: Counter[str] = field(default_factory=Counter)
     _dense: dict[str, tuple[str, int]] = field(default_factory=dict)
     _exact_rows: dict[str, int] = field(default_factory=dict)
+    _dense_chosen: dict[str, Logits] = field(default_factory=dict)
     _trained_here: set[str] = field(default_factory=set)
     _labels: LineLabels | None = None
 
@@ -267,12 +268,11 @@ class Runner:
         if encoding.choose is None:
             return {}
         labels, measure = encoding.choose.labels, self.experiment.recipe.measure
-        key = f"choose {trial.dense_prefix}"
-        if key not in self.predictions:
-            dense = self.dense_state(trial)
-            self.predictions[key] = self._predict_chosen(dense)
+        key = trial.dense_prefix
+        if key not in self._dense_chosen:
+            self._dense_chosen[key] = self._predict_chosen(self.dense_state(trial))
         logits = self._predict_chosen(state)
-        quality = state.task.quality(measure.metric, logits, labels, self.predictions[key])
+        quality = state.task.quality(measure.metric, logits, labels, self._dense_chosen[key])
         return {"choice": quality.to_dict()}
 
     def _predict_chosen(self, state: ModelState) -> Logits:

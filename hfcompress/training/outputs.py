@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import cast
 
 import torch
@@ -97,20 +97,6 @@ def token_mask(model: nn.Module, inputs: Inputs) -> Tensor | None:
         return torch.nn.functional.pad(labels[:, 1:] != -100, (0, 1))
     padding: int | None = getattr(config, "pad_token_id", None)
     return None if padding is None or ids is None or decodes else ids != padding
-
-
-def with_decoder_inputs(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-    """Return a batch with what an encoder-decoder decodes from, made of the labels as it does.
-
-    Teachers receive no labels, and collators may leave ``decoder_input_ids`` to the model.
-    """
-    inner, labels = unwrapped(model), inputs.get("labels")
-    shift: Callable[..., Tensor] | None
-    shift = getattr(inner, "prepare_decoder_input_ids_from_labels", None)
-    decodes = getattr(getattr(inner, "config", None), "is_encoder_decoder", False)
-    if not decodes or shift is None or labels is None or "decoder_input_ids" in inputs:
-        return dict(inputs)
-    return {**inputs, "decoder_input_ids": shift(labels=labels)}
 
 
 def forward_names(model: nn.Module) -> tuple[frozenset[str], bool]:

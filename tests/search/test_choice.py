@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,20 @@ def test_nothing_found_looks_at_no_measured_row(
 def test_refuses_a_confidence_of_other_metrics() -> None:
     with pytest.raises(ConfigError, match="exact bound for accuracy, not for f1"):
         CompressTarget.from_dict({"max_size": "1MB", "confidence": 0.95, "metric": "f1"})
+
+
+def test_a_loss_on_the_measured_rows_beyond_the_target_is_said(
+    search: Callable[..., CompressResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = choice_module.measure_once
+
+    def worse(*given: Any) -> Measured:
+        found = real(*given)
+        return Measured(replace(found.quality, drop=0.95), found.certificate)
+
+    monkeypatch.setattr(compress_module, "measure_once", worse)
+    result = search()
+    assert result.measured is not None
+    assert not result.measured.holds(90)
+    assert result.measured.holds(95)
+    assert "95.0 points lost on the 30 measured rows, more than asked" in result.sentence
