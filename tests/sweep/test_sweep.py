@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import html
 import json
 import os
 from collections.abc import Callable
@@ -13,20 +11,13 @@ from typing import Any
 import pytest
 from transformers import AutoModelForSequenceClassification
 
-from hfcompress import inference as predict_module
 from hfcompress.errors import (
-    BadInputError,
-    CalibrationError,
     ConfigError,
-    DataError,
-    ModelError,
     OutputError,
-    TargetError,
 )
 from hfcompress.measure.size import calculate_sparsity
-from hfcompress.recipes.schema import Recipe, expand, parse_recipe
+from hfcompress.recipes.schema import Recipe, expand
 from hfcompress.sweep import trial as trial_module
-from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.run import report, run
 from hfcompress.sweep.sensitivity import sensitivity
 from hfcompress.sweep.trial import line_label
@@ -47,34 +38,6 @@ class Heard(Progress):
 
     def sweep(self, done: int, total: int) -> None:
         self.counts.append((done, total))
-
-
-@pytest.fixture
-def make_recipe(model_folder: Path, write_data: Callable[..., Path]) -> Callable[..., Recipe]:
-    path = write_data(rows=60)
-
-    def make(**changes: Any) -> Recipe:
-        data = {
-            "name": "tiny",
-            "model": str(model_folder),
-            "data": {"path": str(path), "eval_fraction": 0.5},
-            "steps": [{"finetune": {"max_steps": 3, "learning_rate": 1e-2}}, {"prune": {}}],
-            "grid": {"prune.sparsity": [0, 0.5], "prune.scope": ["layer", "global"]},
-        }
-        return parse_recipe({**data, **changes})
-
-    return make
-
-
-@pytest.fixture
-def table_recipe(make_recipe: Callable[..., Recipe]) -> Recipe:
-    """No training: the table's protocol on any classifier."""
-    return make_recipe(
-        steps=[{"prune": {"targets": ["Linear"]}}],
-        grid={"prune.sparsity": [0, 0.3, 0.9]},
-        reference={"source": "published", "values": {0: 0.9, 0.3: 0.8}, "notes": {0.3: "hello"}},
-        measure={"also": ["f1"], "batch_size": 7},
-    )
 
 
 def test_rows_hold_what_was_measured(table_recipe: Recipe, tmp_path: Path) -> None:
@@ -208,105 +171,6 @@ def test_models_are_kept_where_asked(table_recipe: Recipe, tmp_path: Path) -> No
     assert calculate_sparsity(model, names).targets == result.rows[2]["actual_sparsity"]
 
 
-def test_one_trial_that_fails_does_not_stop_the_others(
-    table_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    predict = predict_module.predict
-    calls = []
-
-    def sometimes(*arguments: Any, **named: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 2:
-            raise RuntimeError("out of memory")
-        return predict(*arguments, **named)
-
-    monkeypatch.setattr(trial_module, "predict", sometimes)
-    result = run(table_recipe, tmp_path / "run")
-    assert [reason for _, reason in result.failures] == ["out of memory"]
-    assert len(result.rows) == 2
-    assert len(run(table_recipe, tmp_path / "run").rows) == 3
-
-
-def breaks_second(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    """Let the second prediction of this process raise."""
-    predict, calls = predict_module.predict, []
-
-    def sometimes(*arguments: Any, **named: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 2:
-            raise error
-        return predict(*arguments, **named)
-
-    monkeypatch.setattr(trial_module, "predict", sometimes)
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (ValueError("oddity"), "ValueError: oddity"),
-        (KeyError("oddity"), "KeyError: 'oddity'"),
-        (MemoryError(), "MemoryError"),
-        (RecursionError("=too deep"), "RecursionError: =too deep"),
-        (SystemExit(3), "SystemExit: 3"),
-        (ModelError("cannot be"), "cannot be"),
-    ],
-)
-def test_a_failed_trial_is_a_row_with_its_reason(
-    error: BaseException, reason: str, table_recipe: Recipe, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    breaks_second(monkeypatch, error)
-    result = run(table_recipe, tmp_path / "run")
-    assert result.failures == [({"prune.sparsity": 0.3}, reason)]
-    assert [row["requested_sparsity"] for row in result] == [0, 0.9]
-    (failed,) = RunDirectory(tmp_path / "run").failures()
-    assert (failed["status"], failed["reason"], failed["index"]) == ("failed", reason, 1)
-    assert "Traceback" in failed["trace"]
-    with (tmp_path / "run" / "results.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    assert [row["status"] for row in rows] == ["", "failed", ""]
-    assert rows[1]["reason"] == reason
-    page = (tmp_path / "run" / "report.html").read_text()
-    assert "1 of 3 trials failed" in page
-    assert html.unescape(page).count(reason) == 1
-
-
-def test_failed_trials_are_run_again_where_asked(
-    table_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    breaks_second(monkeypatch, ValueError("oddity"))
-    run(table_recipe, tmp_path / "run")
-    heard = Heard()
-    again = run(table_recipe, tmp_path / "run", heard, retry_failed=False)
-    assert again.failures == [({"prune.sparsity": 0.3}, "ValueError: oddity")]
-    assert "1 trials failed in an earlier run and are not tried again" in heard.notes
-    last = run(table_recipe, tmp_path / "run", retry_failed=True)
-    assert [row["requested_sparsity"] for row in last] == [0, 0.3, 0.9]
-    assert not last.failures
-    assert "failed" not in (tmp_path / "run" / "results.csv").read_text()
-    assert "trials failed" not in (tmp_path / "run" / "report.html").read_text()
-
-
-def test_fail_fast_begins_no_trial_after_one_that_failed(
-    table_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    breaks_second(monkeypatch, ValueError("oddity"))
-    result = run(table_recipe, tmp_path / "run", fail_fast=True)
-    assert (len(result), len(result.failures)) == (1, 1)
-    assert len(run(table_recipe, tmp_path / "run", retry_failed=False)) == 2
-
-
-def test_an_interrupt_is_no_failure(
-    table_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    breaks_second(monkeypatch, KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
-        run(table_recipe, tmp_path / "run")
-    assert len(RunDirectory(tmp_path / "run").rows()) == 1
-    assert RunDirectory(tmp_path / "run").failures() == []
-    assert len(run(table_recipe, tmp_path / "run")) == 3
-
-
 def test_the_last_rows_write_as_much_as_the_first(
     make_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,47 +194,6 @@ def test_the_last_rows_write_as_much_as_the_first(
     run(plan, tmp_path / "run", PerRow(), draw=False)
     early, late = sizes[1:4], sizes[9:12]  # the first also writes what the trials share
     assert sum(late) < 1.5 * sum(early)
-
-
-@pytest.mark.parametrize(
-    ("changes", "error"),
-    [
-        ({"data": {"path": "no/such/file.tsv"}}, BadInputError),
-        ({"model": "no/such/folder/at/all"}, BadInputError),
-        (
-            {"steps": [{"prune": {"sparsity": 0.5, "targets": ["nothing*"]}}], "grid": {}},
-            TargetError,
-        ),
-        ({"measure": {"metric": "no_such_metric"}}, BadInputError),
-    ],
-)
-def test_bad_input_writes_nothing(
-    changes: dict[str, Any],
-    error: type[Exception],
-    make_recipe: Callable[..., Recipe],
-    tmp_path: Path,
-) -> None:
-    with pytest.raises(error) as caught:
-        run(make_recipe(**changes), tmp_path / "run")
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "run").exists()
-
-
-def test_an_untrained_head_is_refused(
-    make_recipe: Callable[..., Recipe], write_data: Callable[..., Path]
-) -> None:
-    path = write_data("three.tsv")
-    path.write_text("sentence\tlabel\n" + "\n".join(f"film\t{index % 3}" for index in range(9)))
-    steps = [{"prune": {"sparsity": 0.5}}]
-    with pytest.raises(ModelError, match="no trained classification head"):
-        run(make_recipe(data=str(path), steps=steps, grid={}))
-
-
-def test_training_needs_rows(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    path = tmp_path / "two.csv"
-    path.write_text("text,label\na,0\n")
-    with pytest.raises(DataError):
-        run(make_recipe(data=str(path)))
 
 
 def test_report_is_drawn_again_from_rows_alone(table_recipe: Recipe, tmp_path: Path) -> None:
@@ -437,83 +260,6 @@ def test_precision_decides_how_rows_are_predicted(
         assert checked["value"] == exact["value"]
         assert checked["agreement"] == exact["agreement"]
         assert checked["fp32_rows"] < exact["fp32_rows"] == 300
-
-
-EVIL = """
-from pathlib import Path
-Path(__file__).with_name("RAN").touch()
-"""
-
-
-@pytest.mark.parametrize("measure", [{"metric": "{}"}, {"also": ["{}"]}])
-@pytest.mark.parametrize("spelling", ["./evil", "evil", "evil/evil.py", "{}/evil"])
-def test_a_recipe_runs_no_metric_script(
-    measure: dict[str, Any], spelling: str, make_recipe: Callable[..., Recipe], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    (tmp_path / "evil").mkdir()
-    (tmp_path / "evil" / "evil.py").write_text(EVIL)
-    monkeypatch.chdir(tmp_path)
-    name = spelling.format(tmp_path)
-    filled = {key: name if isinstance(value, str) else [name] for key, value in measure.items()}
-    with pytest.raises(ConfigError, match="is not built in"):
-        run(make_recipe(measure=filled))
-    with pytest.raises(ConfigError, match="is not built in"):  # the caller's word is not enough
-        run(make_recipe(measure=filled), trust_remote_code=True)
-    with pytest.raises(ConfigError, match=r"measure\.trust_remote_code: true runs code"):
-        run(make_recipe(measure={**filled, "trust_remote_code": True}))  # nor is the recipe's
-    assert not list(tmp_path.rglob("RAN"))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"model": {"path": "org/model", "trust_remote_code": True}},
-        {"steps": [{"distill": {"model": {"path": "org/model", "trust_remote_code": True}}}],
-         "grid": {}},
-    ],
-)  # fmt: skip
-def test_a_recipe_that_asks_to_run_code_needs_the_callers_word(
-    changes: dict[str, Any], make_recipe: Callable[..., Recipe], tmp_path: Path
-) -> None:
-    recipe = make_recipe(**changes)
-    with pytest.raises(ConfigError, match="allow it: --trust-remote-code"):
-        run(recipe, tmp_path / "out")
-    with pytest.raises(ConfigError, match="allow it: --trust-remote-code"):
-        sensitivity(recipe, tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    "step",
-    [
-        {"prune": {"method": "wanda", "sparsity": 0.5, "calibration_rows": 31}},
-        {"quantize": {"backend": "onnxruntime", "mode": "static", "calibration_rows": 31}},
-        {"distill": {"student": {"layers": 1, "init": "importance", "calibration_rows": 31}}},
-        {"progressive": {"prune": {"method": "wanda", "sparsity": 0.5, "calibration_rows": 28},
-                         "sparsity": 0.5}},
-    ],
-)  # fmt: skip
-def test_calibration_rows_are_checked_before_training(
-    step: dict[str, Any], make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def never(*_: object, **__: object) -> None:
-        raise AssertionError("a step ran")
-
-    monkeypatch.setattr(trial_module, "run_step", never)
-    (name,) = step
-    with pytest.raises(
-        CalibrationError, match=rf"^{name}\..*calibration_rows is \d+ and the train"
-    ):
-        run(make_recipe(steps=[{"finetune": {"max_steps": 1}}, step], grid={}))
-
-
-def test_default_calibration_takes_the_rows_that_there_are(
-    make_recipe: Callable[..., Recipe],
-) -> None:
-    heard = Heard()
-    steps = [{"quantize": {"backend": "onnxruntime", "mode": "static"}}]
-    assert len(run(make_recipe(steps=steps, grid={}), progress=heard)) == 1
-    assert "quantize calibrates on all 30 training rows" in heard.notes
 
 
 def test_rows_to_choose_on_are_measured_apart(
