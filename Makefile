@@ -1,6 +1,6 @@
 # make demo   sets everything up and runs the main job on a real model and real sentences
 # make test   sets everything up and passes the tests
-# make lint   ruff and mypy
+# make lint   ruff, mypy, bandit, and pip-audit where its list can be reached
 # make bench  all benchmarks; lists the figures that are not met. With SST-2 as local files:
 #             make bench BENCH="--data FOLDER"   (train.tsv and dev.tsv)
 
@@ -25,6 +25,8 @@ lint: $(VENV)/.core
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive hfcompress benchmarks audit.py
+	$(BIN)/python audit.py
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(BENCH)

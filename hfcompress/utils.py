@@ -151,8 +151,9 @@ def damaged_files(folder: Path) -> list[str] | None:
         return None
     try:
         digests = json.loads(path.read_text(encoding="utf-8"))
-        assert isinstance(digests, dict)
-    except (ValueError, AssertionError):
+    except (ValueError, RecursionError):
+        digests = None
+    if not isinstance(digests, dict):
         return [DIGESTS]
     files = {name: folder / name for name in digests}
     return [

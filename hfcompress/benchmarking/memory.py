@@ -57,7 +57,7 @@ def measure_memory(subject: Subject, shapes: Sequence[Shape], threads: int) -> M
     }
     root = str(Path(__file__).parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    done = subprocess.run(
+    done = subprocess.run(  # nosec B603 # our own module; the task is its standard input
         [sys.executable, "-m", "hfcompress.benchmarking.memory_worker"],
         input=json.dumps(task),
         capture_output=True,

@@ -189,7 +189,7 @@ def load_model(
     if source.kind == "hub":
         options["revision"] = config.revision or "main"
     with hub_errors(source, "model", "--set model=FOLDER"), _timm_named(config):
-        settings = AutoConfig.from_pretrained(source.location, **options)
+        settings = AutoConfig.from_pretrained(source.location, **options)  # nosec B615 # in options
         alignment = _align(settings, labels, config.name, new_head)
         head = _head_options(settings, labels, alignment)
 
@@ -272,14 +272,14 @@ def _load_processor(
     options: dict[str, bool | str],
 ) -> Processor:
     if task.modality == "text":
-        return AutoTokenizer.from_pretrained(location, **options)
+        return AutoTokenizer.from_pretrained(location, **options)  # nosec B615 # in options
     if config.image_size is not None or config.image_mean is not None or config.image_std:
         return _own_processor(config, settings)
     if settings.model_type == "timm_wrapper":
         return timm_processor(settings)
     # The PIL backend: torchvision is not needed, and it gives the same pixels everywhere.
     try:
-        processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+        processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]  # nosec B615
             location, backend="pil", **options
         )
     except OSError as error:

@@ -224,7 +224,7 @@ class SavedProcessor:
         from transformers import AutoImageProcessor
 
         try:
-            self._processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+            self._processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]  # nosec B615
                 folder, backend="pil", trust_remote_code=False, local_files_only=True
             )
         except Exception as error:  # a damaged file raises many kinds

@@ -67,7 +67,7 @@ def parse_yaml(text: str, name: str) -> Any:
     """
     try:
         _check_bounds(text)
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain data only
+        return yaml.load(text, Loader=_Loader)  # nosec B506 # a SafeLoader, builds plain data only
     except yaml.constructor.ConstructorError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(

@@ -74,7 +74,9 @@ def task_of_checkpoint(path: str) -> Task:
 
     source = model_source(ModelConfig(path=path))
     with hub_errors(source, "model", "give a FOLDER"):
-        settings = AutoConfig.from_pretrained(source.location, trust_remote_code=False)
+        settings = AutoConfig.from_pretrained(  # nosec B615 # only its task is read
+            source.location, trust_remote_code=False
+        )
     return infer_task(settings, path)
 
 

@@ -91,7 +91,7 @@ def load_checkpoint(folder: Path) -> PreTrainedModel:
 
     options = {"trust_remote_code": False, "local_files_only": True}
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, **options)
+        config = transformers.AutoConfig.from_pretrained(folder, **options)  # nosec B615 # local
         names: tuple[str, ...] = getattr(config, "architectures", None) or ()
         images = any("ImageClassification" in name for name in names)
         name = f"AutoModelFor{'Image' if images else 'Sequence'}Classification"
