@@ -1,4 +1,4 @@
-"""Call a classifier with a batch, and predict all rows: in fp32, or in bf16 with a check."""
+"""Call a model with a batch, and predict all rows: in fp32, or in bf16 with a check."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +21,10 @@ if TYPE_CHECKING:  # it imports transformers and datasets
     from hfcompress.data.encode import Batch, Encoded
 
 Logits = NDArray[np.float32]
+Value = TypeVar("Value")
 Batches: TypeAlias = "Iterable[tuple[NDArray[np.int64], Batch]]"
+LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions")
+"""Columns with labels, whatever the model calls them."""
 
 
 @torch.inference_mode()
@@ -32,7 +35,7 @@ def predict(
     progress: Callable[[int, int], None] | None = None,
     batches: Batches | None = None,
 ) -> Logits:
-    """Return the model's logits for every row, in the data's order.
+    """Return the model's outputs for every row, in the data's order.
 
     Args:
         model: put in eval mode; its device is used.
@@ -42,7 +45,7 @@ def predict(
         batches: the result of ``data.batches``, if the caller reuses it for several models.
 
     Returns:
-        float32 [rows, classes].
+        float32 [outputs, columns]: one output for each row, or those that the data count.
     """
     model.eval()
     weight = next(model.parameters())
@@ -51,7 +54,7 @@ def predict(
         inputs = {
             key: value.to(weight.device, weight.dtype if value.is_floating_point() else None)
             for key, value in batch.items()
-            if key != "labels"
+            if key not in LABELS
         }
         found: Logits = logits_in(call_model(model, inputs)).float().cpu().numpy()
         return found
@@ -66,19 +69,21 @@ def predict_with(
     progress: Callable[[int, int], None] | None = None,
     batches: Batches | None = None,
 ) -> Logits:
-    """Return the logits of every row, computed by a function of one batch.
+    """Return the outputs of every row, computed by a function of one batch.
 
     Args:
-        run: one batch -> float32 [rows of the batch, classes].
+        run: one batch -> float32 [rows of the batch, ...].
         data, batch_size, progress, batches: as in `predict`.
     """
     logits: Logits | None = None
     done = 0
     for indices, batch in data.batches(batch_size) if batches is None else batches:
         part = run(batch)
+        if data.counted is not None:
+            part = data.counted(part, batch)
         if logits is None:
-            logits = np.empty((len(data), part.shape[1]), np.float32)
-        logits[indices] = part
+            logits = np.empty((int(data.starts[-1]), *part.shape[1:]), np.float32)
+        logits[indices if data.counts is None else data.places(indices)] = part
         done += len(indices)
         if progress is not None:
             progress(done, len(data))
@@ -94,16 +99,21 @@ def call_model(model: nn.Module, batch: Mapping[str, Tensor]) -> object:
 
     Args:
         model: any module.
-        batch: ``pixel_values``, or ``input_ids`` and ``attention_mask`` ...; ``labels`` are
+        batch: ``pixel_values``, or ``input_ids`` and ``attention_mask`` ...; `LABELS` are
             ignored.
     """
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    inputs = without_labels(batch)
     parameters = inspect.signature(model.forward).parameters.values()
     named = {parameter.name for parameter in parameters}
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     if len(inputs) == 1 and not takes_any and not named & inputs.keys():
         return model(*inputs.values())
     return model(**inputs)
+
+
+def without_labels(batch: Mapping[str, Value]) -> dict[str, Value]:
+    """Return a batch without its `LABELS`."""
+    return {name: value for name, value in batch.items() if name not in LABELS}
 
 
 def with_decoder_inputs(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -129,23 +139,33 @@ def takes_labels(model: nn.Module) -> bool:
 
 
 def logits_in(outputs: object) -> Tensor:
-    """Return the logits [rows, classes] of a classifier's output.
+    """Return the logits of a model's output, [rows, classes], or as the model's task has them.
 
     Args:
-        outputs: a tensor, or an object or mapping with ``logits``.
+        outputs: a tensor, or an object or mapping with ``logits``, or with ``start_logits`` and
+            ``end_logits``, which become [rows, 2, tokens].
 
     Raises:
         ModelError: it has no logits.
     """
-    found = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
-    if isinstance(outputs, Mapping) and found is None:
-        found = outputs.get("logits")
+    found = outputs if isinstance(outputs, Tensor) else _entry(outputs, "logits")
+    ends = [_entry(outputs, name) for name in ("start_logits", "end_logits")]
+    if found is None and all(isinstance(end, Tensor) for end in ends):
+        found = torch.stack([end for end in ends if isinstance(end, Tensor)], dim=1)
     if not isinstance(found, Tensor):
         raise ModelError(
             f"the model returns {type(outputs).__name__} without logits; return logits, or "
             f"an object that has them"
         )
     return found
+
+
+def _entry(outputs: object, name: str) -> object:
+    """Return an entry of a model's outputs by its name; None where there is none."""
+    if isinstance(outputs, Tensor):
+        return None
+    found: object = getattr(outputs, name, None)
+    return outputs.get(name) if found is None and isinstance(outputs, Mapping) else found
 
 
 # Factor on the largest error of the sample: errors are bell-shaped, so three times the largest of
@@ -158,7 +178,7 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Prediction:
-    """A model's logits for every row.
+    """A classifier's logits for every row.
 
     Attributes:
         logits: float32 [rows, classes]; rows far from a decision boundary have bf16 precision.

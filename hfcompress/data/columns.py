@@ -298,8 +298,8 @@ def labelled(
     return with_labels(rows.select(keep), labels)
 
 
-def with_labels(rows: Dataset, labels: Sequence[int]) -> Dataset:
-    """The rows with an integer ``label`` column in the place of any other."""
+def with_labels(rows: Dataset, labels: Sequence[int] | Sequence[int | list[int]]) -> Dataset:
+    """The rows with a ``label`` column of class numbers in the place of any other."""
     if "label" in rows.column_names:
         rows = rows.remove_columns("label")
     return rows.add_column("label", list(labels))

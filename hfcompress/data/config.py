@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -53,6 +53,15 @@ class DataConfig(Config):
     max_length: int | None = Field(
         None, ge=2, description="longest token sequence, cut beyond; the model's limit by default"
     )
+    overflow: Literal["windows", "cut"] = Field(
+        "windows",
+        description="texts longer than max_length where each token is answered for: read in "
+        "windows, or cut and counted",
+    )
+    stride: int | None = Field(
+        None, ge=0,
+        description="tokens that two windows of a text share; a quarter of max_length by default",
+    )  # fmt: skip
     max_train: int | None = Field(None, ge=1, description="at most so many training rows")
     max_eval: int | None = Field(None, ge=1, description="at most so many measured rows")
     seed: int = Field(0, ge=0, description="of the split and of the limits' choice of rows")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -17,36 +18,62 @@ from hfcompress.data.load import Examples
 from hfcompress.models.loading import Processor
 
 Batch = dict[str, Tensor]
+Outputs = NDArray[np.float32]
+Counted = Callable[[Outputs, Batch], Outputs]
 
 
 @dataclass(frozen=True)
 class Encoded:
     """One side of a data set, encoded.
 
+    A model gives one output for each row, or several that count, such as one for each word: the
+    outputs of all rows are one table, in the order of the rows.
+
     Attributes:
         rows: a dataset that gives ``input_ids``, ``attention_mask`` ... or what `collate` finds
             an image by, and ``labels``.
         lengths: tokens of each row; None for images, which are all of one size.
         collate: rows -> one padded batch of tensors.
+        counts: number of outputs of each row that count; None where each row has one.
+        counted: a model's array [rows, ...] for a batch, and the batch -> the outputs that count,
+            [outputs, columns], row after row; None takes the array as it is.
+        source: the examples, where a row is a part of one; a column of the rows says of which.
+        notes: what was left out, one sentence each.
     """
 
     rows: Dataset
     lengths: NDArray[np.int64] | None
     collate: Callable[[list[dict[str, Any]]], Batch]
+    counts: NDArray[np.int64] | None = None
+    counted: Counted | None = None
+    source: Dataset | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
-    def labels(self) -> NDArray[np.int64]:
+    def labels(self) -> NDArray[np.generic]:
         """Label of each row, in the data's order."""
         name = "labels" if "labels" in self.rows.column_names else "label"
-        return np.asarray(self.rows.with_format(None)[name], dtype=np.int64)
+        return np.asarray(self.rows.with_format(None)[name][:])
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """Place of each row's first output in the table of all outputs, and the table's length."""
+        counts = np.ones(len(self), np.int64) if self.counts is None else self.counts
+        return np.concatenate([[0], np.cumsum(counts)])
+
+    def places(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Places of some rows' outputs in the table, row after row."""
+        parts = [np.arange(self.starts[row], self.starts[row + 1]) for row in indices]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def select(self, indices: NDArray[np.int64]) -> Encoded:
         """Some of the rows, in the order given."""
         lengths = None if self.lengths is None else self.lengths[indices]
-        return Encoded(self.rows.select(indices), lengths, self.collate)
+        counts = None if self.counts is None else self.counts[indices]
+        return replace(self, rows=self.rows.select(indices), lengths=lengths, counts=counts)
 
     def batches(
         self, batch_size: int, indices: NDArray[np.int64] | None = None

@@ -28,10 +28,18 @@ from hfcompress.data.columns import (
 from hfcompress.data.config import LABEL_COLUMNS, DataConfig
 from hfcompress.data.image_batches import array_chunks, is_array_column, readable_rows
 from hfcompress.data.read import read
-from hfcompress.data.split import absent_classes, check_classes, choose_splits, limit, split
+from hfcompress.data.split import (
+    absent_classes,
+    check_classes,
+    choose_splits,
+    divided,
+    limit,
+    split,
+)
 from hfcompress.errors import DataError, ModelError
 from hfcompress.models.labels import Alignment, align_labels, numbers_of
 from hfcompress.models.loading import LoadedModel, Modality, label_names, unlike_labels
+from hfcompress.models.outputs import OutputKind
 
 _TEXT = (Value("string"), Value("large_string"))
 
@@ -46,6 +54,8 @@ class Examples:
         columns: the text columns (one or two), or the image column.
         modality: what the columns hold.
         labels: label names in order; the ``label`` column indexes them.
+        kind: what a model's outputs for them mean.
+        config: as they were read; None for rows in memory.
         dropped: what was left out, as ``reason -> rows``.
         notes: what was decided on the user's behalf, one sentence each.
         choose: rows of the training side that candidates are chosen on; None without them.
@@ -59,6 +69,8 @@ class Examples:
     dropped: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     choose: Dataset | None = None
+    kind: OutputKind = "classification"
+    config: DataConfig | None = None
 
     def aligned(self, alignment: Alignment) -> Examples:
         """The same examples with the class numbers and the order of a model.
@@ -73,11 +85,18 @@ class Examples:
         train, measured, chosen = (
             None
             if rows is None
-            else with_labels(rows, [alignment.places[number] for number in rows["label"][:]])
+            else with_labels(rows, [_renumbered(one, alignment) for one in rows["label"][:]])
             for rows in (self.train, self.eval, self.choose)
         )
         assert measured is not None
         return replace(found, train=train, eval=measured, choose=chosen)
+
+
+def _renumbered(label: int | list[int], alignment: Alignment) -> int | list[int]:
+    """A class number, or those of a list, as the model counts; below 0 means no label."""
+    if isinstance(label, list):
+        return [alignment.places[number] if number >= 0 else number for number in label]
+    return alignment.places[label]
 
 
 def load_examples(config: DataConfig, modality: Modality, need_train: bool) -> Examples:
@@ -130,7 +149,7 @@ def examples_of(
     features = [rows.features[label] for rows in sides_raw.values()]
     classes = find_classes(list(row_names.values()), features, label, config)
     dropped: dict[str, int] = {}
-    sides: dict[str, Dataset | None] = {"train": None}
+    sides: dict[str, Dataset] = {}
     for side, rows in reversed(sides_raw.items()):  # the training side first
         if side == "eval" or need_train:
             found = labelled(rows, row_names[side], classes, columns, side, dropped)
@@ -140,14 +159,7 @@ def examples_of(
                     dropped[f"{side}: unreadable image"] = len(failed)
                     notes = (*notes, f"left out: {', '.join(error.name for error in failed[:50])}")
             sides[side] = found
-    if sides["train"] is None and need_train:
-        sides["train"], sides["eval"] = split(sides["eval"], config)
-    limited = {
-        side: limit(rows, count, config.seed)
-        for (side, rows), count in zip(
-            sides.items(), (config.max_train, config.max_eval), strict=True
-        )
-    }
+    limited = divided(sides, config, need_train)
     for side, kept in limited.items():
         check_classes(kept, classes.names, side, config)
     assert limited["eval"] is not None
@@ -159,6 +171,7 @@ def examples_of(
         labels=list(classes.names),
         dropped=dropped,
         notes=(*notes, *classes.notes, *absent_classes(limited, classes.names)),
+        config=config,
     )
 
 

@@ -28,6 +28,26 @@ def choose_splits(
     return {**found, "train": raw[config.train]} if config.train in raw else found
 
 
+def divided(
+    sides: Mapping[str, Dataset], config: DataConfig, need_train: bool
+) -> dict[str, Dataset | None]:
+    """The sides ``train`` and ``eval``, made of a lone one where both are needed, and limited.
+
+    Args:
+        sides: from `choose_splits`, perhaps with rows left out.
+        config: how a lone side is divided, and how many rows are kept.
+        need_train: a step trains or calibrates.
+    """
+    train = sides.get("train") if need_train else None
+    measured: Dataset = sides["eval"]
+    if train is None and need_train:
+        train, measured = split(measured, config)
+    return {
+        "train": limit(train, config.max_train, config.seed),
+        "eval": limit(measured, config.max_eval, config.seed),
+    }
+
+
 def split(rows: Dataset | None, config: DataConfig) -> tuple[Dataset, Dataset]:
     """Divide a lone split, whole groups at a time where a group column is named.
 
@@ -41,7 +61,10 @@ def split(rows: Dataset | None, config: DataConfig) -> tuple[Dataset, Dataset]:
     numbered = Dataset.from_dict({"row": range(len(rows))})
     parts = numbered.train_test_split(test_size=config.eval_fraction, seed=config.seed)
     sides = [list(parts[name]["row"]) for name in ("train", "test")]
-    train, measured = _balanced(sides[0], sides[1], rows["label"][:], config.eval_fraction)
+    labels = rows["label"][:]
+    if not all(isinstance(label, int) for label in labels):  # not one class for each row
+        return rows.select(sides[0]), rows.select(sides[1])
+    train, measured = _balanced(sides[0], sides[1], labels, config.eval_fraction)
     return rows.select(train), rows.select(measured)
 
 

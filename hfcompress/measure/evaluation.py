@@ -7,12 +7,12 @@ class ids from 0.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import TypedDict
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest
+from typing_extensions import NotRequired, TypedDict
 
 from hfcompress.errors import ConfigError, DataError
 from hfcompress.measure.metrics import CONFUSION_METRICS, Classes, confusion_matrix, evaluate_metric
@@ -198,6 +198,9 @@ class Quality(FormerPlain):
         agreement: as `agreement` with the dense model; None without one.
         mcnemar_p: as `mcnemar` against the dense model; None without one.
         drop: the dense model's value minus ``value``; None without one.
+        drop_low, drop_high: interval of ``drop`` by paired bootstrap, where `mcnemar` does not
+            apply: the metric is not of one right or wrong class for each example.
+        paired_p: two-sided p-value of no difference, likewise.
     """
 
     metric: str
@@ -209,6 +212,14 @@ class Quality(FormerPlain):
     agreement: float | None
     mcnemar_p: float | None
     drop: float | None
+    drop_low: float | None = None
+    drop_high: float | None = None
+    paired_p: float | None = None
+
+    def with_drop(self, drop: float, interval: tuple[float, float], p: float) -> Quality:
+        """A copy with the comparison by paired bootstrap."""
+        low, high = interval
+        return replace(self, drop=drop, drop_low=low, drop_high=high, paired_p=p)
 
     def to_dict(self) -> dict[str, object]:
         """The fields as plain data for JSON, under the names used in a report's rows."""
@@ -269,12 +280,16 @@ def _paired(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[Classes, Classes]:
 
 
 class ClassAccuracy(TypedDict):
-    """Recall of one class, 0 to 1: of the compressed model (``value``) and of the dense one."""
+    """Recall of one class, 0 to 1: of the compressed model (``value``) and of the dense one.
+
+    ``metric`` names what else than the recall the values are.
+    """
 
     name: str
     n: int
     value: float
     dense: float
+    metric: NotRequired[str]
 
 
 def class_accuracy(

@@ -38,6 +38,7 @@ from hfcompress.models.image_models import (
     timm_processor,
 )
 from hfcompress.models.labels import Alignment, align_labels, are_default_names, numbers_of
+from hfcompress.models.outputs import PROBLEM_OF_KIND, OutputKind
 
 Modality = Literal["text", "image"]
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
@@ -165,6 +166,7 @@ def load_model(
     seed: int = 0,
     processor: bool = True,
     new_head: bool = True,
+    kind: OutputKind = "classification",
 ) -> LoadedModel:
     """Load a model, its processor and its fingerprint.
 
@@ -176,6 +178,7 @@ def load_model(
         seed: initialises a new head.
         processor: load it, too; without, ``processor`` is None and the folder needs none.
         new_head: a step will train, so that the head may be a new one.
+        kind: what a new head's outputs mean.
 
     Raises:
         SourceError: no such path, or the hub cannot be reached.
@@ -191,7 +194,7 @@ def load_model(
     with hub_errors(source, "model", "--set model=FOLDER"), _timm_named(config):
         settings = AutoConfig.from_pretrained(source.location, **options)  # nosec B615 # in options
         alignment = _align(settings, labels, config.name, new_head)
-        head = _head_options(settings, labels, alignment)
+        head = _head_options(settings, labels, alignment, kind)
 
         def load(head: dict[str, object]) -> tuple[PreTrainedModel, dict[str, list[Any]]]:
             torch.manual_seed(seed)
@@ -209,7 +212,8 @@ def load_model(
         )
         renewed = alignment is None and labels is not None and not _missing(info)
         if renewed:
-            _renew_head(model, *load(_head_options(settings, [*(labels or ()), ""], None)))
+            larger = _head_options(settings, [*(labels or ()), ""], None, kind)
+            _renew_head(model, *load(larger))
     return LoadedModel(
         model=model.train(False),
         processor=loaded,
@@ -355,7 +359,10 @@ def unlike_labels(labels: Sequence[str], own: Sequence[str], model: str) -> str:
 
 
 def _head_options(
-    settings: PreTrainedConfig, labels: list[str] | None, alignment: Alignment | None
+    settings: PreTrainedConfig,
+    labels: list[str] | None,
+    alignment: Alignment | None,
+    kind: OutputKind,
 ) -> dict[str, object]:
     """Options of from_pretrained: a new head's labels, or names for labels without one."""
     if labels is None:
@@ -371,8 +378,8 @@ def _head_options(
         "label2id": {name: index for index, name in enumerate(labels)},
         "ignore_mismatched_sizes": True,
     }
-    if alignment is None and settings.problem_type is not None:
-        options["problem_type"] = "single_label_classification"
+    if alignment is None and (settings.problem_type is not None or kind != "classification"):
+        options["problem_type"] = PROBLEM_OF_KIND.get(kind, settings.problem_type)
     return options
 
 

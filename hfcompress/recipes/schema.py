@@ -56,7 +56,9 @@ class LatencyConfig(Config):
 class MeasureConfig(Config):
     """What to measure of each trial."""
 
-    metric: str = Field("accuracy", description="metric of the curve: accuracy, f1, matthews ...")
+    metric: str | None = Field(
+        None, description="metric of the curve; the task's usual one by default"
+    )
     also: Names = Field((), description="more metrics, kept in the rows")
     trust_remote_code: bool = Field(
         False,
@@ -86,8 +88,11 @@ class MeasureConfig(Config):
         return data
 
     def non_default_fields(self) -> Fields:
-        """As `Config.non_default_fields`, without what changes no row."""
+        """As `Config.non_default_fields`, without what changes no row, and without the metric that
+        was once the default."""
         fields = super().non_default_fields()
+        if fields.get("metric") == "accuracy":
+            del fields["metric"]
         return {name: fields[name] for name in fields.keys() - {"every_step", "trust_remote_code"}}
 
 

@@ -15,6 +15,7 @@ from hfcompress.inference import predict
 from hfcompress.measure.certificate import Certificate, certify_drop
 from hfcompress.models.labels import align_labels
 from hfcompress.models.loading import ModelConfig, label_names, load_model, unlike_labels
+from hfcompress.models.outputs import KIND_NAMES
 from hfcompress.quantization.load import load
 from hfcompress.quantization.manifest import MANIFEST
 from hfcompress.tasks.registry import find_task, task_of_checkpoint
@@ -63,6 +64,11 @@ def certify(
     config = data if isinstance(data, DataConfig) else DataConfig(path=str(data))
     progress.stage("reading the data")
     examples = asked.load(config, need_train=False)
+    if examples.kind != "classification":
+        raise ConfigError(
+            f"certify bounds the accuracy of one label for each example, and the data ask for "
+            f"{KIND_NAMES[examples.kind]}; compare the models with a recipe"
+        )
     before, after = (
         _right(str(path), asked, examples, config, progress) for path in (dense, small)
     )
@@ -78,7 +84,7 @@ def _right(
         scores, names = _quantized_scores(Path(path), examples, progress)
     else:
         loaded = load_model(ModelConfig(path=path), task)
-        task.check_head(loaded.model.config, path)
+        task.check_head(loaded.model.config, path, examples.kind)
         longest = text_limit(config.max_length, loaded.model)
         rows = task.encode(examples, examples.eval, loaded.processor, longest)
         scores = predict(loaded.model, rows, _BATCH, progress.work)

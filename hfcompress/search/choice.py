@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from hfcompress.data.load import fingerprint
-from hfcompress.errors import DataError
+from hfcompress.errors import ConfigError, DataError
 from hfcompress.measure.certificate import Certificate, certify_drop
-from hfcompress.measure.evaluation import Quality, predicted_classes
+from hfcompress.measure.evaluation import Quality
 from hfcompress.steps.context import ModelState
 from hfcompress.sweep.experiment import Experiment
 from hfcompress.sweep.trial import Runner
@@ -75,7 +75,6 @@ def for_choosing(experiment: Experiment) -> Experiment:
 def measure_once(
     experiment: Experiment,
     state: ModelState,
-    metric: str,
     max_drop: float,
     confidence: float | None,
 ) -> Measured:
@@ -84,17 +83,21 @@ def measure_once(
     Args:
         experiment: of the measured rows.
         state: the model with its processor.
-        metric: what may drop.
         max_drop: points (hundredths) that may be lost.
         confidence: of the bound of the loss; None for none.
     """
     experiment.progress.stage("measuring the chosen model")
-    runner, labels = Runner(experiment, []), experiment.eval.labels
+    runner, asked = Runner(experiment, []), experiment.references
     _, logits = runner.predict(state)
     dense_state = ModelState(experiment.loaded.model, experiment.loaded.processor, state.task)
     _, dense = runner.predict(dense_state)
-    quality = state.task.quality(metric, logits, labels, dense)
+    quality = state.task.quality(experiment.metric, logits, asked, dense)
     if confidence is None:
         return Measured(quality, None)
-    before, after = (predicted_classes(answers) == labels for answers in (dense, logits))
+    before, after = (state.task.right(answers, asked) for answers in (dense, logits))
+    if before is None or after is None:
+        raise ConfigError(
+            f"confidence is a bound of right and wrong answers, and those of {state.task.name} "
+            f"are right by degrees; leave confidence out"
+        )
     return Measured(quality, certify_drop(before, after, max_drop / 100, confidence))

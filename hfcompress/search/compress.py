@@ -265,12 +265,12 @@ def _measured(search: Search, whole: Experiment) -> Measured | None:
     row, target, store = search.best, search.target, search.store
     if row is None or search.best_trial is None:
         return None
-    asked = [row["hash"], whole.eval_hash, target.metric, target.max_drop, target.confidence]
+    asked = [row["hash"], whole.eval_hash, whole.metric, target.max_drop, target.confidence]
     kept = store.read_json(MEASURED)
     if kept is not None and kept["asked"] == asked:
         return Measured.from_dict(kept["measured"])
     state, _ = search.runner.state_after(search.best_trial)
-    found = measure_once(whole, state, target.metric, target.max_drop, target.confidence)
+    found = measure_once(whole, state, target.max_drop, target.confidence)
     card = model_card({**row, **found.quality.to_dict()}, name=store.path.name)
     store.write_text(f"{MODEL}/README.md", card)
     store.write_json(MEASURED, {"asked": asked, "measured": found.to_dict()})

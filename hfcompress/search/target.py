@@ -45,7 +45,9 @@ class CompressTarget(Config):
         description="say how sure it is that max_drop holds, by an exact bound on the measured "
         "rows: 0.95; accuracy only",
     )  # fmt: skip
-    metric: str = Field("accuracy", description="what may drop")
+    metric: str | None = Field(
+        None, description="what may drop; the task's usual metric by default"
+    )
     latency: LatencyConfig = Field(
         default_factory=LatencyConfig, description="the batch that speedup is taken at"
     )
@@ -59,7 +61,7 @@ class CompressTarget(Config):
     def _asks_for_something(self) -> Self:
         if self.max_size is None and self.speedup is None:
             raise ValueError("give max_size, speedup or both; there is nothing to search for")
-        if self.confidence is not None and self.metric != "accuracy":
+        if self.confidence is not None and self.metric not in (None, "accuracy"):
             raise ValueError(
                 f"confidence is an exact bound for accuracy, not for {self.metric}; leave it out"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from hfcompress.distillation.text_student import make_text_student
 from hfcompress.distillation.trainer import DistillationTrainer
 from hfcompress.distillation.weight_folding import Batch
 from hfcompress.errors import ConfigError, ModelError
+from hfcompress.inference import Logits, logits_in, without_labels
 from hfcompress.measure.size import count_parameters
 from hfcompress.models.architectures import blocks
 from hfcompress.models.loading import label_names, load_model
@@ -127,7 +129,7 @@ def _own(config: DistillConfig, context: Context, task: Task) -> Model:
     wanted = config.model
     if examples.modality == "image" and wanted.config is not None:
         wanted = like_teacher(wanted, context.processor)
-    loaded = load_model(wanted, task, examples.labels, context.seed)
+    loaded = load_model(wanted, task, examples.labels, context.seed, kind=examples.kind)
     if loaded.alignment is not None and not loaded.alignment.is_identity:
         raise ModelError(
             f"the student {wanted.name!r} has the labels "
@@ -179,17 +181,20 @@ def _cached(
             damaged=context.progress.note,
         )
     collate = TeacherCache.collator(rows.collate)
-    return cache, Encoded(cache.attach(rows.rows), rows.lengths, collate)
+    return cache, replace(rows, rows=cache.attach(rows.rows), collate=collate)
 
 
 @torch.inference_mode()
 def teacher_logits(teacher: Model, rows: Encoded) -> list[list[float]]:
-    """The teacher's logits of the first measured rows, for a picture of temperatures."""
+    """The teacher's logits of the first measured rows or words, for a picture of temperatures."""
     teacher.eval()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     batch = rows.collate([rows.rows[index] for index in range(min(_SHOWN, len(rows)))])
-    inputs = {name: value.to(teacher.device) for name, value in batch.items() if name != "labels"}
-    logits: list[list[float]] = teacher(**inputs).logits.float().tolist()
-    return logits
+    inputs = {name: value.to(teacher.device) for name, value in without_labels(batch).items()}
+    logits: Logits = logits_in(teacher(**inputs)).float().cpu().numpy()
+    if rows.counted is not None:
+        logits = rows.counted(logits, batch)
+    shown: list[list[float]] = logits[:_SHOWN].tolist()
+    return shown
 
 
 def check_distill(model: Model, config: DistillConfig) -> None:

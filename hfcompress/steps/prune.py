@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from hfcompress.distillation.teacher_loss import TeacherLoss
 from hfcompress.inference import predict
-from hfcompress.measure.evaluation import compute_metric
 from hfcompress.measure.size import calculate_sparsity
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.iterative import find_ticket, progressive
@@ -125,9 +124,12 @@ def progressive_step(
     def retrain(network: nn.Module) -> None:
         recover(replace(state, model=cast(PreTrainedModel, network)), config.recover, inner)
 
+    asked = state.task.references(judged, context.examples.labels)
+    metric = state.task.metrics(context.examples.kind)[0]
+
     def evaluate(network: nn.Module) -> float:
-        logits = predict(network, judged, config.recover.batch_size)
-        return compute_metric("accuracy", logits, judged.labels)
+        outputs = predict(network, judged, config.recover.batch_size)
+        return state.task.metric(metric, outputs, asked)
 
     model, pruner = state.network, _pruner(config.prune, inner)
     rounds = progressive(model, config, prune=pruner, recover=retrain, evaluate=evaluate)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -16,11 +17,14 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from hfcompress.calibration.batches import Calibration
+from hfcompress.config import nearest
 from hfcompress.data.encode import Batch, Encoded, text_limit
 from hfcompress.data.load import Examples, align_examples, fingerprint, hold_out
+from hfcompress.data.windows import window_fields
 from hfcompress.errors import ConfigError, HfcompressError, ModelError
 from hfcompress.measure.metrics import check_metric, trust_metric
 from hfcompress.models.loading import LoadedModel, Processor, check_source, load_model
+from hfcompress.models.outputs import KIND_NAMES, OutputKind
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.targets import select_targets
 from hfcompress.recipes.grid import Trial
@@ -133,20 +137,34 @@ class Experiment:
         """What is asked of the model."""
         return self.first.task
 
+    @property
+    def metric(self) -> str:
+        """The metric of the curve."""
+        return self.recipe.measure.metric or self.task.metrics(self.examples.kind)[0]
+
+    @cached_property
+    def references(self) -> Any:
+        """What the outputs of the measured rows are compared with, as the task has it."""
+        return self.task.references(self.eval, self.examples.labels)
+
     @cached_property
     def chance(self) -> dict[str, float]:
         """The share of the most frequent class (``majority``), and the metric of always answering
         the same class (``chance``); empty for targets that are not classes."""
-        labels, metric = np.asarray(self.eval.labels), self.recipe.measure.metric
-        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        if self.examples.kind != "classification":
             return {}
-        counts = np.bincount(labels)
-        task = find_task(self.recipe.task)
+        labels, metric = self.references.astype(np.int64), self.metric
+        if labels.ndim != 1 or labels.min() < 0:
+            return {}
+        counts, task = np.bincount(labels), self.task
         # Class 1 is what metrics of one class (f1, recall) are of.
         answers = {int(counts.argmax()), min(1, len(counts) - 1)}
         majority = float(counts.max() / len(labels))
         try:
-            values = [task.metric(metric, np.full_like(labels, one), labels) for one in answers]
+            values = [
+                task.metric(metric, np.full(len(labels), one, np.float32), labels)
+                for one in answers
+            ]
         except HfcompressError:  # a metric that takes no class ids
             return {"majority": majority}
         return {"majority": majority, "chance": max(values)}
@@ -158,19 +176,23 @@ class Experiment:
             FORMAT, self.loaded.fingerprint, self.train_hash, self.task.name,
             recipe.data.max_length, trial.seed,
         ]  # fmt: skip
+        if windowed := window_fields(recipe.data):
+            root.append(windowed)
         prefixes = [content_hash(root)]
         for step in trial.steps:
             fields = step.config.non_default_fields()
             prefixes.append(content_hash([prefixes[-1], step.name, fields]))
-        measured = recipe.measure.non_default_fields()
+        measured = recipe.measure.replace(metric=self.metric).non_default_fields()
         row_hash = content_hash([prefixes[-1], self.eval_hash, measured])
         return replace(trial, prefixes=tuple(prefixes), row_hash=row_hash)
 
     def start(self, trial: Trial) -> ModelState:
         """What the trial starts from, with a copy of the model."""
         if self.loaded.new_head and trial.seed != self.recipe.seed:
-            recipe = self.recipe  # a new head is drawn by the trial's own seed
-            model = load_model(recipe.model, self.task, self.examples.labels, trial.seed).model
+            recipe, examples = self.recipe, self.examples  # the trial's own seed draws a new head
+            model = load_model(
+                recipe.model, self.task, examples.labels, trial.seed, kind=examples.kind
+            ).model
         else:
             model = copy.deepcopy(self.loaded.model)
         return ModelState(model, self.loaded.processor, self.task)
@@ -232,20 +254,22 @@ def prepare(
     check_trust(recipe, trust_remote_code)
     trials = expand(recipe)
     task = find_task(recipe.task)
-    _check_metrics(recipe, task)
     if loaded is None:
         check_source(recipe.model)  # the cheap check first: a wrong path shows at once
     need_rows = any(step.config.needs_rows for trial in trials for step in trial.steps)
     progress.stage("reading the data")
     reads_training = need_rows or recipe.data.choose is not None
     examples = hold_out(task.load(recipe.data, reads_training, splits), recipe.data)
+    _check_metrics(recipe, task, examples.kind)
     for reason, count in examples.dropped.items():
         progress.note(f"{count:,} rows left out ({reason})")
     progress.stage("loading the model")
     if loaded is None:
         trains = all(trial.trains_after(0) for trial in trials)
-        loaded = load_model(recipe.model, task, examples.labels, recipe.seed, new_head=trains)
-    task.check_head(loaded.model.config, recipe.model.name)
+        loaded = load_model(
+            recipe.model, task, examples.labels, recipe.seed, new_head=trains, kind=examples.kind
+        )
+    task.check_head(loaded.model.config, recipe.model.name, examples.kind)
     _check_model(recipe, loaded, trials, 0 if examples.train is None else len(examples.train))
     examples = align_examples(examples, loaded, recipe.model.name)
     for note in (*examples.notes, *touched_layers(loaded.model, trials)):
@@ -254,7 +278,9 @@ def prepare(
     train = examples.train if need_rows else None
     longest = text_limit(recipe.data.max_length, loaded.model)
     first = Encoding(task, loaded.processor, examples, longest, need_rows)
-    _ = first.train, first.eval  # now, so that what cannot be encoded shows at once
+    for side in (first.train, first.eval):  # now, so that what cannot be encoded shows at once
+        for note in () if side is None else side.notes:
+            progress.note(note)
     experiment = Experiment(
         recipe=recipe,
         trials=[],
@@ -315,15 +341,23 @@ def _asking(data: object, path: str = "") -> Iterator[str]:
             yield from _asking(value, f"{path.removesuffix('.')}[{place}].")
 
 
-def _check_metrics(recipe: Recipe, task: Task) -> None:
-    for name in (recipe.measure.metric, *recipe.measure.also):
-        if name in task.metrics:
+def _check_metrics(recipe: Recipe, task: Task, kind: OutputKind) -> None:
+    known = task.metrics(kind)
+    for name in (recipe.measure.metric or known[0], *recipe.measure.also):
+        if name in known:
             continue
+        if kind != "classification":
+            raise ConfigError(
+                f"the metric {name!r} is not one of {task.name} ({KIND_NAMES[kind]})"
+                f"{nearest(name, list(known))}; use one of {', '.join(known)}"
+            )
         if recipe.measure.trust_remote_code:
             trust_metric(name)
         else:
             check_metric(name)
-        task.metric(name, [0, 1, 1], [0, 1, 1])  # asks the hub, or says it cannot
+        task.metric(
+            name, np.eye(2, dtype=np.float32)[[0, 1, 1]], [0, 1, 1]
+        )  # asks the hub, or says it cannot
 
 
 def _check_model(recipe: Recipe, loaded: LoadedModel, trials: list[Trial], rows: int) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from hfcompress.inference import checking_pays, predict, predict_checked
+from hfcompress.inference import checking_pays, predict, predict_checked, without_labels
 from hfcompress.measure.macs import count_macs
 from hfcompress.measure.size import calculate_model_size, calculate_sparsity, count_parameters
 from hfcompress.models.architectures import default_targets
@@ -170,7 +170,11 @@ class Runner:
             rows = (encoding.eval, size, experiment.progress.work, encoding.batches(size))
             if isinstance(model, QuantizedModel):
                 self.predictions[key] = model.predict(*rows)
-            elif measure.precision == "auto" and checking_pays(model, encoding.eval):
+            elif (
+                measure.precision == "auto"
+                and experiment.examples.kind == "classification"
+                and checking_pays(model, encoding.eval)
+            ):
                 found = predict_checked(model, *rows)
                 self.predictions[key], self._exact_rows[key] = found.logits, found.exact_rows
             else:
@@ -218,8 +222,8 @@ class Runner:
     ) -> Row:
         model, experiment = state.network, self.experiment
         measure = experiment.recipe.measure
-        labels, logits = experiment.eval.labels, self.predictions[key]
-        quality = state.task.quality(measure.metric, logits, labels, dense)
+        asked, logits = experiment.references, self.predictions[key]
+        quality = state.task.quality(experiment.metric, logits, asked, dense)
         pruning = next((report for report in reversed(reports) if report.layers is not None), None)
         requested = None if pruning is None else pruning.requested_sparsity
         left = weight_matrices(model)  # a step after the pruning may have dropped layers
@@ -245,9 +249,9 @@ class Runner:
             "macs": self._macs(state) if measure.macs else None,
             **quality.to_dict(),
             **self._choice(trial, state),
-            "classes": state.task.by_class(logits, labels, dense, experiment.examples.labels),
+            "classes": state.task.by_class(logits, asked, dense, experiment.examples.labels),
             "other_metrics": {
-                name: state.task.metric(name, logits, labels) for name in measure.also
+                name: state.task.metric(name, logits, asked) for name in measure.also
             },
             "reference": _near(reference.values if reference else {}, requested),
             "note": _near(reference.notes if reference else {}, requested) or "",
@@ -267,12 +271,14 @@ class Runner:
         encoding = self.experiment.encoding(state)
         if encoding.choose is None:
             return {}
-        labels, measure = encoding.choose.labels, self.experiment.recipe.measure
+        labels = self.experiment.examples.labels
+        asked = state.task.references(encoding.choose, labels)
         key = trial.dense_prefix
         if key not in self._dense_chosen:
             self._dense_chosen[key] = self._predict_chosen(self.dense_state(trial))
         logits = self._predict_chosen(state)
-        quality = state.task.quality(measure.metric, logits, labels, self._dense_chosen[key])
+        dense = self._dense_chosen[key]
+        quality = state.task.quality(self.experiment.metric, logits, asked, dense)
         return {"choice": quality.to_dict()}
 
     def _predict_chosen(self, state: ModelState) -> Logits:
@@ -306,8 +312,7 @@ class Runner:
             0 if lengths is None else int(np.argsort(lengths, kind="stable")[len(lengths) // 2])
         )
         ((_, batch),) = rows.batches(1, np.array([middle]))
-        batch.pop("labels", None)
-        return count_macs(state.network, batch).total
+        return count_macs(state.network, without_labels(batch)).total
 
 
 def model_bytes(model: Model) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import numpy.typing as npt
+from numpy.typing import NDArray
 
 from hfcompress.data.config import DataConfig
-from hfcompress.errors import DataError, ModelError
+from hfcompress.errors import ModelError
 from hfcompress.measure.evaluation import (
     ClassAccuracy,
     Quality,
@@ -17,6 +19,7 @@ from hfcompress.measure.evaluation import (
     compare,
     compute_metric,
     metric_names,
+    predicted_classes,
 )
 from hfcompress.models.loading import AutoClass, Modality, Processor
 from hfcompress.tasks.outputs import (
@@ -30,10 +33,9 @@ from hfcompress.tasks.outputs import (
 
 if TYPE_CHECKING:  # they import torch, transformers and datasets
     from datasets import Dataset
-    from torch import Tensor
     from transformers import PreTrainedConfig
 
-    from hfcompress.data.encode import Batch, Encoded
+    from hfcompress.data.encode import Encoded
     from hfcompress.data.load import Examples
 
 _PROBLEMS = {
@@ -54,10 +56,17 @@ class Classification:
     name: str
     modality: Modality
 
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics that need no network; the first is the usual one."""
+    def metrics(self, kind: OutputKind = "classification") -> tuple[str, ...]:
+        """Return the names of the metrics that need no network; the first is the usual one."""
         return metric_names()
+
+    def kind(self, config: PreTrainedConfig) -> OutputKind:
+        """Return what the logits of a model mean: one class, several labels, or a number.
+
+        Raises:
+            ValueError: the config says something unknown.
+        """
+        return output_kind(config.problem_type, config.num_labels or 0)
 
     def auto_class(self) -> AutoClass:
         """Return the class that loads its models, as optimum's ``TasksManager`` knows it."""
@@ -66,14 +75,16 @@ class Classification:
         found: AutoClass = TasksManager.get_model_class_for_task(self.name)
         return found
 
-    def check_head(self, config: PreTrainedConfig, model: str) -> None:
+    def check_head(
+        self, config: PreTrainedConfig, model: str, kind: OutputKind = "classification"
+    ) -> None:
         """Refuse a head that does not give one label for each example.
 
         Raises:
             ModelError: several labels, a number, or a single logit.
         """
         try:
-            kind = output_kind(config.problem_type, config.num_labels or 0)
+            kind = self.kind(config)
         except ValueError as error:
             raise ModelError(f"model {model!r}: {error}") from None
         if config.num_labels == 1 and kind != "regression":
@@ -108,60 +119,41 @@ class Classification:
 
         return encode(examples, rows, processor, max_length)
 
-    def outputs(self, model_outputs: object) -> dict[str, Tensor]:
-        """Return ``{"logits": [rows, classes]}``.
+    def references(self, data: Encoded, labels: Sequence[str] = ()) -> NDArray[np.generic]:
+        """Return the class ids, [rows]."""
+        return data.labels
 
-        Raises:
-            ModelError: outputs without logits, or logits of another shape.
-        """
-        from hfcompress.inference import logits_in
-
-        logits = logits_in(model_outputs)
-        if logits.dim() != 2:
-            raise ModelError(
-                f"{self.name} reads logits of shape (rows, classes), not {tuple(logits.shape)}"
-            )
-        return {"logits": logits}
-
-    def targets(self, batch: Batch) -> Tensor:
-        """Return the class ids, [rows].
-
-        Raises:
-            DataError: a batch without labels.
-        """
-        if "labels" not in batch:
-            raise DataError("the batch has no labels; give rows with a label column")
-        return batch["labels"]
-
-    def mask(self, batch: Batch) -> Tensor | None:
-        """Return None: every row counts."""
-        return None
-
-    def metric(self, name: str, outputs: npt.ArrayLike, targets: npt.ArrayLike) -> float:
+    def metric(self, name: str, outputs: npt.ArrayLike, references: object) -> float:
         """Return a metric's value from logits or class ids; see `compute_metric`."""
-        return compute_metric(name, outputs, targets)
+        return compute_metric(name, outputs, cast(npt.ArrayLike, references))
 
     def quality(
         self,
         metric: str,
         outputs: npt.ArrayLike,
-        targets: npt.ArrayLike,
+        references: object,
         dense: npt.ArrayLike | None = None,
     ) -> Quality:
         """Return a metric with its interval, and the comparison with a dense model; see
         `hfcompress.measure.evaluation.compare`."""
-        return compare(metric, outputs, targets, dense)
+        return compare(metric, outputs, cast(npt.ArrayLike, references), dense)
 
     def by_class(
         self,
         outputs: npt.ArrayLike,
-        targets: npt.ArrayLike,
+        references: object,
         dense: npt.ArrayLike,
         names: Sequence[str],
     ) -> list[ClassAccuracy]:
         """Return the recall of each class, of both models; empty for two classes, of which the
         metrics say enough."""
-        return class_accuracy(outputs, targets, dense, names) if len(names) > 2 else []
+        if len(names) <= 2:
+            return []
+        return class_accuracy(outputs, cast(npt.ArrayLike, references), dense, names)
+
+    def right(self, outputs: npt.ArrayLike, references: object) -> NDArray[np.bool_]:
+        """Return whether each row's class is the right one."""
+        return np.asarray(predicted_classes(outputs) == references)
 
     def answer(
         self, logits: Logits, labels: Sequence[str], kind: OutputKind, top_k: int | None

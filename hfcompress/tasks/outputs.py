@@ -1,23 +1,18 @@
-"""What the logits of a classifier mean, and the scores that follow from them (numpy alone)."""
+"""What the outputs of a model mean, and the scores that follow from them (numpy alone)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypedDict
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-Logits = NDArray[np.float32]
-OutputKind = Literal["classification", "multi_label", "regression"]
-"""``classification``: one class for each example. ``multi_label``: each label is true or false.
-``regression``: the logits are the numbers asked for."""
+from hfcompress.models.outputs import KIND_OF_PROBLEM as KIND_OF_PROBLEM
+from hfcompress.models.outputs import OutputKind as OutputKind
+from hfcompress.models.outputs import output_kind as output_kind
 
-KIND_OF_PROBLEM: dict[str, OutputKind] = {
-    "single_label_classification": "classification",
-    "multi_label_classification": "multi_label",
-    "regression": "regression",
-}
+Logits = NDArray[np.float32]
 
 
 class LabelScore(TypedDict):
@@ -25,26 +20,6 @@ class LabelScore(TypedDict):
 
     label: str
     score: float
-
-
-def output_kind(problem_type: str | None, num_labels: int) -> OutputKind:
-    """Return what a head's logits mean, as ``transformers.pipeline`` reads them.
-
-    Args:
-        problem_type: of the model's config; None where it does not say.
-        num_labels: number of logits. A single logit whose problem type is not said is the
-            log-odds of its label.
-
-    Raises:
-        ValueError: an unknown problem type.
-    """
-    if problem_type is not None:
-        if problem_type not in KIND_OF_PROBLEM:
-            raise ValueError(
-                f"unknown problem_type {problem_type!r}; use one of {', '.join(KIND_OF_PROBLEM)}"
-            )
-        return KIND_OF_PROBLEM[problem_type]
-    return "multi_label" if num_labels == 1 else "classification"
 
 
 def label_scores(logits: Logits, kind: OutputKind) -> Logits:

@@ -11,11 +11,13 @@ from hfcompress.models.loading import ModelConfig, model_source
 from hfcompress.tasks.image_classification import IMAGE_CLASSIFICATION
 from hfcompress.tasks.task import Task
 from hfcompress.tasks.text_classification import TEXT_CLASSIFICATION
+from hfcompress.tasks.token_classification import TOKEN_CLASSIFICATION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-TASKS: dict[str, Task] = {task.name: task for task in (TEXT_CLASSIFICATION, IMAGE_CLASSIFICATION)}
+_ALL: tuple[Task, ...] = (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, IMAGE_CLASSIFICATION)
+TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 
 def find_task(name: str) -> Task:

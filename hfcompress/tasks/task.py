@@ -1,23 +1,28 @@
-"""``Task``: what everything else asks when it must know what a model's output means."""
+"""``Task``: what everything else asks when it must know what a model's output means.
+
+What a model says of a data set is one table of ``outputs`` [outputs, columns]: a row of logits for
+each example, or for each word, token or text that counts (`Encoded.counts`). What it is compared
+with are the task's own ``references``, made from the encoded rows; nobody else looks into them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-import numpy.typing as npt
+import numpy as np
+from numpy.typing import NDArray
 
 from hfcompress.data.config import DataConfig
 from hfcompress.measure.evaluation import ClassAccuracy, Quality
 from hfcompress.models.loading import AutoClass, Modality, Processor
-from hfcompress.tasks.outputs import LabelScore, Logits, OutputKind
+from hfcompress.tasks.outputs import OutputKind
 
 if TYPE_CHECKING:  # they import torch, transformers and datasets
     from datasets import Dataset
-    from torch import Tensor
     from transformers import PreTrainedConfig
 
-    from hfcompress.data.encode import Batch, Encoded
+    from hfcompress.data.encode import Encoded
     from hfcompress.data.load import Examples
 
 
@@ -34,21 +39,33 @@ class Task(Protocol):
         """What its models read."""
         ...
 
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics that need no network; the first is the usual one."""
+    def metrics(self, kind: OutputKind) -> tuple[str, ...]:
+        """Return the names of the metrics that need no network; the first is the usual one.
+
+        Args:
+            kind: what the outputs mean, of tasks whose models may give several.
+        """
+        ...
+
+    def kind(self, config: PreTrainedConfig) -> OutputKind:
+        """Return what the logits of a model mean.
+
+        Raises:
+            ValueError: the config says something unknown.
+        """
         ...
 
     def auto_class(self) -> AutoClass:
         """Return the class that loads its models."""
         ...
 
-    def check_head(self, config: PreTrainedConfig, model: str) -> None:
+    def check_head(self, config: PreTrainedConfig, model: str, kind: OutputKind) -> None:
         """Refuse a model whose head answers another question.
 
         Args:
             config: the model's.
             model: its name, for the message.
+            kind: what the data ask.
 
         Raises:
             ModelError: such a model; the sentence names what its head does.
@@ -86,40 +103,29 @@ class Task(Protocol):
         """
         ...
 
-    def outputs(self, model_outputs: object) -> dict[str, Tensor]:
-        """Return what a model's outputs hold for this task, by name.
+    def references(self, data: Encoded, labels: Sequence[str]) -> object:
+        """Return what the outputs of encoded rows are compared with.
 
-        Raises:
-            ModelError: outputs that hold something else.
+        Args:
+            data: the rows.
+            labels: label names in order.
         """
         ...
 
-    def targets(self, batch: Batch) -> Tensor:
-        """Return what the outputs are compared with.
-
-        Raises:
-            DataError: a batch without labels.
-        """
-        ...
-
-    def mask(self, batch: Batch) -> Tensor | None:
-        """Return which outputs count, non-zero where they do; None where all of them do."""
-        ...
-
-    def metric(self, name: str, outputs: npt.ArrayLike, targets: npt.ArrayLike) -> float:
+    def metric(self, name: str, outputs: NDArray[np.float32], references: object) -> float:
         """Return a metric's value.
 
         Raises:
-            SourceError, DataError: as `hfcompress.measure.evaluation.compute_metric`.
+            SourceError, DataError: the metric cannot be computed.
         """
         ...
 
     def quality(
         self,
         metric: str,
-        outputs: npt.ArrayLike,
-        targets: npt.ArrayLike,
-        dense: npt.ArrayLike | None = None,
+        outputs: NDArray[np.float32],
+        references: object,
+        dense: NDArray[np.float32] | None = None,
     ) -> Quality:
         """Return a metric with interval and standard error, and the comparison with a dense
         model: agreement, paired test, drop.
@@ -127,30 +133,21 @@ class Task(Protocol):
         Args:
             metric: its name.
             outputs: the model's, for every measured row.
-            targets: what they are compared with.
+            references: what they are compared with.
             dense: the dense model's outputs for the same rows.
         """
         ...
 
     def by_class(
         self,
-        outputs: npt.ArrayLike,
-        targets: npt.ArrayLike,
-        dense: npt.ArrayLike,
+        outputs: NDArray[np.float32],
+        references: object,
+        dense: NDArray[np.float32],
         names: Sequence[str],
     ) -> list[ClassAccuracy]:
-        """Return the recall of each class, of both models; empty where that says nothing new."""
+        """Return a metric of each class, of both models; empty where that says nothing new."""
         ...
 
-    def answer(
-        self, logits: Logits, labels: Sequence[str], kind: OutputKind, top_k: int | None
-    ) -> list[list[LabelScore]]:
-        """Return what ``transformers.pipeline`` answers, a list for each example.
-
-        Args:
-            logits: [examples, labels].
-            labels: names by id.
-            kind: what the logits mean.
-            top_k: how many labels for each example; None gives all.
-        """
+    def right(self, outputs: NDArray[np.float32], references: object) -> NDArray[np.bool_] | None:
+        """Return whether each answer is right; None where answers are right by degrees."""
         ...

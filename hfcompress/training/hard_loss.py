@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 from torch.nn import functional as F
 
-Task = Literal["classification", "multi_label", "regression", "tokens", "spans"]
-"""What logits mean.
+from hfcompress.tasks.outputs import OutputKind
 
-``classification``: (batch, classes), one class per example. ``multi_label``: (batch, labels), each
-true or false. ``regression``: (batch, targets). ``tokens``: (batch, tokens, classes), one class per
-token; of a language model the classes are its vocabulary. ``spans``: (batch, 2, tokens), scores of
-the first and the last token of an answer.
-"""
+Task = OutputKind
+"""What logits mean."""
 
 
 def hard_loss(student_logits: Tensor, labels: Tensor, task: Task = "classification") -> Tensor:

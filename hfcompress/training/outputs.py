@@ -17,16 +17,14 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from hfcompress.errors import ModelError
+from hfcompress.inference import LABELS as LABELS
+from hfcompress.inference import logits_in
 from hfcompress.tasks.outputs import KIND_OF_PROBLEM
 from hfcompress.training.hard_loss import Task
 from hfcompress.utils import unwrapped
 
 Inputs = Mapping[str, Tensor]
 """A batch by column."""
-LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions")
-"""Columns with labels, whatever the model calls them."""
-
 _CAUSAL = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
 _TOKENS = frozenset(
     {
@@ -53,7 +51,7 @@ def infer_task(model: nn.Module, label: object = None) -> Task:
     if name in _TOKENS:
         return "tokens"
     problem = getattr(config, "problem_type", None)
-    if problem in KIND_OF_PROBLEM:
+    if isinstance(problem, str) and problem in KIND_OF_PROBLEM:
         return KIND_OF_PROBLEM[problem]
     if getattr(config, "num_labels", 2) == 1:
         return "regression"
@@ -123,28 +121,17 @@ def logits_of(outputs: object) -> Tensor:
     """Return the logits in a model's outputs, in the shape that `Task` describes.
 
     Args:
-        outputs: a tensor of logits, or an object or mapping with ``logits``, or with
-            ``start_logits`` and ``end_logits`` for spans; or a tuple of tensors whose first,
+        outputs: as `hfcompress.inference.logits_in` takes them; or a tuple of tensors whose first,
             behind a scalar loss, is the logits.
 
     Raises:
         ModelError: outputs without logits.
     """
-    if isinstance(outputs, Tensor):
-        return outputs
-    found = {name: _entry(outputs, name) for name in ("logits", "start_logits", "end_logits")}
-    if found["logits"] is not None:
-        return found["logits"]
-    if found["start_logits"] is not None and found["end_logits"] is not None:
-        return torch.stack([found["start_logits"], found["end_logits"]], dim=1)
     if isinstance(outputs, (tuple, list)):
         tensors = [item for item in outputs if isinstance(item, Tensor) and item.dim()]
         if tensors:
             return tensors[0]
-    raise ModelError(
-        f"cannot find logits in outputs of type {type(outputs).__name__}; return a tensor, or an "
-        "object with 'logits', from the model"
-    )
+    return logits_in(outputs)
 
 
 def loss_of(outputs: object) -> Tensor | None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from transformers import BertConfig, PreTrainedConfig
 
-from hfcompress.errors import DataError, ModelError
+from hfcompress.errors import ModelError
 from hfcompress.tasks.image_classification import IMAGE_CLASSIFICATION
 from hfcompress.tasks.text_classification import TEXT_CLASSIFICATION
 
@@ -37,20 +36,6 @@ def test_takes_heads_of_several_classes(problem_type: str | None) -> None:
     config = head(problem_type, 3)
     TEXT_CLASSIFICATION.check_head(config, "m")
     IMAGE_CLASSIFICATION.check_head(config, "m")
-
-
-def test_outputs_are_logits_of_rows_and_classes() -> None:
-    logits = torch.zeros(4, 2)
-    assert TEXT_CLASSIFICATION.outputs({"logits": logits})["logits"] is logits
-    with pytest.raises(ModelError, match=r"shape \(rows, classes\), not \(4, 7, 2\)"):
-        TEXT_CLASSIFICATION.outputs({"logits": torch.zeros(4, 7, 2)})
-
-
-def test_targets_are_the_labels() -> None:
-    labels = torch.tensor([1, 0])
-    assert TEXT_CLASSIFICATION.targets({"labels": labels}) is labels
-    with pytest.raises(DataError, match="has no labels"):
-        TEXT_CLASSIFICATION.targets({"input_ids": labels})
 
 
 def test_recalls_are_shown_from_three_classes_on() -> None:

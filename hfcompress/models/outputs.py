@@ -1,0 +1,59 @@
+"""What the outputs of a model mean, as its config says it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+OutputKind = Literal["classification", "multi_label", "regression", "tokens", "spans"]
+"""What logits mean.
+
+``classification``: (batch, classes), one class per example. ``multi_label``: (batch, labels), each
+true or false. ``regression``: (batch, targets), the logits are the numbers asked for. ``tokens``:
+(batch, tokens, classes), one class per token; of a language model the classes are its vocabulary.
+``spans``: (batch, 2, tokens), scores of the first and the last token of an answer.
+"""
+
+KIND_OF_PROBLEM: Mapping[str, OutputKind] = MappingProxyType(
+    {
+        "single_label_classification": "classification",
+        "multi_label_classification": "multi_label",
+        "regression": "regression",
+    }
+)
+PROBLEM_OF_KIND: Mapping[str, str] = MappingProxyType(
+    {kind: problem for problem, kind in KIND_OF_PROBLEM.items()}
+)
+
+
+KIND_NAMES: Mapping[OutputKind, str] = MappingProxyType(
+    {
+        "classification": "one label for each example",
+        "multi_label": "several labels for an example",
+        "regression": "numbers for each example",
+        "tokens": "a label for each token",
+        "spans": "the first and the last token of an answer",
+    }
+)
+"""What a model gives, in words."""
+
+
+def output_kind(problem_type: str | None, num_labels: int) -> OutputKind:
+    """Return what a classifier's logits mean, as ``transformers.pipeline`` reads them.
+
+    Args:
+        problem_type: of the model's config; None where it does not say.
+        num_labels: number of logits. A single logit whose problem type is not said is the
+            log-odds of its label.
+
+    Raises:
+        ValueError: an unknown problem type.
+    """
+    if problem_type is not None:
+        if problem_type not in KIND_OF_PROBLEM:
+            raise ValueError(
+                f"unknown problem_type {problem_type!r}; use one of {', '.join(KIND_OF_PROBLEM)}"
+            )
+        return KIND_OF_PROBLEM[problem_type]
+    return "multi_label" if num_labels == 1 else "classification"
