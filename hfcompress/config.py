@@ -222,6 +222,12 @@ def nearest(name: str, known: object) -> str:
     return f"; known are: {', '.join(sorted(names))}" if names else ""
 
 
+def nearest_of_all(name: str, known: list[str]) -> str:
+    """As `nearest`, with the list of all known names behind the nearest one."""
+    hint = nearest(name, known)
+    return f"{hint} Known are: {', '.join(sorted(known))}" if hint.endswith("?") else hint
+
+
 def _sentence(error: ValidationError, cls: type[BaseModel], where: str) -> str:
     """The first problem of a validation error, as one sentence.
 

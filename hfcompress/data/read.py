@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import datasets
 from datasets import Dataset, DatasetDict, Features, Image, Value, concatenate_datasets
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
+from hfcompress.config import nearest_of_all
 from hfcompress.data.config import IMAGE_COLUMNS, DataConfig
 from hfcompress.data.image_formats import is_idx, pixel_table, read_idx, read_pixel_table
 from hfcompress.data.tables import find_encoding, table_format
-from hfcompress.errors import DataError, SourceError
-from hfcompress.models.hub import Source, hub_errors, resolve
+from hfcompress.errors import DataError, SourceError, first_line
+from hfcompress.models.download import Commit, from_hub
+from hfcompress.models.hub import Source, resolve
 from hfcompress.models.loading import Modality
 
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet",
@@ -28,8 +31,9 @@ def read(config: DataConfig, modality: Modality) -> tuple[DatasetDict, tuple[str
     """All rows of a source, one `Dataset` for each split, and notes on what was assumed."""
     source = resolve(config.path, "data")
     if source.path is None:
-        with hub_errors(source, "data", "--set data.path=FILE_OR_FOLDER"):
-            return datasets.load_dataset(source.location, config.name, revision=config.revision), ()
+        load = partial(_read_hub, config)
+        instead = "--set data.path=FILE_OR_FOLDER"
+        return from_hub(source, "data", instead, load, config.revision), ()
     path = source.path
     if is_idx(path):
         return read_idx(path, source.spec), ()
@@ -42,6 +46,42 @@ def read(config: DataConfig, modality: Modality) -> tuple[DatasetDict, tuple[str
     if modality == "image" and _format(path) == "csv" and pixel_table(path):
         return read_pixel_table(path, source.spec, config.label)
     return _read_files(source, path, config, modality)
+
+
+def _read_hub(config: DataConfig, commit: Commit | None) -> DatasetDict:
+    """All splits of one commit of a data set on the hub.
+
+    Raises:
+        DataError: no such configuration, or several and none is named.
+    """
+    assert commit is not None  # the source is a hub name
+    name = commit.name
+    # Without a network datasets finds what it has prepared by any revision.
+    revision = commit.revision if commit.files else config.revision
+    try:
+        builder = datasets.load_dataset_builder(name, config.name, revision=revision)
+    except ValueError as error:
+        known = datasets.get_dataset_config_names(name, revision=revision) if commit.files else []
+        if not known or config.name in known:
+            raise DataError(f"data: {name!r} cannot be read: {first_line(error)}") from None
+        if config.name is None:
+            raise DataError(
+                f"data: {name!r} has several configurations; write one as data.name: "
+                f"{', '.join(known)}"
+            ) from None
+        hint = nearest_of_all(config.name, known)
+        raise DataError(f"data.name: {name!r} has no configuration {config.name!r}{hint}") from None
+    commit.fetch(_hub_files(builder, commit))
+    builder.download_and_prepare()
+    loaded: DatasetDict = builder.as_dataset()
+    return loaded
+
+
+def _hub_files(builder: datasets.DatasetBuilder, commit: Commit) -> list[str]:
+    """Paths in the repository of the files that a configuration is read from."""
+    urls = [str(url) for found in (builder.config.data_files or {}).values() for url in found]
+    paths = {url.partition(f"@{commit.revision}/")[2] for url in urls}
+    return [path for path in commit.files if path in paths]
 
 
 def _read_files(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from datasets import Dataset
 
-from hfcompress.config import nearest
+from hfcompress.config import nearest_of_all
 from hfcompress.data.config import DataConfig
 from hfcompress.errors import DataError
 
@@ -23,7 +23,9 @@ def choose_splits(
         return {"eval": next(iter(raw.values()))}
     for what, name, needed in (("train", config.train, need_train), ("eval", config.eval, True)):
         if needed and name not in raw:
-            raise DataError(f"data.{what}: there is no split {name!r}{nearest(name, list(raw))}")
+            raise DataError(
+                f"data.{what}: there is no split {name!r}{nearest_of_all(name, list(raw))}"
+            )
     found = {"eval": raw[config.eval]}
     return {**found, "train": raw[config.train]} if config.train in raw else found
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypedDict, cast
 
 import torch
@@ -17,7 +18,7 @@ from transformers import (
 )
 
 from hfcompress.config import nearest
-from hfcompress.errors import ConfigError, first_line
+from hfcompress.errors import ConfigError, MissingExtraError, first_line
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
@@ -181,3 +182,20 @@ def fingerprint_new(config: PreTrainedConfig, processor: BaseImageProcessor) -> 
         "new-"
         + hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:28]
     )
+
+
+@contextmanager
+def timm_named(name: str) -> Iterator[None]:
+    """Convert transformers' ImportError for a missing timm into a `MissingExtraError`.
+
+    Args:
+        name: of the model, for the message.
+    """
+    try:
+        yield
+    except ImportError as error:
+        if "timm" not in str(error):
+            raise
+        raise MissingExtraError(
+            f"model {name!r} needs timm, which is not installed; write: pip install timm"
+        ) from None

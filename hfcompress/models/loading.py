@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeAlias, cast
 
@@ -26,8 +26,9 @@ from transformers import (
 
 import hfcompress.models.modeling_text as text_models
 from hfcompress.config import Config
-from hfcompress.errors import ConfigError, MissingExtraError, ModelError, SourceError
-from hfcompress.models.hub import Source, fingerprint_folder, hub_errors, resolve
+from hfcompress.errors import ConfigError, ModelError, SourceError
+from hfcompress.models.download import Commit, from_hub, model_files
+from hfcompress.models.hub import Source, fingerprint_folder, resolve
 from hfcompress.models.image_models import (
     channels_of_config,
     fingerprint_new,
@@ -35,6 +36,7 @@ from hfcompress.models.image_models import (
     new_model,
     plain_processor,
     size_of,
+    timm_named,
     timm_processor,
 )
 from hfcompress.models.labels import Alignment, align_labels, are_default_names, numbers_of
@@ -188,38 +190,55 @@ def load_model(
     if config.config is not None:
         return _new(config, task, labels, seed)
     source = model_source(config)
+    load = partial(_load, config, source, task, labels, seed, processor, new_head, kind)
+    with timm_named(config.name):
+        return from_hub(source, "model", "--set model=FOLDER", load, config.revision)
+
+
+def _load(
+    config: ModelConfig,
+    source: Source,
+    task: TaskOfModel,
+    labels: list[str] | None,
+    seed: int,
+    processor: bool,
+    new_head: bool,
+    kind: OutputKind,
+    commit: Commit | None,
+) -> LoadedModel:
+    """`load_model` of a folder, or of one commit on the hub."""
     options: dict[str, bool | str] = {"trust_remote_code": config.trust_remote_code}
-    if source.kind == "hub":
-        options["revision"] = config.revision or "main"
-    with hub_errors(source, "model", "--set model=FOLDER"), _timm_named(config):
-        settings = AutoConfig.from_pretrained(source.location, **options)  # nosec B615 # in options
-        alignment = _align(settings, labels, config.name, new_head)
-        head = _head_options(settings, labels, alignment, kind)
+    if commit is not None:
+        options["revision"] = commit.revision
+        commit.fetch(model_files(commit))
+    settings = AutoConfig.from_pretrained(source.location, **options)  # nosec B615 # in options
+    alignment = _align(settings, labels, config.name, new_head)
+    head = _head_options(settings, labels, alignment, kind)
 
-        def load(head: dict[str, object]) -> tuple[PreTrainedModel, dict[str, list[Any]]]:
-            torch.manual_seed(seed)
-            return task.auto_class().from_pretrained(
-                source.location,
-                **options,
-                **head,
-                output_loading_info=True,
-                dtype=torch.float32,
-            )
-
-        model, info = load(head)
-        loaded: Processor | None = (
-            _load_processor(config, source.location, task, settings, options) if processor else None
+    def load(head: dict[str, object]) -> tuple[PreTrainedModel, dict[str, list[Any]]]:
+        torch.manual_seed(seed)
+        return task.auto_class().from_pretrained(
+            source.location,
+            **options,
+            **head,
+            output_loading_info=True,
+            dtype=torch.float32,
         )
-        renewed = alignment is None and labels is not None and not _missing(info)
-        if renewed:
-            larger = _head_options(settings, [*(labels or ()), ""], None, kind)
-            _renew_head(model, *load(larger))
+
+    model, info = load(head)
+    loaded: Processor | None = (
+        _load_processor(config, source.location, task, settings, options) if processor else None
+    )
+    renewed = alignment is None and labels is not None and not _missing(info)
+    if renewed:
+        larger = _head_options(settings, [*(labels or ()), ""], None, kind)
+        _renew_head(model, *load(larger))
     return LoadedModel(
         model=model.train(False),
         processor=loaded,
         new_head=renewed or bool(_missing(info)),
         # The fingerprint says which head a cached result began with.
-        fingerprint=_fingerprint(source, settings) + ("+new-head" if renewed else ""),
+        fingerprint=_fingerprint(source, commit) + ("+new-head" if renewed else ""),
         alignment=alignment,
     )
 
@@ -300,19 +319,6 @@ def _load_processor(
     return cast(BaseImageProcessor, processor)
 
 
-@contextmanager
-def _timm_named(config: ModelConfig) -> Iterator[None]:
-    """Convert transformers' ImportError for a missing timm into a `MissingExtraError`."""
-    try:
-        yield
-    except ImportError as error:
-        if "timm" not in str(error):
-            raise
-        raise MissingExtraError(
-            f"model {config.name!r} needs timm, which is not installed; write: pip install timm"
-        ) from None
-
-
 def saved_class(folder: Path, like: PreTrainedModel) -> type[PreTrainedModel]:
     """The class that saved a model; the class of ``like`` where no other is known.
 
@@ -389,11 +395,10 @@ def label_names(config: PreTrainedConfig) -> list[str]:
     return [names[number] for number in sorted(names)]
 
 
-def _fingerprint(source: Source, settings: PreTrainedConfig) -> str:
-    if source.path is not None:
-        return fingerprint_folder(source.path)
-    commit = getattr(settings, "_commit_hash", None) or "unknown"
-    return f"{source.location}@{commit}"
+def _fingerprint(source: Source, commit: Commit | None) -> str:
+    if commit is None:
+        return fingerprint_folder(Path(source.location))
+    return f"{source.location}@{commit.revision}"
 
 
 def weights_hash(model: nn.Module) -> str:

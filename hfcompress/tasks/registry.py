@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from hfcompress.config import nearest
 from hfcompress.errors import ConfigError, ModelError
-from hfcompress.models.hub import hub_errors
+from hfcompress.models.download import Commit, from_hub
 from hfcompress.models.loading import ModelConfig, model_source
 from hfcompress.tasks.image_classification import IMAGE_CLASSIFICATION
 from hfcompress.tasks.task import Task
@@ -75,11 +75,15 @@ def task_of_checkpoint(path: str) -> Task:
     from transformers import AutoConfig
 
     source = model_source(ModelConfig(path=path))
-    with hub_errors(source, "model", "give a FOLDER"):
-        settings = AutoConfig.from_pretrained(  # nosec B615 # only its task is read
-            source.location, trust_remote_code=False
+
+    def load(commit: Commit | None) -> PreTrainedConfig:
+        revision = {} if commit is None else {"revision": commit.revision}
+        found: PreTrainedConfig = AutoConfig.from_pretrained(  # nosec B615 # a commit
+            source.location, trust_remote_code=False, **revision
         )
-    return infer_task(settings, path)
+        return found
+
+    return infer_task(from_hub(source, "model", "give a FOLDER", load), path)
 
 
 def _other_task(architecture: str) -> str:

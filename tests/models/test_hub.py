@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 
 from hfcompress.errors import MissingExtraError, SourceError
-from hfcompress.models.hub import Source, fingerprint_folder, hub_errors, hub_reachable, resolve
+from hfcompress.models.hub import Source, fingerprint_folder, resolve
 from hfcompress.utils import require
 
 
 def test_hub_name() -> None:
     assert resolve("org/some-model", "model") == Source("org/some-model", "hub", "org/some-model")
     assert resolve("bert-base-uncased", "model").path is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "what", "name", "revision"),
+    [
+        ("org/model@v1.0", "model", "org/model", "v1.0"),
+        ("bert@refs/pr/3", "model", "bert", "refs/pr/3"),
+        ("hf://org/model", "model", "org/model", None),
+        ("hf://models/org/model@main", "model", "org/model", "main"),
+        ("hf://datasets/org/rows@abc", "data", "org/rows", "abc"),
+    ],
+)
+def test_hub_address(spec: str, what: str, name: str, revision: str | None) -> None:
+    assert resolve(spec, what) == Source(spec, "hub", name, revision)
 
 
 def test_local_path(tmp_path: Path) -> None:
@@ -43,6 +56,8 @@ def test_package_path() -> None:
         ("data.tsv", "there is no file or folder 'data.tsv'"),
         ("a/b/c", "there is no file or folder"),
         ("", "there is no file or folder"),
+        ("hf://models/org/name", "write hf://datasets/ORG/NAME[@REVISION]"),
+        ("hf://spaces/org/name", "write hf://datasets/ORG/NAME[@REVISION]"),
     ],
 )
 def test_what_is_not_there(spec: str, message: str) -> None:
@@ -55,36 +70,6 @@ def test_a_misspelt_file_is_answered_with_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "train.tsv").write_text("x")
     with pytest.raises(SourceError, match=r"did you mean 'train\.tsv'"):
         resolve(str(tmp_path / "trian.tsv"), "data")
-
-
-def test_offline_is_not_reachable() -> None:
-    assert not hub_reachable()
-
-
-def test_an_unreachable_hub_is_one_line_and_the_switch_is_put_back(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from transformers import AutoConfig
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.delenv("HTTPS_PROXY", raising=False)
-    monkeypatch.delenv("https_proxy", raising=False)
-    source = resolve("no-org/no-model", "model")
-    with (
-        pytest.raises(SourceError, match="cannot be reached") as caught,
-        hub_errors(source, "model", "--set model=FOLDER"),
-    ):
-        AutoConfig.from_pretrained(source.location)
-    assert "\n" not in str(caught.value)
-    assert huggingface_hub.constants.HF_HUB_OFFLINE is False
-
-
-def test_other_errors_pass_through(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="mine"), hub_errors(resolve(str(tmp_path), "x"), "x", "y"):
-        raise OSError("mine")
-    with pytest.raises(KeyError), hub_errors(resolve("org/name", "x"), "x", "y"):
-        raise KeyError("mine")
 
 
 def test_fingerprint_is_content_not_place(tmp_path: Path) -> None:
