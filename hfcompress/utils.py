@@ -225,18 +225,22 @@ def _holder(path: Path) -> str:
 def quiet_libraries() -> None:
     """Turn off the logs below errors, the bars and the warnings of the Hugging Face libraries.
 
-    Called by the command line and the benchmarks; the package itself changes no global setting.
+    The bars of downloads stay. Called by the command line and the benchmarks; the package itself
+    changes no global setting.
     """
     # torchao 0.18, 2026-11: where it is installed, transformers imports it, and it tells of the
     # kernels that it does not find and of what torch deprecates in it.
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import datasets
+    import huggingface_hub
     import transformers
 
     logs: Any = transformers.utils.logging
     logs.set_verbosity_error()
-    logs.disable_progress_bar()
+    logs.disable_progress_bar()  # of the hub, too
+    if huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+        huggingface_hub.utils.enable_progress_bars()
     datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -266,6 +270,10 @@ class Progress:
 
     def work(self, done: int, total: int) -> None:
         """How far the piece of work is."""
+
+    def bytes(self, done: int, total: int) -> None:
+        """How far a download is; by default a piece of work like any other."""
+        self.work(done, total)
 
     def note(self, text: str) -> None:
         """Something the user should know."""

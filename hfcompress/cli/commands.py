@@ -218,9 +218,11 @@ def _check(options: argparse.Namespace, console: Console) -> int:
 
 
 def _inspect(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.cli.display import Display
     from hfcompress.cli.inspect import inspect_model
 
-    with console.status("loading"):
+    with Display(console) as display:
+        display.stage("loading")
         tables, text = inspect_model(options.model, options.task, options.profiles)
     for table in tables:
         console.print(table)

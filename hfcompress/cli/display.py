@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from hfcompress.models.download import showing_downloads
 from hfcompress.utils import Progress, Row, visible
+
+_BYTES = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1.0))
 
 
 class Terminal(Console):
@@ -52,47 +57,88 @@ def ended_by_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-class Display(Progress):
-    """Shows two bars, for the trials and for the current stage; notes and rows scroll above."""
+LINES_EVERY = 10.0
+"""Seconds between two lines about one stage, where the output is not a terminal."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+
+class Display(Progress):
+    """Shows two bars, for the trials and for the current stage; notes and rows scroll above.
+
+    Where the output is a file or a pipe, a stage that takes long writes lines instead. Downloads
+    from the hub are stages, too.
+
+    Args:
+        console: where to.
+        quiet: show nothing.
+    """
+
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        self.console, self.quiet = console, quiet
         self.bars = Bars(
             TextColumn("{task.description:42.42}", markup=False),
             BarColumn(bar_width=30),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}", markup=False),
             TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
             console=console,
             transient=True,
+            disable=quiet or not console.is_terminal,
         )
-        self.trials = self.bars.add_task("trials", total=None)
-        self.piece = self.bars.add_task("starting", total=None)
+        self.trials = self.bars.add_task("trials", total=None, count="", left="")
+        self.piece = self.bars.add_task("starting", total=None, count="", left="")
+        self._text, self._began = "starting", time.monotonic()
+        self._line_at = self._began + LINES_EVERY
+        self._downloads = ExitStack()
 
     def __enter__(self) -> Display:
+        self._downloads.enter_context(showing_downloads(self))
         self.bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.bars.stop()
+        self._downloads.close()
 
     def sweep(self, done: int, total: int) -> None:
         """Advance the bar of trials."""
-        self.bars.update(self.trials, completed=done, total=total)
+        self.bars.update(self.trials, completed=done, total=total, count=f"{done}/{total}")
 
     def stage(self, text: str) -> None:
         """Restart the bar of the current stage under a new text."""
-        self.bars.reset(self.piece, description=text, total=None)
+        self.bars.reset(self.piece, description=text, total=None, count="", left="")
+        self._text, self._began = text, time.monotonic()
+        self._line_at = self._began + LINES_EVERY
 
     def work(self, done: int, total: int) -> None:
         """Advance the bar of the current stage."""
-        self.bars.update(self.piece, completed=done, total=total)
+        self._advance(done, total, f"{done}/{total}")
+
+    def bytes(self, done: int, total: int) -> None:
+        """Advance the bar of a download."""
+        unit, size = next(((u, s) for u, s in _BYTES if total >= s), _BYTES[-1])
+        self._advance(done, total, f"{done / size:.1f}/{total / size:.1f} {unit}")
+
+    def _advance(self, done: int, total: int, count: str) -> None:
+        now = time.monotonic()
+        left = ""
+        if 0 < done < total and now - self._began > 2:
+            seconds = round((now - self._began) * (total - done) / done)
+            left = f"{timedelta(seconds=seconds)} left"
+        self.bars.update(self.piece, completed=done, total=total, count=count, left=left)
+        if not self.console.is_terminal and not self.quiet and now >= self._line_at:
+            self._line_at = now + LINES_EVERY
+            self.console.print(f"{self._text}: {count}{', ' if left else ''}{left}")
 
     def note(self, text: str) -> None:
         """Print a note above the bars."""
+        if self.quiet:
+            return
         self.console.print(f"note: {text}")
 
     def row(self, row: Row) -> None:
         """Print a finished trial's metric, sparsity and settings above the bars."""
+        if self.quiet:
+            return
         settings = ", ".join(f"{key}={value}" for key, value in row["settings"].items())
         self.console.print(
             f"{row['metric']} {row['value']:.2%} ({row['low']:.1%} to {row['high']:.1%}), "

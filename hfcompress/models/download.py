@@ -234,7 +234,7 @@ def _bar(name: str) -> type | None:
 
         def display(self, *_: object, **__: object) -> None:
             if self.unit == "B" and self.total:
-                shown.work(int(self.n), int(self.total))
+                shown.bytes(int(self.n), int(self.total))
 
     return Bar
 
