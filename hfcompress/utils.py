@@ -233,14 +233,14 @@ def quiet_libraries() -> None:
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import datasets
-    import huggingface_hub
+    import huggingface_hub.utils as hub
     import transformers
 
     logs: Any = transformers.utils.logging
     logs.set_verbosity_error()
     logs.disable_progress_bar()  # of the hub, too
-    if huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
-        huggingface_hub.utils.enable_progress_bars()
+    if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") is None:
+        hub.enable_progress_bars()  # type: ignore[attr-defined]
     datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
