@@ -16,7 +16,6 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from hfcompress.models.download import showing_downloads
 from hfcompress.utils import Progress, Row, visible
 
 _BYTES = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1.0))
@@ -91,6 +90,8 @@ class Display(Progress):
         self._downloads = ExitStack()
 
     def __enter__(self) -> Display:
+        from hfcompress.models.download import showing_downloads  # imports pydantic
+
         self._downloads.enter_context(showing_downloads(self))
         self.bars.start()
         return self
