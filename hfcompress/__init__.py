@@ -22,6 +22,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "distillation.arguments": ("DistillationArguments",),
     "distillation.cache": ("TeacherCache",),
     "distillation.config": ("DistillationConfig", "DistillationLossConfig"),
+    "distillation.loop": ("DistillReport", "distill"),
     "distillation.losses": ("DistillationLoss", "distillation_loss"),
     "distillation.student": ("make_student",),
     "distillation.teacher_loss": ("TeacherLoss",),
@@ -49,6 +50,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "pruning.callback": ("PruningCallback",),
     "pruning.config": ("PruningConfig",),
     "pruning.iterative": ("find_ticket", "progressive"),
+    "pruning.keep_zeros": ("keep_zeros",),
     "pruning.prune": ("PruneReport", "prune"),
     "pruning.sensitivity": ("sensitivity",),
     "pruning.trainer": ("PruningArguments", "PruningTrainer"),
@@ -71,6 +73,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "shrinking.vocabulary.tokenizer": ("VocabularyConfig",),
     "sweep.pipeline": ("CompressionPipeline", "PipelineResult"),
     "sweep.run": ("SweepResult", "run"),
+    "training.loops": ("evaluate", "train_one_epoch"),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 

@@ -11,6 +11,8 @@ from hfcompress.distillation.arguments import DistillationArguments as Distillat
 from hfcompress.distillation.cache import TeacherCache as TeacherCache
 from hfcompress.distillation.config import DistillationConfig as DistillationConfig
 from hfcompress.distillation.config import DistillationLossConfig as DistillationLossConfig
+from hfcompress.distillation.loop import DistillReport as DistillReport
+from hfcompress.distillation.loop import distill as distill
 from hfcompress.distillation.losses import DistillationLoss as DistillationLoss
 from hfcompress.distillation.losses import distillation_loss as distillation_loss
 from hfcompress.distillation.student import make_student as make_student
@@ -46,6 +48,7 @@ from hfcompress.pruning.callback import PruningCallback as PruningCallback
 from hfcompress.pruning.config import PruningConfig as PruningConfig
 from hfcompress.pruning.iterative import find_ticket as find_ticket
 from hfcompress.pruning.iterative import progressive as progressive
+from hfcompress.pruning.keep_zeros import keep_zeros as keep_zeros
 from hfcompress.pruning.prune import PruneReport as PruneReport
 from hfcompress.pruning.prune import prune as prune
 from hfcompress.pruning.sensitivity import sensitivity as sensitivity
@@ -83,6 +86,8 @@ from hfcompress.sweep.pipeline import CompressionPipeline as CompressionPipeline
 from hfcompress.sweep.pipeline import PipelineResult as PipelineResult
 from hfcompress.sweep.run import SweepResult as SweepResult
 from hfcompress.sweep.run import run as run
+from hfcompress.training.loops import evaluate as evaluate
+from hfcompress.training.loops import train_one_epoch as train_one_epoch
 from hfcompress.version import __version__ as __version__
 
 __all__: list[str]

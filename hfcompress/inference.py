@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from inspect import Parameter
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
@@ -15,13 +16,14 @@ from torch import Tensor, nn
 
 from hfcompress.errors import ModelError
 from hfcompress.measure.environment import bf16_is_faster
-from hfcompress.utils import unwrapped
+from hfcompress.utils import is_pretrained, unwrapped
 
 if TYPE_CHECKING:  # it imports transformers and datasets
     from hfcompress.data.encode import Batch, Encoded
 
 Logits = NDArray[np.float32]
 Value = TypeVar("Value")
+_LOGITS = ("logits", "start_logits", "end_logits")
 Batches: TypeAlias = "Iterable[tuple[NDArray[np.int64], Batch]]"
 LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions")
 """Columns with labels, whatever the model calls them."""
@@ -91,11 +93,49 @@ def predict_with(
     return logits
 
 
+def input_names(model: nn.Module, optional: bool = False) -> tuple[str, ...]:
+    """Return the names of the inputs that a model needs, in its order.
+
+    A ``forward(*inputs)`` has the one name ``inputs``.
+
+    Args:
+        model: any module.
+        optional: with the inputs that have a default.
+    """
+    if is_pretrained(model):
+        return (model.main_input_name,)
+    parameters = _parameters(unwrapped(model))
+    named = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    needed = tuple(
+        parameter.name
+        for parameter in parameters
+        if parameter.kind in named and (optional or parameter.default is Parameter.empty)
+    )
+    return needed or tuple(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)[:1]
+
+
+def forward_names(model: nn.Module) -> tuple[frozenset[str], bool]:
+    """Return the names that a model's ``forward`` takes, and whether it takes any other."""
+    parameters = _parameters(unwrapped(model))
+    names = frozenset(p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
+    return names, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def takes_by_place(model: nn.Module) -> bool:
+    """Return whether a model's ``forward`` takes any number of inputs, ``forward(*inputs)``."""
+    return any(p.kind is p.VAR_POSITIONAL for p in _parameters(unwrapped(model)))
+
+
+def _parameters(model: nn.Module) -> list[Parameter]:
+    return list(inspect.signature(model.forward).parameters.values())
+
+
 def call_model(model: nn.Module, batch: Mapping[str, Tensor]) -> object:
     """Return a model's output for a batch without its labels.
 
-    Inputs are passed by name. A model whose ``forward`` has none of the names, such as an
-    ``nn.Sequential``, is called with the batch's only tensor.
+    Inputs are passed by name, or by place where ``forward`` takes them so. A model whose
+    ``forward`` has none of the names, such as an ``nn.Sequential``, is called with the batch's
+    only tensor.
 
     Args:
         model: any module.
@@ -103,12 +143,16 @@ def call_model(model: nn.Module, batch: Mapping[str, Tensor]) -> object:
             ignored.
     """
     inputs = without_labels(batch)
-    parameters = inspect.signature(model.forward).parameters.values()
+    parameters = _parameters(model)
     named = {parameter.name for parameter in parameters}
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    if len(inputs) == 1 and not takes_any and not named & inputs.keys():
+    kinds = {parameter.kind for parameter in parameters}
+    if Parameter.VAR_POSITIONAL in kinds and Parameter.VAR_KEYWORD not in kinds:
         return model(*inputs.values())
-    return model(**inputs)
+    if len(inputs) == 1 and Parameter.VAR_KEYWORD not in kinds and not named & inputs.keys():
+        return model(*inputs.values())
+    by_place = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY and p.name in inputs]
+    placed = [inputs.pop(name) for name in by_place]
+    return model(*placed, **inputs)
 
 
 def without_labels(batch: Mapping[str, Value]) -> dict[str, Value]:
@@ -139,33 +183,50 @@ def takes_labels(model: nn.Module) -> bool:
 
 
 def logits_in(outputs: object) -> Tensor:
-    """Return the logits of a model's output, [rows, classes], or as the model's task has them.
+    """Return the logits in a model's outputs, in the shape that its task has.
 
     Args:
-        outputs: a tensor, or an object or mapping with ``logits``, or with ``start_logits`` and
-            ``end_logits``, which become [rows, 2, tokens].
+        outputs: a tensor of logits; an object or mapping with ``logits``, with ``start_logits`` and
+            ``end_logits`` (spans), or, for a plain mapping or dataclass, with one tensor alone; or
+            a tuple whose first tensor, behind a scalar loss, is the logits.
 
     Raises:
         ModelError: it has no logits.
     """
-    found = outputs if isinstance(outputs, Tensor) else _entry(outputs, "logits")
-    ends = [_entry(outputs, name) for name in ("start_logits", "end_logits")]
-    if found is None and all(isinstance(end, Tensor) for end in ends):
-        found = torch.stack([end for end in ends if isinstance(end, Tensor)], dim=1)
-    if not isinstance(found, Tensor):
-        raise ModelError(
-            f"the model returns {type(outputs).__name__} without logits; return logits, or "
-            f"an object that has them"
-        )
-    return found
-
-
-def _entry(outputs: object, name: str) -> object:
-    """Return an entry of a model's outputs by its name; None where there is none."""
     if isinstance(outputs, Tensor):
-        return None
-    found: object = getattr(outputs, name, None)
-    return outputs.get(name) if found is None and isinstance(outputs, Mapping) else found
+        return outputs
+    found = _entries(outputs)
+    if "logits" in found:
+        return found["logits"]
+    if "start_logits" in found and "end_logits" in found:
+        return torch.stack([found["start_logits"], found["end_logits"]], dim=1)
+    tensors = {name: value for name, value in found.items() if value.dim()}
+    if tensors and (isinstance(outputs, (tuple, list)) or len(tensors) == 1):
+        return next(iter(tensors.values()))
+    names = f" (its tensors are {', '.join(tensors)})" if tensors else ""
+    raise ModelError(
+        f"the model returns {type(outputs).__name__} without logits{names}; return logits, or "
+        f"an object that has them"
+    )
+
+
+def _entries(outputs: object) -> dict[str, Tensor]:
+    """Return the tensors of a model's outputs by name; of one of transformers its logits alone."""
+    names: Mapping[str, object]
+    if isinstance(outputs, (tuple, list)) and not hasattr(outputs, "logits"):
+        names = {str(place): value for place, value in enumerate(outputs)}
+    elif isinstance(outputs, Mapping):
+        names = outputs
+    elif is_dataclass(outputs):
+        names = vars(outputs)
+    else:
+        names = {name: getattr(outputs, name, None) for name in _LOGITS}
+    known = hasattr(outputs, "to_tuple")  # a ModelOutput, whose one tensor may be hidden states
+    return {
+        str(name): value
+        for name, value in names.items()
+        if isinstance(value, Tensor) and (name in _LOGITS or not known)
+    }
 
 
 # Factor on the largest error of the sample: errors are bell-shaped, so three times the largest of

@@ -20,6 +20,7 @@ LAYERS: list[set[str]] = [
     {"models", "measure", "report"},
     {"data", "layers"},
     {"inference"},
+    {"loaders"},
     {"tasks"},
     {"training"},
     {"distillation", "checkpoint"},

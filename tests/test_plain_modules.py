@@ -94,8 +94,8 @@ def test_a_model_without_logits(data: Encoded) -> None:
             super().__init__()
             self.layer = nn.Linear(1, 1)
 
-        def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
-            return (pixel_values,)
+        def forward(self, pixel_values: Tensor) -> list[float]:
+            return pixel_values.flatten().tolist()
 
-    with pytest.raises(ModelError, match="returns tuple without logits"):
+    with pytest.raises(ModelError, match="returns list without logits"):
         predict(Pair(), data, 16)

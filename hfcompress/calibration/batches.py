@@ -7,10 +7,10 @@ sparsity that asks again, as long as the model's weights are the same.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,14 @@ from torch.nn.functional import cross_entropy
 from hfcompress.calibration.hooks import Group, call_order, evaluating, watching
 from hfcompress.calibration.moments import Moments, MomentSum, input_rows, weight_of
 from hfcompress.errors import CalibrationError
-from hfcompress.inference import call_model, logits_in, takes_labels, with_decoder_inputs
+from hfcompress.inference import (
+    call_model,
+    input_names,
+    logits_in,
+    takes_labels,
+    with_decoder_inputs,
+)
+from hfcompress.loaders import has_places, name_batch, named_batches, placed_batches
 
 Batch = Mapping[str, Tensor]
 Result = TypeVar("Result")
@@ -31,19 +38,20 @@ class Calibration:
         prune(model, PruningConfig(method="sparsegpt", sparsity=0.6), Calibration(batches))
 
     Args:
-        batches: a list or a DataLoader of what the model is called with, by name: ``input_ids`` and
-            ``attention_mask``, or ``pixel_values``; ``labels`` where a method needs the loss.
-            Tokens whose ``attention_mask`` is 0 never count.
+        batches: what the model is called with, by name: ``input_ids`` and ``attention_mask``, or
+            ``pixel_values``; ``labels`` where a method needs the loss. Any loader that
+            `hfcompress.loaders` reads will do, such as a DataLoader of tuples; their members get
+            the names of the model that they are used with. Tokens whose ``attention_mask`` is 0
+            never count.
         rows: how many rows are asked for: the first so many are used; None uses all.
 
     Raises:
-        CalibrationError: no rows, fewer rows than asked, padding only, or batches without names.
+        CalibrationError: no rows, fewer rows than asked, padding only, or something that is not
+            a batch.
     """
 
-    def __init__(self, batches: Iterable[Batch], rows: int | None = None) -> None:
-        self.batches = _first_rows(_named(batches), rows)
-        if not self.batches:
-            raise CalibrationError("the calibration data are empty; give at least one row")
+    def __init__(self, batches: object, rows: int | None = None) -> None:
+        self.batches = _first_rows(list(placed_batches(batches, CalibrationError)), rows)
         if not any(_has_tokens(batch) for batch in self.batches):
             raise CalibrationError(
                 "the calibration data hold no token that is not padding (attention_mask is 0 "
@@ -235,33 +243,22 @@ class Calibration:
         return [row for row in rows if _has_tokens(row)]
 
 
-def as_calibration(data: Calibration | Iterable[Batch]) -> Calibration:
-    """Return the calibration data, or make them of batches.
+def as_calibration(data: object, model: nn.Module) -> Calibration:
+    """Return the calibration data, or make them of any loader; tuples get the model's names.
 
     Raises:
-        CalibrationError: as `Calibration`.
+        CalibrationError: as `Calibration`, or batches that do not fit the model's inputs.
     """
-    return data if isinstance(data, Calibration) else Calibration(data)
+    if not isinstance(data, Calibration):
+        return Calibration(list(named_batches(data, model, CalibrationError)))
+    if not any(map(has_places, data.batches)):
+        return data
+    names = input_names(model)
 
+    def named() -> Calibration:
+        return Calibration([name_batch(dict(b), model, CalibrationError) for b in data.batches])
 
-def _named(batches: Iterable[object]) -> list[dict[str, Tensor]]:
-    """Return batches of tensors by name.
-
-    Raises:
-        CalibrationError: a batch that is a tuple or a tensor, or holds anything else.
-    """
-    named: list[dict[str, Tensor]] = []
-    for number, batch in enumerate(batches):
-        tensors = isinstance(batch, Mapping) and all(
-            isinstance(value, Tensor) for value in batch.values()
-        )
-        if not tensors:
-            raise CalibrationError(
-                f"calibration batch {number} is a {type(batch).__name__} and must be a dict of "
-                "tensors by the model's input names; give batches such as {'pixel_values': images}"
-            )
-        named.append(dict(cast(Batch, batch)))
-    return named
+    return data.kept(("named", *names), named)
 
 
 def _with_tokens(

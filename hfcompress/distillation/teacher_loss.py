@@ -28,13 +28,12 @@ from hfcompress.distillation.teacher_outputs import (
 )
 from hfcompress.distillation.teachers import Teacher, TeacherLike, as_teacher
 from hfcompress.errors import ConfigError, ModelError
-from hfcompress.inference import with_decoder_inputs
+from hfcompress.inference import logits_in, with_decoder_inputs
 from hfcompress.models.architectures import blocks, family_of
 from hfcompress.training.hard_loss import Task
 from hfcompress.training.outputs import (
     Inputs,
     infer_task,
-    logits_of,
     token_mask,
 )
 from hfcompress.training.trainer import count_rows
@@ -228,7 +227,7 @@ class TeacherLoss:
         return LayerWatch(student, **wanted_layers(self.config, mapped, last))
 
     def _student(self, outputs: object) -> tuple[Tensor, LayerStates]:
-        logits = logits_of(outputs).float()
+        logits = logits_in(outputs).float()
         return logits, self._watch.take().to(logits.device)
 
     def _compare(

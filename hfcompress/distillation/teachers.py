@@ -12,7 +12,8 @@ from hfcompress.distillation.cached_casts import CachedCasts
 from hfcompress.distillation.layer_outputs import LayerWatch
 from hfcompress.distillation.teacher_outputs import ROW, TeacherOutputs, teacher_inputs
 from hfcompress.errors import ConfigError, DataError
-from hfcompress.training.outputs import Inputs, forward_names, is_transformers, logits_of
+from hfcompress.inference import call_model, forward_names, logits_in
+from hfcompress.training.outputs import Inputs, is_transformers
 
 TeacherFunction = Callable[[Mapping[str, Tensor]], object]
 
@@ -98,10 +99,12 @@ class _ModelTeacher:
         device = next(v.device for v in shown.values() if isinstance(v, Tensor))
         self._place(device)
         with torch.no_grad(), self._autocast(device):
-            outputs = self._casts(shown) if self.precision == "bf16" else self.model(**shown)
+            outputs = (
+                self._casts(shown) if self.precision == "bf16" else call_model(self.model, shown)
+            )
         states = self.watch.take()
         return TeacherOutputs(
-            logits_of(outputs),
+            logits_in(outputs),
             hidden_states=states.hidden_states,
             attentions=states.attentions,
             values=states.values,
@@ -155,7 +158,7 @@ class _FunctionTeacher(_Stateless):
             return answer
         if hasattr(answer, "__array__") and not isinstance(answer, Tensor):
             return TeacherOutputs(torch.as_tensor(answer))
-        return TeacherOutputs(logits_of(answer))
+        return TeacherOutputs(logits_in(answer))
 
 
 class _KeptTeacher(_Stateless):

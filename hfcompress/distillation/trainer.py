@@ -33,13 +33,12 @@ from hfcompress.distillation.teacher_outputs import (
 )
 from hfcompress.distillation.teachers import TeacherLike
 from hfcompress.errors import ConfigError, DataError, SourceError
-from hfcompress.inference import with_decoder_inputs
+from hfcompress.inference import logits_in, with_decoder_inputs
 from hfcompress.training.hard_loss import Task
 from hfcompress.training.outputs import (
     LABELS,
     Inputs,
     labels_of,
-    logits_of,
 )
 from hfcompress.training.trainer import TermsTrainer, Trial
 
@@ -151,7 +150,7 @@ class DistillationTrainer(TermsTrainer):
         weights = {"hard_loss": 1 - alpha, **self.teaching.weights}
         weighted = [weights[name] * part for name, part in parts.items()]
         # If no term applies, use a zero connected to the graph, because backward() still runs.
-        loss = torch.stack(weighted or [0.0 * logits_of(outputs).sum()]).sum()
+        loss = torch.stack(weighted or [0.0 * logits_in(outputs).sum()]).sum()
         return (loss, outputs) if return_outputs else loss
 
     def part_counts(self, inputs: Inputs) -> dict[str, Tensor]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -15,6 +16,7 @@ from hfcompress.calibration.moments import weight_of
 from hfcompress.errors import ConfigError
 from hfcompress.pruning.callback import PruningCallback
 from hfcompress.pruning.config import PruningConfig
+from hfcompress.pruning.keep_zeros import at_each_step
 from hfcompress.pruning.prune import prune
 from hfcompress.pruning.targets import select_targets
 from hfcompress.pruning.training_config import (
@@ -22,11 +24,14 @@ from hfcompress.pruning.training_config import (
     ProgressiveConfig,
     PruningTrainingConfig,
 )
-from hfcompress.pruning.training_masks import Prune
+from hfcompress.pruning.training_masks import Prune, TrainingMasks
+from hfcompress.training.loops import as_number
 
 Train = Callable[[nn.Module, Sequence[TrainerCallback]], None]
 """``train(model, callbacks)``: a whole training of the model in place, the same each time, with
 the callbacks in its ``Trainer``."""
+OwnTrain = Callable[[nn.Module], object]
+"""``train(model)``: the same in a loop of the caller's own, with any optimizer of torch."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class LotteryRound:
 def find_ticket(
     model: nn.Module,
     config: LotteryConfig,
-    train: Train,
+    train: Train | OwnTrain,
     evaluate: Callable[[nn.Module], float] | None = None,
 ) -> list[LotteryRound]:
     """Train, prune the smallest weights, rewind the others to step k, and train again.
@@ -57,8 +62,10 @@ def find_ticket(
     Args:
         model: where training starts; changed in place.
         config: sparsity, rounds and k.
-        train: called ``rounds + 1`` times. It must hand the callbacks to its ``Trainer``: they
-            keep step k, hold the masks, and end a rewound training k steps early.
+        train: called ``rounds + 1`` times. ``train(model, callbacks)`` must hand the callbacks to
+            its ``Trainer``: they keep step k, hold the masks, and end a rewound training k steps
+            early. ``train(model)`` is a loop of your own, whose optimizer is watched; it trains
+            its whole length from step k each time.
         evaluate: measures each trained model.
 
     Returns:
@@ -67,25 +74,89 @@ def find_ticket(
     Raises:
         ConfigError: ``train`` never reached step k, or left its callbacks out.
     """
-    snapshot = _Snapshot(config.rewind_step)
-    train(model, [snapshot])
-    if snapshot.state is None:
+    own = len(inspect.signature(train).parameters) == 1
+    rounds_of: Rounds = (
+        _OwnRounds(cast(OwnTrain, train), config) if own else _Rounds(cast(Train, train), config)
+    )
+    state = rounds_of.dense(model)
+    if state is None:
         raise ConfigError(
             f"rewind_step {config.rewind_step} was never reached; rewind to an earlier step, train "
-            "longer, and hand the callbacks to the Trainer"
+            f"longer, and "
+            f"{'train with an optimizer of torch' if own else 'hand the callbacks to the Trainer'}"
         )
     rounds = [LotteryRound(0.0, _measure(model, evaluate))]
     for sparsity in config.sparsities():
         report = prune(model, _pruning(config, sparsity))
-        _rewind(model, snapshot.state, [layer.name for layer in report.layers])
-        keep = PruningCallback(
-            PruningTrainingConfig(
-                method="keep_zeros", targets=config.targets, exclude=config.exclude
-            )
-        )
-        train(model, [keep, _FromStep(config.rewind_step)])
-        rounds.append(LotteryRound(keep.sparsity, _measure(model, evaluate)))
+        _rewind(model, state, [layer.name for layer in report.layers])
+        kept = rounds_of.sparse(model)
+        rounds.append(LotteryRound(kept, _measure(model, evaluate)))
     return rounds
+
+
+class Rounds(Protocol):
+    """The trainings of a search for a ticket."""
+
+    def dense(self, model: nn.Module) -> dict[str, Tensor] | None:
+        """Train without masks; return the state after step k, or None."""
+        ...
+
+    def sparse(self, model: nn.Module) -> float:
+        """Train a rewound model and keep its zeros; return the sparsity that was kept."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Rounds:
+    """Trainings by a ``Trainer``, which takes callbacks."""
+
+    train: Train
+    config: LotteryConfig
+
+    def dense(self, model: nn.Module) -> dict[str, Tensor] | None:
+        snapshot = _Snapshot(self.config.rewind_step)
+        self.train(model, [snapshot])
+        return snapshot.state
+
+    def sparse(self, model: nn.Module) -> float:
+        keep = PruningCallback(_keep_config(self.config))
+        self.train(model, [keep, _FromStep(self.config.rewind_step)])
+        return keep.sparsity
+
+
+@dataclass(frozen=True)
+class _OwnRounds:
+    """Trainings by a loop of the caller's own, whose optimizer is watched."""
+
+    train: OwnTrain
+    config: LotteryConfig
+
+    def dense(self, model: nn.Module) -> dict[str, Tensor] | None:
+        states = {0: _copy(model)} if self.config.rewind_step == 0 else {}
+        steps = 0
+
+        def count() -> None:
+            nonlocal steps
+            steps += 1
+            if steps == self.config.rewind_step:
+                states[steps] = _copy(model)
+
+        with at_each_step(model, lambda: None, count):
+            self.train(model)
+        return states.get(self.config.rewind_step) if steps else None
+
+    def sparse(self, model: nn.Module) -> float:
+        masks = TrainingMasks(model, _keep_config(self.config), 1)
+        masks.update(0)
+        with at_each_step(model, masks.before_step, masks.after_step):
+            self.train(model)
+        return masks.sparsity
+
+
+def _keep_config(config: LotteryConfig) -> PruningTrainingConfig:
+    return PruningTrainingConfig(
+        method="keep_zeros", targets=config.targets, exclude=config.exclude
+    )
 
 
 class _Snapshot(TrainerCallback):
@@ -172,7 +243,7 @@ def _rewind(model: nn.Module, state: dict[str, Tensor], pruned: Sequence[str]) -
 
 
 def _measure(model: nn.Module, evaluate: Callable[[nn.Module], float] | None) -> float | None:
-    return None if evaluate is None else evaluate(model)
+    return None if evaluate is None else as_number(evaluate(model), "evaluate")
 
 
 Recover = Callable[[nn.Module], None]
@@ -221,13 +292,13 @@ def progressive(
     Returns:
         one record for each round that was run.
     """
-    dense = evaluate(model)
+    dense = as_number(evaluate(model), "evaluate")
     accepted = _copy(model) if config.max_loss is not None else None
     rounds: list[ProgressiveRound] = []
     for sparsity in config.sparsities():
         prune(model, sparsity)
         recover(model)
-        metric = evaluate(model)
+        metric = as_number(evaluate(model), "evaluate")
         within = config.max_loss is None or dense - metric <= config.max_loss
         rounds.append(ProgressiveRound(sparsity, metric, dense - metric, within))
         if accepted is None:

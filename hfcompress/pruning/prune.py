@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfcompress.calibration.batches import Batch, Calibration, as_calibration
+from hfcompress.calibration.batches import Calibration, as_calibration
 from hfcompress.calibration.moments import weight_of
 from hfcompress.errors import CalibrationError, ModelError, TargetError
+from hfcompress.loaders import Loader
 from hfcompress.models.matrices import weight_matrix
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.inputs import projections_called, unknown_inputs
@@ -100,7 +101,7 @@ class PruneReport(FormerPlain):
 def prune(
     model: nn.Module,
     config: PruningConfig,
-    calibration: Calibration | Iterable[Batch] | None = None,
+    calibration: Calibration | Loader | None = None,
 ) -> PruneReport:
     """Set the least important weights of a model to zero, in place.
 
@@ -108,7 +109,8 @@ def prune(
         model: any module; the targets' weights (and, with bias repair, biases) are changed in
             place. An error leaves the model as it was.
         config: what to prune, by which method, how much.
-        calibration: examples for the methods that need them: a `Calibration` or its batches.
+        calibration: examples for the methods that need them: a `Calibration`, or any loader (a
+            DataLoader of tuples, a dataset, dicts of tensors ...).
 
     Returns:
         requested and actual sparsity, and a record for each layer. The number of zeros is
@@ -125,7 +127,7 @@ def prune(
             method needs them, or that give NaN activations.
     """
     found = find_targets(model, config.targets, config.exclude)
-    calibration = _calibration(config, calibration)
+    calibration = _calibration(model, config, calibration)
     reasons = unknown_inputs(model, found.modules, config, calibration)
     modules = {name: part for name, part in found.modules.items() if name not in reasons}
     notes = [f"{name} stays dense: {reason}" for name, reason in reasons.items()]
@@ -285,7 +287,7 @@ def _check_pattern(modules: Mapping[str, nn.Module], config: PruningConfig) -> N
 
 
 def _calibration(
-    config: PruningConfig, calibration: Calibration | Iterable[Batch] | None
+    model: nn.Module, config: PruningConfig, calibration: Calibration | Loader | None
 ) -> Calibration | None:
     if not config.needs_calibration:
         return None
@@ -299,4 +301,4 @@ def _calibration(
             f"method {config.method} with these options needs calibration data; "
             f"pass Calibration(batches) to prune"
         )
-    return as_calibration(calibration).first(config.calibration_rows)
+    return as_calibration(calibration, model).first(config.calibration_rows)

@@ -20,7 +20,7 @@ from hfcompress.pruning.scores import movement_update_, soft_movement_mask, soft
 from hfcompress.pruning.targets import select_targets
 from hfcompress.pruning.training_config import PruningTrainingConfig
 
-Prune = Callable[[nn.Module, float], None]
+Prune = Callable[[nn.Module, float], object]
 """``prune(model, sparsity)``: prune in place, by any method."""
 
 

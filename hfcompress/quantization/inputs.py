@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -14,10 +13,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hfcompress.errors import CalibrationError, ModelError, first_line
 from hfcompress.inference import call_model, logits_in
+from hfcompress.loaders import Loader, named_batches
 from hfcompress.quantization.engine import TEXT_INPUTS, Array, Arrays
-from hfcompress.quantization.images import IMAGE_INPUT
-
-Batch: TypeAlias = Mapping[str, object]
 
 
 class HasBatches(Protocol):
@@ -29,8 +26,8 @@ class HasBatches(Protocol):
         ...
 
 
-Batches: TypeAlias = "HasBatches | Batch | Tensor | Array | Iterable[object]"
-"""Calibration data: dicts of tensors or arrays, or tensors alone, one or many."""
+Batches: TypeAlias = "HasBatches | Loader"
+"""Calibration data."""
 
 
 class PlainModel(nn.Module):
@@ -148,8 +145,7 @@ def as_batches(calibration: Batches | None, model: nn.Module) -> list[Arrays]:
     """Return calibration data as arrays by input name, labels left out.
 
     Args:
-        calibration: a `HasBatches`, or one or many batches: dicts of tensors or arrays, or tensors
-            alone; of plain modules also tuples, whose first members are the inputs.
+        calibration: a `HasBatches`, or any loader that `hfcompress.loaders` reads.
         model: the names of its inputs are given to unnamed tensors.
 
     Raises:
@@ -158,54 +154,15 @@ def as_batches(calibration: Batches | None, model: nn.Module) -> list[Arrays]:
     if calibration is None:
         return []
     given = getattr(calibration, "batches", calibration)
-    if isinstance(given, (Mapping, Tensor, np.ndarray)):
-        given = [given]
-    if not isinstance(given, Iterable) or isinstance(given, (str, bytes)):
-        raise _no_batch(given)
-    return [_arrays(batch, model) for batch in given]
-
-
-def _arrays(batch: object, model: nn.Module) -> Arrays:
-    if isinstance(batch, (Tensor, np.ndarray)):
-        batch = (batch,)
-    if isinstance(batch, (tuple, list)) and not (isinstance(model, PreTrainedModel) and batch[1:]):
-        batch = dict(zip(_names(model), batch, strict=False))
-    if not isinstance(batch, Mapping):
-        raise _no_batch(batch)
-    found = {
-        str(name): _array(value)
-        for name, value in batch.items()
-        if name not in ("labels", "label") and value is not None
-    }
-    if not found or any(array.ndim < 1 or not len(array) for array in found.values()):
-        raise CalibrationError("a calibration batch has no rows; give batches of examples")
-    return found
-
-
-def _array(value: object) -> Array:
-    if isinstance(value, Tensor):
-        value = (value.float() if value.is_floating_point() else value).detach().cpu().numpy()
-    array = np.asarray(value)
-    if array.dtype.kind not in "biuf":
-        raise _no_batch(value)
-    return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
-
-
-def _names(model: nn.Module) -> list[str]:
-    """Return the names of the inputs that a model needs, in its order."""
-    if isinstance(model, PreTrainedModel):
-        return [model.main_input_name]
-    needed = [
-        parameter.name
-        for parameter in inspect.signature(model.forward).parameters.values()
-        if parameter.default is parameter.empty
-        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    if isinstance(given, Sequence) and not given:
+        return []
+    named = named_batches(given, model, CalibrationError)
+    return [
+        {name: _array(value) for name, value in batch.items() if name != "labels"}
+        for batch in named
     ]
-    return needed or [IMAGE_INPUT]
 
 
-def _no_batch(value: object) -> CalibrationError:
-    return CalibrationError(
-        f"calibration batches must be dicts of tensors by the model's input names, not "
-        f"{type(value).__name__}; give batches such as {{'pixel_values': images}}"
-    )
+def _array(value: Tensor) -> Array:
+    plain: Array = (value.float() if value.is_floating_point() else value).detach().cpu().numpy()
+    return plain

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from hfcompress.calibration.batches import Batch, Calibration, as_calibration
+from hfcompress.calibration.batches import Calibration, as_calibration
 from hfcompress.calibration.hooks import evaluating
 from hfcompress.errors import CalibrationError
+from hfcompress.loaders import Loader
 from hfcompress.measure.size import count_parameters
 from hfcompress.models.architectures import family_of
 from hfcompress.models.sublayers import known_family
@@ -30,7 +31,7 @@ Recover = Callable[[nn.Module], object]
 def shrink(
     model: nn.Module,
     config: ShrinkConfig,
-    calibration: Calibration | Iterable[Batch] | None = None,
+    calibration: Calibration | Loader | None = None,
     *,
     recover: Recover | None = None,
     progress: ShowProgress = no_progress,
@@ -51,7 +52,8 @@ def shrink(
     Args:
         model: of a known family, or with convolutions; changed in place.
         config: the budget, and how the units to remove are chosen.
-        calibration: examples, for all scores but magnitudes without repair.
+        calibration: examples, for all scores but magnitudes without repair: a `Calibration` or any
+            loader.
         recover: trains the model after each of several ``rounds`` but the last.
         progress: receives stage, count and total.
         tell: the former name of ``progress``, kept for one release.
@@ -65,7 +67,7 @@ def shrink(
         CalibrationError: calibration data that are missing, too few, or without labels where
             the score needs them.
     """
-    rows = _calibration(config, calibration)
+    rows = _calibration(model, config, calibration)
     if has_channels(model):
         check_channels(model, config)
     else:
@@ -178,10 +180,10 @@ def _report(
 
 
 def _calibration(
-    config: ShrinkConfig, calibration: Calibration | Iterable[Batch] | None
+    model: nn.Module, config: ShrinkConfig, calibration: Calibration | Loader | None
 ) -> Calibration | None:
     if calibration is not None:
-        return as_calibration(calibration).first(config.calibration_rows)
+        return as_calibration(calibration, model).first(config.calibration_rows)
     if config.needs_calibration:
         raise CalibrationError(
             f"score {config.score} with these options needs calibration data; "

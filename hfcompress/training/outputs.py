@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection, Mapping
 from typing import cast
 
@@ -18,7 +17,6 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hfcompress.inference import LABELS as LABELS
-from hfcompress.inference import logits_in
 from hfcompress.tasks.outputs import KIND_OF_PROBLEM
 from hfcompress.training.hard_loss import Task
 from hfcompress.utils import unwrapped
@@ -97,14 +95,6 @@ def token_mask(model: nn.Module, inputs: Inputs) -> Tensor | None:
     return None if padding is None or ids is None or decodes else ids != padding
 
 
-def forward_names(model: nn.Module) -> tuple[frozenset[str], bool]:
-    """Return the names that a model's ``forward`` takes, and whether it takes any other."""
-    parameters = inspect.signature(unwrapped(model).forward).parameters.values()
-    kinds = {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}
-    names = frozenset(item.name for item in parameters if item.kind not in kinds)
-    return names, any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters)
-
-
 def labels_of(inputs: Inputs, names: Collection[str] = ()) -> Tensor | None:
     """Return the labels in the form of `hard_loss`, or None.
 
@@ -115,23 +105,6 @@ def labels_of(inputs: Inputs, names: Collection[str] = ()) -> Tensor | None:
     if "start_positions" in inputs and "end_positions" in inputs:
         return torch.stack([inputs["start_positions"], inputs["end_positions"]], dim=1)
     return next((inputs[name] for name in (*LABELS, *names) if name in inputs), None)
-
-
-def logits_of(outputs: object) -> Tensor:
-    """Return the logits in a model's outputs, in the shape that `Task` describes.
-
-    Args:
-        outputs: as `hfcompress.inference.logits_in` takes them; or a tuple of tensors whose first,
-            behind a scalar loss, is the logits.
-
-    Raises:
-        ModelError: outputs without logits.
-    """
-    if isinstance(outputs, (tuple, list)):
-        tensors = [item for item in outputs if isinstance(item, Tensor) and item.dim()]
-        if tensors:
-            return tensors[0]
-    return logits_in(outputs)
 
 
 def loss_of(outputs: object) -> Tensor | None:

@@ -14,16 +14,15 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from hfcompress.errors import ConfigError, DataError
+from hfcompress.inference import forward_names, logits_in
 from hfcompress.training.hard_loss import Task, hard_loss
 from hfcompress.training.outputs import (
     LABELS,
     Inputs,
-    forward_names,
     infer_task,
     is_causal,
     is_transformers,
     labels_of,
-    logits_of,
     loss_of,
 )
 from hfcompress.training.shares import ItemCount, LoggedParts, UpdateShares
@@ -52,7 +51,7 @@ class _Run:
             raise _NoLossError
         if isinstance(self.outputs, (Mapping, tuple)):
             return self.outputs
-        logits = {"logits": logits_of(self.outputs)}
+        logits = {"logits": logits_in(self.outputs)}
         return logits if loss is None else {"loss": loss, **logits}
 
 
@@ -116,7 +115,7 @@ class TermsTrainer(Trainer):
         if not model.training:
             return loss, outputs
         if not torch.isfinite(loss).all() and not self._count_labels(inputs):
-            return 0.0 * logits_of(outputs).sum(), outputs  # the mean of no labels is NaN
+            return 0.0 * logits_in(outputs).sum(), outputs  # the mean of no labels is NaN
         if is_mean and self._shares:
             share = self._shares.of(self.part_counts(inputs))["hard_loss"]
             loss = loss * share * self.loss_divisor(items)
@@ -139,7 +138,7 @@ class TermsTrainer(Trainer):
         except _NoLossError:
             if labels is None:
                 raise
-        logits = logits_of(run.outputs).float()
+        logits = logits_in(run.outputs).float()
         loss = hard_loss(logits, labels, self.label_task(labels))
         outputs = {"logits": run.outputs} if isinstance(run.outputs, Tensor) else run.outputs
         return loss, outputs, True

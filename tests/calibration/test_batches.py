@@ -234,10 +234,16 @@ def test_spread_takes_rows_from_all_over() -> None:
 def test_batches_of_a_loader_have_names() -> None:
     images = [{"pixel_values": torch.randn(3, 4, 4)} for _ in range(6)]
     loader: DataLoader[Any] = DataLoader(images, 2)  # type: ignore[arg-type]
-    assert Calibration(loader).rows == as_calibration(loader).rows == 6
+    assert Calibration(loader).rows == as_calibration(loader, lively_bert()).rows == 6
     given = Calibration(loader)
-    assert as_calibration(given) is given
+    assert as_calibration(given, lively_bert()) is given
     pairs = DataLoader(TensorDataset(torch.randn(4, 3), torch.zeros(4)), 2)
-    for data in (pairs, [torch.zeros(2, 2)], [{"input_ids": [1, 2]}]):
-        with pytest.raises(CalibrationError, match=r"batch 0 is a .* must be a dict of tensors"):
-            Calibration(data)  # type: ignore[arg-type]
+    places = Calibration(pairs)
+    layer = nn.Linear(3, 2)
+    named = as_calibration(places, layer)
+    assert [set(batch) for batch in named.batches] == [{"input", "labels"}] * 2
+    assert as_calibration(places, layer) is named
+    with pytest.raises(CalibrationError, match="reads its inputs by name, and a batch is a tuple"):
+        as_calibration(places, lively_bert())
+    with pytest.raises(CalibrationError, match=r"must be dicts of tensors .*, not str"):
+        Calibration(["a text"])

@@ -208,8 +208,8 @@ def test_refuses_modules_and_batches_in_a_sentence() -> None:
         quantize(Mlp(), config, ["a text"])
     with pytest.raises(ModelError, match=r"the shape \[2\] for 2 rows; it must return \[rows"):
         quantize(Loose(lambda logits: logits[:, 0]), config, rows[:, :4])
-    with pytest.raises(ModelError, match="returns tuple without logits"):
-        quantize(Loose(lambda logits: (logits, logits)), config, rows[:, :4])
+    with pytest.raises(ModelError, match=r"returns dict without logits \(its tensors are a, b\)"):
+        quantize(Loose(lambda logits: {"a": logits, "b": logits}), config, rows[:, :4])
     with pytest.raises(TargetError, match="LSTM has no Linear or convolution"):
         quantize(nn.LSTM(4, 3), config, rows[:, :4])
 
