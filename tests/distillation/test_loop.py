@@ -41,6 +41,7 @@ def test_one_step_is_that_of_the_formula() -> None:
     assert list(report.losses) == pytest.approx([loss.item()], rel=1e-5)
     with torch.no_grad():
         for mine, weight in zip(student.parameters(), other.parameters(), strict=True):
+            assert weight.grad is not None
             torch.testing.assert_close(mine, weight - 0.1 * weight.grad, rtol=1e-5, atol=1e-6)
 
 
