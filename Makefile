@@ -1,6 +1,7 @@
 # make demo   sets everything up and runs the main job on a real model and real sentences
 # make test   sets everything up and passes the tests
 # make lint   ruff, mypy, bandit, and pip-audit where its list can be reached
+# make docs   builds the documentation's site in build/site
 # make bench  all benchmarks; lists the figures that are not met. With SST-2 as local files:
 #             make bench BENCH="--data FOLDER"   (train.tsv and dev.tsv)
 
@@ -12,7 +13,7 @@ TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint docs bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -27,6 +28,9 @@ lint: $(VENV)/.core
 	$(BIN)/mypy
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive hfcompress benchmarks audit.py
 	$(BIN)/python audit.py
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(BENCH)
@@ -45,6 +49,10 @@ $(VENV)/.demo: $(VENV)/.core
 
 $(VENV)/.bench: $(VENV)/.demo
 	$(PIP) --constraint constraints.txt --editable '.[dev,onnx,openvino,vision]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.core
+	$(PIP) --constraint constraints.txt --editable '.[dev,docs]'
 	@touch $@
 
 clean:

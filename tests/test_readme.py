@@ -26,7 +26,7 @@ from hfcompress.recipes.schema import expand, load_recipe, parse_recipe
 from hfcompress.recipes.yaml import parse_yaml
 
 README = ROOT / "README.md"
-DOCS = (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+DOCS = (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 each_page = pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
 
 
@@ -109,12 +109,35 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_the_readme_is_short_shows_a_picture_and_links_every_page() -> None:
+def test_the_readme_is_short_shows_a_picture_and_links_the_docs() -> None:
     text = read(README)
     assert len(text.splitlines()) <= 170
     assert text.count("![") == 1
-    for page in (ROOT / "docs").glob("*.md"):
-        assert f"(docs/{page.name}" in text, f"README.md does not link docs/{page.name}"
+    assert "(docs/index.md)" in text
+
+
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    text = read(ROOT / "mkdocs.yml").partition("\nnav:")[2]
+    listed = re.findall(r"([\w/-]+\.md)$", text, re.MULTILINE)
+    pages = [str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")]
+    assert sorted(listed) == sorted(pages)
+
+
+def test_sentences_of_the_troubleshooting_page_are_in_the_code() -> None:
+    code = " ".join(path.read_text("utf-8") for path in (ROOT / "hfcompress").rglob("*.py"))
+    code = re.sub(r'"\s+f?"', "", code)  # strings that go on in the next line
+    rows = re.findall(r"^\| ([^|]+?) \| ", read(ROOT / "docs" / "troubleshooting.md"), re.MULTILINE)
+    assert len(rows) > 10
+    for sentence in rows[1:]:
+        for part in sentence.split(" ... "):
+            assert part in code, f"no error says {part!r}"
+
+
+def test_figures_of_the_choosing_page_are_measured_ones() -> None:
+    figures = re.findall(r"-?\d+\.\d+", read(ROOT / "docs" / "choosing.md").partition("cost us")[2])
+    results = read(ROOT / "docs" / "results.md")
+    assert len(figures) > 8
+    assert [figure for figure in figures if figure not in results] == []
 
 
 def test_the_config_page_is_what_the_configs_say() -> None:

@@ -1,0 +1,81 @@
+"""The Python examples of docs/ run, page by page, on tiny models and data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.test_readme import ROOT, blocks_of, read
+from tests.tiny_images import convnet, image_batches
+from tests.tiny_models import tiny_bert
+from tests.tiny_tokenizers import FILLER, GOOD, tiny_tokenizer
+
+PAGES = [page for page in sorted((ROOT / "docs").rglob("*.md")) if "```python\n" in read(page)]
+
+
+@pytest.fixture
+def names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_data: Callable[..., Path]
+) -> dict[str, Any]:
+    """What the examples take for granted: files in the current folder, and objects."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    made = tiny_bert(), tiny_bert(num_hidden_layers=6, hidden_size=256, intermediate_size=1024)
+    for folder, each in zip(("FOLDER", "sentiment", "teacher"), (made[0], *made), strict=True):
+        each.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    model, teacher = (type(made[0]).from_pretrained(name) for name in ("FOLDER", "teacher"))
+    write_data("sst2/train.tsv", rows=64)
+    write_data("sst2/dev.tsv", rows=24, seed=1)
+    write_data("sst2/test.tsv", rows=24, seed=2)
+    words = [*GOOD, *FILLER]
+    texts = [f"{words[i % 15]} {words[i % 7]} {words[i % 4]}" for i in range(32)]
+    batches = [dict(tokenizer(texts[i : i + 8], padding=True, return_tensors="pt")) for i in (0, 8)]
+    for batch in batches:
+        batch["labels"] = torch.arange(8) % 2
+    recipe = "model: FOLDER\ndata: sst2/\nsteps: [prune: {sparsity: 0.5}]\n"
+    Path("recipe.yaml").write_text(recipe)
+    return {
+        "model": model, "teacher": teacher, "student": tiny_bert(),
+        "tokenizer": tokenizer, "texts": texts, "batches": batches, "rows": rows_of(batches),
+        "resnet": convnet("resnet"), "cnn": convnet("resnet"), "images": torch.randn(8, 3, 32, 32),
+        "Trainer": lambda *_, **__: None, "Network": Network, "network": Network(),
+    }  # fmt: skip
+
+
+def rows_of(batches: list[dict[str, torch.Tensor]]) -> list[dict[str, Any]]:
+    return [
+        {name: values[row].tolist() for name, values in batch.items()}
+        for batch in batches
+        for row in range(8)
+    ]
+
+
+class Network(torch.nn.Module):
+    """A network of one's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = torch.nn.Conv2d(3, 16, 3), torch.nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.last(self.first(x).relu().mean((2, 3)))
+        return out
+
+
+@pytest.mark.usefixtures("names")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_examples_of_a_page_run_from_top_to_bottom(page: Path, names: dict[str, Any]) -> None:
+    pytest.importorskip("onnxruntime")
+    if page.stem == "images":
+        names["batches"] = image_batches()
+    for text in blocks_of(page, "python"):
+        if "CompressTarget" in text:  # a search takes long; tests/search runs it
+            continue
+        exec(compile(text, str(page), "exec"), names)
