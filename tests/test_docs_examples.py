@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.test_readme import ROOT, blocks_of, read
+from benchmarks.tables import ROOT
+from tests.test_readme import blocks_of, read
 from tests.tiny_images import convnet, image_batches
 from tests.tiny_models import tiny_bert
 from tests.tiny_tokenizers import FILLER, GOOD, tiny_tokenizer
