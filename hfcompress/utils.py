@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 import json
 import logging
 import os
@@ -46,9 +47,23 @@ def require(module: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and not module.startswith(error.name.split(".")[0]):
             raise  # the module is there, something that it imports is not
-        raise MissingExtraError(
-            f"{module.split('.')[0]} is not installed; write: pip install 'hfcompress[{extra}]'"
-        ) from None
+        raise _missing(module, extra) from None
+
+
+def check_installed(module: str, extra: str) -> None:
+    """Refuse to go on without an optional package; nothing is imported.
+
+    Raises:
+        MissingExtraError: it is not installed; the message holds the pip command.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise _missing(module, extra)
+
+
+def _missing(module: str, extra: str) -> MissingExtraError:
+    return MissingExtraError(
+        f"{module.split('.')[0]} is not installed; write: pip install 'hfcompress[{extra}]'"
+    )
 
 
 def is_conv1d(module: object) -> TypeIs[Conv1D]:

@@ -27,6 +27,7 @@ from hfcompress.recipes.grid import (
 from hfcompress.recipes.step_configs import STEP_CONFIGS
 from hfcompress.recipes.yaml import MAX_BYTES, parse_yaml
 from hfcompress.tasks.registry import find_task
+from hfcompress.training.tracking import Tracker
 from hfcompress.utils import Fields
 
 
@@ -131,6 +132,12 @@ class Recipe(Config):
     measure: MeasureConfig = Field(default_factory=MeasureConfig, description="what is measured")
     seed: int = Field(0, ge=0, description="of everything random")
     reference: ReferenceConfig | None = Field(None, description="published figures")
+    track: tuple[Tracker, ...] = Field(
+        (),
+        strict=False,
+        description="also log the rows there, a run for each trial, into the run's folder (extras: "
+        "track, wandb, mlflow); one may stand without a list",
+    )
     save_models: bool = Field(False, description="keep the model of every trial")
     save_sparse: bool = Field(
         False, description="keep them with zeros packed; import hfcompress to load such a model"
@@ -141,6 +148,8 @@ class Recipe(Config):
     def _one_grid_is_a_list_of_one(cls, data: object) -> object:
         if isinstance(data, Mapping) and isinstance(data.get("grid"), Mapping):
             data = {**data, "grid": [data["grid"]]}
+        if isinstance(data, Mapping) and isinstance(data.get("track"), str):
+            data = {**data, "track": [data["track"]]}
         return data
 
     @field_validator("name")

@@ -29,6 +29,7 @@ from hfcompress.pruning.training_config import (
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.vocabulary.tokenizer import VocabularyConfig
+from hfcompress.training.tracking import Tracker
 from hfcompress.utils import Fields
 
 
@@ -54,8 +55,8 @@ class FinetuneConfig(StepConfig):
         0.0, ge=0, lt=1, description="decoupled weight decay of AdamW; biases and norms have none"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of each label spread out")
-    track: Literal["tensorboard", "trackio"] | None = Field(
-        None, description="also log the training there (extra: track)"
+    track: Tracker | None = Field(
+        None, description="also log the training there, into the run's folder (extra: track)"
     )
     bf16: bool = Field(False, description="bfloat16 autocast: faster where the CPU or GPU has it")
     image_augmentation: ImageAugmentation | None = Field(

@@ -149,7 +149,7 @@ def csv_text(rows: Sequence[Row]) -> str:
     Text that a spreadsheet would run as a formula gets an apostrophe in front.
     """
     flat = [
-        {_no_formula(name): _no_formula(value) for name, value in _flat(row).items()}
+        {_no_formula(name): _no_formula(value) for name, value in flat_row(row).items()}
         for row in rows
     ]  # fmt: skip
     names = list(dict.fromkeys(name for row in flat for name in row))
@@ -401,7 +401,8 @@ def markdown_text(text: str) -> str:
     return re.sub(r"([\\`*\[\]<>|~$&#])", r"\\\1", " ".join(visible(text).split()))
 
 
-def _flat(row: Row) -> dict[str, object]:
+def flat_row(row: Row) -> dict[str, object]:
+    """Return a row's fields as the CSV has them: one for each nested field, without lists."""
     flat: dict[str, object] = {}
     for key, value in row.items():
         if isinstance(value, list):

@@ -150,6 +150,8 @@ class Context:
             reads the rows as they are encoded here.
         max_length: longest token sequence.
         workdir: where a long step keeps checkpoints until it is done; None to keep none.
+        logs: the folder of trackers' logs, and what one training is called in it; None without a
+            run's folder.
         shared: what steps of several trials share (calibration), by key.
     """
 
@@ -162,6 +164,7 @@ class Context:
     dense_model: Callable[[], PreTrainedModel]
     max_length: int | None = None
     workdir: Path | None = None
+    logs: tuple[Path, str] | None = None
     shared: dict[str, Calibration] = field(default_factory=dict)
 
     def training_rows(self, step: str) -> Encoded:

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,8 @@ from hfcompress.pruning.targets import select_targets
 from hfcompress.recipes.step_configs import DistillConfig, FinetuneConfig, RecoverConfig
 from hfcompress.steps.checkpoints import last_checkpoint, mark_whole
 from hfcompress.steps.context import Context
-from hfcompress.utils import Progress, require
+from hfcompress.training.tracking import check_tracker, logs_in
+from hfcompress.utils import Progress
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 TrainerType = TypeVar("TrainerType", bound=Trainer)
@@ -60,6 +61,20 @@ def train_with(
     Returns:
         What was done (updates, mean loss, seconds), and the Trainer.
     """
+    logs: AbstractContextManager[None] = nullcontext()
+    if context.logs is not None:
+        logs = logs_in(*context.logs)
+    with logs:
+        return _train(build, model, context, rows, callbacks)
+
+
+def _train(
+    build: Callable[..., TrainerType],
+    model: PreTrainedModel,
+    context: Context,
+    rows: Encoded,
+    callbacks: Sequence[TrainerCallback],
+) -> tuple[dict[str, Any], TrainerType]:
     home = model.device
     set_seed(context.seed)
     trainer = build(
@@ -113,18 +128,6 @@ def _decay_matrices_only(trainer: Trainer) -> None:
     trainer.get_decay_parameter_names = matrices  # type: ignore[method-assign]
 
 
-def trackers(config: FinetuneConfig) -> list[str]:
-    """What ``report_to`` takes.
-
-    Raises:
-        MissingExtraError: the tracker is not installed.
-    """
-    if config.track is None:
-        return []
-    require(config.track, "track")
-    return [config.track]
-
-
 def trainer_arguments(
     kind: type[Arguments],
     config: FinetuneConfig,
@@ -159,7 +162,10 @@ def trainer_arguments(
         "save_strategy": "no" if context.workdir is None else "epoch",
         "save_total_limit": 1,
         "seed": context.seed,
-        "report_to": trackers(config),
+        "report_to": [] if config.track is None else [config.track],
+        # A tracked training logs its loss at least fifty times.
+        "logging_steps": 500 if config.track is None else 0.02,
+        "run_name": folder.name if context.logs is None else context.logs[1],
         "disable_tqdm": True,
         "remove_unused_columns": False,
     }
@@ -204,7 +210,8 @@ def check_training(model: nn.Module, config: Any) -> None:
     """Refuse trackers that are missing and patterns that match nothing, before anything runs."""
     for part in (config, *(getattr(config, name, None) for name in ("training", "recover"))):
         if isinstance(part, FinetuneConfig):
-            trackers(part)
+            if part.track is not None:
+                check_tracker(part.track)
             if _is_text(model) and (part.image_augmentation or part.channels_last):
                 raise ConfigError(
                     "image_augmentation and channels_last are for models that read images; "

@@ -123,18 +123,19 @@ def _train_shared(experiment: Experiment, pending: list[Trial]) -> dict[str, Exc
 
 def perform_task(task: Task) -> Outcome:
     """Carry out one trial of a recipe in a worker."""
-    runner = _runner(task.recipe, task.cache, task.threads, task.trusted)
+    runner = _runner(task.recipe, task.cache, task.threads, task.trusted, task.folder)
     trial = runner.experiment.trials[task.trial_index]
     return perform(runner, trial, None if task.folder is None else Path(task.folder))
 
 
 @functools.cache
-def _runner(recipe: str, cache: str, threads: int, trusted: bool) -> Runner:
+def _runner(recipe: str, cache: str, threads: int, trusted: bool, folder: str | None) -> Runner:
     """A worker's own, prepared at its first trial and kept for the next ones."""
     quiet_libraries()
     torch.set_num_threads(threads)
     plan, kept = parse_recipe(json.loads(recipe)), StepCache(Path(cache))
-    experiment = prepare(plan, Progress(), kept, trust_remote_code=trusted)
+    output = None if folder is None else Path(folder)
+    experiment = prepare(plan, Progress(), kept, trust_remote_code=trusted, output=output)
     return Runner(experiment, experiment.trials)
 
 

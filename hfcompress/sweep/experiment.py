@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,12 +30,15 @@ from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.targets import select_targets
 from hfcompress.recipes.grid import Trial
 from hfcompress.recipes.schema import Recipe, expand
+from hfcompress.recipes.step_configs import FinetuneConfig
 from hfcompress.steps.context import Context, ModelState
 from hfcompress.steps.registry import check_rows, check_step
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.timing import check_length
+from hfcompress.sweep.tracking import check_trackers
 from hfcompress.tasks.registry import find_task
 from hfcompress.tasks.task import Task
+from hfcompress.training.tracking import LOGS, Tracker
 from hfcompress.utils import Progress
 
 # Raised when the meaning of a result changes (a default, too), so that older rows and models are
@@ -106,6 +110,7 @@ class Experiment:
         progress: receives stages, counts and notes.
         cache: results of training steps.
         trusted: the recipe may run code of models and metrics.
+        logs: where trackers keep their logs; None without a run's folder.
         shared: what steps of several trials share.
     """
 
@@ -119,6 +124,7 @@ class Experiment:
     progress: Progress
     cache: StepCache
     trusted: bool = False
+    logs: Path | None = None
     shared: dict[str, Calibration] = field(default_factory=dict)
     _encodings: dict[tuple[tuple[int, ...], ...], Encoding] = field(default_factory=dict)
 
@@ -226,6 +232,7 @@ class Experiment:
             seed=trial.seed,
             progress=self.progress,
             workdir=None if last else self.cache.partial(trial.prefixes[place + 1]),
+            logs=None if last or self.logs is None else (self.logs, trial.prefixes[place + 1]),
             shared=self.shared,
         )
 
@@ -237,6 +244,7 @@ def prepare(
     loaded: LoadedModel | None = None,
     splits: Mapping[str, Dataset] | None = None,
     trust_remote_code: bool = False,
+    output: Path | None = None,
 ) -> Experiment:
     """Load and check everything that a recipe names; nothing is written.
 
@@ -247,12 +255,14 @@ def prepare(
         loaded: a model in the place of the one that the recipe names.
         splits: rows by split in the place of those that the recipe names.
         trust_remote_code: run code of models and metrics where the recipe asks for it, too.
+        output: the run's folder, where trackers keep their logs.
 
     Raises:
         BadInputError: a source, column, label, split, metric or target that does not fit.
     """
     check_trust(recipe, trust_remote_code)
     trials = expand(recipe)
+    check_trackers([*recipe.track, *_trackers(trials)], output)
     task = find_task(recipe.task)
     if loaded is None:
         check_source(recipe.model)  # the cheap check first: a wrong path shows at once
@@ -292,9 +302,21 @@ def prepare(
         progress=progress,
         cache=cache,
         trusted=trust_remote_code,
+        logs=None if output is None else output / LOGS,
     )
     experiment.trials = [experiment.hashed(trial) for trial in trials]
     return experiment
+
+
+def _trackers(trials: list[Trial]) -> list[Tracker]:
+    """The trackers of the steps that train."""
+    configs = [step.config for trial in trials for step in trial.steps]
+    parts = [
+        part for config in configs
+        for part in (config, *(getattr(config, name, None) for name in ("training", "recover")))
+        if isinstance(part, FinetuneConfig)
+    ]  # fmt: skip
+    return [name for name in dict.fromkeys(part.track for part in parts) if name is not None]
 
 
 def touched_layers(model: PreTrainedModel, trials: list[Trial]) -> list[str]:

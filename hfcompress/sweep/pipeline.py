@@ -148,6 +148,7 @@ class CompressionPipeline:
             given(model, processor),
             splits,
             trust_remote_code=True,  # the steps are the caller's own
+            output=None if output is None else Path(output),
         )
         return run_steps(experiment, None if output is None else RunDirectory(Path(output)))
 

@@ -21,6 +21,7 @@ from hfcompress.sweep.executors import EngineName, in_process, in_workers
 from hfcompress.sweep.experiment import Experiment, prepare
 from hfcompress.sweep.outcome import Outcome, failed_row, keep
 from hfcompress.sweep.results import RunDirectory
+from hfcompress.sweep.tracking import track_row
 from hfcompress.sweep.trial import Runner
 from hfcompress.utils import Fields, Progress, Row
 
@@ -90,8 +91,9 @@ def run(
         if store is not None and store.path.is_dir():  # refused before what takes time
             stack.enter_context(store.locked(wait, progress.note))
         experiment = prepare(
-            recipe, progress, cache or StepCache(), trust_remote_code=trust_remote_code
-        )
+            recipe, progress, cache or StepCache(), trust_remote_code=trust_remote_code,
+            output=None if store is None else store.path,
+        )  # fmt: skip
         if store is not None:
             stack.enter_context(store.locked(wait, progress.note))
 
@@ -139,7 +141,10 @@ def finish(
             trial = trials[outcome.row_hash]
             if store is not None:
                 keep(outcome, trial, store)
-            rows[outcome.row_hash] = outcome.row or failed_row(trial, outcome.reason)
+            row = outcome.row or failed_row(trial, outcome.reason)
+            rows[outcome.row_hash] = row
+            if store is not None:
+                track_row(recipe.track, recipe.name, row, store.path, progress.note)
             if outcome.row is not None:
                 progress.row(outcome.row)
             else:
