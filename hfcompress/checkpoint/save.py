@@ -177,8 +177,12 @@ def _save(model: PreTrainedModel, directory: Path, state: dict[str, Tensor] | No
     try:
         model.save_pretrained(temporary, state_dict=state)
         directory.mkdir(parents=True, exist_ok=True)
-        for file in sorted(temporary.iterdir()):
-            os.replace(file, directory / file.name)
+        for file in sorted(temporary.rglob("*")):
+            target = directory / file.relative_to(temporary)
+            if file.is_dir():
+                target.mkdir(exist_ok=True)
+            else:
+                os.replace(file, target)
     except OSError as error:
         raise unwritable(directory, error) from None
     finally:

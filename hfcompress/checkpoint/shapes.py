@@ -18,6 +18,7 @@ from hfcompress.checkpoint.record import Record, Shape
 from hfcompress.errors import ModelError
 from hfcompress.layers.int8_linear import Int8Linear
 from hfcompress.models.architectures import WIDTH_PARAMETERS, base_prefix
+from hfcompress.models.modeling_embedding import EmbeddingModel
 from hfcompress.models.surgery import resized
 
 RESIZABLE = (
@@ -31,6 +32,8 @@ def built_from_config(model: PreTrainedModel) -> PreTrainedModel:
     """A model of the same class and config on the meta device: shapes and no data."""
     with torch.device("meta"), no_init_weights():
         fresh: PreTrainedModel = type(model)(copy.deepcopy(model.config))
+        if isinstance(fresh, EmbeddingModel):
+            fresh.set_layout(cast(EmbeddingModel, model).layout)
     return fresh
 
 

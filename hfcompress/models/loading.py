@@ -40,6 +40,7 @@ from hfcompress.models.image_models import (
     timm_processor,
 )
 from hfcompress.models.labels import Alignment, align_labels, are_default_names, numbers_of
+from hfcompress.models.modeling_embedding import EmbeddingModel
 from hfcompress.models.outputs import PROBLEM_OF_KIND, OutputKind
 
 Modality = Literal["text", "image"]
@@ -326,6 +327,8 @@ def saved_class(folder: Path, like: PreTrainedModel) -> type[PreTrainedModel]:
         folder: as ``save_pretrained`` left it.
         like: a model that is usually of the same class.
     """
+    if isinstance(like, EmbeddingModel):  # its config names the transformer's class
+        return type(like)
     data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     for name in data.get("architectures") or ():
         if name == type(like).__name__:

@@ -107,6 +107,64 @@ def main(sentences):
 if __name__ == "__main__":
     main(sys.argv[1:] or ["a gripping film", "a dull one"])
 '''
+_EMBEDDING_SCRIPT = '''\
+"""Compare sentences with this folder: python example.py "a gripping film" "a thrilling movie"
+
+Needs: pip install {packages}
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+{imports}
+from tokenizers import Tokenizer
+
+FOLDER = Path(__file__).parent
+
+
+def read(name):
+    return json.loads((FOLDER / name).read_text(encoding="utf-8"))
+
+
+{tokenizing}
+
+{run}
+
+def main(sentences):
+    manifest = read("hfcompress.json")
+    arrays = encode(make_tokenizer(manifest["text"]), sentences, manifest["text"]["inputs"])
+    vectors = np.asarray(run({{name: arrays[name] for name in manifest["inputs"]}}))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    for sentence, cosine in zip(sentences[1:], vectors[1:] @ vectors[0]):
+        print(f"{{cosine:.4f}} {{sentences[0]}} | {{sentence}}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or ["a gripping film", "a thrilling movie", "a tax form"])
+'''
+_TORCH_EMBEDDING_SCRIPT = '''\
+"""Compare sentences with this folder: python example.py "a gripping film" "a thrilling movie"
+
+Needs: pip install {packages}
+"""
+
+import sys
+from pathlib import Path
+
+import hfcompress
+
+
+def main(sentences):
+    cosines = hfcompress.load(Path(__file__).parent).similarity(sentences[:1], sentences[1:])
+    for sentence, cosine in zip(sentences[1:], cosines[0]):
+        print(f"{{cosine:.4f}} {{sentences[0]}} | {{sentence}}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or ["a gripping film", "a thrilling movie", "a tax form"])
+'''
 _ENGINES = {
     "onnxruntime": (
         "onnxruntime",
@@ -157,6 +215,27 @@ def run(arrays):
 """,
     ),
 }
+
+
+def embedding_script(backend: str, graph: str) -> str:
+    """Return the text of ``example.py`` of an embedding model.
+
+    Args:
+        backend: the engine that it uses.
+        graph: path of the engine's main file; empty where hfcompress loads it.
+    """
+    packages, imports, run = _ENGINES[backend]
+    if not graph:
+        packages = "hfcompress" if backend == "torch" else "hfcompress torchao"
+        return _TORCH_EMBEDDING_SCRIPT.format(packages=packages)
+    begin, end = (_TEXT_SCRIPT.index(mark) for mark in ("def make_tokenizer", "{scores}"))
+    usual = {"onnxruntime": "model.onnx", "openvino": "model.xml"}[backend]
+    return _EMBEDDING_SCRIPT.format(
+        packages=f"{packages} tokenizers",
+        imports=imports,
+        tokenizing=_TEXT_SCRIPT[begin:end].strip().replace("{{", "{").replace("}}", "}") + "\n",
+        run=run.replace(f'"{usual}"', f'"{graph}"'),
+    )
 
 
 def example_script(backend: str, images: bool = False) -> str:

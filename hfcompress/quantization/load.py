@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfcompress.errors import ConfigError, DataError, ModelError
+from hfcompress.measure.vectors import Precision, Stored
+from hfcompress.models.embedding_layout import has_layout
 from hfcompress.quantization.backends import import_backend
 from hfcompress.quantization.engine import Arrays, Engine, StaticShape
 from hfcompress.quantization.manifest import Manifest, read_labels, read_manifest, read_output_kind
@@ -33,6 +35,7 @@ def load(
         classify = hfcompress.load("sentiment")
         classify("a gripping film")                    # {"label": "positive", "score": 0.998}
         classify(["a gripping film", "a dull one"])    # a list of them
+        hfcompress.load("embeddings").encode(texts)    # vectors, of an embedding model's folder
 
     Args:
         directory: the folder.
@@ -50,13 +53,17 @@ def load(
         MissingExtraError: the engine is not installed; the message holds the pip command.
     """
     directory = Path(directory)
+    if has_layout(directory):
+        from hfcompress.quantization.embedder import load_embedder
+
+        return load_embedder(directory, threads, shape)
     manifest = read_manifest(directory)
     labels = read_labels(directory)
     kind = read_output_kind(directory, manifest, len(labels))
-    preparation = _preparation(directory, manifest)
+    prepare = find_preparation(directory, manifest)
     engine = import_backend(manifest["backend"]).load_engine(directory, threads)
-    _check_inputs(directory, manifest, engine)
-    return Predictor(engine, labels, preparation, manifest, shape, kind)
+    check_engine_inputs(directory, manifest, engine)
+    return Predictor(engine, labels, prepare, manifest, shape, kind)
 
 
 class Predictor:
@@ -144,6 +151,26 @@ class Predictor:
             return self._static.logits(batch)
         return self.engine.logits(batch)
 
+    def encode(
+        self,
+        texts: object,
+        batch_size: int = 32,
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        dimensions: int | None = None,
+        precision: Precision | None = None,
+    ) -> Stored:
+        """Return a vector for each text; see `hfcompress.quantization.embedder.Embedder`.
+
+        Raises:
+            ModelError: the model gives labels.
+        """
+        raise ModelError(
+            f"this model gives the labels {', '.join(self.labels[:3])}, not vectors; call it with "
+            f"texts, or load the folder of an embedding model"
+        )
+
     def _scores(
         self, examples: object, text_pair: object, batch_size: int
     ) -> tuple[NDArray[np.float32], bool]:
@@ -167,7 +194,12 @@ class Predictor:
         return label_scores(logits, self.kind), single
 
 
-def _check_inputs(directory: Path, manifest: Manifest, engine: Engine) -> None:
+def check_engine_inputs(directory: Path, manifest: Manifest, engine: Engine) -> None:
+    """Refuse an engine that reads other inputs than the folder's record names.
+
+    Raises:
+        ModelError: it does.
+    """
     if set(engine.inputs) != set(manifest["inputs"]):
         raise ModelError(
             f"the model in {str(directory)!r} reads {', '.join(engine.inputs)} and its record "
@@ -176,7 +208,7 @@ def _check_inputs(directory: Path, manifest: Manifest, engine: Engine) -> None:
         )
 
 
-def _preparation(directory: Path, manifest: Manifest) -> Preparation | None:
+def find_preparation(directory: Path, manifest: Manifest) -> Preparation | None:
     """Return what turns examples into the engine's inputs; None without a saved processor."""
     if "text" in manifest:
         return TextPreparation(directory / "tokenizer.json", manifest["text"])

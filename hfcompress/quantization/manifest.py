@@ -16,6 +16,12 @@ from hfcompress.tasks.outputs import OutputKind, output_kind
 
 MANIFEST = "hfcompress.json"
 FORMAT = 1
+Graph = Literal["onnx/model.onnx", "openvino/openvino_model.xml"]
+GRAPHS: dict[str, Graph] = {
+    "onnxruntime": "onnx/model.onnx",
+    "openvino": "openvino/openvino_model.xml",
+}
+"""Where sentence-transformers looks for a graph, by backend."""
 
 
 class TextSettings(TypedDict):
@@ -126,7 +132,8 @@ class QuantizationFields(TypedDict):
 
 
 class Manifest(TypedDict):
-    """The whole file. ``output`` says what the logits mean; earlier versions lack it."""
+    """The whole file. ``output`` says what the logits mean; earlier versions lack it. ``graph`` is
+    the main file of a model that sentence-transformers can open; others have it in the folder."""
 
     format: int
     backend: str
@@ -135,6 +142,7 @@ class Manifest(TypedDict):
     quantization: QuantizationFields
     done: QuantizationReport
     output: NotRequired[OutputKind]
+    graph: NotRequired[Graph]
     text: NotRequired[TextSettings]
     image: NotRequired[ImageSettings]
 
@@ -153,6 +161,7 @@ class _Read(TypedDict):
     quantization: QuantizationFields
     done: _Done
     output: NotRequired[OutputKind]
+    graph: NotRequired[Graph]
     text: NotRequired[TextSettings]
     image: NotRequired[ImageSettings]
 
@@ -187,6 +196,19 @@ def read_manifest(directory: Path) -> Manifest:
     if backend not in MODES:
         raise ModelError(f"{directory}: unknown backend {backend!r}{nearest(backend, MODES)}")
     return manifest
+
+
+def graph_path(directory: Path, usual: str) -> Path:
+    """Return the main file of a folder's graph.
+
+    Args:
+        directory: the folder.
+        usual: its name where the manifest does not say another one.
+
+    Raises:
+        ModelError: as `read_manifest`.
+    """
+    return directory / read_manifest(directory).get("graph", usual)
 
 
 def read_output_kind(directory: Path, manifest: Manifest, labels: int) -> OutputKind:

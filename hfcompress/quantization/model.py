@@ -20,14 +20,17 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from hfcompress.data.encode import Encoded, text_limit
 from hfcompress.errors import ModelError, OutputError
 from hfcompress.inference import Batches, Logits, predict_with
+from hfcompress.models.modeling_embedding import EmbeddingModel, save_layout
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.coverage import Coverage
-from hfcompress.quantization.engine import Engine
-from hfcompress.quantization.example_script import example_script
+from hfcompress.quantization.engine import Engine, FileEngine
+from hfcompress.quantization.example_script import embedding_script, example_script
 from hfcompress.quantization.inputs import as_batches
 from hfcompress.quantization.manifest import (
     FORMAT,
+    GRAPHS,
     MANIFEST,
+    Graph,
     Manifest,
     QuantizationFields,
     QuantizationReport,
@@ -156,6 +159,10 @@ def save_folder(
         temporary.mkdir(parents=True)
         manifest = _manifest(quantized, processor)
         quantized.engine.write(temporary)
+        if "graph" in manifest:
+            _move_graph(quantized.engine, temporary, manifest["graph"])
+        if isinstance(quantized.source, EmbeddingModel):
+            save_layout(quantized.source, temporary)
         _write_config(quantized, temporary / "config.json")
         if processor is not None:
             processor.save_pretrained(temporary)
@@ -164,7 +171,7 @@ def save_folder(
             "README.md": card or default_card(quantized),
         }
         if "text" in manifest or "image" in manifest:
-            texts["example.py"] = example_script(quantized.config.backend, "image" in manifest)
+            texts["example.py"] = _example(quantized, manifest)
         for name, text in texts.items():
             (temporary / name).write_text(text, encoding="utf-8")
         _swap(temporary, directory)
@@ -175,10 +182,33 @@ def save_folder(
     return directory
 
 
+def _example(quantized: QuantizedModel, manifest: Manifest) -> str:
+    backend = quantized.config.backend
+    if isinstance(quantized.source, EmbeddingModel):
+        return embedding_script(backend, manifest.get("graph", ""))
+    return example_script(backend, "image" in manifest)
+
+
+def _move_graph(engine: Engine, folder: Path, graph: Graph) -> None:
+    """Move an engine's files to where sentence-transformers looks for them.
+
+    Args:
+        engine: wrote its files into the folder.
+        folder: of the model.
+        graph: path of the main file.
+    """
+    target = folder / graph
+    target.parent.mkdir()
+    for file in cast(FileEngine, engine).files:
+        name = file.name.replace(cast(FileEngine, engine).files[0].stem, target.stem, 1)
+        os.replace(folder / file.name, target.with_name(name))
+
+
 def default_card(quantized: QuantizedModel) -> str:
     """Return a README.md that says what was quantized, what was not, and why."""
     config, coverage = quantized.config, quantized.coverage
     what = "photo.jpg" if IMAGE_INPUT in quantized.engine.inputs else "a sentence"
+    call = ".encode" if isinstance(quantized.source, EmbeddingModel) else ""
     head = yaml.safe_dump({"tags": ["hfcompress", config.backend], "license": "other"})
     lines = [
         f"---\n{head}---\n",
@@ -189,7 +219,7 @@ def default_card(quantized: QuantizedModel) -> str:
         "What stays in floating point:\n",
         *(f"- {count} modules: {reason}" for reason, count in coverage.reasons.items()),
         f'\nUse it: `python example.py "{what}"`, or\n',
-        f'```python\nimport hfcompress\n\nprint(hfcompress.load("FOLDER")("{what}"))\n```',
+        f'```python\nimport hfcompress\n\nprint(hfcompress.load("FOLDER"){call}("{what}"))\n```',
     ]
     return "\n".join(lines) + "\n"
 
@@ -204,6 +234,10 @@ def _write_config(quantized: QuantizedModel, path: Path) -> None:
     An engine that has written the file before keeps its fields.
     """
     config = quantized.source.config if isinstance(quantized.source, PreTrainedModel) else None
+    if isinstance(quantized.source, EmbeddingModel):
+        if not path.exists():
+            quantized.source.config.save_pretrained(path.parent)
+        return
     text = config.to_json_string() if config else json.dumps(_architecture(quantized.source))
     if path.exists():
         text = path.read_text(encoding="utf-8")
@@ -227,19 +261,32 @@ def _manifest(quantized: QuantizedModel, processor: Processor | None) -> Manifes
         "quantization": cast(QuantizationFields, quantized.config.to_dict()),
         "done": done,
     }
-    config = getattr(quantized.source, "config", None)
-    problem = getattr(config, "problem_type", None)
-    manifest["output"] = output_kind(problem, quantized.outputs)
+    if isinstance(quantized.source, EmbeddingModel):
+        if quantized.config.backend in GRAPHS:
+            manifest["graph"] = GRAPHS[quantized.config.backend]
+    else:
+        problem = getattr(getattr(quantized.source, "config", None), "problem_type", None)
+        manifest["output"] = output_kind(problem, quantized.outputs)
     if processor is None:
         return manifest
     if IMAGE_INPUT not in quantized.engine.inputs:
-        manifest["text"] = _text_settings(cast(PreTrainedTokenizerBase, processor), quantized)
+        tokenizer = cast(PreTrainedTokenizerBase, processor)
+        manifest["text"] = text_settings(tokenizer, quantized.source)
     elif (settings := image_settings(cast("BaseImageProcessor", processor))) is not None:
         manifest["image"] = settings
     return manifest
 
 
-def _text_settings(tokenizer: PreTrainedTokenizerBase, quantized: QuantizedModel) -> TextSettings:
+def text_settings(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> TextSettings:
+    """Return what `tokenizers` needs beside ``tokenizer.json`` to encode as a tokenizer does.
+
+    Args:
+        tokenizer: a fast one.
+        model: its positions, and the limit of an embedding model, bound the length.
+
+    Raises:
+        ModelError: a tokenizer that has no ``tokenizer.json``.
+    """
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
             f"{type(tokenizer).__name__} has no tokenizer.json; load it with AutoTokenizer, "
@@ -247,9 +294,9 @@ def _text_settings(tokenizer: PreTrainedTokenizerBase, quantized: QuantizedModel
         )
     padding = tokenizer.pad_token_id
     if padding is None:  # decoders find the last token of a text by their config's
-        padding = getattr(getattr(quantized.source, "config", None), "pad_token_id", None)
+        padding = getattr(getattr(model, "config", None), "pad_token_id", None)
     return {
-        "max_length": _longest_text(tokenizer, quantized.source),
+        "max_length": _longest_text(tokenizer, model),
         "pad_id": int(padding or 0),
         "pad_token": str(tokenizer.pad_token or "[PAD]"),
         "padding_side": cast(Side, str(tokenizer.padding_side)),
@@ -265,6 +312,8 @@ def _text_settings(tokenizer: PreTrainedTokenizerBase, quantized: QuantizedModel
 def _longest_text(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> int:
     """Return the tokens of the longest text: the tokenizer's limit, or the model's positions."""
     limit = text_limit(int(tokenizer.model_max_length), model)
+    if isinstance(model, EmbeddingModel) and model.layout.max_length is not None:
+        limit = min(limit or _NO_LIMIT, model.layout.max_length)
     if limit is not None and limit < _NO_LIMIT:
         return limit
     usual = getattr(getattr(model, "config", None), "max_position_embeddings", None)

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from hfcompress.errors import ModelError, first_line
 from hfcompress.measure.macs import evaluation_mode
 from hfcompress.models.architectures import is_compressible
+from hfcompress.models.modeling_embedding import EmbeddingModel
 from hfcompress.quantization.engine import TEXT_INPUTS as TEXT_INPUTS
 from hfcompress.quantization.engine import Arrays
 from hfcompress.quantization.images import IMAGE_INPUT as IMAGE_INPUT
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
 
 OUTPUT = "logits"
+EMBEDDING_OUTPUTS = {"sentence_embedding": OUTPUT, "last_hidden_state": "last_hidden_state"}
+"""Outputs of an embedding model's graph by the names that sentence-transformers knows, the vectors
+first, and the fields of the model's output."""
 # Both engines' fp32 kernels stay within 2e-5 of torch's on the families tested.
 TOLERANCE = 1e-4
 # Bytes of weights up to which they go into the graph's file; a protobuf message holds 2 GB.
@@ -190,17 +194,23 @@ def check_against_torch(
 # --- capturing ---------------------------------------------------------------------------------
 
 
-class _Logits(nn.Module):
-    """Positional inputs and one output, as an ONNX graph has them."""
+class _Outputs(nn.Module):
+    """Positional inputs and outputs, as an ONNX graph has them."""
 
-    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+    def __init__(self, model: nn.Module, names: tuple[str, ...], outputs: tuple[str, ...]) -> None:
         super().__init__()
         self.model = model
         self.names = names
+        self.outputs = outputs
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        logits: Tensor = self.model(**dict(zip(self.names, inputs, strict=True))).logits
-        return logits
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        found = self.model(**dict(zip(self.names, inputs, strict=True)))
+        return tuple(getattr(found, name) for name in self.outputs)
+
+
+def _output_fields(model: Classifier) -> dict[str, str]:
+    """Return the graph's outputs, the one that an engine gives first, by field."""
+    return EMBEDDING_OUTPUTS if isinstance(model, EmbeddingModel) else {OUTPUT: OUTPUT}
 
 
 def _capture(model: Classifier, image: ImageShape | None) -> ONNXProgram:
@@ -215,14 +225,15 @@ def _capture(model: Classifier, image: ImageShape | None) -> ONNXProgram:
     with ExitStack() as stack:
         for context in (evaluation_mode(model), _plain_attention(model), _quiet(), torch.no_grad()):
             stack.enter_context(context)
-        wrapped = _Logits(model, names).train(False)
+        outputs = _output_fields(model)
+        wrapped = _Outputs(model, names, tuple(outputs.values())).train(False)
         try:
             program = torch.onnx.export(
                 wrapped,
                 tuple(inputs.values()),
                 dynamo=True,
                 input_names=list(names),
-                output_names=[OUTPUT],
+                output_names=list(outputs),
                 dynamic_shapes=(tuple(axes[name] for name in names),),
                 verbose=False,
             )

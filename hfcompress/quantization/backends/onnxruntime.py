@@ -40,7 +40,7 @@ from hfcompress.quantization.engine import (
 )
 from hfcompress.quantization.images import image_shape
 from hfcompress.quantization.inputs import Classifier
-from hfcompress.quantization.manifest import read_manifest
+from hfcompress.quantization.manifest import graph_path, read_manifest
 from hfcompress.quantization.onnx_export import check_against_torch, export_onnx, input_names
 from hfcompress.quantization.smoothquant import largest_inputs, smooth_products
 from hfcompress.utils import require
@@ -97,6 +97,7 @@ class OnnxEngine(FileEngine):
         except Exception as error:  # ONNX Runtime's errors share no base class
             raise ModelError(f"ONNX Runtime cannot load {path}: {first_line(error)}") from error
         self.inputs = tuple(str(item.name) for item in self._session.get_inputs())
+        self._output = str(self._session.get_outputs()[0].name)
         check_inputs(self.inputs, str(path), inputs)
 
     def options(self) -> dict[str, object]:
@@ -111,7 +112,7 @@ class OnnxEngine(FileEngine):
         """
         given = select_inputs(arrays, self.inputs)
         try:
-            (found,) = self._session.run(None, given)
+            (found,) = self._session.run([self._output], given)
         except Exception as error:  # ONNX Runtime's errors share no base class
             raise unreadable(given, error) from error
         return np.asarray(found, np.float32)
@@ -124,8 +125,9 @@ def load_engine(folder: Path, threads: int | None = None) -> OnnxEngine:
         MissingExtraError, ModelError: as `OnnxEngine` and `check_size`.
     """
     require("onnxruntime", "onnx")
-    check_size(folder, _files(folder / FILE))
-    return OnnxEngine(folder / FILE, threads, inputs=read_manifest(folder)["inputs"])
+    path = graph_path(folder, FILE)
+    check_size(folder, _files(path))
+    return OnnxEngine(path, threads, inputs=read_manifest(folder)["inputs"])
 
 
 def quantize_model(

@@ -40,7 +40,7 @@ from hfcompress.quantization.engine import (
 )
 from hfcompress.quantization.images import image_shape
 from hfcompress.quantization.inputs import Classifier
-from hfcompress.quantization.manifest import read_manifest
+from hfcompress.quantization.manifest import graph_path, read_manifest
 from hfcompress.quantization.onnx_export import check_against_torch, export_onnx, input_names
 from hfcompress.utils import require
 
@@ -155,10 +155,11 @@ def load_engine(folder: Path, threads: int | None = None) -> OpenVinoEngine:
         MissingExtraError, ModelError: as `OpenVinoEngine` and `check_size`.
     """
     require("openvino", "openvino")
-    check_size(folder, _files(folder / FILE))
+    path = graph_path(folder, FILE)
+    check_size(folder, _files(path))
     manifest = read_manifest(folder)
     floats = manifest["quantization"].get("floats", "fp32")
-    return OpenVinoEngine(folder / FILE, threads, floats, inputs=manifest["inputs"])
+    return OpenVinoEngine(path, threads, floats, inputs=manifest["inputs"])
 
 
 def quantize_model(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,9 @@ from hfcompress.inference import dense_logits
 from hfcompress.layers.int8_linear import Int8Linear
 from hfcompress.measure.size import calculate_model_size
 from hfcompress.models.architectures import compressible_modules
+from hfcompress.models.embedding_layout import has_layout
 from hfcompress.models.loading import weights_hash
+from hfcompress.models.modeling_embedding import AutoEmbeddingModel
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.coverage import DYNAMIC_LEAVES_CONVOLUTIONS
 from hfcompress.quantization.engine import Arrays, select_inputs
@@ -95,8 +98,9 @@ def load_checkpoint(folder: Path) -> PreTrainedModel:
         names: tuple[str, ...] = getattr(config, "architectures", None) or ()
         images = any("ImageClassification" in name for name in names)
         name = f"AutoModelFor{'Image' if images else 'Sequence'}Classification"
+        auto: Any = AutoEmbeddingModel if has_layout(folder) else getattr(transformers, name)
         model: PreTrainedModel
-        model, info = getattr(transformers, name).from_pretrained(
+        model, info = auto.from_pretrained(
             folder,
             **options,
             use_safetensors=True,
