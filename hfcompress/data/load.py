@@ -39,7 +39,7 @@ from hfcompress.data.split import (
 from hfcompress.errors import DataError, ModelError
 from hfcompress.models.labels import Alignment, align_labels, numbers_of
 from hfcompress.models.loading import LoadedModel, Modality, label_names, unlike_labels
-from hfcompress.models.outputs import OutputKind
+from hfcompress.models.outputs import VECTORS, OutputKind
 
 _TEXT = (Value("string"), Value("large_string"))
 
@@ -276,7 +276,7 @@ def align_examples(examples: Examples, loaded: LoadedModel, name: str) -> Exampl
         ModelError: the labels do not correspond.
         DataError: labels that may count the model's classes from 0 or from 1.
     """
-    if loaded.new_head:
+    if loaded.new_head or examples.kind in VECTORS:
         return examples
     own = label_names(loaded.model.config)
     alignment = loaded.alignment or align_labels(examples.labels, own)

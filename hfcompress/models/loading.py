@@ -28,6 +28,7 @@ import hfcompress.models.modeling_text as text_models
 from hfcompress.config import Config
 from hfcompress.errors import ConfigError, ModelError, SourceError
 from hfcompress.models.download import Commit, from_hub, model_files
+from hfcompress.models.embedding_layout import Pooling
 from hfcompress.models.hub import Source, fingerprint_folder, resolve
 from hfcompress.models.image_models import (
     channels_of_config,
@@ -40,7 +41,7 @@ from hfcompress.models.image_models import (
     timm_processor,
 )
 from hfcompress.models.labels import Alignment, align_labels, are_default_names, numbers_of
-from hfcompress.models.modeling_embedding import EmbeddingModel
+from hfcompress.models.modeling_embedding import EmbeddingModel, limit_texts, pooling_options
 from hfcompress.models.outputs import PROBLEM_OF_KIND, OutputKind
 
 Modality = Literal["text", "image"]
@@ -90,6 +91,13 @@ class ModelConfig(Config):
     )
     image_std: Numbers | None = Field(
         None, description="standard deviation of each channel, likewise; 0.5 by default"
+    )
+    pooling: Pooling | None = Field(
+        None,
+        description="how an embedding model pools its token states, where its folder does not say",
+    )
+    normalize: bool | None = Field(
+        None, description="whether these vectors have length 1, likewise; false by default"
     )
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     trust_remote_code: bool = Field(
@@ -190,7 +198,7 @@ def load_model(
     """
     if config.config is not None:
         return _new(config, task, labels, seed)
-    source = model_source(config)
+    source, labels = model_source(config), labels or None
     load = partial(_load, config, source, task, labels, seed, processor, new_head, kind)
     with timm_named(config.name):
         return from_hub(source, "model", "--set model=FOLDER", load, config.revision)
@@ -222,6 +230,7 @@ def _load(
             source.location,
             **options,
             **head,
+            **pooling_options(task.auto_class(), config.pooling, config.normalize),
             output_loading_info=True,
             dtype=torch.float32,
         )
@@ -234,12 +243,13 @@ def _load(
     if renewed:
         larger = _head_options(settings, [*(labels or ()), ""], None, kind)
         _renew_head(model, *load(larger))
+    vectors = limit_texts(model, loaded, config.name) if isinstance(model, EmbeddingModel) else ""
     return LoadedModel(
         model=model.train(False),
         processor=loaded,
         new_head=renewed or bool(_missing(info)),
         # The fingerprint says which head a cached result began with.
-        fingerprint=_fingerprint(source, commit) + ("+new-head" if renewed else ""),
+        fingerprint=_fingerprint(source, commit) + vectors + ("+new-head" if renewed else ""),
         alignment=alignment,
     )
 

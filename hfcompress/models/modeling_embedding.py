@@ -18,11 +18,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.generic import ModelOutput
 
-from hfcompress.errors import ModelError
+from hfcompress.errors import ConfigError, ModelError
 from hfcompress.models.embedding_layout import (
+    SETTINGS,
     Activation,
     DenseLayer,
     EmbeddingLayout,
@@ -64,7 +71,10 @@ class EmbeddingOutput(ModelOutput):
 
 
 class DenseHead(nn.Module):
-    """A Dense layer behind the pooling: too small to compress, so it is no ``nn.Linear``.
+    """A Dense layer behind the pooling.
+
+    It is not compressed, so it is not an ``nn.Linear``. It is not trained, so that its own file
+    holds its weights whatever checkpoint a training resumes from.
 
     Args:
         layer: its sizes and activation.
@@ -75,6 +85,7 @@ class DenseHead(nn.Module):
         linear = nn.Linear(layer.inputs, layer.outputs, layer.bias)
         self.weight, self.bias = linear.weight, linear.bias
         self.activation = _MODULES[layer.activation]()
+        self.requires_grad_(False)
 
     def forward(self, vectors: Tensor) -> Tensor:
         """(batch, inputs) -> (batch, outputs)."""
@@ -134,17 +145,17 @@ class EmbeddingModel(PreTrainedModel):  # type: ignore[no-untyped-call]  # trans
     def from_pretrained(cls, location: Any, *args: Any, **options: Any) -> Any:  # type: ignore[override]
         """As of transformers; the layout is read where the folder has one."""
         loaded = super().from_pretrained(location, *args, **options)
-        model, info = loaded if isinstance(loaded, tuple) else (loaded, {})
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
         folder = layout_folder(location, options.get("revision"))
         if has_layout(folder):
             model.set_layout(read_layout(folder), folder)
-        unexpected = info.get("unexpected_keys", ())
-        info |= {"unexpected_keys": [n for n in unexpected if not n.startswith(f"{DENSE}.")]}
-        return (model, info) if isinstance(loaded, tuple) else model
+        return loaded
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **options: Any) -> None:
+    def save_pretrained(self, save_directory: Any, **options: Any) -> None:  # type: ignore[override]
         """Save it as sentence-transformers does: the transformer's files, and what follows it."""
-        super().save_pretrained(save_directory, *args, **options)
+        given = options.pop("state_dict", None) or self.state_dict()
+        own = {name: value for name, value in given.items() if not name.startswith(f"{DENSE}.")}
+        super().save_pretrained(save_directory, state_dict=own, **options)
         save_layout(self, Path(save_directory))
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -242,12 +253,57 @@ class AutoEmbeddingModel:
         folder = layout_folder(location, options.get("revision"))
         layout = chosen_layout(folder, str(location), pooling, normalize)
         known = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
-        config = AutoConfig.from_pretrained(location, **known)
+        config = AutoConfig.from_pretrained(location, **known)  # nosec B615 # in options
         kind = embedding_class(base_class(config, str(location)))
         loaded = kind.from_pretrained(location, **options)
         if not has_layout(folder):
             (loaded[0] if isinstance(loaded, tuple) else loaded).set_layout(layout)
         return loaded
+
+
+def pooling_options(
+    auto_class: object, pooling: Pooling | None, normalize: bool | None
+) -> dict[str, object]:
+    """Return the options of ``from_pretrained`` that say how a vector is made.
+
+    Args:
+        auto_class: that loads the model.
+        pooling, normalize: as the user says it; None where the folder does.
+
+    Raises:
+        ConfigError: it is said of a model of another task.
+    """
+    said = {"pooling": pooling, "normalize": normalize}
+    options: dict[str, object] = {name: one for name, one in said.items() if one is not None}
+    if options and auto_class is not AutoEmbeddingModel:
+        raise ConfigError(
+            f"model.{next(iter(options))} is for embedding models (task: sentence-similarity); "
+            f"leave it out"
+        )
+    return options
+
+
+def limit_texts(model: EmbeddingModel, tokenizer: object, name: str) -> str:
+    """Give a tokenizer the longest text of an embedding model's folder, and return what a
+    fingerprint of the model says of its vectors.
+
+    Args:
+        model: of the folder.
+        tokenizer: changed in place; None is left alone.
+        name: the model's, for the message.
+
+    Raises:
+        ModelError: the folder puts a prompt before every text, which the data do not have.
+    """
+    if model.layout.default_prompt:
+        raise ModelError(
+            f"model {name!r} puts {model.layout.default_prompt!r} before every text; write it into "
+            f"the data, and set default_prompt_name to null in {SETTINGS}"
+        )
+    limit = model.layout.max_length
+    if limit is not None and isinstance(tokenizer, PreTrainedTokenizerBase):
+        tokenizer.model_max_length = min(int(tokenizer.model_max_length), limit)
+    return f"+{model.layout.fingerprint}"
 
 
 def as_embedding_model(model: PreTrainedModel, layout: EmbeddingLayout) -> EmbeddingModel:

@@ -6,13 +6,17 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
-OutputKind = Literal["classification", "multi_label", "regression", "tokens", "spans"]
+OutputKind = Literal[
+    "classification", "multi_label", "regression", "tokens", "spans", "similarity", "retrieval"
+]
 """What logits mean.
 
 ``classification``: (batch, classes), one class per example. ``multi_label``: (batch, labels), each
 true or false. ``regression``: (batch, targets), the logits are the numbers asked for. ``tokens``:
 (batch, tokens, classes), one class per token; of a language model the classes are its vocabulary.
-``spans``: (batch, 2, tokens), scores of the first and the last token of an answer.
+``spans``: (batch, 2, tokens), scores of the first and the last token of an answer. ``similarity``
+and ``retrieval``: (batch, size), a vector for each text, compared with scored pairs, or to find a
+query's passages.
 """
 
 KIND_OF_PROBLEM: Mapping[str, OutputKind] = MappingProxyType(
@@ -34,6 +38,8 @@ KIND_NAMES: Mapping[OutputKind, str] = MappingProxyType(
         "regression": "numbers for each example",
         "tokens": "a label for each token",
         "spans": "the first and the last token of an answer",
+        "similarity": "a vector for each text",
+        "retrieval": "a vector for each text",
     }
 )
 """What a model gives, in words."""
@@ -57,3 +63,7 @@ def output_kind(problem_type: str | None, num_labels: int) -> OutputKind:
             )
         return KIND_OF_PROBLEM[problem_type]
     return "multi_label" if num_labels == 1 else "classification"
+
+
+VECTORS: tuple[OutputKind, ...] = ("similarity", "retrieval")
+"""Kinds whose outputs are vectors: there are no labels and no head."""

@@ -90,7 +90,7 @@ def quantize_table(weight: Floats, bits: int) -> QuantizedTable:
     values = np.empty((rows, columns), np.int8)
     scales = np.empty((rows, columns // group), np.float16)
     for part in _parts(rows):  # the search for scales needs several times the memory of a part
-        found, steps = _quantize(weight[part].reshape(-1, group).astype(np.float32), bits)
+        found, steps = quantize_groups(weight[part].reshape(-1, group).astype(np.float32), bits)
         values[part], scales[part] = found.reshape(-1, columns), steps.reshape(-1, columns // group)
     return QuantizedTable(values, scales, bits)
 
@@ -113,7 +113,13 @@ def _parts(rows: int) -> Iterator[slice]:
         yield slice(start, min(start + _ROWS, rows))
 
 
-def _quantize(groups: Floats, bits: int) -> tuple[Values, NDArray[np.float16]]:
+def quantize_groups(groups: Floats, bits: int) -> tuple[Values, NDArray[np.float16]]:
+    """Return the integers of some groups of numbers, and the scale of each group.
+
+    Args:
+        groups: [groups, numbers].
+        bits: 4 or 8.
+    """
     if bits == 8:
         steps = _as_scales(np.abs(groups).max(axis=1) / 127)
         return _rounded(groups, steps, -127, 127), steps

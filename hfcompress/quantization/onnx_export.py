@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
 
 OUTPUT = "logits"
+POOLING = "pooling."
+"""Prefix of the names of operations that make a vector of token states; they stay in fp32."""
 EMBEDDING_OUTPUTS = {"sentence_embedding": OUTPUT, "last_hidden_state": "last_hidden_state"}
 """Outputs of an embedding model's graph by the names that sentence-transformers knows, the vectors
 first, and the fields of the model's output."""
@@ -312,6 +314,10 @@ def tidy(graph_model: Model, model: nn.Module) -> None:
         if node.op_type == "Gemm":
             _split(graph, node)
     _name(graph, model)
+    if isinstance(model, EmbeddingModel):
+        for place, node in enumerate(graph):
+            if not node.name or _module_path(node) in ("", "model"):
+                node.name = f"{POOLING}{place}"
     kept = set(graph.outputs)
     for node in graph:
         node.metadata_props.clear()

@@ -273,7 +273,7 @@ def arithmetic_of(config: QuantizationConfig) -> Arithmetic:
     """
     mode = config.resolved_mode
     kinds: dict[str, Activations] = {"static": "static", "weight-only": "none", "none": "none"}
-    by_token = config.backend == "torchao" or config.per_token
+    by_token = config.backend == "torchao" or config.per_token or config.block_size is not None
     dynamic: Activations = "token" if by_token else "tensor"
     tables = config.backend in ("onnxruntime", "openvino") and config.embeddings
     bits = config.bits - 1 if config.reduce_range else config.bits

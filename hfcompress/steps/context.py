@@ -18,6 +18,7 @@ from hfcompress.data.load import Examples
 from hfcompress.distillation.text_augmentation import Augmentation, augment_texts
 from hfcompress.errors import CalibrationError, DataError
 from hfcompress.models.loading import Processor
+from hfcompress.models.outputs import VECTORS
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.shrinking.vocabulary.tokenizer import CutTokenizer
 from hfcompress.tasks.task import Task
@@ -184,6 +185,9 @@ class Context:
             DataError: no training rows, or rows of two texts.
         """
         self.training_rows("augmentation")
+        if self.examples.kind in VECTORS and self.examples.train is not None:
+            columns = [self.examples.train[name][:] for name in self.examples.columns]
+            return list(dict.fromkeys(text for column in columns for text in column))
         if self.examples.train is None or len(self.examples.columns) != 1:
             raise DataError("augmentation works on rows of one text; leave it out")
         return list(self.examples.train[self.examples.columns[0]])

@@ -9,6 +9,7 @@ from hfcompress.errors import ConfigError, ModelError
 from hfcompress.models.download import Commit, from_hub
 from hfcompress.models.loading import ModelConfig, model_source
 from hfcompress.tasks.image_classification import IMAGE_CLASSIFICATION
+from hfcompress.tasks.sentence_similarity import SENTENCE_SIMILARITY
 from hfcompress.tasks.task import Task
 from hfcompress.tasks.text_classification import TEXT_CLASSIFICATION
 from hfcompress.tasks.token_classification import TOKEN_CLASSIFICATION
@@ -16,8 +17,18 @@ from hfcompress.tasks.token_classification import TOKEN_CLASSIFICATION
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-_ALL: tuple[Task, ...] = (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, IMAGE_CLASSIFICATION)
+_ALL: tuple[Task, ...] = (
+    TEXT_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
+    IMAGE_CLASSIFICATION,
+    SENTENCE_SIMILARITY,
+)
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
+
+_OWN_SYNONYMS = {
+    "embeddings": SENTENCE_SIMILARITY.name,
+    "feature-extraction": SENTENCE_SIMILARITY.name,
+}
 
 
 def find_task(name: str) -> Task:
@@ -26,6 +37,7 @@ def find_task(name: str) -> Task:
     Raises:
         ConfigError: a task that is not served.
     """
+    name = _OWN_SYNONYMS.get(name, name)
     if name in TASKS:
         return TASKS[name]
     from optimum.exporters.tasks import TasksManager
@@ -52,6 +64,8 @@ def infer_task(config: PreTrainedConfig, model: str) -> Task:
         head = task.auto_class().__name__.removeprefix("AutoModel")
         if any(name.endswith(head) for name in names):
             return task
+    if names and _is_text_encoder(config, names[0]):
+        return SENTENCE_SIMILARITY
     if not names:
         raise ModelError(
             f"the config of model {model!r} names no architectures, so its task is unknown; "
@@ -84,6 +98,14 @@ def task_of_checkpoint(path: str) -> Task:
         return found
 
     return infer_task(from_hub(source, "model", "give a FOLDER", load), path)
+
+
+def _is_text_encoder(config: PreTrainedConfig, architecture: str) -> bool:
+    """Return whether a model is an encoder of texts without a head."""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    known = MODEL_MAPPING_NAMES.get(config.model_type)
+    return architecture == known and hasattr(config, "vocab_size") and not config.is_encoder_decoder
 
 
 def _other_task(architecture: str) -> str:

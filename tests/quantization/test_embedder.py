@@ -27,12 +27,12 @@ from tests.tiny_models import text_batches
 from tests.tiny_tokenizers import tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("shared_exports")
-ENGINES = {
-    "torch": (None, 0.05),
-    "onnxruntime": ("onnx/model.onnx", 0.05),
-    "openvino": ("openvino/openvino_model.xml", 0.2),
+ENGINES: dict[str, tuple[str, dict[str, object]]] = {
+    "torch": ("", {}),
+    "onnxruntime": ("onnx/model.onnx", {"block_size": 16}),
+    "openvino": ("openvino/openvino_model.xml", {}),
 }
-"""Path of the graph, and the largest difference of a value of a vector from fp32."""
+"""Path of the graph, and options of the quantization."""
 
 
 def expected(model: Any) -> Any:
@@ -53,21 +53,21 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
 @pytest.mark.parametrize("backend", ENGINES)
 def test_every_engine_gives_the_vectors_of_the_model(tmp_path: Path, backend: str) -> None:
     pytest.importorskip(backend)
-    graph, tolerance = ENGINES[backend]
-    model = tiny_embedder(pooling=("mean", "cls"), dense=8)
-    config = QuantizationConfig.from_dict({"backend": backend})
+    graph, options = ENGINES[backend]
+    model = tiny_embedder(pooling=("mean", "cls"), dense=8, initializer_range=0.1)
+    config = QuantizationConfig.from_dict({"backend": backend, **options})
     folder = quantize(model, config, text_batches(vocabulary=25)).save(
         tmp_path / "folder", tiny_tokenizer()
     )
-    assert graph is None or (folder / graph).is_file()
+    assert (folder / graph).exists()
     assert (folder / "1_Pooling" / "config.json").is_file()
     assert (folder / "2_Dense" / "model.safetensors").is_file()
     assert "id2label" not in json.loads((folder / "config.json").read_text())
     loaded = embedder(folder)
     found = loaded.encode(TEXTS)
     assert found.shape == (5, 8)
-    np.testing.assert_allclose(found, expected(model), atol=tolerance)
-    np.testing.assert_allclose(loaded.encode(TEXTS[1]), found[1], atol=tolerance)
+    assert (found * expected(model)).sum(1).min() > 0.98  # cosines
+    assert float(loaded.encode(TEXTS[1]) @ found[1]) > 0.98
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(loaded)).encode(TEXTS), found)
 
 

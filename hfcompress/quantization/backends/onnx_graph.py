@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 QUANTIZED = "_quantized"
 """Suffix that ONNX Runtime's quantizer gives to integer weights."""
-_CONTRIB = "com.microsoft"
+CONTRIB = "com.microsoft"
 _SHORTEST_BLOCK = 16
 _LINEAR = ("QuantizeLinear", "DequantizeLinear")
 # For constants with fewer values, the Cast node costs more bytes than fp16 saves.
@@ -61,8 +61,8 @@ def quantize_tables(model: ModelProto, bits: int, excluded: Collection[str]) -> 
         made += _lookup(graph, node, table)
     del graph.node[:]
     graph.node.extend(made)
-    if any(node.domain == _CONTRIB for node in made) and not _knows_contrib(model):
-        model.opset_import.append(onnx.helper.make_opsetid(_CONTRIB, 1))
+    if any(node.domain == CONTRIB for node in made) and not _knows_contrib(model):
+        model.opset_import.append(onnx.helper.make_opsetid(CONTRIB, 1))
 
 
 def _lookup(graph: GraphProto, node: NodeProto, table: QuantizedTable) -> Iterator[NodeProto]:
@@ -89,7 +89,7 @@ def _lookup(graph: GraphProto, node: NodeProto, table: QuantizedTable) -> Iterat
     _add(graph, scale, table.scales)
     options = {"bits": 4, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
     yield make(
-        "GatherBlockQuantized", [weight, ids, scale], [f"{name}_halves"], name, domain=_CONTRIB,
+        "GatherBlockQuantized", [weight, ids, scale], [f"{name}_halves"], name, domain=CONTRIB,
         **options,
     )  # fmt: skip
     yield make("Cast", [f"{name}_halves"], [output], **as_fp32)
@@ -175,7 +175,7 @@ def _add(graph: GraphProto, name: str, values: NDArray[np.generic]) -> None:
 
 
 def _knows_contrib(model: ModelProto) -> bool:
-    return any(item.domain == _CONTRIB for item in model.opset_import)
+    return any(item.domain == CONTRIB for item in model.opset_import)
 
 
 _LEAST = 1e-12

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hfcompress.errors import ModelError, first_line
+from hfcompress.quantization.backends.onnx_blocks import quantize_blocks
 from hfcompress.quantization.backends.onnx_dynamic import quantize_weights
 from hfcompress.quantization.backends.onnx_graph import (
     QUANTIZED,
@@ -227,6 +228,7 @@ def _quantize(
                 quantize_tables(made, config.embedding_bits, excluded)
         else:
             graph = onnx.load(str(source), load_external_data=False)
+            bits = config.embedding_bits if config.embeddings else None
             if config.per_token:
                 scale_tokens(graph.graph, excluded)
             # Dynamic int8 convolutions are slower than fp32 and need calibration to be accurate.
@@ -235,8 +237,11 @@ def _quantize(
                 "op_types_to_quantize": ["MatMul"],
                 "extra_options": {"MatMulConstBOnly": True},
             }
-            bits = config.embedding_bits if config.embeddings else None
-            made = quantize_weights(graph, source.parent, excluded, options, bits)
+            if config.block_size is not None:
+                made = graph
+                quantize_blocks(made, source.parent, excluded, config.block_size, bits)
+            else:
+                made = quantize_weights(graph, source.parent, excluded, options, bits)
     compact(made)
     onnx.save(made, str(target))
 

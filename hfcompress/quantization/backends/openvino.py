@@ -41,7 +41,12 @@ from hfcompress.quantization.engine import (
 from hfcompress.quantization.images import image_shape
 from hfcompress.quantization.inputs import Classifier
 from hfcompress.quantization.manifest import graph_path, read_manifest
-from hfcompress.quantization.onnx_export import check_against_torch, export_onnx, input_names
+from hfcompress.quantization.onnx_export import (
+    POOLING,
+    check_against_torch,
+    export_onnx,
+    input_names,
+)
 from hfcompress.utils import require
 
 if TYPE_CHECKING:
@@ -294,6 +299,11 @@ def _quantize(
     tables = _tables(graph, model)
     ignored = {op.get_friendly_name() for op in graph.get_ops() if _module_of(op) in set(excluded)}
     ignored |= tables
+    ignored |= {
+        op.get_friendly_name()
+        for op in graph.get_ops()
+        if op.get_friendly_name().startswith(POOLING) and op.get_type_name() != "Constant"
+    }
     quantized = nncf.quantize(
         graph,
         nncf.Dataset(rows),

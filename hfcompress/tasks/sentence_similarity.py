@@ -1,0 +1,212 @@
+"""One vector for each text, compared by cosine: scored pairs of sentences, queries and passages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hfcompress.config import nearest
+from hfcompress.data.config import DataConfig
+from hfcompress.errors import DataError
+from hfcompress.measure.bootstrap import Value, compare_units, of_sums
+from hfcompress.measure.evaluation import ClassAccuracy, Quality
+from hfcompress.measure.ranking import (
+    RANKING_METRICS,
+    is_ranking_metric,
+    kept_neighbours,
+    ranked_relevance,
+    ranking_metric,
+    spearman,
+    unit_vectors,
+)
+from hfcompress.models.loading import AutoClass, Modality, Processor
+from hfcompress.models.outputs import OutputKind
+
+if TYPE_CHECKING:  # they import torch, transformers and datasets
+    from datasets import Dataset
+    from transformers import PreTrainedConfig
+
+    from hfcompress.data.encode import Encoded
+    from hfcompress.data.load import Examples
+
+Vectors = NDArray[np.float32]
+SIMILARITY_METRICS = ("spearman", "pearson")
+_METRICS: dict[str, tuple[str, ...]] = {
+    "similarity": (*SIMILARITY_METRICS, "ndcg@10", *RANKING_METRICS),
+    "retrieval": ("ndcg@10", *RANKING_METRICS, *SIMILARITY_METRICS),
+}
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What vectors of texts are compared with.
+
+    Attributes:
+        first, second: numbers of each pair's texts.
+        scores: of each pair.
+    """
+
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    scores: NDArray[np.float64]
+
+    def check(self, vectors: Vectors) -> None:
+        """Refuse vectors of another number of texts, or NaN.
+
+        Raises:
+            DataError: such vectors.
+        """
+        texts = 1 + int(max(self.first.max(), self.second.max()))
+        if vectors.ndim != 2 or len(vectors) != texts:
+            raise DataError(f"got {len(vectors)} vectors for {texts} texts; use the same rows")
+        if not np.isfinite(vectors).all():
+            raise DataError("a vector has NaN or infinity; check the model's weights and dtype")
+
+
+class SentenceSimilarity:
+    """One vector for each text; a `hfcompress.tasks.task.Task`.
+
+    A side of the data is a table of pairs; each different text is encoded once.
+    """
+
+    name = "sentence-similarity"
+    modality: Modality = "text"
+
+    def metrics(self, kind: OutputKind = "similarity") -> tuple[str, ...]:
+        """Return rank correlation for scored pairs, ranking metrics for queries and passages."""
+        return tuple(dict.fromkeys(_METRICS[kind]))
+
+    def kind(self, config: PreTrainedConfig) -> OutputKind:
+        """Return that outputs are vectors."""
+        return "similarity"
+
+    def auto_class(self) -> AutoClass:
+        """Return the class that loads sentence-transformers' folders."""
+        from hfcompress.models.modeling_embedding import AutoEmbeddingModel
+
+        return cast(AutoClass, AutoEmbeddingModel)
+
+    def check_head(self, config: PreTrainedConfig, model: str, kind: OutputKind) -> None:
+        """Take any encoder: what follows its token states was read with it."""
+
+    def load(
+        self,
+        config: DataConfig,
+        need_train: bool,
+        splits: Mapping[str, Dataset] | None = None,
+    ) -> Examples:
+        """Read pairs of texts with scores, or take those of ``splits``.
+
+        Raises:
+            SourceError, DataError: as `hfcompress.data.load.load_examples`; no query with a
+                relevant passage.
+        """
+        from hfcompress.data.pairs import pair_examples
+
+        return pair_examples(config, need_train, splits)
+
+    def encode(
+        self, examples: Examples, rows: Dataset, processor: Processor, max_length: int | None
+    ) -> Encoded:
+        """Encode the different texts of both columns."""
+        from transformers import PreTrainedTokenizerBase
+
+        from hfcompress.data.encode import encode_texts
+        from hfcompress.data.pairs import unique_texts
+
+        texts, _ = unique_texts(rows[column][:] for column in examples.columns)
+        encoded = encode_texts(texts, cast(PreTrainedTokenizerBase, processor), max_length)
+        return replace(encoded, source=rows)
+
+    def references(self, data: Encoded, labels: Sequence[str]) -> Pairs:
+        """Return the pairs by the numbers of their texts, and their scores."""
+        from hfcompress.data.pairs import unique_texts
+
+        assert data.source is not None
+        names = [name for name in data.source.column_names if name != "label"]
+        _, (first, second) = unique_texts(data.source[name][:] for name in names)
+        return Pairs(first, second, np.asarray(data.source["label"][:], np.float64))
+
+    def metric(self, name: str, outputs: Vectors, references: object) -> float:
+        """Return a metric's value.
+
+        Raises:
+            DataError: another metric, or vectors that do not fit.
+        """
+        value, units = _value(name, outputs, cast(Pairs, references))
+        return value(np.arange(units))
+
+    def quality(
+        self, metric: str, outputs: Vectors, references: object, dense: Vectors | None = None
+    ) -> Quality:
+        """Return a metric with its interval over pairs or queries, and the comparison with a dense
+        model; ``agreement`` is the share of each text's ten nearest neighbours that are kept.
+
+        Raises:
+            DataError: as `metric`.
+        """
+        pairs = cast(Pairs, references)
+        value, units = _value(metric, outputs, pairs)
+        other = None if dense is None else _value(metric, dense, pairs)[0]
+        kept = None if dense is None else kept_neighbours(outputs, dense)
+        return compare_units(metric, value, units, other, kept)
+
+    def by_class(
+        self, outputs: Vectors, references: object, dense: Vectors, names: Sequence[str]
+    ) -> list[ClassAccuracy]:
+        """Return nothing: there are no classes."""
+        return []
+
+    def right(self, outputs: Vectors, references: object) -> NDArray[np.bool_] | None:
+        """Return None: a similarity is right by degrees."""
+        return None
+
+
+def _value(name: str, vectors: Vectors, pairs: Pairs) -> tuple[Value, int]:
+    """Return a metric of some units, and the number of units: pairs, or queries."""
+    pairs.check(vectors)
+    unit = unit_vectors(vectors)
+    if name in SIMILARITY_METRICS:
+        cosines = (unit[pairs.first] * unit[pairs.second]).sum(1).astype(np.float64)
+        correlation = spearman if name == "spearman" else _pearson
+        return lambda units: correlation(cosines[units], pairs.scores[units]), len(cosines)
+    if not is_ranking_metric(name):
+        known = _METRICS["similarity"]
+        raise DataError(f"{name!r} is not a metric of sentence-similarity{nearest(name, known)}")
+    values = np.array(list(_by_query(name, unit, pairs)))
+    return of_sums(np.stack([values, np.ones_like(values)], 1), _mean), len(values)
+
+
+def _mean(sums: NDArray[np.float64]) -> float:
+    return float(sums[0] / sums[1])
+
+
+def _pearson(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    if not first.std() or not second.std():
+        return 0.0
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def _by_query(name: str, unit: Vectors, pairs: Pairs) -> list[float]:
+    """Return a ranking metric of each query, over all passages."""
+    passages = np.unique(pairs.second)
+    place = {int(number): at for at, number in enumerate(passages)}
+    found = []
+    for query in np.unique(pairs.first):
+        relevance = np.zeros(len(passages))
+        for at in np.flatnonzero(pairs.first == query):
+            here = place[int(pairs.second[at])]
+            relevance[here] = max(relevance[here], pairs.scores[at])
+        scores = (unit[passages] @ unit[query]).astype(np.float64)
+        if relevance.any():
+            found.append(ranking_metric(name, ranked_relevance(scores, relevance)))
+    if not found:
+        raise DataError("no query has a relevant passage, so rankings cannot be measured")
+    return found
+
+
+SENTENCE_SIMILARITY = SentenceSimilarity()
