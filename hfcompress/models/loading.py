@@ -93,12 +93,9 @@ class ModelConfig(Config):
         None, description="standard deviation of each channel, likewise; 0.5 by default"
     )
     pooling: Pooling | None = Field(
-        None,
-        description="how an embedding model pools its token states, where its folder does not say",
+        None, description="of token states, for an embedding model whose folder does not say it"
     )
-    normalize: bool | None = Field(
-        None, description="whether these vectors have length 1, likewise; false by default"
-    )
+    normalize: bool | None = Field(None, description="vectors of length 1, likewise")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     trust_remote_code: bool = Field(
         False, description="run Python code that the checkpoint carries; off unless you say so"
