@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 import transformers
-from transformers import BertConfig, PreTrainedConfig
+from transformers import BartConfig, BertConfig, PreTrainedConfig, ViTConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -15,6 +15,8 @@ from transformers.models.auto.modeling_auto import (
 
 from hfcompress.errors import ConfigError, ModelError
 from hfcompress.tasks.registry import TASKS, find_task, infer_task
+
+WITH_HEADS = [name for name in TASKS if name != "sentence-similarity"]
 
 
 def of_class(name: str) -> PreTrainedConfig:
@@ -39,11 +41,13 @@ def test_finds_tasks_by_name_and_by_synonym(name: str, task: str) -> None:
 def test_refuses_unknown_tasks_with_the_nearest_one() -> None:
     with pytest.raises(ConfigError, match="did you mean 'text-classification'"):
         find_task("text-clasification")
-    with pytest.raises(ConfigError, match="known are: image-classification, text-"):
+    with pytest.raises(
+        ConfigError, match="known are: image-classification, sentence-similarity, text-"
+    ):
         find_task("fill-mask")
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", WITH_HEADS)
 def test_every_class_of_a_task_is_known_by_its_name(name: str) -> None:
     mappings: dict[str, Mapping[str, object]] = {
         "text-classification": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -56,6 +60,14 @@ def test_every_class_of_a_task_is_known_by_its_name(name: str) -> None:
     assert {infer_task(of_class(found), "m").name for found in classes} == {name}
 
 
+def test_an_encoder_without_a_head_gives_vectors() -> None:
+    assert infer_task(of_class("BertModel"), "m").name == "sentence-similarity"
+    with pytest.raises(ModelError, match="is a ViTModel"):
+        infer_task(ViTConfig(architectures=["ViTModel"]), "m")
+    with pytest.raises(ModelError, match="is a BartModel"):
+        infer_task(BartConfig(architectures=["BartModel"]), "m")
+
+
 def test_refuses_checkpoints_of_other_tasks() -> None:
     with pytest.raises(ModelError, match=r"BertForMultipleChoice \(multiple-choice\)"):
         infer_task(of_class("BertForMultipleChoice"), "m")
@@ -65,7 +77,7 @@ def test_refuses_checkpoints_of_other_tasks() -> None:
         infer_task(of_class("TheirOwnThing"), "m")
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", WITH_HEADS)
 def test_the_auto_class_is_the_one_of_transformers(name: str) -> None:
     auto = TASKS[name].auto_class()
     assert getattr(transformers, auto.__name__) is auto

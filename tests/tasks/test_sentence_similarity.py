@@ -127,7 +127,7 @@ def test_queries_without_a_relevant_passage_are_left_out_and_counted(tmp_path: P
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"sentence1": ["a"], "sentence2": ["b"]}, "data.label is not given"),
+        ({"sentence1": ["a"], "sentence2": ["b"], "id": [7]}, "data.label is not given"),
         ({"text": ["a"], "score": [1]}, "no two columns of texts"),
         ({**COLUMNS, "score": [1, "high", 2]}, "'high' in column 'score' is not a score"),
         ({**QUERIES, "label": [1, -1, 0, 0]}, "is not a relevance from 0"),
