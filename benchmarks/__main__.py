@@ -22,6 +22,7 @@ from benchmarks.tables import RESULTS, update_pages
 # In the order in which they run, the quick ones first; True where SST-2 is read.
 BENCHMARKS = {
     "import_time": False,
+    "bad_input": False,
     "prune_time": False,
     "latency": False,
     "engine_speed": False,

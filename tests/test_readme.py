@@ -26,7 +26,12 @@ from hfcompress.recipes.schema import expand, load_recipe, parse_recipe
 from hfcompress.recipes.yaml import parse_yaml
 
 README = ROOT / "README.md"
-DOCS = (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
+DOCS = (
+    README,
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+)
 each_page = pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
 
 

@@ -139,7 +139,7 @@ def _of_folder(folder: Path, name: str) -> Subject:
             folder, trust_remote_code=False, local_files_only=True
         )
         spec = input_spec(known, tuple(manifest["inputs"]))
-    except (OSError, ValueError, AttributeError) as error:
+    except Exception as error:  # a damaged config raises many kinds
         raise ModelError(
             f"{str(folder)!r} does not say which inputs its model reads ({first_line(error)}); "
             f"bench times transformers models"

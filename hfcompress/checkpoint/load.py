@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from hfcompress.checkpoint.digests import check_digests
 from hfcompress.checkpoint.packing import expect_packed, unpack_all
 from hfcompress.checkpoint.record import Record, Shape
 from hfcompress.checkpoint.save import write_record
 from hfcompress.checkpoint.shapes import resize
 from hfcompress.errors import ModelError
-from hfcompress.layers.int8_linear import Int8Linear
+from hfcompress.layers.int8_linear import WEIGHT, StoredInt8
 from hfcompress.models.architectures import base_prefix, blocks
 from hfcompress.models.matrices import weight_matrix
 
@@ -40,6 +41,11 @@ def apply_record(
         ModelError: a record that does not fit the model, files that do not fit the record, or
             files that cannot be read. Nothing has been loaded then.
     """
+    if files:
+        other = [file for file in files if not str(file).endswith(".safetensors")]
+        if other:
+            raise ModelError(f"{other[0]} is not a safetensors file; save the model again")
+    stored = _stored_tensors(files or ())
     names = _names_here(model, record)
     for recorded, name in names.items():
         module = model.get_submodule(name)
@@ -48,12 +54,10 @@ def apply_record(
         if recorded in record.packed:
             expect_packed(module, name, record.packed[recorded])
         if recorded in record.int8:
-            _expect_int8(model, name)
+            _expect_int8(model, name, f"{recorded}.{WEIGHT}" in stored)
     if files:
-        other = [file for file in files if not str(file).endswith(".safetensors")]
-        if other:
-            raise ModelError(f"{other[0]} is not a safetensors file; save the model again")
-        _check_files(model, set(names.values()), record, files)
+        _check_files(model, set(names.values()), record, files[0], stored)
+        check_digests(record, files)
     return names
 
 
@@ -69,6 +73,10 @@ def finish(model: PreTrainedModel, record: Record, names: dict[str, str]) -> Non
         names: from `apply_record`.
     """
     unpack_all(model, [names[name] for name in record.packed if name in names])
+    for name in (names[name] for name in record.int8 if name in names):
+        module = model.get_submodule(name)
+        if isinstance(module, StoredInt8):
+            model.set_submodule(name, module.restored())
     here = Record(
         type(model).__name__,
         base_prefix(model),
@@ -83,8 +91,17 @@ def finish(model: PreTrainedModel, record: Record, names: dict[str, str]) -> Non
         vars(model).pop(name, None)
 
 
-def _expect_int8(model: PreTrainedModel, name: str) -> None:
-    """Put an `Int8Linear` of the same shape in a Linear's place, on the meta device."""
+def _expect_int8(model: PreTrainedModel, name: str, former: bool) -> None:
+    """Put what the files hold of an `Int8Linear` in a Linear's place, on the meta device.
+
+    Args:
+        model: changed in place.
+        name: of the Linear.
+        former: the files are of a version that stored the matrix under a name of its own.
+
+    Raises:
+        ModelError: it is not a Linear.
+    """
     module = model.get_submodule(name)
     if not isinstance(module, (nn.Linear, Conv1D)):
         raise ModelError(
@@ -92,7 +109,8 @@ def _expect_int8(model: PreTrainedModel, name: str) -> None:
             f"not a Linear; the record belongs to another model"
         )
     outputs, inputs = weight_matrix(module).shape
-    model.set_submodule(name, Int8Linear(outputs, inputs, module.bias is not None, "meta"))
+    has_bias = module.bias is not None
+    model.set_submodule(name, StoredInt8(outputs, inputs, has_bias, "meta", former))
 
 
 def _names_here(model: PreTrainedModel, record: Record) -> dict[str, str]:
@@ -128,7 +146,11 @@ def _with_base(name: str, base: str, base_here: str) -> str:
 
 
 def _check_files(
-    model: PreTrainedModel, recorded: Collection[str], record: Record, files: Sequence[str]
+    model: PreTrainedModel,
+    recorded: Collection[str],
+    record: Record,
+    file: str,
+    stored: Mapping[str, tuple[Shape, str]],
 ) -> None:
     """Compare the files' headers with the tensors that the model now has, one by one.
 
@@ -138,13 +160,13 @@ def _check_files(
         model: with the recorded shapes.
         recorded: the modules that the record names, by their names here.
         record: of the checkpoint.
-        files: the checkpoint's files.
+        file: the checkpoint's first one, for messages.
+        stored: shape and type of every tensor in them.
 
     Raises:
         ModelError: a tensor that is missing, that the model does not have, or of another shape or
             kind of number.
     """
-    stored = _stored_tensors(files)
     names = _stored_names(model, record, stored)
     modules = {name.rpartition(".")[0] for name in names}
     part = _Part(model, record.model == type(model).__name__, modules)
@@ -154,17 +176,17 @@ def _check_files(
         if saved is None:
             if is_recorded or part.must_be_stored(name):
                 raise ModelError(
-                    f"{files[0]}: the tensor {name!r} is missing, which config.json "
+                    f"{file}: the tensor {name!r} is missing, which config.json "
                     f"{'records' if is_recorded else 'builds'} with the shape "
                     f"{list(tensor.shape)}; the checkpoint is not whole, save it again"
                 )
         elif is_recorded or part.in_base(name):
-            _compare(files[0], saved, stored[saved], tensor)
+            _compare(file, saved, stored[saved], tensor)
     own = model.state_dict().keys()
     for name, saved in names.items():
         if name not in own and part.must_be_known(name):
             raise ModelError(
-                f"{files[0]}: config.json builds no tensor for {saved!r}; "
+                f"{file}: config.json builds no tensor for {saved!r}; "
                 f"the two belong to different models"
             )
 
@@ -176,16 +198,17 @@ def _compare(file: str, name: str, stored: tuple[Shape, str], tensor: Tensor) ->
             f"{file}: the tensor {name!r} has the shape {list(shape)} and config.json records "
             f"{list(tensor.shape)}; the two belong to different models"
         )
-    expected = _INTEGERS.get(tensor.dtype)
-    if expected is not None and kind != expected:
+    expected = _INTEGERS.get(tensor.dtype, "F" if tensor.is_floating_point() else kind)
+    if not kind.removeprefix("B").startswith(expected):
         raise ModelError(
-            f"{file}: the tensor {name!r} has the type {kind} instead of {expected}; "
-            f"the checkpoint is damaged, save it again"
+            f"{file}: the tensor {name!r} has the type {kind} instead of "
+            f"{'a float' if expected == 'F' else expected}; the checkpoint is damaged, save it "
+            f"again"
         )
 
 
 _INTEGERS = {torch.uint8: "U8", torch.int8: "I8"}
-"""How safetensors calls the types of bitmasks and of int8 weights."""
+"""How safetensors calls the types of bitmasks and of int8 weights; floats begin with F or BF."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@
       "modules": {"bert.encoder.layer.0.attention.self.query": {"weight": [24, 32], "bias": [24]}},
       "packed": {"bert.encoder.layer.0.output.dense": 1638}     non-zeros of a packed weight
       "int8": ["bert.pooler.dense"]                              Linears whose weight is int8
+      "digests": {"model.safetensors": "9f86d081...", "config.json": "60303ae2..."}
     }
 
 Plain data: `from_dict` checks every field, and nothing in it is run.
@@ -23,11 +24,14 @@ from typing_extensions import TypeIs
 
 from hfcompress.errors import ModelError
 
+RECORD = "quantization_config"
+"""The field of ``config.json``."""
+
 METHOD = "hfcompress (write: pip install hfcompress, and: import hfcompress)"
 """The ``quant_method``. transformers quotes it to people who have not imported hfcompress."""
 
 Shape = tuple[int, ...]
-_FIELDS = ("model", "base", "modules", "packed", "int8")
+_FIELDS = ("model", "base", "modules", "packed", "int8", "digests")
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Record:
         modules: module -> parameter or buffer -> shape; None for a parameter that is not there.
         packed: module -> non-zero values of its weight, which is stored as bitmask and values.
         int8: Linears whose weight is stored, and multiplied, as int8.
+        digests: of the checkpoint's files, see `digests`; empty of a model in memory.
     """
 
     model: str = ""
@@ -47,6 +52,7 @@ class Record:
     modules: dict[str, dict[str, Shape | None]] = field(default_factory=dict)
     packed: dict[str, int] = field(default_factory=dict)
     int8: tuple[str, ...] = ()
+    digests: dict[str, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.modules or self.packed or self.int8)
@@ -58,6 +64,7 @@ class Record:
             for name, shapes in self.modules.items()
         }
         data = {"modules": modules, "packed": dict(self.packed), "int8": list(self.int8)}
+        data["digests"] = dict(self.digests)
         head = {"quant_method": METHOD, "model": self.model, "base": self.base}
         return {**head, **{key: value for key, value in data.items() if value}}
 
@@ -80,6 +87,7 @@ class Record:
         }
         packed = _mapping(data.get("packed", {}), "packed")
         int8 = _names(data.get("int8", ()), "int8")
+        digests = _mapping(data.get("digests", {}), "digests")
         for name in int8:
             if name in packed:
                 raise _damaged(f"names {name!r} under int8 and under packed")
@@ -92,6 +100,7 @@ class Record:
             },
             packed={name: _count(name, number) for name, number in packed.items()},
             int8=int8,
+            digests={name: str(digest) for name, digest in digests.items()},
         )
 
 

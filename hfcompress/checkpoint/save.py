@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hfcompress.checkpoint.digests import write_digests
 from hfcompress.checkpoint.packing import BITMASK, PACKABLE, VALUES, pack, packed_bytes
 from hfcompress.checkpoint.record import METHOD, Record
 from hfcompress.checkpoint.shapes import built_from_config, difference
@@ -176,6 +177,7 @@ def _save(model: PreTrainedModel, directory: Path, state: dict[str, Tensor] | No
     temporary = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}.tmp")
     try:
         model.save_pretrained(temporary, state_dict=state)
+        write_digests(temporary)
         directory.mkdir(parents=True, exist_ok=True)
         for file in sorted(temporary.rglob("*")):
             target = directory / file.relative_to(temporary)

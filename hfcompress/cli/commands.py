@@ -234,7 +234,7 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.sweep.results import RunDirectory
     from hfcompress.sweep.run import report
 
-    rows = report(options.directory)
+    rows = report(options.directory, _note_on(console))
     _show_rows(rows, console)
     failed = len(RunDirectory(Path(options.directory)).failures())
     if failed:

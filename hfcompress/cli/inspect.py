@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -52,7 +51,7 @@ def inspect_model(path: str, task: str, profiles: bool = False) -> tuple[list[Ta
 def check_table(report: CheckReport) -> Table:
     """The table of `hfcompress check`: a row for each verb."""
     title = f"{report.model}: {report.architecture}, {report.parameters:,} parameters"
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(title=title, title_justify="left")
     for column in ("verb", "outcome", "would change", "leaves alone, and why", "after reloading"):
         table.add_column(column, overflow="fold")
     for verb in report.verbs:
@@ -60,7 +59,7 @@ def check_table(report: CheckReport) -> Table:
         cells = (verb.touched or verb.reason, verb.left, same if verb.status == "works" else "")
         if verb.status == "fails" and verb.touched:
             cells = (verb.touched, verb.left, verb.reason)
-        table.add_row(verb.verb, verb.status, *map(escape, cells))
+        table.add_row(verb.verb, verb.status, *cells)
     return table
 
 

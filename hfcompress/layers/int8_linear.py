@@ -1,6 +1,8 @@
 """``Int8Linear``: a Linear whose weight is int8, activations quantized as they come (torch).
 
-Its tensors are plain buffers, which safetensors stores and loads like any other;
+Its tensors are plain buffers. A file holds its weight under a Linear's name ``weight``, flat: a
+loader that does not know int8 weights then reports a wrong shape; it would initialise a missing
+weight at random.
 the packed form that torch's kernel wants is made from them on the first call. torch deprecates
 its quantized tensors (torch 2.13, 2026-11); while the kernel exists it is the fastest int8 that
 torch has without another package.
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +93,17 @@ class Int8Linear(nn.Module):
         )
         return result
 
+    def _save_to_state_dict(
+        self, destination: dict[str, Tensor], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight"] = destination.pop(f"{prefix}{WEIGHT}").flatten()
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        if f"{prefix}weight" in state:  # files of earlier versions call it weight_int8
+            state[f"{prefix}{WEIGHT}"] = state.pop(f"{prefix}weight").view_as(self.weight_int8)
+        super()._load_from_state_dict(state, prefix, *rest)
+
     def extra_repr(self) -> str:
         """Sizes, as ``nn.Linear`` shows them."""
         return f"in_features={self.in_features}, out_features={self.out_features}, int8"
@@ -110,3 +123,30 @@ class Int8Linear(nn.Module):
     def __getstate__(self) -> dict[str, object]:
         # The packed form cannot be copied; `forward` makes it again.
         return {**self.__dict__, "_packed": None}
+
+
+class StoredInt8(nn.Module):
+    """The tensors of an `Int8Linear` as files hold them, to be filled by a checkpoint.
+
+    Args:
+        outputs, inputs, bias, device: as of `Int8Linear`.
+        former: files of an earlier version, which call the weight ``weight_int8``.
+    """
+
+    def __init__(
+        self, outputs: int, inputs: int, bias: bool, device: str | None = None, former: bool = False
+    ) -> None:
+        super().__init__()
+        self.sizes, self.name = (outputs, inputs), WEIGHT if former else "weight"
+        values = torch.zeros(outputs, inputs, dtype=torch.int8, device=device)
+        self.register_buffer(self.name, values if former else values.flatten())
+        self.register_buffer(SCALE, torch.ones(outputs, device=device))
+        self.bias = nn.Parameter(torch.zeros(outputs, device=device)) if bias else None
+
+    def restored(self) -> Int8Linear:
+        """The `Int8Linear` with these tensors."""
+        made = Int8Linear(*self.sizes, self.bias is not None, "meta")
+        made.weight_int8 = self.get_buffer(self.name).view(self.sizes)
+        made.weight_scale = cast(Tensor, self.weight_scale)
+        made.bias = self.bias
+        return made.train(self.training)

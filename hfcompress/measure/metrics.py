@@ -41,22 +41,7 @@ def f1(confusion: Confusion) -> float:
     Raises:
         DataError: more than two classes.
     """
-    if len(confusion) > 2:
-        raise DataError(f"f1 needs two classes, but {len(confusion)} occur; use f1_macro")
-    return float(_f1_per_class(confusion)[1]) if len(confusion) == 2 else 0.0
-
-
-def f1_macro(confusion: Confusion) -> float:
-    """The unweighted mean of the F1 of every class that occurs or is predicted."""
-    present = confusion.sum(0) + confusion.sum(1) > 0
-    return float(_f1_per_class(confusion)[present].mean())
-
-
-def _f1_per_class(confusion: Confusion) -> Confusion:
-    hits, total = np.diag(confusion), confusion.sum(0) + confusion.sum(1)
-    scores: Confusion = np.zeros_like(total)
-    np.divide(2 * hits, total, out=scores, where=total > 0)
-    return scores
+    return _of_class_1("f1", confusion, (confusion.sum(0) + confusion.sum(1)) / 2)
 
 
 def matthews_correlation(confusion: Confusion) -> float:
@@ -100,17 +85,40 @@ def recall(confusion: Confusion) -> float:
 
 def _of_class_1(name: str, confusion: Confusion, totals: Confusion) -> float:
     if len(confusion) > 2:
-        raise DataError(f"{name} needs two classes, but {len(confusion)} occur; use f1_macro")
+        raise DataError(f"{name} needs two classes, but {len(confusion)} occur; use {name}_macro")
     return float(confusion[1, 1] / totals[1]) if len(confusion) == 2 and totals[1] else 0.0
 
 
+def _averaged(name: str, average: str) -> Callable[[Confusion], float]:
+    """Precision, recall or F1 of every class, averaged as scikit-learn does."""
+
+    def metric(confusion: Confusion) -> float:
+        hits, predicted, true = np.diag(confusion), confusion.sum(0), confusion.sum(1)
+        totals = {"precision": predicted, "recall": true, "f1": (predicted + true) / 2}[name]
+        if average == "micro":
+            return float(hits.sum() / totals.sum())
+        scores: Confusion = np.zeros_like(totals)
+        np.divide(hits, totals, out=scores, where=totals > 0)
+        weights = true if average == "weighted" else (predicted + true > 0)
+        return float(np.average(scores, weights=weights))
+
+    metric.__doc__ = f"The {average} average of the {name} of every class."
+    return metric
+
+
+_AVERAGED = {
+    f"{name}_{average}": _averaged(name, average)
+    for name in ("f1", "precision", "recall")
+    for average in ("macro", "micro", "weighted")
+}
+
 CONFUSION_METRICS: Mapping[str, Callable[[Confusion], float]] = MappingProxyType(
     {
+        **_AVERAGED,
         "accuracy": accuracy,
         "balanced_accuracy": balanced_accuracy,
         "cohen_kappa": cohen_kappa,
         "f1": f1,
-        "f1_macro": f1_macro,
         "matthews_correlation": matthews_correlation,
         "precision": precision,
         "recall": recall,

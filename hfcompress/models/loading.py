@@ -27,6 +27,7 @@ from transformers import (
 import hfcompress.models.modeling_text as text_models
 from hfcompress.config import Config
 from hfcompress.errors import ConfigError, ModelError, SourceError
+from hfcompress.models.checkpoint_checks import check_layers, check_tensors, folder_errors
 from hfcompress.models.download import Commit, from_hub, model_files
 from hfcompress.models.embedding_layout import Pooling
 from hfcompress.models.hub import Source, fingerprint_folder, resolve
@@ -190,14 +191,15 @@ def load_model(
 
     Raises:
         SourceError: no such path, or the hub cannot be reached.
-        ModelError: labels that do not correspond, where no step trains a new head.
+        ModelError: a damaged checkpoint, one that names code of its own, or labels that do not
+            correspond, where no step trains a new head.
         DataError: labels that may count the model's classes from 0 or from 1.
     """
     if config.config is not None:
         return _new(config, task, labels, seed)
     source, labels = model_source(config), labels or None
     load = partial(_load, config, source, task, labels, seed, processor, new_head, kind)
-    with timm_named(config.name):
+    with timm_named(config.name), folder_errors(source, _named(config)):
         return from_hub(source, "model", "--set model=FOLDER", load, config.revision)
 
 
@@ -218,6 +220,8 @@ def _load(
         options["revision"] = commit.revision
         commit.fetch(model_files(commit))
     settings = AutoConfig.from_pretrained(source.location, **options)  # nosec B615 # in options
+    if source.path is not None:
+        check_layers(source.path, settings, _named(config))
     alignment = _align(settings, labels, config.name, new_head)
     head = _head_options(settings, labels, alignment, kind)
 
@@ -233,6 +237,7 @@ def _load(
         )
 
     model, info = load(head)
+    check_tensors(model, info, _named(config))
     loaded: Processor | None = (
         _load_processor(config, source.location, task, settings, options) if processor else None
     )
@@ -249,6 +254,10 @@ def _load(
         fingerprint=_fingerprint(source, commit) + vectors + ("+new-head" if renewed else ""),
         alignment=alignment,
     )
+
+
+def _named(config: ModelConfig) -> str:
+    return f"model {config.name!r}"
 
 
 def _missing(info: Mapping[str, list[Any]]) -> list[str]:

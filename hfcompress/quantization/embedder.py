@@ -22,7 +22,13 @@ from hfcompress.models.embedding_layout import EmbeddingLayout, read_layout
 from hfcompress.quantization.backends import import_backend
 from hfcompress.quantization.engine import Engine
 from hfcompress.quantization.load import Predictor, check_engine_inputs, find_preparation
-from hfcompress.quantization.manifest import MANIFEST, Manifest, TextSettings, read_manifest
+from hfcompress.quantization.manifest import (
+    MANIFEST,
+    Manifest,
+    TextSettings,
+    check_digests,
+    read_manifest,
+)
 from hfcompress.quantization.preparation import Preparation, TextPreparation
 
 if TYPE_CHECKING:  # it imports transformers
@@ -170,8 +176,10 @@ def load_embedder(
     layout = read_layout(directory)
     if (directory / MANIFEST).is_file():
         manifest = read_manifest(directory)
+        check_digests(directory, manifest, descriptions=False)
         engine = import_backend(manifest["backend"]).load_engine(directory, threads)
         check_engine_inputs(directory, manifest, engine)
+        check_digests(directory, manifest, descriptions=True)
         return Embedder(
             engine, find_preparation(directory, manifest), manifest, layout, None, shape
         )

@@ -14,7 +14,13 @@ from hfcompress.measure.vectors import Precision, Stored
 from hfcompress.models.embedding_layout import has_layout
 from hfcompress.quantization.backends import import_backend
 from hfcompress.quantization.engine import Arrays, Engine, StaticShape
-from hfcompress.quantization.manifest import Manifest, read_labels, read_manifest, read_output_kind
+from hfcompress.quantization.manifest import (
+    Manifest,
+    check_digests,
+    read_labels,
+    read_manifest,
+    read_output_kind,
+)
 from hfcompress.quantization.onnx_export import IMAGE_INPUT
 from hfcompress.quantization.pixels import make_pixels
 from hfcompress.quantization.preparation import (
@@ -60,9 +66,11 @@ def load(
     manifest = read_manifest(directory)
     labels = read_labels(directory)
     kind = read_output_kind(directory, manifest, len(labels))
+    check_digests(directory, manifest, descriptions=False)
     prepare = find_preparation(directory, manifest)
     engine = import_backend(manifest["backend"]).load_engine(directory, threads)
     check_engine_inputs(directory, manifest, engine)
+    check_digests(directory, manifest, descriptions=True)
     return Predictor(engine, labels, prepare, manifest, shape, kind)
 
 

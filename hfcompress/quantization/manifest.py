@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Literal
@@ -9,10 +10,12 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import NotRequired, TypedDict
 
+from hfcompress.checkpoint.digests import has_digests
 from hfcompress.config import nearest
 from hfcompress.errors import ModelError
 from hfcompress.quantization.config import MODES
 from hfcompress.tasks.outputs import OutputKind, output_kind
+from hfcompress.utils import file_digest
 
 MANIFEST = "hfcompress.json"
 FORMAT = 1
@@ -132,8 +135,12 @@ class QuantizationFields(TypedDict):
 
 
 class Manifest(TypedDict):
-    """The whole file. ``output`` says what the logits mean; earlier versions lack it. ``graph`` is
-    the main file of a model that sentence-transformers can open; others have it in the folder."""
+    """The whole file.
+
+    ``output`` says what the logits mean; ``digests`` are the SHA-256 of the folder's files, and of
+    the other fields of this one under its own name. Earlier versions lack both. ``graph`` is the
+    main file of a model that sentence-transformers can open; others have it in the folder.
+    """
 
     format: int
     backend: str
@@ -145,6 +152,7 @@ class Manifest(TypedDict):
     graph: NotRequired[Graph]
     text: NotRequired[TextSettings]
     image: NotRequired[ImageSettings]
+    digests: NotRequired[dict[str, str]]
 
 
 class _Done(TypedDict):
@@ -164,6 +172,7 @@ class _Read(TypedDict):
     graph: NotRequired[Graph]
     text: NotRequired[TextSettings]
     image: NotRequired[ImageSettings]
+    digests: NotRequired[dict[str, str]]
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -176,15 +185,21 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         manifest: Manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         version, _ = manifest["format"], manifest["backend"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise ModelError(
             f"{str(directory)!r} is not a folder of a quantized model: it has no readable "
             f"{MANIFEST}; give a folder that hfcompress's quantize(...).save wrote"
         ) from None
+    unknown = sorted(manifest.keys() - Manifest.__annotations__.keys())
+    if version == FORMAT and unknown:
+        raise ModelError(
+            f"{directory / MANIFEST} has the unknown field {unknown[0]!r}; it is damaged, save the "
+            f"model again"
+        )
     if version != FORMAT:
         raise ModelError(f"{directory / MANIFEST} has the format {version}; upgrade hfcompress")
     try:
-        TypeAdapter(_Read).validate_python(manifest)
+        TypeAdapter(_Read).validate_python(manifest, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -209,6 +224,69 @@ def graph_path(directory: Path, usual: str) -> Path:
         ModelError: as `read_manifest`.
     """
     return directory / read_manifest(directory).get("graph", usual)
+
+
+_MAY_CHANGE = ("README.md", "example.py", MANIFEST)
+"""Files of a folder that are read by people, or have a digest of their own."""
+
+
+def file_digests(directory: Path, manifest: Manifest) -> dict[str, str]:
+    """Return the digests of a folder's files and of its manifest.
+
+    Weights with a record of their own are left out: their ``config.json`` has their digests.
+
+    Args:
+        directory: with all files but the manifest.
+        manifest: that will be written there.
+    """
+    files = {
+        path.relative_to(directory).as_posix(): path
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+    own = {path.name for path in directory.glob("*.safetensors")} if has_digests(directory) else ()
+    found = {
+        name: file_digest(path)
+        for name, path in files.items()
+        if name not in _MAY_CHANGE and name not in own
+    }
+    return {**found, MANIFEST: _fields_digest(manifest)}
+
+
+DESCRIPTIONS = (MANIFEST, "config.json")
+"""The files of a folder of which loading says more exactly what is wrong than that they differ."""
+
+
+def check_digests(directory: Path, manifest: Manifest, descriptions: bool) -> None:
+    """Refuse a folder whose files differ from those that were saved.
+
+    Args:
+        directory: the folder.
+        manifest: of the folder; without digests nothing is checked.
+        descriptions: check `DESCRIPTIONS`, or else all other files.
+
+    Raises:
+        ModelError: a file differs or is missing.
+    """
+    for name, digest in manifest.get("digests", {}).items():
+        if (name in DESCRIPTIONS) is not descriptions:
+            continue
+        path = directory / name
+        if name == MANIFEST:
+            same = _fields_digest(manifest) == digest
+        else:
+            inside = path.is_file() and ".." not in Path(name).parts
+            same = inside and file_digest(path) == digest
+        if not same:
+            raise ModelError(
+                f"{path} is damaged or mixed: it differs from what was saved; copy it again or, if "
+                f"you changed it on purpose, remove its line under 'digests' from {MANIFEST}"
+            )
+
+
+def _fields_digest(manifest: Manifest) -> str:
+    fields = {name: value for name, value in manifest.items() if name != "digests"}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def read_output_kind(directory: Path, manifest: Manifest, labels: int) -> OutputKind:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from hfcompress.checkpoint.digests import write_digests
 from hfcompress.data.encode import Encoded, text_limit
 from hfcompress.errors import ModelError, OutputError
 from hfcompress.inference import Batches, Logits, predict_with
@@ -35,6 +36,7 @@ from hfcompress.quantization.manifest import (
     QuantizationFields,
     QuantizationReport,
     TextSettings,
+    file_digests,
 )
 from hfcompress.quantization.onnx_export import IMAGE_INPUT, TEXT_INPUTS
 from hfcompress.quantization.pixels import image_settings
@@ -164,8 +166,10 @@ def save_folder(
         if isinstance(quantized.source, EmbeddingModel):
             save_layout(quantized.source, temporary)
         _write_config(quantized, temporary / "config.json")
+        write_digests(temporary)
         if processor is not None:
             processor.save_pretrained(temporary)
+        manifest["digests"] = file_digests(temporary, manifest)
         texts = {
             MANIFEST: json.dumps(manifest, indent=2) + "\n",
             "README.md": card or default_card(quantized),

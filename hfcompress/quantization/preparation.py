@@ -77,8 +77,14 @@ class TextPreparation:
 
         try:
             tokenizer: Tokenizer = Tokenizer.from_file(str(file))
+            self._set(tokenizer, settings)
         except Exception as error:  # tokenizers raises bare exceptions
             raise ModelError(f"{file} cannot be read ({error}); save the model again") from None
+        self._tokenizer = tokenizer
+        self._inputs = settings.get("inputs")
+
+    @staticmethod
+    def _set(tokenizer: Tokenizer, settings: TextSettings) -> None:
         tokenizer.enable_truncation(
             settings["max_length"], direction=settings.get("truncation_side", "right")
         )
@@ -89,8 +95,6 @@ class TextPreparation:
             pad_token=settings["pad_token"],
         )
         tokenizer.encode_special_tokens = settings.get("split_special_tokens", False)
-        self._tokenizer = tokenizer
-        self._inputs = settings.get("inputs")
 
     def rows(self, examples: object, text_pair: object = None) -> tuple[list[Row], bool]:
         """Return texts and pairs of texts; see `Preparation.rows`."""

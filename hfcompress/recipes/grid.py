@@ -186,7 +186,7 @@ def with_value(data: Mapping[str, object], path: Sequence[str], value: object) -
     inner = value
     if len(path) > 1:
         inner = with_value(_fields_given(data.get(path[0])), path[1:], value)
-    return {**data, path[0]: inner}
+    return {**_fields_given(data), path[0]: inner}
 
 
 def restore(

@@ -76,7 +76,7 @@ def parse_yaml(text: str, name: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "cannot be read"
+        problem = getattr(error, "problem", None) or getattr(error, "reason", "cannot be read")
         raise ConfigError(f"{name}{place}: cannot parse YAML: {problem}") from None
     except ValueError as error:  # a date or a number that Python refuses
         raise ConfigError(f"{name}: cannot parse YAML: {first_line(error)}") from None

@@ -17,7 +17,11 @@ Row = Mapping[str, Any]
 Z95 = 1.959963984540054
 """Half the width of a 95 % interval, in standard errors."""
 
-_PERCENT_METRICS = ("accuracy", "balanced_accuracy", "f1", "f1_macro", "precision", "recall")
+_PERCENT_METRICS = {"accuracy", "balanced_accuracy"} | {
+    f"{name}{average}"
+    for name in ("f1", "precision", "recall")
+    for average in ("", "_macro", "_micro", "_weighted")
+}
 
 
 # --- fields ------------------------------------------------------------------------------------

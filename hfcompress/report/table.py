@@ -37,7 +37,7 @@ from hfcompress.report.rows import (
 from hfcompress.utils import atomic_write, visible
 
 Cell = TypeVar("Cell")
-_FORMULA = ("=", "+", "-", "@", "|", "%")  # what makes a cell a formula in some spreadsheet
+_FORMULA = tuple("=+-@|%＝＋－＠")  # what makes a cell a formula in some spreadsheet
 _NOISE_ERRORS = 2.0  # a difference from a published value of more standard errors is not noise
 
 
@@ -139,7 +139,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
         ]
         lines.append("| " + " | ".join(shown) + " |")
     if table.caption:
-        lines += ["", f"In every row: {table.caption}."]
+        lines += ["", f"In every row: {markdown_text(table.caption)}."]
     return "\n".join(lines) + "\n"
 
 

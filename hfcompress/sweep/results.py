@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from hfcompress.errors import OutputError
+from hfcompress.sweep.digests import json_line, read_lines, with_digest, without_digest
 from hfcompress.utils import Fields, Row, atomic_write, locked, unwritable
 
 ROWS = "results.jsonl"
@@ -87,32 +88,36 @@ class RunDirectory:
         Raises:
             OutputError: a line in the middle that is not a row: another program wrote to the file.
         """
-        if not self.rows_file.is_file():
-            return []
-        lines = self.rows_file.read_bytes().split(b"\n")
+        found = list(read_lines(self.rows_file, "hash"))
         rows: dict[tuple[object, ...], Row] = {}
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            row = _parse(line)
-            if row is not None and (number < len(lines)):
+        for place, (number, row) in enumerate(found):
+            if row is not None:
                 # Rows of a bench share the hash of their point, one for each model and engine.
                 rows[str(row["hash"]), row.get("model"), row.get("engine")] = row
-            elif number >= len(lines) - 1:
-                self.notes.append(f"{ROWS}: its last line was cut short; that trial runs again")
+            elif place == len(found) - 1:
+                self.notes.append(
+                    f"{ROWS}: its last line was cut short or damaged; that trial runs again"
+                )
             else:
                 raise OutputError(
-                    f"{self.rows_file}, line {number}, is not a result row; "
-                    f"correct or remove the line, or choose another --output"
+                    f"{self.rows_file}, line {number}, is not a result row as it was written; "
+                    f"remove the line, or choose another --output"
                 )
         return list(rows.values())
 
     def failures(self) -> list[Row]:
         """The rows of trials that failed, the last of each trial."""
-        path = self.path / FAILURES
-        lines = path.read_bytes().split(b"\n") if path.is_file() else []
-        found = [row for line in lines if (row := _parse(line)) is not None]
+        found = self._kept(FAILURES, "hash")
         return list({str(row["hash"]): row for row in found}.values())
+
+    def _kept(self, name: str, field: str) -> Iterator[Row]:
+        """The rows of a file; a line that is not as it was written is left out, with a note."""
+        for number, row in read_lines(self.path / name, field):
+            if row is not None:
+                yield row
+            else:
+                note = f"{name}, line {number}, was cut short or damaged and is left out"
+                self.notes += [] if note in self.notes else [note]
 
     def keep_failures(self, hashes: Collection[str]) -> list[Row]:
         """Drop the rows of failed trials but for these, and return what is left."""
@@ -121,7 +126,7 @@ class RunDirectory:
         if rows and not kept:
             path.unlink()
         elif len(kept) < len(rows):
-            atomic_write(path, b"".join(map(_line, kept)))
+            atomic_write(path, b"".join(map(json_line, kept)))
         return kept
 
     def claim(self, hashes: Collection[str]) -> list[Row]:
@@ -144,11 +149,11 @@ class RunDirectory:
 
     def append(self, row: Row) -> None:
         """Add a row; on disk when this returns."""
-        self._append(self.rows_file, [_line(row)])
+        self._append(self.rows_file, [json_line(row)])
 
     def append_failure(self, row: Row) -> None:
         """Add the row of a trial that failed."""
-        self._append(self.path / FAILURES, [_line(row)])
+        self._append(self.path / FAILURES, [json_line(row)])
 
     def append_weights(self, entries: Mapping[str, Fields]) -> None:
         """Keep the weights' histograms and pictures of models, by key; kept ones are not written
@@ -157,19 +162,16 @@ class RunDirectory:
             self._weights_kept = set(self.weights())
         new = {key: entry for key, entry in entries.items() if key not in self._weights_kept}
         self._append(
-            self.path / WEIGHTS, [_line({"key": key, "entry": new[key]}, True) for key in new]
+            self.path / WEIGHTS, [json_line({"key": key, "entry": new[key]}, True) for key in new]
         )
         self._weights_kept.update(new)
 
     def weights(self) -> dict[str, Fields]:
-        """What `append_weights` has kept, by key; a line that a crash cut short is left out."""
+        """What `append_weights` has kept, by key; a damaged line is left out, with a note."""
         former = self.read_json("weights.json")
         found: dict[str, Fields] = former if isinstance(former, dict) else {}
-        path = self.path / WEIGHTS
-        for line in path.read_bytes().split(b"\n") if path.is_file() else ():
-            data = _parse(line, "entry")
-            if data is not None:
-                found[str(data["key"])] = data["entry"]
+        for data in self._kept(WEIGHTS, "entry"):
+            found[str(data.get("key"))] = data["entry"]
         return found
 
     def _append(self, path: Path, lines: Sequence[bytes]) -> None:
@@ -192,19 +194,21 @@ class RunDirectory:
 
     def write_json(self, name: str, data: object) -> None:
         """Write plain data as JSON, atomically."""
-        self.write_text(name, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(with_digest(data), indent=2, ensure_ascii=False)
+        self.write_text(name, f"{text}\n")
 
     def read_json(self, name: str) -> Any:
         """Read plain data back; None where it was never written.
 
         Raises:
-            OutputError: the file is not JSON.
+            OutputError: the file is not JSON, or differs from what was written.
         """
         path = self.path / name
         try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+            data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         except (ValueError, RecursionError):
             raise OutputError(f"{path} is not JSON; remove it, or the whole folder") from None
+        return without_digest(data, path)
 
     def save_predictions(self, key: str, logits: NDArray[np.float32]) -> None:
         """Keep the logits [rows, classes] of a trial, or once of a dense model."""
@@ -220,18 +224,6 @@ class RunDirectory:
             return None
         logits: NDArray[np.float32] = load_file(str(path))["logits"]
         return logits
-
-
-def _line(row: Fields, nan: bool = False) -> bytes:
-    return json.dumps(row, ensure_ascii=False, allow_nan=nan).encode() + b"\n"
-
-
-def _parse(line: bytes, field: str = "hash") -> Row | None:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) and field in row else None
 
 
 def _drop_cut_line(stream: BinaryIO) -> None:

@@ -17,6 +17,7 @@ from hfcompress.recipes.yaml import dump_yaml
 from hfcompress.report.rows import is_failed
 from hfcompress.report.write import write_report
 from hfcompress.sweep.cache import StepCache
+from hfcompress.sweep.digests import check_comment, with_comment
 from hfcompress.sweep.executors import EngineName, in_process, in_workers
 from hfcompress.sweep.experiment import Experiment, prepare
 from hfcompress.sweep.outcome import Outcome, failed_row, keep
@@ -132,7 +133,7 @@ def finish(
     rows = {} if store is None else _claim(store, trials, progress, retry_failed)
     pending = [trial for key, trial in trials.items() if key not in rows]
     if store is not None:
-        store.write_text("recipe.yaml", dump_yaml(recipe.to_dict()))
+        store.write_text("recipe.yaml", with_comment(dump_yaml(recipe.to_dict())))
         if pending or store.read_json("environment.json") is None:
             store.write_json("environment.json", environment())
     progress.sweep(len(rows), len(trials))
@@ -191,8 +192,12 @@ def _ordered(rows: Iterable[Row], recipe: Recipe) -> list[Row]:
     return sorted(found, key=lambda row: int(row["index"]))
 
 
-def report(directory: str | Path) -> list[Row]:
+def report(directory: str | Path, note: Callable[[str], None] = lambda _: None) -> list[Row]:
     """Draw table, curves and page of a run's folder again, from its rows alone.
+
+    Args:
+        directory: the folder.
+        note: receives a sentence for each line that is damaged and left out.
 
     Returns:
         The rows of finished trials, in the grid's order.
@@ -206,18 +211,22 @@ def report(directory: str | Path) -> list[Row]:
             f"{directory} contains no {store.rows_file.name}; give the folder of a run"
         )
     path = store.path / "recipe.yaml"
-    recipe = load_recipe(path) if path.is_file() else None
+    text = check_comment(path) if path.exists() else ""
+    recipe = load_recipe(path) if text else None
     rows = store.rows()
     finished = {row["hash"] for row in rows}
     failed = [row for row in store.failures() if row["hash"] not in finished]
     rows += [{key: row[key] for key in row if key != "trace"} for row in failed]
     ordered = rows if recipe is None else _ordered(rows, recipe)
+    weights = store.weights()
+    for problem in store.notes:
+        note(problem)
     write_report(
         ordered,
         store.path,
-        recipe_text="" if recipe is None else path.read_text(encoding="utf-8"),
+        recipe_text=text,
         environment=store.read_json("environment.json"),
-        weights=store.weights(),
+        weights=weights,
         shipped=store.read_json("found.json"),
         title="Compression report" if recipe is None else f"Compression report: {recipe.name}",
     )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from hfcompress.config import nearest
 from hfcompress.errors import ConfigError, ModelError
+from hfcompress.models.checkpoint_checks import folder_errors
 from hfcompress.models.download import Commit, from_hub
 from hfcompress.models.loading import ModelConfig, model_source
 from hfcompress.tasks.image_classification import IMAGE_CLASSIFICATION
@@ -97,7 +98,8 @@ def task_of_checkpoint(path: str) -> Task:
         )
         return found
 
-    return infer_task(from_hub(source, "model", "give a FOLDER", load), path)
+    with folder_errors(source, f"model {path!r}"):
+        return infer_task(from_hub(source, "model", "give a FOLDER", load), path)
 
 
 def _is_text_encoder(config: PreTrainedConfig, architecture: str) -> bool:

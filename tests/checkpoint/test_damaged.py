@@ -15,6 +15,7 @@ from transformers import BertForMaskedLM, BertForTokenClassification, BertModel
 from hfcompress.checkpoint.record import METHOD, Record
 from hfcompress.checkpoint.save import save_compressed
 from hfcompress.errors import ModelError
+from hfcompress.layers.int8_linear import Int8Linear
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.prune import prune
 from tests.tiny_models import uneven_model
@@ -209,3 +210,70 @@ def test_other_heads_still_load(packed: Path) -> None:
         kind.from_pretrained(packed)
     wider = AutoModelForText.from_pretrained(packed, num_labels=7, ignore_mismatched_sizes=True)
     assert wider.config.num_labels == 7
+
+
+@pytest.mark.parametrize("kind", ["folder", "packed", "int8"])
+def test_a_flipped_bit_is_refused(kind: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(kind)
+    save_compressed(AutoModelForText.from_pretrained(folder), folder, sparse=kind == "packed")
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+    refused(folder, r"model\.safetensors differs from what was saved")
+    path.write_bytes(whole)
+    change_config(folder, layer_norm_eps=1e-3)
+    refused(folder, r"config\.json differs .* remove 'digests' from its quantization_config")
+    change_record(folder, lambda record: record.pop("digests"))
+    assert AutoModelForText.from_pretrained(folder).config.layer_norm_eps == 1e-3
+
+
+def test_a_model_that_is_saved_again_carries_no_old_digests(folder: Path) -> None:
+    save_compressed(AutoModelForText.from_pretrained(folder), folder)
+    model = AutoModelForText.from_pretrained(folder)
+    model.classifier.bias.data.fill_(0.5)
+    model.save_pretrained(folder)
+    assert AutoModelForText.from_pretrained(folder).classifier.bias.tolist() == [0.5] * 3
+
+
+def test_a_float_of_integers_is_refused(folder: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[f"{LAYER}.bias"] = tensors[f"{LAYER}.bias"].to(torch.int32)
+
+    change_tensors(folder, change)
+    refused(folder, rf"'{LAYER}\.bias' has the type I32 instead of a float")
+
+
+@pytest.fixture
+def int8(tmp_path: Path) -> Path:
+    model = uneven_model("bert")
+    for name in (LAYER, "classifier"):
+        model.set_submodule(name, Int8Linear.of(model.get_submodule(name)))
+    save_compressed(model, tmp_path)
+    return tmp_path
+
+
+def test_int8_without_its_record_is_not_made_up(int8: Path) -> None:
+    path = int8 / "config.json"
+    config = json.loads(path.read_text())
+    del config["quantization_config"]
+    path.write_text(json.dumps(config))
+    for kind in (AutoModelForText, BertModel):
+        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+            kind.from_pretrained(int8)
+
+
+def test_int8_of_an_earlier_version_still_loads(int8: Path) -> None:
+    ids = torch.arange(5, 12)[None]
+    expected = AutoModelForText.from_pretrained(int8)(ids).logits
+
+    def former(tensors: dict[str, torch.Tensor]) -> None:
+        for name in (LAYER, "classifier"):
+            rows = len(tensors[f"{name}.weight_scale"])
+            tensors[f"{name}.weight_int8"] = tensors.pop(f"{name}.weight").view(rows, -1)
+
+    change_tensors(int8, former)
+    change_record(int8, lambda record: record.pop("digests"))
+    model = AutoModelForText.from_pretrained(int8)
+    assert torch.equal(model(ids).logits, expected)
+    model.save_pretrained(int8)
+    assert f"{LAYER}.weight" in load_file(int8 / "model.safetensors")

@@ -198,9 +198,9 @@ def without(*names: str) -> Callable[[dict[str, Any]], object]:
 @pytest.mark.parametrize(
     ("name", "change", "problem"),
     [
-        ("config.json", without("quantization_config"), "weight' is missing in the file"),
+        ("config.json", without("quantization_config"), "weight' has another shape in the"),
         ("config.json", lambda data: data["quantization_config"]["int8"].remove("classifier"),
-         "tensor 'classifier.weight' (is missing|has the shape)"),
+         "config.json builds no tensor for 'classifier.weight_scale'"),
         ("config.json", lambda data: data["quantization_config"].update(int8=[]), "the tensor '"),
         ("config.json", lambda data: data.update(num_hidden_layers=3), "is missing, which config"),
         ("config.json", lambda data: data.update(num_hidden_layers=1), "does not exist in Bert"),
@@ -260,6 +260,9 @@ def test_no_code_of_a_folder_runs_and_nothing_is_asked(
             hfcompress.load(folder)
         assert main(["predict", str(folder), "good"]) == 2
     else:
+        with pytest.raises(ModelError, match=r"config\.json .*differs from what was saved"):
+            hfcompress.load(folder)
+        damaged(folder, "hfcompress.json", lambda data: data["digests"].pop("config.json"))
         hfcompress.load(folder)("good")
     assert not ran.exists()
 

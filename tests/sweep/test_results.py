@@ -48,6 +48,37 @@ def test_a_line_in_the_middle_that_is_no_row(tmp_path: Path) -> None:
         RunDirectory(tmp_path).rows()
 
 
+def test_what_differs_from_what_was_written_is_refused_or_runs_again(tmp_path: Path) -> None:
+    store = RunDirectory(tmp_path)
+    for name in "abc":
+        store.append({"hash": name, "value": 0.25})
+        store.append_failure({"hash": name, "reason": "no room"})
+    store.append_weights({"a": {"counts": [3]}, "b": {"counts": [4]}})
+    store.write_json("x.json", {"a": 1})
+    whole = store.rows_file.read_text()
+    for name, old, new in (
+        ("failures.jsonl", "no room", "no roof"), ("weights.jsonl", "[3]", "[9]"),
+        ("x.json", '"a": 1', '"a": 2'),
+    ):  # fmt: skip
+        path = tmp_path / name
+        path.write_text(path.read_text().replace(old, new, 1))
+    assert [row["hash"] for row in store.failures()] == ["b", "c"]
+    assert set(store.weights()) == {"b"}
+    assert store.notes == [
+        f"{name}.jsonl, line 1, was cut short or damaged and is left out"
+        for name in ("failures", "weights")
+    ]
+    with pytest.raises(OutputError, match=r"x\.json differs from what was written"):
+        store.read_json("x.json")
+    store.rows_file.write_text(whole.replace("0.25", "0.26", 1))
+    with pytest.raises(OutputError, match="line 1, is not a result row as it was written"):
+        RunDirectory(tmp_path).rows()
+    store.rows_file.write_text(whole[:-40] + '0"}\n')
+    again = RunDirectory(tmp_path)
+    assert [row["hash"] for row in again.rows()] == ["a", "b"]
+    assert "cut short or damaged" in again.notes[0]
+
+
 def test_rows_of_another_recipe_are_refused(tmp_path: Path) -> None:
     store = RunDirectory(tmp_path)
     store.append({"hash": "a"})
@@ -85,7 +116,8 @@ def test_predictions_and_json_come_back(tmp_path: Path) -> None:
     assert store.load_predictions("b") is None
     store.write_json("x.json", {"é": 1})
     assert store.read_json("x.json") == {"é": 1}
-    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"é": 1}
+    written = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
+    assert written.keys() == {"é", "digest"}
     assert not list(tmp_path.glob(".*tmp"))
 
 

@@ -14,11 +14,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hfcompress.checkpoint.save import save_compressed
-from hfcompress.errors import HfcompressError, ModelError, first_line
+from hfcompress.errors import ModelError
 from hfcompress.inference import dense_logits
 from hfcompress.layers.int8_linear import Int8Linear
 from hfcompress.measure.size import calculate_model_size
 from hfcompress.models.architectures import compressible_modules
+from hfcompress.models.checkpoint_checks import check_files, check_layers, checkpoint_errors
 from hfcompress.models.embedding_layout import has_layout
 from hfcompress.models.loading import weights_hash
 from hfcompress.models.modeling_embedding import AutoEmbeddingModel
@@ -93,12 +94,15 @@ def load_checkpoint(folder: Path) -> PreTrainedModel:
     import transformers
 
     options = {"trust_remote_code": False, "local_files_only": True}
-    try:
+    name = f"the model in {str(folder)!r}"
+    check_files(folder, name)
+    with checkpoint_errors(name):
         config = transformers.AutoConfig.from_pretrained(folder, **options)  # nosec B615 # local
-        names: tuple[str, ...] = getattr(config, "architectures", None) or ()
-        images = any("ImageClassification" in name for name in names)
-        name = f"AutoModelFor{'Image' if images else 'Sequence'}Classification"
-        auto: Any = AutoEmbeddingModel if has_layout(folder) else getattr(transformers, name)
+        check_layers(folder, config, name)
+        classes: tuple[str, ...] = getattr(config, "architectures", None) or ()
+        images = any("ImageClassification" in kind for kind in classes)
+        kind = f"AutoModelFor{'Image' if images else 'Sequence'}Classification"
+        auto: Any = AutoEmbeddingModel if has_layout(folder) else getattr(transformers, kind)
         model: PreTrainedModel
         model, info = auto.from_pretrained(
             folder,
@@ -107,15 +111,6 @@ def load_checkpoint(folder: Path) -> PreTrainedModel:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported, and refused below
         )
-    except HfcompressError:
-        raise
-    except Exception as error:  # transformers and safetensors raise many kinds
-        code = "trust_remote_code" in str(error)
-        problem = "its config.json names code of its own" if code else first_line(error)
-        fix = "hfcompress runs no code of a folder" if code else "save the model again"
-        raise ModelError(
-            f"the model in {str(folder)!r} cannot be loaded: {problem}; {fix}"
-        ) from None
     _check_tensors(folder, info)
     return model
 

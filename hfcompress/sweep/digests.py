@@ -1,0 +1,115 @@
+"""What is read back from a run's folder is what was written: each line and small file ends in a
+digest of itself.
+
+::
+
+    {"hash": "...", ..., "digest": "0f3a5d2e9b7c4a18"}      a line of results.jsonl
+    # digest: 0f3a5d2e9b7c4a18                              the last line of recipe.yaml
+
+Folders of earlier versions have none. Lines without one may only precede those that have it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from hfcompress.errors import OutputError
+from hfcompress.utils import Fields, Row
+
+_AT_END = re.compile(rb', "digest": "([0-9a-f]{16})"\}\s*$')
+_COMMENT = re.compile(r"# digest: (\S*)\s*$")
+
+
+def json_line(row: Fields, nan: bool = False) -> bytes:
+    """A row as a line of JSON with its digest."""
+    plain = json.dumps(row, ensure_ascii=False, allow_nan=nan).encode()
+    return plain[:-1] + f', "digest": "{_digest(plain)}"}}\n'.encode()
+
+
+def read_lines(path: Path, field: str) -> Iterator[tuple[int, Row | None]]:
+    """Number and row of each line that is not empty; None where it is not a row as written, or
+    where a crash has cut off its end.
+
+    Args:
+        path: nothing where there is no such file.
+        field: that each row has.
+    """
+    has_digests = False
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        row = _row(line, field) if number < len(lines) else None
+        end = _AT_END.search(line)
+        has_digests = has_digests or end is not None
+        if row is not None and end is not None:
+            row.pop("digest")
+            same = _digest(line[: end.start()] + b"}") == end[1].decode()
+            yield number, row if same else None
+        else:
+            yield number, None if has_digests else row
+
+
+def _row(line: bytes, field: str) -> Row | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and field in row else None
+
+
+def with_digest(data: object) -> object:
+    """Plain data for a JSON file; a mapping gets its digest."""
+    return {**data, "digest": _digest_of(data)} if isinstance(data, dict) else data
+
+
+def without_digest(data: object, path: Path) -> object:
+    """Plain data of a JSON file, without the digest that it may have.
+
+    Raises:
+        OutputError: it differs from what was written.
+    """
+    if not isinstance(data, dict) or "digest" not in data:
+        return data
+    plain = {name: value for name, value in data.items() if name != "digest"}
+    if data["digest"] != _digest_of(plain):
+        raise OutputError(f"{path} differs from what was written; remove it, or the whole folder")
+    return plain
+
+
+def with_comment(text: str) -> str:
+    """YAML with its digest as a comment in the last line."""
+    return f"{text}# digest: {_digest(text.encode())}\n"
+
+
+def check_comment(path: Path) -> str:
+    """Return the text of a YAML file without its digest, which older files lack.
+
+    Raises:
+        OutputError: it is not text, or differs from what was written.
+    """
+    try:
+        text = path.read_bytes().decode()
+    except (OSError, UnicodeDecodeError):
+        raise OutputError(f"{path} cannot be read as text; remove it and run again") from None
+    end = _COMMENT.search(text)
+    if end is None:
+        return text
+    if _digest(text[: end.start()].encode()) != end[1]:
+        raise OutputError(
+            f"{path} differs from what was written; run the recipe again or, if you changed the "
+            f"file on purpose, remove its last line"
+        )
+    return text[: end.start()]
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _digest_of(data: object) -> str:
+    return _digest(json.dumps(data, sort_keys=True).encode())
