@@ -162,3 +162,14 @@ def _alignment(
     for place, label in zip(places, labels, strict=True):
         names[place] = label
     return Alignment(tuple(places), tuple(names), note)
+
+
+def unlike_labels(labels: Sequence[str], own: Sequence[str], model: str) -> str:
+    """The sentence that refuses a model whose labels do not correspond to the data's."""
+    shown = [", ".join(names[:8]) + (", ..." if len(names) > 8 else "") for names in (labels, own)]
+    return (
+        f"{model} has no trained classification head for these labels: the data have "
+        f"{len(labels)} ({shown[0]}) and the model {len(own)} ({shown[1]}); map them "
+        f"(data.labels: {{{labels[0]}: {own[0] if own else 'NAME'}, ...}}), add a finetune step, "
+        f"which trains a new head, or give a model fine-tuned for these labels"
+    )

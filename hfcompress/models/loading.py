@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,13 @@ from hfcompress.models.image_models import (
     timm_named,
     timm_processor,
 )
-from hfcompress.models.labels import Alignment, align_labels, are_default_names, numbers_of
+from hfcompress.models.labels import (
+    Alignment,
+    align_labels,
+    are_default_names,
+    numbers_of,
+    unlike_labels,
+)
 from hfcompress.models.modeling_embedding import EmbeddingModel, limit_texts, pooling_options
 from hfcompress.models.outputs import PROBLEM_OF_KIND, OutputKind
 
@@ -123,6 +129,11 @@ class ModelConfig(Config):
         """What messages call the model."""
         return self.path if self.path is not None else f"a new {(self.config or {})['model_type']}"
 
+    @property
+    def named(self) -> str:
+        """The name with what it is, as the begin of a sentence."""
+        return f"model {self.name!r}"
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -199,7 +210,7 @@ def load_model(
         return _new(config, task, labels, seed)
     source, labels = model_source(config), labels or None
     load = partial(_load, config, source, task, labels, seed, processor, new_head, kind)
-    with timm_named(config.name), folder_errors(source, _named(config)):
+    with timm_named(config.name), folder_errors(source, config.named):
         return from_hub(source, "model", "--set model=FOLDER", load, config.revision)
 
 
@@ -221,7 +232,7 @@ def _load(
         commit.fetch(model_files(commit))
     settings = AutoConfig.from_pretrained(source.location, **options)  # nosec B615 # in options
     if source.path is not None:
-        check_layers(source.path, settings, _named(config))
+        check_layers(source.path, settings, config.named)
     alignment = _align(settings, labels, config.name, new_head)
     head = _head_options(settings, labels, alignment, kind)
 
@@ -237,7 +248,7 @@ def _load(
         )
 
     model, info = load(head)
-    check_tensors(model, info, _named(config))
+    check_tensors(model, info, config.named)
     loaded: Processor | None = (
         _load_processor(config, source.location, task, settings, options) if processor else None
     )
@@ -254,10 +265,6 @@ def _load(
         fingerprint=_fingerprint(source, commit) + vectors + ("+new-head" if renewed else ""),
         alignment=alignment,
     )
-
-
-def _named(config: ModelConfig) -> str:
-    return f"model {config.name!r}"
 
 
 def _missing(info: Mapping[str, list[Any]]) -> list[str]:
@@ -370,17 +377,6 @@ def _align(
     if found is None and not new_head:
         raise ModelError(unlike_labels(labels, own, f"model {name!r}"))
     return found
-
-
-def unlike_labels(labels: Sequence[str], own: Sequence[str], model: str) -> str:
-    """The sentence that refuses a model whose labels do not correspond to the data's."""
-    shown = [", ".join(names[:8]) + (", ..." if len(names) > 8 else "") for names in (labels, own)]
-    return (
-        f"{model} has no trained classification head for these labels: the data have "
-        f"{len(labels)} ({shown[0]}) and the model {len(own)} ({shown[1]}); map them "
-        f"(data.labels: {{{labels[0]}: {own[0] if own else 'NAME'}, ...}}), add a finetune step, "
-        f"which trains a new head, or give a model fine-tuned for these labels"
-    )
 
 
 def _head_options(
