@@ -23,6 +23,7 @@ from hfcompress.errors import ConfigError, MissingExtraError, ModelError, Output
 from hfcompress.measure.latency import Latency, LatencyReport
 from hfcompress.quantization.config import MODES
 from hfcompress.quantization.engine import Arrays, Engine
+from hfcompress.sweep.results import RunDirectory
 from hfcompress.utils import Progress
 from tests.tiny_models import text_model, tiny_bert
 
@@ -212,12 +213,12 @@ def test_an_interrupted_bench_keeps_its_rows_and_goes_on(
     output = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         bench([str(model_folder)], quick(), output)
-    kept = (output / "results.jsonl").read_text().splitlines()
-    assert [json.loads(line)["batch"] for line in kept] == [1, 1]
+    kept = RunDirectory(output).rows()
+    assert [row["batch"] for row in kept] == [1, 1]
     result = bench([str(model_folder)], quick(), output)
     assert calls == [1, 2, 2]
     assert [row["batch"] for row in result.rows] == [1, 1, 2, 2]
-    assert [json.loads(line) for line in kept] == result.rows[:2]
+    assert kept == result.rows[:2]
     data = json.loads((output / "bench.json").read_text())
     assert data["rows"] == result.rows
     assert data["config"]["batch"] == [1, 2]

@@ -276,7 +276,7 @@ def test_folders_of_earlier_versions_take_the_config_and_the_usual_tokens(tmp_pa
     folder = saved(tmp_path / "folder", model, tiny_tokenizer(), mode="none")
     expected = hfcompress.load(folder).scores(TEXTS)
     manifest = json.loads((folder / "hfcompress.json").read_text())
-    del manifest["output"]
+    del manifest["output"], manifest["digests"]
     for name in ("truncation_side", "pad_type_id", "split_special_tokens", "inputs"):
         del manifest["text"][name]
     (folder / "hfcompress.json").write_text(json.dumps(manifest))
@@ -288,6 +288,9 @@ def test_refuses_labels_of_another_model(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["id2label"]["2"] = "neutral"
     (folder / "config.json").write_text(json.dumps(config))
+    manifest = json.loads((folder / "hfcompress.json").read_text())
+    del manifest["digests"]["config.json"]
+    (folder / "hfcompress.json").write_text(json.dumps(manifest))
     with pytest.raises(ModelError, match=r"logits of shape \(3, 2\) and config.json names 3"):
         hfcompress.load(folder)(TEXTS)
 
