@@ -47,6 +47,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     ),
     "measure.weights": ("analyze_weight_distribution",),
     "models.surgery": ("load_shapes",),
+    "models.upload": ("push",),
     "pruning.callback": ("PruningCallback",),
     "pruning.config": ("PruningConfig",),
     "pruning.iterative": ("find_ticket", "progressive"),

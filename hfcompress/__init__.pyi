@@ -44,6 +44,7 @@ from hfcompress.measure.size import calculate_sparsity as calculate_sparsity
 from hfcompress.measure.size import count_parameters as count_parameters
 from hfcompress.measure.weights import analyze_weight_distribution as analyze_weight_distribution
 from hfcompress.models.surgery import load_shapes as load_shapes
+from hfcompress.models.upload import push as push
 from hfcompress.pruning.callback import PruningCallback as PruningCallback
 from hfcompress.pruning.config import PruningConfig as PruningConfig
 from hfcompress.pruning.iterative import find_ticket as find_ticket

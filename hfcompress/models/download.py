@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from hfcompress.errors import HfcompressError, SourceError
-from hfcompress.models.hub import Source
+from hfcompress.models.hub import Source, fingerprint_folder, resolve
 from hfcompress.models.hub_failures import (
     SILENCE,
     TRIES,
@@ -45,7 +45,7 @@ _WEIGHTS = (
     r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?",
     r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?",
 )
-_TEXTS = r"[^/]+\.(json|txt|model|jinja|tiktoken|py)"
+_TEXTS = r"README\.md|[^/]+\.(json|txt|model|jinja|tiktoken|py)|\d+_\w+/[^/]+\.(json|safetensors)"
 _shown: ContextVar[Progress | None] = ContextVar("_shown", default=None)
 
 
@@ -67,20 +67,32 @@ class Commit:
     revision: str
     files: tuple[str, ...] = ()
 
-    def fetch(self, paths: Sequence[str]) -> None:
+    def cached(self) -> Path | None:
+        """Return the folder of this commit in the hub's cache; None where it is not there."""
+        from huggingface_hub import constants
+
+        name = f"{repo_type(self.what)}s--{self.name.replace('/', '--')}"
+        folder = Path(constants.HF_HUB_CACHE) / name / "snapshots" / self.revision
+        return folder if folder.is_dir() else None
+
+    def fetch(self, paths: Sequence[str]) -> Path | None:
         """Download files into the hub's cache, with a bar of their bytes.
+
+        Returns:
+            The folder in the cache; None without files.
 
         The cache remembers which commit the branch was at, for times without a network.
         """
         if not paths:
-            return
+            return None
         from huggingface_hub import snapshot_download
 
-        snapshot_download(
+        folder = snapshot_download(
             self.name, repo_type=repo_type(self.what), revision=self.branch,
             allow_patterns=[re.sub(r"([*?\[])", r"[\1]", path) for path in paths],
             endpoint=hub_api().endpoint, tqdm_class=_bar(self.name),
         )  # fmt: skip
+        return Path(folder)
 
 
 @contextmanager
@@ -140,6 +152,13 @@ def from_hub(
     return found
 
 
+def fingerprint(source: Source, commit: Commit | None) -> str:
+    """Return a hash of a model's folder; of one on the hub its name and commit."""
+    if commit is None:
+        return fingerprint_folder(Path(source.location))
+    return f"{source.location}@{commit.revision}"
+
+
 def model_files(commit: Commit) -> list[str]:
     """The files of a model's repository that loading it in transformers reads; none of a commit
     whose files are not known.
@@ -163,6 +182,39 @@ def model_files(commit: Commit) -> list[str]:
         f"model: {commit.name!r} has no weights on the hub (model.safetensors, or "
         f"pytorch_model.bin); give a model that save_pretrained wrote"
     )
+
+
+def local_folder(spec: str | Path, what: What = "model") -> Path:
+    """Return the folder that a specification names, downloaded whole where it is on the hub.
+
+    Raises:
+        SourceError: as `from_hub`.
+    """
+    path = Path(spec)
+    if path.exists() or isinstance(spec, Path):
+        return path
+    source = resolve(str(spec), what)
+
+    def load(commit: Commit | None) -> Path:
+        if commit is None:
+            return Path(source.location)
+        folder = commit.fetch(commit.files) or commit.cached()
+        if folder is None:
+            raise FileNotFoundError(f"{commit.name} is not in the cache")
+        return folder
+
+    return from_hub(source, what, "give a FOLDER", load)
+
+
+def fetch_model(source: Source, commit: Commit | None) -> tuple[Path | None, dict[str, str]]:
+    """Download what loading a model reads.
+
+    Returns:
+        Its folder, None where only the cache can be read; and what ``from_pretrained`` takes.
+    """
+    if commit is None:
+        return Path(source.location), {}
+    return commit.fetch(model_files(commit)), {"revision": commit.revision}
 
 
 class _NoAnswer(Exception):

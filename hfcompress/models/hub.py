@@ -135,3 +135,18 @@ def fingerprint_folder(path: Path) -> str:
             while chunk := stream.read(1 << 22):
                 digest.update(chunk)
     return digest.hexdigest()[:32]
+
+
+def read_license(folder: Path | None) -> str | None:
+    """Return the licence that the model card of a folder states; None without a readable one."""
+    from huggingface_hub import ModelCard
+
+    card = None if folder is None else folder / "README.md"
+    if card is None or not card.is_file():
+        return None
+    try:
+        found = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, TypeError):
+        return None
+    name = found.get("license")
+    return name if isinstance(name, str) else None

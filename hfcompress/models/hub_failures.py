@@ -230,3 +230,20 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     while link is not None:
         yield link
         link = link.__cause__ or link.__context__
+
+
+def upload_failure(name: str, error: Exception) -> str:
+    """Return the sentence of an upload that failed."""
+    status = _status(error)
+    if status == 401:
+        return "push: the hub does not accept your token; write: hf auth login"
+    if status in (403, 404):
+        return (
+            f"push: this login may not write to {name!r}; write: hf auth login (with a token that "
+            f"may write), or give a name in your own account"
+        )
+    if status == 429:
+        return f"push: the hub has had too many requests; wait {_seconds_to_wait(error)}"
+    if status is not None and status >= 500:
+        return f"push: the hub failed with error {status}; the same command tries again"
+    return f"push: the hub at {_endpoint()} cannot be reached; check the connection"

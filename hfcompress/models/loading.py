@@ -28,9 +28,9 @@ import hfcompress.models.modeling_text as text_models
 from hfcompress.config import Config
 from hfcompress.errors import ConfigError, ModelError, SourceError
 from hfcompress.models.checkpoint_checks import check_layers, check_tensors, folder_errors
-from hfcompress.models.download import Commit, from_hub, model_files
+from hfcompress.models.download import Commit, fetch_model, fingerprint, from_hub
 from hfcompress.models.embedding_layout import Pooling
-from hfcompress.models.hub import Source, fingerprint_folder, resolve
+from hfcompress.models.hub import Source, read_license, resolve
 from hfcompress.models.image_models import (
     channels_of_config,
     fingerprint_new,
@@ -145,6 +145,7 @@ class LoadedModel:
         new_head: the classifier is freshly initialised and must be trained first.
         fingerprint: hash of the checkpoint's content (or hub name and commit).
         alignment: which of its classes each of the data's labels means; None where nobody asked.
+        license: what the checkpoint's card says; None without one.
     """
 
     model: PreTrainedModel
@@ -152,6 +153,7 @@ class LoadedModel:
     new_head: bool
     fingerprint: str
     alignment: Alignment | None = None
+    license: str | None = None
 
 
 def check_source(config: ModelConfig) -> None:
@@ -226,10 +228,8 @@ def _load(
     commit: Commit | None,
 ) -> LoadedModel:
     """`load_model` of a folder, or of one commit on the hub."""
-    options: dict[str, bool | str] = {"trust_remote_code": config.trust_remote_code}
-    if commit is not None:
-        options["revision"] = commit.revision
-        commit.fetch(model_files(commit))
+    folder, revision = fetch_model(source, commit)
+    options: dict[str, bool | str] = {"trust_remote_code": config.trust_remote_code, **revision}
     settings = AutoConfig.from_pretrained(source.location, **options)  # nosec B615 # in options
     if source.path is not None:
         check_layers(source.path, settings, config.named)
@@ -262,8 +262,9 @@ def _load(
         processor=loaded,
         new_head=renewed or bool(_missing(info)),
         # The fingerprint says which head a cached result began with.
-        fingerprint=_fingerprint(source, commit) + vectors + ("+new-head" if renewed else ""),
+        fingerprint=fingerprint(source, commit) + vectors + ("+new-head" if renewed else ""),
         alignment=alignment,
+        license=read_license(folder),
     )
 
 
@@ -408,12 +409,6 @@ def label_names(config: PreTrainedConfig) -> list[str]:
     """A model's label names in the order of its outputs."""
     names = {int(number): str(name) for number, name in (config.id2label or {}).items()}
     return [names[number] for number in sorted(names)]
-
-
-def _fingerprint(source: Source, commit: Commit | None) -> str:
-    if commit is None:
-        return fingerprint_folder(Path(source.location))
-    return f"{source.location}@{commit.revision}"
 
 
 def weights_hash(model: nn.Module) -> str:

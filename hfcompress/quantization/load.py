@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hfcompress.errors import ConfigError, DataError, ModelError
 from hfcompress.measure.vectors import Precision, Stored
+from hfcompress.models.download import local_folder
 from hfcompress.models.embedding_layout import has_layout
 from hfcompress.quantization.backends import import_backend
 from hfcompress.quantization.engine import Arrays, Engine, StaticShape
@@ -44,7 +45,7 @@ def load(
         hfcompress.load("embeddings").encode(texts)    # vectors, of an embedding model's folder
 
     Args:
-        directory: the folder.
+        directory: the folder, or its name on the hub (``org/name``, ``org/name@REVISION``).
         threads: threads of one operation; None takes torch's number. torch has one number of
             threads for the whole process (``torch.set_num_threads``).
         shape: examples and tokens of the usual batch. OpenVINO compiles the model a second time
@@ -53,12 +54,13 @@ def load(
             other engines ignore it.
 
     Raises:
+        SourceError: a name that is neither a folder nor on the hub.
         ModelError: not a folder of a quantized model, labels missing, files that do not match the
             record, or a model that the engine cannot load.
         ConfigError: a size of the shape is below 1.
         MissingExtraError: the engine is not installed; the message holds the pip command.
     """
-    directory = Path(directory)
+    directory = local_folder(directory)
     if has_layout(directory):
         from hfcompress.quantization.embedder import load_embedder
 

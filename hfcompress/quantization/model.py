@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from hfcompress.data.encode import Encoded, text_limit
 from hfcompress.errors import ModelError, OutputError
 from hfcompress.inference import Batches, Logits, predict_with
 from hfcompress.models.modeling_embedding import EmbeddingModel, save_layout
+from hfcompress.models.upload import push
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.coverage import Coverage
 from hfcompress.quantization.engine import Engine, FileEngine
@@ -117,6 +119,17 @@ class QuantizedModel(FormerPlain):
     ) -> Path:
         """Write a folder that `load` reads; see `hfcompress.quantization.model.save_folder`."""
         return save_folder(self, directory, processor, card)
+
+    def push_to_hub(
+        self,
+        name: str,
+        processor: Processor | None = None,
+        card: str | None = None,
+        private: bool | None = None,
+    ) -> str:
+        """Save into a temporary folder, upload it and return its address; see `push`."""
+        with tempfile.TemporaryDirectory() as folder:
+            return push(self.save(Path(folder) / "model", processor, card), name, private)
 
     def __deepcopy__(self, memo: object) -> QuantizedModel:
         return self  # an engine cannot be copied, and nothing changes it

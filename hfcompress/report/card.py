@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-
-import yaml
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hfcompress.report.page import flat_environment
 from hfcompress.report.pipeline import speed_section
@@ -21,86 +21,170 @@ from hfcompress.report.rows import (
 from hfcompress.report.table import markdown_table, markdown_text
 from hfcompress.utils import visible
 
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
+
+@dataclass(frozen=True)
+class CardSource:
+    """What a model was made from, as far as it is known.
+
+    Attributes:
+        base_model: hub name of the original model.
+        task: pipeline task, such as ``text-classification``.
+        dataset: hub name of the evaluation data.
+        dataset_config: configuration of the data set.
+        split: the rows that were measured.
+        license_name: licence of the original model, such as ``apache-2.0``.
+        language: language code.
+        recipe_text: the recipe as it was run.
+        environment: names and values.
+    """
+
+    base_model: str | None = None
+    task: str | None = None
+    dataset: str | None = None
+    dataset_config: str | None = None
+    split: str | None = None
+    license_name: str | None = None
+    language: str | None = None
+    recipe_text: str | None = None
+    environment: Mapping[str, object] | None = None
+
 
 def model_card(
     row: Row,
     *,
     name: str,
+    source: CardSource | None = None,
     dense: Row | None = None,
-    base_model: str | None = None,
-    task: str | None = None,
-    dataset: str | None = None,
-    license_name: str | None = None,
-    language: str | None = None,
-    recipe_text: str | None = None,
-    environment: Mapping[str, object] | None = None,
+    needs_hfcompress: bool = False,
 ) -> str:
-    """The text of a ``README.md`` with metadata for the hub.
+    """Return the text of a ``README.md`` with metadata for the hub.
 
     Args:
         row: the row of the saved model.
         name: heading, the model's name.
+        source: what it was made from.
         dense: the dense model's row, shown above it.
-        base_model: hub name of the original model.
-        task: pipeline task, such as ``text-classification``.
-        dataset: hub name of the evaluation data.
-        license_name: licence identifier, such as ``apache-2.0``.
-        language: language code.
-        recipe_text: the recipe as it was run.
-        environment: names and values.
+        needs_hfcompress: transformers loads it after ``import hfcompress`` only.
     """
+    source = source or CardSource()
     name = " ".join(visible(name).split())
     rows = [row] if dense is None else [dense, row]
-    parts = [
-        "---\n" + _header(row, name, base_model, task, dataset, license_name, language) + "---\n",
+    return "\n".join([
+        f"---\n{_header(row, name, source)}\n---\n",
         f"# {markdown_text(name)}\n",
-        _summary(row, base_model) + "\n",
+        _summary(row, source.base_model) + "\n",
+        *_loading(row, source.task, needs_hfcompress),
         "## Measured\n",
         markdown_table(rows),
         _explanation(metric_of(rows)),
         *_timed(row),
         *_quantized(row),
+        *_limits(row, source),
+        *_origin(source),
+    ])  # fmt: skip
+
+
+def _header(row: Row, name: str, source: CardSource) -> str:
+    """The metadata as YAML, in the form that the hub checks."""
+    from huggingface_hub import ModelCardData
+
+    results = _eval_results(row, source) if source.task and source.dataset else None
+    data = ModelCardData(
+        base_model=source.base_model,
+        base_model_relation=_relation(row) if source.base_model else None,
+        datasets=[source.dataset] if source.dataset else None,
+        eval_results=results,
+        language=source.language,
+        library_name="hfcompress" if quantize_step(row) else "transformers",
+        license=source.license_name,
+        metrics=_metric_names(row, metric_of([row])),
+        model_name=name if results else None,
+        pipeline_tag=source.task,
+        tags=_tags(row),
+    )
+    return str(data.to_yaml())  # type: ignore[no-untyped-call]
+
+
+def _relation(row: Row) -> str:
+    return "quantized" if quantize_step(row) else "finetune"
+
+
+def _eval_results(row: Row, source: CardSource) -> list[EvalResult]:
+    """One result for each metric; the name of the row's own says how sure it is."""
+    from huggingface_hub import EvalResult
+
+    metric, low, high = metric_of([row]), number(row, "low"), number(row, "high")
+    values = {metric: number(row, "value"), **(row.get("other_metrics") or {})}
+    interval = "" if low is None or high is None else f", 95 % interval {low:.4f} to {high:.4f}"
+    count = f" ({row['n']} rows{interval})" if row.get("n") else ""
+    return [
+        EvalResult(
+            task_type=str(source.task), dataset_type=str(source.dataset),
+            dataset_name=str(source.dataset), dataset_config=source.dataset_config,
+            dataset_split=source.split, metric_type=key, metric_value=value,
+            metric_name=f"{key}{count}" if key == metric else key,
+        )
+        for key, value in values.items()
+        if value is not None
+    ]  # fmt: skip
+
+
+def _loading(row: Row, task: str | None, needs_hfcompress: bool) -> list[str]:
+    """The section on how to load the model."""
+    shown = '"photo.jpg"' if task and task.startswith("image") else '"a sentence"'
+    lines = ["from transformers import pipeline\n", 'model = pipeline(model="FOLDER")']
+    if quantize_step(row):
+        lines = ["import hfcompress\n", 'model = hfcompress.load("FOLDER")']
+    elif needs_hfcompress:
+        lines = ["import hfcompress  # so that transformers knows the shapes", *lines]
+    code = "\n".join([*lines, f"print(model({shown}))"])
+    return [
+        "## How to load it\n",
+        "FOLDER is this folder, or its name on the hub"
+        + (" (pip install hfcompress).\n" if quantize_step(row) or needs_hfcompress else ".\n"),
+        f"```python\n{code}\n```\n",
     ]
-    if recipe_text:
-        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", recipe_text)), default=0))
-        parts += ["## Recipe\n", f"{fence}yaml\n{recipe_text.rstrip()}\n{fence}\n"]
-    if environment:
-        flat = flat_environment(environment)
+
+
+def _limits(row: Row, source: CardSource) -> list[str]:
+    """The section on what the measurements do not say."""
+    where = f" of {markdown_text(source.dataset)}" if source.dataset else ""
+    lines = [
+        f"- Measured on {row.get('n', 'some')} rows{where}; other inputs may lose more.",
+        "- A metric that stays equal can hide single answers that changed"
+        + (f": {100 * agreement:.1f} % agree with the dense model." if (
+            agreement := number(row, "agreement")) is not None else "."),
+        "- What the original model gets wrong or treats unfairly is not repaired here.",
+    ]  # fmt: skip
+    if quantize_step(row):
+        lines.append("- Speed is that of the engine and the processor it was measured on.")
+    return ["## Limits\n", "\n".join(lines) + "\n"]
+
+
+def _origin(source: CardSource) -> list[str]:
+    """The sections on the recipe and on the environment, where they are known."""
+    parts = []
+    if source.recipe_text:
+        runs = re.findall("`+", source.recipe_text)
+        fence = "`" * max(3, 1 + max(map(len, runs), default=0))
+        text = source.recipe_text.rstrip()
+        parts += ["## How it was made\n", f"{fence}yaml\n{text}\n{fence}\n"]
+    if source.environment:
+        flat = flat_environment(source.environment)
         lines = [f"- {markdown_text(key)}: {markdown_text(flat[key])}" for key in flat]
         parts += ["## Environment\n", "\n".join(lines) + "\n"]
-    return "\n".join(parts)
-
-
-def _header(
-    row: Row,
-    name: str,
-    base_model: str | None,
-    task: str | None,
-    dataset: str | None,
-    license_name: str | None,
-    language: str | None,
-) -> str:
-    metric = metric_of([row])
-    known: dict[str, object] = {
-        "library_name": "transformers",
-        "license": license_name,
-        "language": language,
-        "base_model": base_model,
-        "pipeline_tag": task,
-        "datasets": [dataset] if dataset else None,
-        "metrics": _metric_names(row, metric),
-        "tags": _tags(row),
-        "model-index": _model_index(row, name, task, dataset) if task and dataset else None,
-    }
-    filled = {key: value for key, value in known.items() if value is not None}
-    return yaml.safe_dump(filled, sort_keys=False, allow_unicode=True)
+    return parts
 
 
 def _tags(row: Row) -> list[str]:
     tags = ["hfcompress"]
     if not is_dense(row) and number(row, "actual_sparsity"):
         tags.append("pruned")
-    return [*tags, "quantized"] if quantize_step(row) else tags
+    step = quantize_step(row)
+    return [*tags, "quantized", str(step["backend"])] if step else tags
 
 
 def _timed(row: Row) -> list[str]:
@@ -127,18 +211,6 @@ def _quantized(row: Row) -> list[str]:
 
 def _metric_names(row: Row, metric: str) -> list[str]:
     return [metric, *(other for other in row.get("other_metrics") or {} if other != metric)]
-
-
-def _model_index(row: Row, name: str, task: str, dataset: str) -> list[dict[str, object]]:
-    metric = metric_of([row])
-    values = {metric: number(row, "value"), **(row.get("other_metrics") or {})}
-    metrics = [{"type": key, "value": value} for key, value in values.items() if value is not None]
-    result = {
-        "task": {"type": task},
-        "dataset": {"type": dataset, "name": dataset},
-        "metrics": metrics,
-    }
-    return [{"name": name, "results": [result]}]
 
 
 def _summary(row: Row, base_model: str | None) -> str:

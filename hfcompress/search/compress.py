@@ -30,6 +30,7 @@ from hfcompress.search.search import (
 )
 from hfcompress.search.target import CompressTarget, size_text
 from hfcompress.sweep.cache import StepCache
+from hfcompress.sweep.cards import card_source
 from hfcompress.sweep.experiment import Experiment, prepare
 from hfcompress.sweep.pipeline import GIVEN, Data, as_data, given
 from hfcompress.sweep.results import RunDirectory
@@ -271,7 +272,10 @@ def _measured(search: Search, whole: Experiment) -> Measured | None:
         return Measured.from_dict(kept["measured"])
     state, _ = search.runner.state_after(search.best_trial)
     found = measure_once(whole, state, target.max_drop, target.confidence)
-    card = model_card({**row, **found.quality.to_dict()}, name=store.path.name)
+    steps = [step.to_dict() for step in search.best_trial.steps]
+    source = card_source(search.experiment, steps)
+    chosen = {**row, **found.quality.to_dict()}
+    card = model_card(chosen, name=store.path.name, source=source)
     store.write_text(f"{MODEL}/README.md", card)
     store.write_json(MEASURED, {"asked": asked, "measured": found.to_dict()})
     name = f"{row['settings']['candidate']}, on the measured rows"

@@ -16,6 +16,7 @@ from hfcompress.recipes.yaml import dump_yaml
 from hfcompress.report.card import model_card
 from hfcompress.search.candidates import Candidate
 from hfcompress.search.target import CompressTarget
+from hfcompress.sweep.cards import card_source
 from hfcompress.sweep.digests import with_comment
 from hfcompress.sweep.experiment import Experiment
 from hfcompress.sweep.outcome import keep, perform
@@ -158,8 +159,10 @@ def _keep_best(search: Search, trial: Trial, row: Row) -> None:
         return
     state, _ = search.runner.state_after(trial)
     assert isinstance(state.model, QuantizedModel)
-    state.model.save(folder, state.processor, model_card(row, name=store.path.name))
     steps = [step.to_dict() for step in trial.steps]
+    source = card_source(experiment, steps)
+    card = model_card(row, name=store.path.name, source=source)
+    state.model.save(folder, state.processor, card)
     text = dump_yaml(experiment.recipe.replace(steps=steps).to_dict())
     store.write_text("recipe.yaml", with_comment(text))
     store.write_json(FOUND, row["hash"])

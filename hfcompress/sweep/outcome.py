@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,13 +20,13 @@ from hfcompress.models.architectures import default_targets
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.quantization.weight_levels import weight_levels
 from hfcompress.recipes.grid import Trial
-from hfcompress.recipes.schema import Recipe
 from hfcompress.report.card import model_card
 from hfcompress.report.rows import FAILED
-from hfcompress.sweep.experiment import content_hash
+from hfcompress.sweep.cards import card_source
+from hfcompress.sweep.experiment import Experiment, content_hash
 from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.trial import Finished, Logits, Runner
-from hfcompress.utils import Fields, Row
+from hfcompress.utils import Fields, Row, atomic_write
 
 if TYPE_CHECKING:
     from hfcompress.quantization.model import Processor
@@ -67,7 +70,7 @@ def perform(runner: Runner, trial: Trial, folder: Path | None) -> Outcome:
             return Outcome(trial.settings, trial.row_hash, finished.row)
         weights = _weights(runner, trial, finished)
         if runner.experiment.recipe.save_models:
-            _save(runner.experiment.recipe, trial, finished, folder / "models")
+            _save(runner.experiment, trial, finished, folder / "models")
     except (Exception, SystemExit) as error:  # whatever a library raises; only interrupts pass
         return failed(trial, error)
     predictions = {
@@ -113,14 +116,17 @@ def keep(outcome: Outcome, trial: Trial, store: RunDirectory) -> None:
     store.append(outcome.row)
 
 
-def _save(recipe: Recipe, trial: Trial, finished: Finished, folder: Path) -> None:
-    """Write the trial's model, in the form that the recipe asks for."""
+def _save(experiment: Experiment, trial: Trial, finished: Finished, folder: Path) -> None:
+    """Write the trial's model with a card, in the form that the recipe asks for."""
     row, state = finished.row, finished.state
     name = f"{trial.index:03d}-{row['hash'][:8]}"
+    source = card_source(experiment, [step.to_dict() for step in trial.steps])
+    card = partial(model_card, row, name=name, source=source)
     if isinstance(state.model, QuantizedModel):
-        state.model.save(folder / name, state.processor, model_card(row, name=name))
+        state.model.save(folder / name, state.processor, card())
     else:
-        save_model(state.model, state.processor, folder / name, recipe.save_sparse)
+        sparse = experiment.recipe.save_sparse
+        save_model(state.model, state.processor, folder / name, sparse, card)
 
 
 def _weights(runner: Runner, trial: Trial, finished: Finished) -> dict[str, Fields]:
@@ -160,14 +166,30 @@ def _levels(model: QuantizedModel) -> list[Fields]:
 
 
 def save_model(
-    model: PreTrainedModel, processor: Processor, folder: Path, sparse: bool = False
+    model: PreTrainedModel,
+    processor: Processor,
+    folder: Path,
+    sparse: bool = False,
+    card: Callable[..., str] | None = None,
 ) -> None:
     """Save a model with its processor so that ``from_pretrained(folder)`` gives it back.
 
     Written beside the folder under a temporary name, then renamed.
+
+    Args:
+        model: of any shapes.
+        processor: its tokenizer or image processor.
+        folder: where to.
+        sparse: pack the zeros.
+        card: makes the model card; takes ``needs_hfcompress``.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # a killed run's
     save_compressed(model, temporary, sparse)
+    if card is not None:
+        config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
+        text = card(needs_hfcompress="quantization_config" in config)
+        atomic_write(temporary / "README.md", text)
     processor.save_pretrained(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

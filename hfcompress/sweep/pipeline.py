@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +18,14 @@ from hfcompress.config import Config, nearest
 from hfcompress.data.config import DataConfig
 from hfcompress.errors import ConfigError, DataError, HfcompressError
 from hfcompress.models.loading import LoadedModel, weights_hash
+from hfcompress.models.upload import push
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.recipes.grid import Trial
 from hfcompress.recipes.schema import MeasureConfig, Recipe
 from hfcompress.recipes.step_configs import STEP_CONFIGS
-from hfcompress.report.card import model_card
+from hfcompress.report.card import CardSource, model_card
 from hfcompress.sweep.cache import StepCache
+from hfcompress.sweep.cards import card_source
 from hfcompress.sweep.executors import in_process
 from hfcompress.sweep.experiment import Experiment, content_hash, prepare
 from hfcompress.sweep.outcome import Outcome, save_model
@@ -46,11 +50,13 @@ class PipelineResult:
             ``high``, ``agreement``, ``bytes``, ``compression_ratio``, ``timings`` ...
         model: of the last step; quantized where that step quantizes.
         processor: the model's tokenizer or image processor, cut where a step cut the vocabulary.
+        source: what it was made from, for its card.
     """
 
     rows: list[Row]
     model: PreTrainedModel | QuantizedModel
     processor: Any
+    source: CardSource | None = None
 
     def save(self, directory: str | Path) -> Path:
         """Write the model with its processor and a card, as `QuantizedModel.save` or so that
@@ -60,11 +66,18 @@ class PipelineResult:
             OutputError: a folder that cannot be written.
         """
         folder = Path(directory)
+        card = partial(
+            model_card, self.rows[-1], name=folder.name, dense=self.rows[0], source=self.source
+        )
         if isinstance(self.model, QuantizedModel):
-            card = model_card(self.rows[-1], name=folder.name, dense=self.rows[0])
-            return self.model.save(folder, self.processor, card)
-        save_model(self.model, self.processor, folder)
+            return self.model.save(folder, self.processor, card())
+        save_model(self.model, self.processor, folder, card=card)
         return folder
+
+    def push_to_hub(self, name: str, private: bool | None = None) -> str:
+        """Save into a temporary folder, upload it and return its address; see `push`."""
+        with tempfile.TemporaryDirectory() as folder:
+            return push(self.save(Path(folder) / name.rpartition("/")[2]), name, private)
 
 
 class CompressionPipeline:
@@ -175,7 +188,8 @@ def run_steps(experiment: Experiment, store: RunDirectory | None) -> PipelineRes
     state = runner.latest
     if state is None or not runner.pending or runner.pending[-1] is not last:
         state, _ = runner.state_after(last)
-    return PipelineResult(result.rows, state.model, state.processor)
+    source = card_source(experiment)
+    return PipelineResult(result.rows, state.model, state.processor, source)
 
 
 def given(model: PreTrainedModel, processor: Processor) -> LoadedModel:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from hfcompress.errors import OutputError
-from hfcompress.report.card import model_card
+from hfcompress.report.card import CardSource, model_card
 from hfcompress.report.page import Picture, html_page
 from hfcompress.report.write import write_report
 
@@ -140,117 +140,12 @@ def test_sections_without_content_are_left_out() -> None:
     assert not any(f"<h2>{name}" in page for name in ("Measured", "Recipe", "Env", "Weights"))
 
 
-def parts(card: str) -> tuple[dict[str, Any], str]:
-    _, header, body = card.split("---\n", 2)
-    return yaml.safe_load(header), body
-
-
-def test_the_card_has_the_header_that_the_hub_reads() -> None:
-    header, _ = parts(
-        model_card(
-            ROWS[1],
-            name="small: one",
-            dense=ROWS[0],
-            base_model="owner/base",
-            task="text-classification",
-            dataset="glue",
-            license_name="apache-2.0",
-            language="en",
-        )
-    )
-    index = header.pop("model-index")
-    assert header == {
-        "library_name": "transformers",
-        "license": "apache-2.0",
-        "language": "en",
-        "base_model": "owner/base",
-        "pipeline_tag": "text-classification",
-        "datasets": ["glue"],
-        "metrics": ["accuracy", "f1"],
-        "tags": ["hfcompress", "pruned"],
-    }
-    [result] = index[0]["results"]
-    assert index[0]["name"] == "small: one"
-    assert result["metrics"] == [
-        {"type": "accuracy", "value": 0.895},
-        {"type": "f1", "value": 0.77},
-    ]
-    assert result["task"] == {"type": "text-classification"}
-    assert result["dataset"]["type"] == "glue"
-
-
-def test_the_header_validates_as_card_data() -> None:
-    from huggingface_hub import ModelCard
-
-    card = ModelCard(
-        model_card(ROWS[1], name="n", base_model="a/b", task="text-classification", dataset="glue")
-    )
-    data: dict[str, Any] = card.data.to_dict()  # type: ignore[no-untyped-call]
-    assert data["base_model"] == "a/b"
-    assert data["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.895
-
-
-def test_the_card_shows_measurements_recipe_and_environment() -> None:
-    _, body = parts(
-        model_card(
-            ROWS[1],
-            name="n",
-            dense=ROWS[0],
-            base_model="a/b",
-            recipe_text="steps: []",
-            environment={"torch": "2.13"},
-        )
-    )
-    assert "30.0 % of the pruned layers' weights are zero (magnitude / layer)" in body
-    assert "It reaches 89.5 % accuracy." in body
-    assert "| dense | 0.0 % |" in body
-    assert "```yaml\nsteps: []\n```" in body
-    assert "- torch: 2.13" in body
-
-
-def test_the_card_of_a_timed_model_shows_size_and_speed() -> None:
-    timing = {
-        "batch_size": 1, "length": 32, "repeats": 120, "threads": 2, "engine": "openvino",
-        "fixed": True, "measured": {"median": 2.0}, "speedup": {"median": 8.25},
-    }  # fmt: skip
-    small = {**ROWS[1], "bytes": 9_000_000, "compression_ratio": 10.0, "timings": [timing]}
-    _, body = parts(model_card(small, name="n"))
-    assert "## Size and speed" in body
-    assert "| 1 x 32 | 2 ms | 8.25 x |" in body
-    assert "9.00 MB (10.00 x smaller) in openvino; examples x tokens, median of 120 rounds" in body
-    assert "2 threads each; openvino compiled for that shape." in body
-    assert "## Size and speed" not in model_card(ROWS[1], name="n")
-
-
-def test_a_card_leaves_out_unknown_fields() -> None:
-    header, body = parts(model_card(ROWS[0], name="n"))
-    assert header["tags"] == ["hfcompress"]
-    assert not {"base_model", "model-index", "license", "datasets"} & set(header)
-    assert "Made from a model with hfcompress." in body
-    assert "## Recipe" not in body
-    assert "## Environment" not in body
-
-
 def test_report_imports_no_torch() -> None:
     code = (
         "import sys, hfcompress.report.write, hfcompress.report.card, hfcompress.report.heatmap;"
         "assert not {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_the_card_of_a_quantized_model_shows_the_share_of_integers() -> None:
-    step = {
-        "step": "quantize", "backend": "openvino", "mode": "static", "share_of_bytes": 0.9986,
-        "share_of_macs": 0.974, "left_alone": {"norms stay in floating point": 13},
-    }  # fmt: skip
-    header, body = parts(model_card({**ROWS[1], "steps": [step], "actual_sparsity": 0.0}, name="n"))
-    assert header["tags"] == ["hfcompress", "quantized"]
-    assert "Engine openvino, mode static: 99.9 % of the fp32 model's bytes are integers" in body
-    assert "97.4 % of its multiply-accumulates" in body
-    assert "- 13 modules: norms stay in floating point" in body
-    both = parts(model_card({**ROWS[1], "steps": [step]}, name="n"))[0]
-    assert both["tags"] == ["hfcompress", "pruned", "quantized"]
 
 
 def test_failed_trials_stand_on_the_page_which_is_not_green(tmp_path: Path) -> None:
@@ -285,7 +180,9 @@ def test_a_pipeline_leaves_no_curve_of_an_older_report(tmp_path: Path) -> None:
 
 def test_a_card_shows_names_as_they_are_and_stays_one_file() -> None:
     name = "x\n---\n# y [a](b) <script>"
-    card = model_card(ROWS[1], name=name, task="t", dataset="d", recipe_text="a: |\n  ```\n  x\n")
+    card = model_card(
+        ROWS[1], name=name, source=CardSource(task="t", dataset="d", recipe_text="a: |\n  ```\n  x\n")
+    )
     header, body = parts(card)
     assert header["model-index"][0]["name"] == "x --- # y [a](b) <script>"
     assert body.lstrip().startswith(r"# x --- \# y \[a\](b) \<script\>")
