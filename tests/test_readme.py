@@ -218,7 +218,7 @@ def test_commands_parse_and_name_what_exists(page: Path) -> None:
             for extra in re.findall(r"\[([\w,]+)\]", " ".join(words)):
                 assert set(extra.split(",")) <= extras, words
         elif words[0] == "hfcompress":
-            options = make_parser().parse_args(words[1:])
+            options = make_parser(words[1]).parse_args(words[1:])
             if options.command in ("run", "validate", "sensitivity"):
                 recipe = options.recipe
                 path = ROOT / recipe if recipe.endswith(".yaml") else find_recipe(recipe)

@@ -3,27 +3,68 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
+from hfcompress.cli.verbs import VERBS, add_verb
 from hfcompress.version import __version__
 
+_PROGRAM = "hfcompress"
+WITH_ROWS = {"run", "sensitivity", "compress", "bench", "report", *VERBS}
+"""Commands whose result is rows."""
 _EPILOG = (
     "Documentation and examples: README.md; every recipe starts with the command that runs it."
 )
 
 
-def make_parser(with_bench: bool = True) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line with the nearest right word, and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the sentence and exit."""
+        if wrong := re.match(r"argument .*: invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            known = [name.strip(" '") for name in wrong[2].split(",")]
+            what = "command" if self.prog == _PROGRAM else message.split(":")[0]
+            message = f"unknown {what} {wrong[1]!r}{_near(wrong[1], known)}"
+        self.exit(2, f"error: {message}; write: {self.prog} --help\n")
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: None = None
+    ) -> argparse.Namespace:
+        """Parse; an option that is not known is answered with the nearest one."""
+        options, extra = self.parse_known_args(args, namespace)
+        if extra:
+            command = self.commands[options.command]
+            known = [name for action in command._actions for name in action.option_strings]
+            word = next((item for item in extra if item.startswith("-")), extra[0])
+            hint = _near(word.partition("=")[0], known) if word.startswith("-") else ""
+            command.error(f"{command.prog} takes no {' '.join(extra)!r}{hint}")
+        return options
+
+    commands: Mapping[str, Parser] = {}
+
+
+def _near(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, 1, 0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def make_parser(command: str | None = None) -> Parser:
     """The parser of all commands; ``command`` in its result is the command's name.
 
     Args:
-        with_bench: add the options of ``bench``, which are read from its config; importing that
-            takes longer than all other options.
+        command: add the options that this one reads from its config; importing that takes longer
+            than all other options. None adds none.
     """
-    parser = argparse.ArgumentParser(
-        prog="hfcompress", description="Compress Hugging Face models and see what it costs.",
+    parser = Parser(
+        prog=_PROGRAM, description="Compress Hugging Face models and see what it costs.",
         epilog=_EPILOG,
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"hfcompress {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    parser.commands = commands.choices
 
     run = _command(commands, "run", "run a recipe; go on where it stopped")
     _recipe_arguments(run)
@@ -68,7 +109,7 @@ def make_parser(with_bench: bool = True) -> argparse.ArgumentParser:
 
     bench = _command(commands, "bench", "time models in every engine that is installed")
     bench.add_argument("models", metavar="MODEL", nargs="+", help="hub name, folder, int8 folder")
-    for name, text in (_bench_options() if with_bench else {}).items():
+    for name, text in (_bench_options() if command == "bench" else {}).items():
         bench.add_argument(f"--{name}", metavar=name.upper(), help=text)
     bench.add_argument("--output", metavar="DIR", default="runs/bench", help="default: runs/bench")
 
@@ -76,8 +117,20 @@ def make_parser(with_bench: bool = True) -> argparse.ArgumentParser:
     report.add_argument("directory", metavar="DIR", help="folder of a run")
 
     predict = _command(commands, "predict", "classify texts or images, quantized")
-    predict.add_argument("directory", metavar="DIR", help="folder of a quantized model")
+    predict.add_argument("directory", metavar="MODEL", help="folder or hub name, quantized")
     predict.add_argument("examples", metavar="TEXT|IMAGE", nargs="+", help="texts, or image files")
+
+    for verb, text in VERBS.items():
+        add_verb(_command(commands, verb, text), verb, command == verb)
+
+    sparsify = _command(commands, "sparsify", "save a pruned model with its zeros packed")
+    sparsify.add_argument("model", metavar="MODEL", help="hub name, folder or pkg://PACKAGE/PATH")
+    sparsify.add_argument("--output", metavar="DIR", required=True, help="where to")
+
+    push = _command(commands, "push", "upload a saved model's folder to the hub")
+    push.add_argument("directory", metavar="FOLDER", help="of a saved model, of any kind")
+    push.add_argument("name", metavar="NAME", help="on the hub: ORG/NAME, or NAME in your account")
+    push.add_argument("--private", action="store_true", default=None, help="a new one is private")
 
     _command(commands, "recipes", "list the recipes that come with hfcompress")
     return parser
@@ -91,10 +144,15 @@ def _bench_options() -> dict[str, str]:
 
 
 def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
+    commands: argparse._SubParsersAction[Parser], name: str, text: str
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text)
     parser.add_argument("--debug", action="store_true", help="show where an unexpected error arose")
+    parser.add_argument("--quiet", action="store_true", help="show results and errors alone")
+    if name in WITH_ROWS:
+        parser.add_argument(
+            "--json", action="store_true", help="rows as lines of JSON; everything else on stderr"
+        )
     parser.set_defaults(command=name)
     return parser
 

@@ -7,13 +7,15 @@ Ctrl-C, 143 by SIGTERM.
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast
 
 from hfcompress.cli.arguments import make_parser
+from hfcompress.cli.verbs import VERBS
 from hfcompress.errors import HfcompressError
 from hfcompress.utils import Row, quiet_libraries
 
@@ -32,7 +34,9 @@ _LONGEST = 2000  # characters of an error
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = make_parser(with_bench="bench" in arguments).parse_args(arguments)
+    options = make_parser(next((word for word in arguments if word[:1] != "-"), None)).parse_args(
+        arguments
+    )
 
     from rich.text import Text
 
@@ -45,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = _COMMANDS[options.command]
     try:
         with ended_by_signals():
-            return command(options, _console())
+            return command(options, _console(options))
     except HfcompressError as error:
         errors.print(mark, _one_line(error))
         return error.exit_code
@@ -62,12 +66,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _console() -> Console:
-    """Standard output; a file or pipe has no width of its own and gets a wide one."""
+def _console(options: argparse.Namespace) -> Console:
+    """Standard output, or standard error where rows go to standard output as JSON; a file or pipe
+    has no width of its own and gets a wide one."""
     from hfcompress.cli.display import Terminal
 
-    plain = Terminal()
-    return plain if plain.is_terminal else Terminal(width=max(plain.width, 140))
+    to_stderr = getattr(options, "json", False)
+    plain = Terminal(stderr=to_stderr)
+    if plain.is_terminal:
+        return plain
+    return Terminal(stderr=to_stderr, width=max(plain.width, 140))
+
+
+def _print_json(rows: Iterable[Row]) -> None:
+    """Print each row as one line of JSON on standard output."""
+    for row in rows:
+        print(json.dumps(row))
 
 
 def _one_line(error: BaseException) -> str:
@@ -75,8 +89,8 @@ def _one_line(error: BaseException) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 5]} ..."
 
 
-def _note_on(console: Console) -> Callable[[str], None]:
-    return lambda text: console.print(f"note: {text}")
+def _note_on(console: Console, options: argparse.Namespace) -> Callable[[str], None]:
+    return lambda text: None if options.quiet else console.print(f"note: {text}")
 
 
 # --- commands ----------------------------------------------------------------------------------
@@ -88,17 +102,62 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.recipes.schema import load_recipe
     from hfcompress.sweep.run import run
 
-    recipe = load_recipe(find_recipe(options.recipe), options.set, _note_on(console))
+    recipe = load_recipe(find_recipe(options.recipe), options.set, _note_on(console, options))
     output = Path(options.output or Path("runs") / recipe.name)
-    with Display(console) as display:
+    with Display(console, options.quiet) as display:
         result = run(
             recipe, output, display, workers=options.workers, engine=options.engine,
             **_resume_options(options),
         )  # fmt: skip
-    _show_rows(result.rows, console)
+    _show_rows(result.rows, console, options)
     if result.rows:
-        _show_written(output, console)
+        _show_written(output, console, options)
     return _show_failures(result, console)
+
+
+def _verb(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.cli.display import Display
+    from hfcompress.cli.verbs import verb_recipe
+    from hfcompress.recipes.yaml import dump_yaml
+    from hfcompress.sweep.run import run
+
+    recipe = verb_recipe(options.command, vars(options))
+    if options.dry_run:
+        console.print(dump_yaml(recipe.to_dict()).rstrip())
+        return 0
+    output = Path(options.output or Path("runs") / recipe.name)
+    with Display(console, options.quiet) as display:
+        result = run(recipe, output, display)
+    _show_rows(result.rows, console, options)
+    for folder in sorted((output / "models").glob("[0-9]*")):
+        console.print(f"the model: {folder}")
+    return _show_failures(result, console)
+
+
+def _sparsify(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.checkpoint.save import save_compressed
+    from hfcompress.cli.display import Display
+    from hfcompress.models.loading import ModelConfig, load_model
+    from hfcompress.tasks.registry import task_of_checkpoint
+
+    with Display(console, options.quiet) as display:
+        display.stage("loading")
+        loaded = load_model(ModelConfig(path=options.model), task_of_checkpoint(options.model))
+        display.stage("packing")
+        saved = save_compressed(loaded.model, options.output, sparse=True)
+        loaded.processor.save_pretrained(options.output)
+    console.print(
+        f"{saved.packed} weights packed: {saved.dense_bytes / 1e6:.2f} MB in "
+        f"{saved.bytes / 1e6:.2f} MB; written to {options.output}"
+    )
+    return 0
+
+
+def _push(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.models.upload import push
+
+    console.print(push(options.directory, options.name, options.private))
+    return 0
 
 
 class _ResumeOptions(TypedDict):
@@ -119,8 +178,10 @@ def _resume_options(options: argparse.Namespace) -> _ResumeOptions:
     }
 
 
-def _show_written(output: str | Path, console: Console) -> None:
+def _show_written(output: str | Path, console: Console, options: argparse.Namespace) -> None:
     """Name the files of a run's report that are in its folder."""
+    if options.quiet:
+        return
     known = ("report.html", "curve.png", "bars.png", "heatmap.png", "results.csv")
     names = [name for name in known if (Path(output) / name).is_file()]
     console.print(f"written to {output}: {', '.join(names)}")
@@ -132,18 +193,20 @@ def _sensitivity(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.recipes.schema import load_recipe
     from hfcompress.sweep.sensitivity import sensitivity
 
-    recipe = load_recipe(find_recipe(options.recipe), options.set, _note_on(console))
+    recipe = load_recipe(find_recipe(options.recipe), options.set, _note_on(console, options))
     output = Path(options.output or Path("runs") / f"{recipe.name}-layers")
-    with Display(console) as display:
+    with Display(console, options.quiet) as display:
         result = sensitivity(recipe, output, display, **_resume_options(options))
     worst = sorted(result.rows, key=lambda row: -row["drop"])[:5]
-    if worst:
+    if options.json:
+        _print_json(result.rows)
+    if worst and not options.json:
         console.print("the layers that lose most:")
-    for row in worst:
+    for row in worst if not options.json else ():
         layer, sparsity = row["settings"]["prune.targets"][0], row["requested_sparsity"]
         console.print(f"  {row['drop']:+.2%} at {sparsity:.0%}  {layer}")
     if worst:
-        _show_written(output, console)
+        _show_written(output, console, options)
     return _show_failures(result, console)
 
 
@@ -152,7 +215,7 @@ def _validate(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.recipes.schema import expand, load_recipe
 
     path = find_recipe(options.recipe)
-    recipe = load_recipe(path, options.set, _note_on(console))
+    recipe = load_recipe(path, options.set, _note_on(console, options))
     trials = expand(recipe)
     console.print(f"{path} is a valid recipe with {len(trials)} trial{'s' * (len(trials) != 1)}:")
     for trial in trials:
@@ -173,12 +236,14 @@ def _compress(options: argparse.Namespace, console: Console) -> int:
     shape = {name: getattr(options, name) for name in ("batch_size", "length", "fixed")}
     target = CompressTarget.from_dict({**given, "latency": shape}, "compress")
     output = Path(options.output or Path("runs") / f"compress-{Path(options.model).name}")
-    with Display(console) as display:
+    with Display(console, options.quiet) as display:
         result = compress(
             options.model, data_config(options.data, options.set), target,
             output=output, task=options.task, progress=display, wait=options.wait,
         )  # fmt: skip
-    if result.rows:
+    if options.json:
+        _print_json(result.rows)
+    elif result.rows:
         console.print(pipeline_rows(result.rows))
     console.print(result.sentence)
     if result.model is None:
@@ -197,7 +262,7 @@ def _certify(options: argparse.Namespace, console: Console) -> int:
 
     data = data_config(options.data, options.set)
     assert data is not None  # the option is required
-    with Display(console) as display:
+    with Display(console, options.quiet) as display:
         found = certify(
             options.dense, options.small, data, options.max_drop, options.confidence,
             task=options.task, progress=display,
@@ -211,7 +276,7 @@ def _check(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.cli.display import Display
     from hfcompress.cli.inspect import check_table
 
-    with Display(console) as display:
+    with Display(console, options.quiet) as display:
         report = check(options.model, display)
     console.print(check_table(report))
     return 0 if report.passed else 1
@@ -221,7 +286,7 @@ def _inspect(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.cli.display import Display
     from hfcompress.cli.inspect import inspect_model
 
-    with Display(console) as display:
+    with Display(console, options.quiet) as display:
         display.stage("loading")
         tables, text = inspect_model(options.model, options.task, options.profiles)
     for table in tables:
@@ -234,12 +299,12 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.sweep.results import RunDirectory
     from hfcompress.sweep.run import report
 
-    rows = report(options.directory, _note_on(console))
-    _show_rows(rows, console)
+    rows = report(options.directory, _note_on(console, options))
+    _show_rows(rows, console, options)
     failed = len(RunDirectory(Path(options.directory)).failures())
     if failed:
         console.print(f"{failed} trials failed; results.csv says why")
-    _show_written(options.directory, console)
+    _show_written(options.directory, console, options)
     return 0
 
 
@@ -262,10 +327,13 @@ def _bench(options: argparse.Namespace, console: Console) -> int:
 
     given = {name: getattr(options, name) for name in BenchConfig.model_fields}
     config = config_of_options(BenchConfig, given)
-    with Display(console) as display:
+    with Display(console, options.quiet) as display:
         result = bench(options.models, config, options.output, display)
-    console.print(environment_line(result.environment))
-    console.print(bench_table(result.rows))
+    if options.json:
+        _print_json(result.rows)
+    else:
+        console.print(environment_line(result.environment))
+        console.print(bench_table(result.rows))
     console.print(f"written to {options.output}: bench.png, bench.json, bench.csv")
     return 0
 
@@ -290,7 +358,10 @@ def _show_failures(result: SweepResult, console: Console) -> int:
     return 1 if result.failures else 0
 
 
-def _show_rows(rows: list[Row], console: Console) -> None:
+def _show_rows(rows: list[Row], console: Console, options: argparse.Namespace) -> None:
+    if options.json:
+        _print_json(rows)
+        return
     from hfcompress.report.page import headline
     from hfcompress.report.pipeline import is_pipeline, pipeline_rows
     from hfcompress.report.table import rows_table
@@ -312,4 +383,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
     "check": _check,
     "predict": _predict,
     "recipes": _recipes,
+    "sparsify": _sparsify,
+    "push": _push,
+    **dict.fromkeys(VERBS, _verb),
 }

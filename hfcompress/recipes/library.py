@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import sys
+from importlib.resources import files
 from pathlib import Path
 
 from hfcompress.errors import ConfigError
 
 
 def recipes_folder() -> Path:
-    """Where the shipped recipes lie: in a checkout, or where pip put them.
-
-    Raises:
-        ConfigError: neither is there.
-    """
-    checkout = Path(__file__).resolve().parents[2] / "recipes"
-    installed = Path(sys.prefix) / "share" / "hfcompress" / "recipes"
-    for folder in (checkout, installed):
-        if folder.is_dir():
-            return folder
-    raise ConfigError(f"the shipped recipes are neither in {checkout} nor in {installed}")
+    """Return the folder of the shipped recipes, which is a part of the package."""
+    return Path(str(files("hfcompress.recipes"))) / "shipped"
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -28,17 +19,19 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def find_recipe(name: str) -> Path:
-    """The file that a command's RECIPE argument names: a path, or a shipped recipe's name.
+    """Return the file that a command's RECIPE argument names: a path, or the name of a shipped
+    recipe, with or without ``.yaml``.
 
     Raises:
         ConfigError: neither.
     """
     path = Path(name)
-    if path.exists():
+    if path.is_file():
         return path
     shipped = shipped_recipes()
-    if name in shipped:
-        return shipped[name]
+    known = shipped.get(name.removesuffix(".yaml"))
+    if known is not None:
+        return known
     from hfcompress.config import nearest  # imports pydantic
 
     hint = nearest(path.stem, list(shipped))

@@ -141,12 +141,26 @@ def config_of_options(config: type[ConfigType], given: Mapping[str, str | None])
     Raises:
         ConfigError: as when building the config.
     """
+    return config.from_dict(fields_of_options(config, given))
+
+
+def fields_of_options(config: type[Config], given: Mapping[str, object]) -> dict[str, object]:
+    """Return what was written behind the options of a command line as plain data.
+
+    Args:
+        config: its fields are the options; a list is written with or without its brackets.
+        given: text by field; None where the option was left out.
+
+    Raises:
+        ConfigError: text that is not YAML.
+    """
     data: dict[str, object] = {}
     for name, text in given.items():
-        if text is not None:
+        if isinstance(text, str):
             listed = "tuple" in str(config.model_fields[name].annotation)
-            data[name] = parse_yaml(f"[{text}]" if listed else text, f"--{name}")
-    return config.from_dict(data)
+            bare = listed and not text.lstrip().startswith(("[", "{"))
+            data[name] = parse_yaml(f"[{text}]" if bare else text, f"--{name.replace('_', '-')}")
+    return data
 
 
 def dump_yaml(data: object) -> str:

@@ -105,7 +105,7 @@ def _header(row: Row, name: str, source: CardSource) -> str:
         pipeline_tag=source.task,
         tags=_tags(row),
     )
-    return str(data.to_yaml())  # type: ignore[no-untyped-call]
+    return str(data.to_yaml())
 
 
 def _relation(row: Row) -> str:

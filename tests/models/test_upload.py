@@ -31,6 +31,7 @@ from tests.hub_server import HubServer, serving
 from tests.tiny_models import logits, shrinkable_batches, shrinkable_model, tiny_bert
 from tests.tiny_tokenizers import tiny_tokenizer
 
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the hub's own
 TOKEN = "hf_" + "q" * 30
 
 
@@ -45,7 +46,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
 def test_a_torch_model_comes_back_from_the_hub(kind: str, hub: HubServer, tmp_path: Path) -> None:
     model, batches = shrinkable_model("bert"), shrinkable_batches("bert")
     if kind == "shrunk":
-        shrink(model, ShrinkConfig(parameters=0.6), batches)
+        shrink(model, ShrinkConfig(macs=0.6), batches)
     else:
         prune(model, PruningConfig(sparsity=0.6))
     save_compressed(model, tmp_path / "saved", sparse=kind == "packed")

@@ -56,8 +56,8 @@ def test_the_header_is_what_the_hub_reads() -> None:
     assert (accuracy.dataset_type, accuracy.dataset_config) == ("nyu-mll/glue", "sst2")
     assert accuracy.dataset_split == "validation"
     assert (f1.metric_type, f1.metric_value, f1.metric_name) == ("f1", 0.77, "f1")
-    card = ModelCard(text)
-    assert [item.metric_value for item in card.data.eval_results or []] == [0.895, 0.77]
+    data: dict[str, Any] = ModelCard(text).data.to_dict()  # type: ignore[no-untyped-call]
+    assert data["model-index"] == index
 
 
 def test_the_text_says_what_it_is_and_what_it_is_not() -> None:
@@ -123,3 +123,14 @@ def test_the_card_of_a_quantized_model_shows_the_share_of_integers() -> None:
     assert "- 13 modules: norms stay in floating point" in body
     both = parts(model_card({**ROW, "steps": [step]}, name="n"))[0]
     assert both["tags"] == ["hfcompress", "pruned", "quantized", "openvino"]
+
+
+def test_a_card_shows_names_as_they_are_and_stays_one_file() -> None:
+    name = "x\n---\n# y [a](b) <script>"
+    card = model_card(
+        ROW, name=name, source=CardSource(task="t", dataset="d", recipe_text="a: |\n  ```\n  x\n")
+    )
+    header, body = parts(card)
+    assert header["model-index"][0]["name"] == "x --- # y [a](b) <script>"
+    assert body.lstrip().startswith(r"# x --- \# y \[a\](b) \<script\>")
+    assert "````yaml\na: |\n  ```" in body

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from hfcompress.errors import OutputError
-from hfcompress.report.card import CardSource, model_card
 from hfcompress.report.page import Picture, html_page
 from hfcompress.report.write import write_report
 
@@ -176,14 +174,3 @@ def test_a_pipeline_leaves_no_curve_of_an_older_report(tmp_path: Path) -> None:
     ]
     assert tmp_path / "bars.png" in write_report(steps, tmp_path)
     assert not (tmp_path / "curve.png").exists()
-
-
-def test_a_card_shows_names_as_they_are_and_stays_one_file() -> None:
-    name = "x\n---\n# y [a](b) <script>"
-    card = model_card(
-        ROWS[1], name=name, source=CardSource(task="t", dataset="d", recipe_text="a: |\n  ```\n  x\n")
-    )
-    header, body = parts(card)
-    assert header["model-index"][0]["name"] == "x --- # y [a](b) <script>"
-    assert body.lstrip().startswith(r"# x --- \# y \[a\](b) \<script\>")
-    assert "````yaml\na: |\n  ```" in body
