@@ -145,7 +145,7 @@ def read_license(folder: Path | None) -> str | None:
     if card is None or not card.is_file():
         return None
     try:
-        found = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()  # type: ignore[no-untyped-call]
+        found = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
     except (OSError, ValueError, TypeError):
         return None
     name = found.get("license")

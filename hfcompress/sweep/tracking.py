@@ -96,10 +96,10 @@ def _trial(project: str, row: Row, folder: Path) -> TrackedTrial:
 def _tensorboard(trial: TrackedTrial) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(trial.folder / "tensorboard" / trial.name)) as writer:  # type: ignore[no-untyped-call]
-        writer.add_hparams(trial.settings, trial.values, run_name=".")  # type: ignore[no-untyped-call]
+    with SummaryWriter(str(trial.folder / "tensorboard" / trial.name)) as writer:
+        writer.add_hparams(trial.settings, trial.values, run_name=".")
         for key, text in trial.texts.items():
-            writer.add_text(key, text)  # type: ignore[no-untyped-call]
+            writer.add_text(key, text)
 
 
 def _trackio(trial: TrackedTrial) -> None:

@@ -61,5 +61,6 @@ def logs_in(folder: Path, training: str) -> Iterator[None]:
 def other_trackio_folder(folder: Path) -> Path | None:
     """Return where trackio keeps its logs instead, where it was imported with another folder."""
     used = getattr(sys.modules.get("trackio.utils"), "TRACKIO_DIR", None)
-    same = used is None or Path(used) == folder.resolve() / "trackio"
-    return None if same or "TRACKIO_DIR" in os.environ else Path(used)
+    if not isinstance(used, Path) or "TRACKIO_DIR" in os.environ:
+        return None
+    return None if used == folder.resolve() / "trackio" else used
