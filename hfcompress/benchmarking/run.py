@@ -15,7 +15,7 @@ from hfcompress.benchmarking.timing import Point, points_of, timed_rows
 from hfcompress.errors import OutputError
 from hfcompress.measure.environment import cpu_abilities, environment, slow_int8
 from hfcompress.report.bench import draw_bench
-from hfcompress.report.table import csv_text
+from hfcompress.report.csv_table import csv_text
 from hfcompress.sweep.results import RunDirectory
 from hfcompress.utils import Progress, Row, atomic_write
 

@@ -18,6 +18,7 @@ from hfcompress.report.findings import (
     smallest_sentence,
     sweet_spot_sentence,
 )
+from hfcompress.report.leading import MOST_ROWS, drawn_rows
 from hfcompress.report.pipeline import (
     BARS_CAPTION,
     draw_bars,
@@ -49,6 +50,7 @@ from hfcompress.report.weights import (
     level_layers,
 )
 
+_MOST_FAILURES = 100
 # The first one that the rows have is shown at the top of the page.
 _TOP_PICTURES = ("size", "front", "curve", "bars")
 
@@ -123,16 +125,17 @@ def draw_pictures(
         BadInputError: a histogram whose edges do not match its counts.
     """
     metric = metric_of(rows).replace("_", " ")
-    pictures = {}
+    drawn, pictures = drawn_rows(rows), {}
+    some = f"; {len(drawn):,} of {len(rows):,} rows" if len(drawn) < len(rows) else ""
     if not is_pipeline(rows):  # the steps of a pipeline are not points of one curve
-        caption = f"{metric} against sparsity, one line per method"
-        pictures["curve"] = Picture("", caption, draw_curve(rows))
+        caption = f"{metric} against sparsity, one line per method{some}"
+        pictures["curve"] = Picture("", caption, draw_curve(drawn))
     if teacher_parameters(rows) is not None:
-        caption = f"{metric} against the number of parameters, one point per student"
-        pictures["size"] = Picture("", caption, draw_students(rows))
+        caption = f"{metric} against the number of parameters, one point per student{some}"
+        pictures["size"] = Picture("", caption, draw_students(drawn))
     if timed_models(rows):
-        caption = f"{metric} against measured speedup, with the Pareto front"
-        pictures["front"] = Picture("", caption, draw_speedups(rows))
+        caption = f"{metric} against measured speedup, with the Pareto front{some}"
+        pictures["front"] = Picture("", caption, draw_speedups(drawn))
     classes = draw_classes(rows, shipped_row(rows, shipped))
     if classes is not None:
         pictures["classes"] = Picture("", "accuracy of each class, dense and compressed", classes)
@@ -211,10 +214,10 @@ def html_page(
         title=title,
         headline=headline(rows),
         failed=failure_sentence(len(failures), len(rows) + len(failures)),
-        failures=[(_settings_text(row), str(row.get("reason") or "")) for row in failures],
+        failures=_failure_lines(failures),
         metric=metric_of(rows).replace("_", " "),
         top=None if top is None else pictures[top],
-        table=result_table(rows),
+        table=result_table(rows, MOST_ROWS),
         pipeline=pipeline_table(rows) if is_pipeline(rows) else None,
         pictures=[picture for name, picture in pictures.items() if name not in placed],
         classes=pictures.get("classes"),
@@ -231,6 +234,14 @@ def failure_sentence(failed: int, trials: int) -> str:
     if not failed:
         return ""
     return f"{failed} of {trials} trials failed; what is said here is about the others."
+
+
+def _failure_lines(failures: Sequence[Row]) -> list[tuple[str, str]]:
+    """Settings and reason of trials that failed; of many the first ones, and how many more."""
+    shown = failures[:_MOST_FAILURES]
+    lines = [(_settings_text(row), str(row.get("reason") or "")) for row in shown]
+    more = len(failures) - len(shown)
+    return [*lines, (f"{more:,} more", "results.csv has all")] if more else lines
 
 
 def _settings_text(row: Row) -> str:

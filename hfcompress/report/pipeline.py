@@ -38,6 +38,8 @@ from hfcompress.report.table import ResultTable, TerminalTable, make_column
 
 BAR_HEIGHT = 0.62
 BARS_CAPTION = "The metric and the size of the model after each step of the pipeline."
+MOST_BARS = 60  # a picture of more would be metres high
+_MOST_ROWS = 1000
 
 
 def is_pipeline(rows: Sequence[Row]) -> bool:
@@ -57,9 +59,12 @@ def pipeline_table(rows: Sequence[Row]) -> ResultTable:
     Columns: step, engine, metric with 95 % interval, drop and agreement with the dense model,
     parameters, size and compression ratio; for each timed batch the latency and the speedup over
     the dense model in torch fp32. A column without values is left out. The caption describes the
-    timing.
+    timing. Of very many rows the first ones are shown.
     """
-    metric = metric_of(rows)
+    left_out = ""
+    if len(rows) > _MOST_ROWS:
+        left_out = f"the first {_MOST_ROWS:,} of {len(rows):,} rows are shown; results.csv has all"
+    rows, metric = rows[:_MOST_ROWS], metric_of(rows)
     column = partial(make_column, rows, always=True)
     columns = [
         column("candidate" if any(map(_candidate, rows)) else "step", _step_name, text=True),
@@ -79,7 +84,7 @@ def pipeline_table(rows: Sequence[Row]) -> ResultTable:
             column("faster", partial(_speedup_text, shape=shape)),
         ]
     shown = tuple(column for column in columns if set(column.cells) - {""})
-    return ResultTable(shown, _timing_caption(rows), frozenset())
+    return ResultTable(shown, _timing_caption(rows), frozenset(), left_out)
 
 
 def pipeline_rows(rows: Sequence[Row]) -> TerminalTable:
@@ -199,7 +204,7 @@ def bars_figure(rows: Sequence[Row]) -> Figure:
 
     Args:
         rows: in the pipeline's order, the dense model first; rows without value or bytes are
-            left out.
+            left out, and so are those after the first `MOST_BARS`.
 
     Raises:
         BadInputError: no row has both.
@@ -207,7 +212,7 @@ def bars_figure(rows: Sequence[Row]) -> Figure:
     known = [
         row for row in rows
         if number(row, "value") is not None and number(row, "bytes") is not None
-    ]  # fmt: skip
+    ][:MOST_BARS]  # fmt: skip
     if not known:
         raise BadInputError("no row has a value and bytes; run the recipe first")
     figure = new_figure(11.0, 0.62 * len(known) + 1.5)

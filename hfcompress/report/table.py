@@ -1,15 +1,11 @@
-"""Rows as a table for terminal, Markdown and HTML, and as CSV."""
+"""Rows as a table for terminal, Markdown and HTML."""
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -19,6 +15,7 @@ from rich.text import Text
 
 from hfcompress.report.classes import worst_class
 from hfcompress.report.findings import is_about_size, smallest, sweet_spot
+from hfcompress.report.leading import leading_places, leading_sentence
 from hfcompress.report.rows import (
     Row,
     count_text,
@@ -34,10 +31,9 @@ from hfcompress.report.rows import (
     quantize_step,
     share_text,
 )
-from hfcompress.utils import atomic_write, visible
+from hfcompress.utils import visible
 
-Cell = TypeVar("Cell")
-_FORMULA = tuple("=+-@|%＝＋－＠")  # what makes a cell a formula in some spreadsheet
+_MOST_ROWS = 200  # in a terminal
 _NOISE_ERRORS = 2.0  # a difference from a published value of more standard errors is not noise
 
 
@@ -68,11 +64,13 @@ class ResultTable:
         columns: those shown.
         caption: the values that are equal in all rows.
         marked: indices of the rows at the sweet spot.
+        left_out: a sentence on rows that are not shown; empty where all are.
     """
 
     columns: tuple[Column, ...]
     caption: str
     marked: frozenset[int]
+    left_out: str = ""
 
     @property
     def titles(self) -> tuple[str, ...]:
@@ -96,14 +94,22 @@ class TerminalTable:
         yield _rich_table(self.table, self.title, options.max_width)
 
 
-def result_table(rows: Sequence[Row]) -> ResultTable:
+def result_table(rows: Sequence[Row], most: int | None = None) -> ResultTable:
     """The table of rows, without empty and redundant columns.
 
     A column without values is left out. One with equal cells moves to the caption, unless it is
     needed to read the table. The actual sparsity is shown only if it differs visibly from the
     requested one. Equal dense rows (the 0 % of each method's grid) are shown once.
+
+    Args:
+        rows: any rows.
+        most: rows to show, those at the sweet spot and with the highest metric; None shows all.
     """
-    rows = _without_equal_dense_rows(rows)
+    every = _without_equal_dense_rows(rows)
+    best = _marked_rows(every)
+    places = leading_places(every, most, best)
+    rows = [every[place] for place in places]
+    marked = frozenset(line for line, place in enumerate(places) if place in best)
     shown: list[Column] = []
     constant: list[str] = []
     for column in all_columns(rows):
@@ -114,7 +120,8 @@ def result_table(rows: Sequence[Row]) -> ResultTable:
             constant.append(f"{column.title} {column.cells[0]}")
             continue
         shown.append(column)
-    return ResultTable(_without_equal_sparsity(shown), " · ".join(constant), _marked_rows(rows))
+    left_out = leading_sentence(len(rows), every)
+    return ResultTable(_without_equal_sparsity(shown), " · ".join(constant), marked, left_out)
 
 
 def rows_table(rows: Sequence[Row], title: str | None = None) -> TerminalTable:
@@ -122,7 +129,7 @@ def rows_table(rows: Sequence[Row], title: str | None = None) -> TerminalTable:
 
     On a narrow terminal the least important columns are left out and named in the caption.
     """
-    return TerminalTable(result_table(rows), title)
+    return TerminalTable(result_table(rows, _MOST_ROWS), title)
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
@@ -141,46 +148,6 @@ def markdown_table(rows: Sequence[Row]) -> str:
     if table.caption:
         lines += ["", f"In every row: {markdown_text(table.caption)}."]
     return "\n".join(lines) + "\n"
-
-
-def csv_text(rows: Sequence[Row]) -> str:
-    """Every field of every row as CSV: one column per nested field, without lists.
-
-    Text that a spreadsheet would run as a formula gets an apostrophe in front.
-    """
-    flat = [
-        {_no_formula(name): _no_formula(value) for name, value in flat_row(row).items()}
-        for row in rows
-    ]  # fmt: skip
-    names = list(dict.fromkeys(name for row in flat for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    return text.getvalue()
-
-
-def _no_formula(value: Cell) -> Cell | str:
-    """A cell; text that begins like a formula, and is not a number, behind an apostrophe."""
-    if not isinstance(value, str):
-        return value
-    text = value.replace("\r\n", "\n").replace("\r", "\n")  # csv does not quote "\r"
-    if not text.lstrip().startswith(_FORMULA):
-        return text
-    try:
-        float(text)
-    except ValueError:
-        return f"'{text}"
-    return text
-
-
-def write_csv(rows: Sequence[Row], path: str | Path) -> Path:
-    """Write `csv_text` to a file, atomically.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    return atomic_write(path, csv_text(rows))
 
 
 def make_column(
@@ -362,7 +329,7 @@ def plain_text(text: str, style: str = "") -> Text:
 
 def _rich_table(table: ResultTable, title: str | None, width: int) -> RichTable:
     columns = _fitting(table.columns, width)
-    caption = [table.caption] if table.caption else []
+    caption = [text for text in (table.caption, table.left_out) if text]
     if len(columns) < len(table.columns):
         left_out = [column.title for column in table.columns if column not in columns]
         caption.append(f"not shown: {', '.join(left_out)}")
@@ -399,16 +366,3 @@ def _width(column: Column) -> int:
 def markdown_text(text: str) -> str:
     """Text on one line that Markdown shows as it is: no link, no formula, no HTML."""
     return re.sub(r"([\\`*\[\]<>|~$&#])", r"\\\1", " ".join(visible(text).split()))
-
-
-def flat_row(row: Row) -> dict[str, object]:
-    """Return a row's fields as the CSV has them: one for each nested field, without lists."""
-    flat: dict[str, object] = {}
-    for key, value in row.items():
-        if isinstance(value, list):
-            continue
-        if isinstance(value, dict):
-            flat.update({f"{key}.{inner}": item for inner, item in value.items()})
-        else:
-            flat[key] = value
-    return flat

@@ -28,7 +28,7 @@ from hfcompress.report.plotting import (
     png_bytes,
     style_axes,
 )
-from hfcompress.report.rows import Row, is_dense, method_of, number
+from hfcompress.report.rows import Row, is_dense, method_of, number, quantize_step
 
 GRIDS_CAPTION = (
     "The first filters (as tiles) or the corner of a matrix, outputs down and inputs across. Blue "
@@ -255,7 +255,7 @@ def _grid_label(grid: Row) -> str:
 
 def level_layers(rows: Sequence[Row], kept: Mapping[str, Row]) -> list[Row]:
     """The layers of the first row with levels; empty without one."""
-    for row in rows:
+    for row in filter(quantize_step, rows):
         levels = (kept.get(str(row.get("hash"))) or {}).get("levels")
         if levels:
             return list(levels)
@@ -336,9 +336,13 @@ def _first_kept(
     """(method, rounded sparsity) -> sparsity and entry of the first row whose entry has a field."""
     found: dict[tuple[str, float], tuple[float, Row]] = {}
     for row in rows:
-        weights, sparsity = kept.get(str(row.get("hash"))) or {}, number(row, "actual_sparsity")
-        if weights.get(field) and sparsity is not None:
-            found.setdefault((method_of(row), round(sparsity, 3)), (sparsity, weights))
+        sparsity = number(row, "actual_sparsity")
+        key = None if sparsity is None else (method_of(row), round(sparsity, 3))
+        if sparsity is None or key is None or key in found:
+            continue
+        weights = kept.get(str(row.get("hash"))) or {}  # read from disk
+        if weights.get(field):
+            found[key] = (sparsity, weights)
     return found
 
 

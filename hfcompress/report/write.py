@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from hfcompress.report.csv_table import write_csv
 from hfcompress.report.page import draw_pictures, histogram_picture, html_page
 from hfcompress.report.rows import Row, is_failed
-from hfcompress.report.table import write_csv
 from hfcompress.utils import atomic_write
+
+PAGE = "report.html"
 
 
 def write_report(
@@ -61,7 +63,7 @@ def write_report(
         rows, title=title, pictures=pictures, recipe_text=recipe_text, environment=environment,
         failures=failures, shipped=shipped,
     )  # fmt: skip
-    written.append(atomic_write(directory / "report.html", page))
+    written.append(atomic_write(directory / PAGE, page))
     if "curve" not in pictures:  # an older report's, of rows that are not a curve
         (directory / "curve.png").unlink(missing_ok=True)
     return written

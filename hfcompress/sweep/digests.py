@@ -38,20 +38,32 @@ def read_lines(path: Path, field: str) -> Iterator[tuple[int, Row | None]]:
         path: nothing where there is no such file.
         field: that each row has.
     """
-    has_digests = False
-    lines = path.read_bytes().split(b"\n") if path.is_file() else []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        row = _row(line, field) if number < len(lines) else None
-        end = _AT_END.search(line)
-        has_digests = has_digests or end is not None
-        if row is not None and end is not None:
+    for number, _, line in checked_lines(path):
+        row = None if line is None else _row(line, field)
+        if row is not None and line is not None and _AT_END.search(line):
             row.pop("digest")
-            same = _digest(line[: end.start()] + b"}") == end[1].decode()
-            yield number, row if same else None
-        else:
-            yield number, None if has_digests else row
+        yield number, row
+
+
+def checked_lines(path: Path) -> Iterator[tuple[int, int, bytes | None]]:
+    """Number, place in the file and bytes of each line that is not empty, without parsing it; None
+    where it differs from its digest, lacks one that earlier lines have, or was cut short."""
+    has_digests, begin = False, 0
+    if not path.is_file():
+        return
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                end = _AT_END.search(line)
+                has_digests = has_digests or end is not None
+                same = not has_digests if end is None else _is_of(line, end)
+                yield number, begin, line if same and line.endswith(b"\n") else None
+            begin += len(line)
+
+
+def _is_of(line: bytes, end: re.Match[bytes]) -> bool:
+    """Whether a line's digest is that of the rest."""
+    return _digest(line[: end.start()] + b"}") == end[1].decode()
 
 
 def _row(line: bytes, field: str) -> Row | None:

@@ -27,6 +27,7 @@ from safetensors.numpy import load_file, save
 
 from hfcompress.errors import OutputError
 from hfcompress.sweep.digests import json_line, read_lines, with_digest, without_digest
+from hfcompress.sweep.kept_weights import KeptWeights
 from hfcompress.utils import Fields, Row, atomic_write, locked, unwritable
 
 ROWS = "results.jsonl"
@@ -116,8 +117,11 @@ class RunDirectory:
             if row is not None:
                 yield row
             else:
-                note = f"{name}, line {number}, was cut short or damaged and is left out"
-                self.notes += [] if note in self.notes else [note]
+                self._note_damage(name, number)
+
+    def _note_damage(self, name: str, number: int) -> None:
+        note = f"{name}, line {number}, was cut short or damaged and is left out"
+        self.notes += [] if note in self.notes else [note]
 
     def keep_failures(self, hashes: Collection[str]) -> list[Row]:
         """Drop the rows of failed trials but for these, and return what is left."""
@@ -129,8 +133,15 @@ class RunDirectory:
             atomic_write(path, b"".join(map(json_line, kept)))
         return kept
 
-    def claim(self, hashes: Collection[str]) -> list[Row]:
-        """The rows that belong to this recipe's trials.
+    def every_row(self) -> list[Row]:
+        """The rows of finished trials and of those that failed, without their tracebacks."""
+        rows = self.rows()
+        finished = {row["hash"] for row in rows}
+        failed = [row for row in self.failures() if row["hash"] not in finished]
+        return rows + [{key: row[key] for key in row if key != "trace"} for row in failed]
+
+    def claim(self, hashes: Collection[str]) -> set[str]:
+        """The hashes of the finished trials of this recipe.
 
         Args:
             hashes: content hashes of the recipe's trials.
@@ -138,14 +149,14 @@ class RunDirectory:
         Raises:
             OutputError: rows of another recipe (or of the same on other data) are in the folder.
         """
-        rows = self.rows()
-        foreign = [row for row in rows if row.get("hash") not in hashes]
+        found = [str(row["hash"]) for row in self.rows()]
+        foreign = [one for one in found if one not in hashes]
         if foreign:
             raise OutputError(
                 f"{self.path} contains results of another recipe, model or data "
-                f"({len(foreign)} of {len(rows)} rows); choose another --output or remove it"
+                f"({len(foreign)} of {len(found)} rows); choose another --output or remove it"
             )
-        return rows
+        return set(found)
 
     def append(self, row: Row) -> None:
         """Add a row; on disk when this returns."""
@@ -166,12 +177,12 @@ class RunDirectory:
         )
         self._weights_kept.update(new)
 
-    def weights(self) -> dict[str, Fields]:
+    def weights(self) -> KeptWeights:
         """What `append_weights` has kept, by key; a damaged line is left out, with a note."""
         former = self.read_json("weights.json")
-        found: dict[str, Fields] = former if isinstance(former, dict) else {}
-        for data in self._kept(WEIGHTS, "entry"):
-            found[str(data.get("key"))] = data["entry"]
+        found = KeptWeights(self.path / WEIGHTS, former if isinstance(former, dict) else None)
+        for number in found.damaged:
+            self._note_damage(WEIGHTS, number)
         return found
 
     def _append(self, path: Path, lines: Sequence[bytes]) -> None:
@@ -188,9 +199,21 @@ class RunDirectory:
         except OSError as error:
             raise unwritable(path, error) from None
 
-    def write_text(self, name: str, text: str) -> None:
-        """Write a small file atomically."""
-        atomic_write(self.path / name, text)
+    def is_newer(self, name: str) -> bool:
+        """Whether a file is there and was written after every row."""
+        files = [self.path / one for one in (ROWS, FAILURES) if (self.path / one).is_file()]
+        path = self.path / name
+        return path.is_file() and all(
+            one.stat().st_mtime_ns <= path.stat().st_mtime_ns for one in files
+        )
+
+    def write_text(self, name: str, text: str) -> bool:
+        """Write a small file atomically, unless it is there; whether it was written."""
+        path = self.path / name
+        if path.is_file() and path.read_bytes() == text.encode():
+            return False
+        atomic_write(path, text)
+        return True
 
     def write_json(self, name: str, data: object) -> None:
         """Write plain data as JSON, atomically."""

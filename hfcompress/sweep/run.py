@@ -15,7 +15,7 @@ from hfcompress.recipes.grid import Trial
 from hfcompress.recipes.schema import Recipe, expand, load_recipe
 from hfcompress.recipes.yaml import dump_yaml
 from hfcompress.report.rows import is_failed
-from hfcompress.report.write import write_report
+from hfcompress.report.write import PAGE, write_report
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.digests import check_comment, with_comment
 from hfcompress.sweep.executors import EngineName, in_process, in_workers
@@ -130,32 +130,37 @@ def finish(
     """
     recipe, progress = experiment.recipe, experiment.progress
     trials = {trial.row_hash: trial for trial in experiment.trials}
-    rows = {} if store is None else _claim(store, trials, progress, retry_failed)
-    pending = [trial for key, trial in trials.items() if key not in rows]
+    done = set[str]() if store is None else _claim(store, trials, progress, retry_failed)
+    pending = [trial for key, trial in trials.items() if key not in done]
+    text, is_new = dump_yaml(recipe.to_dict()), bool(pending)
     if store is not None:
-        store.write_text("recipe.yaml", with_comment(dump_yaml(recipe.to_dict())))
+        is_new = store.write_text("recipe.yaml", with_comment(text)) or is_new
         if pending or store.read_json("environment.json") is None:
             store.write_json("environment.json", environment())
-    progress.sweep(len(rows), len(trials))
+    rows: list[Row] = []  # where nothing is written: a folder's are read again at the end
+    progress.sweep(len(done), len(trials))
     with closing(outcomes(pending)) as found:  # so that workers end with an interrupt, too
         for outcome in found:
             trial = trials[outcome.row_hash]
+            row = outcome.row or failed_row(trial, outcome.reason)
             if store is not None:
                 keep(outcome, trial, store)
-            row = outcome.row or failed_row(trial, outcome.reason)
-            rows[outcome.row_hash] = row
-            if store is not None:
                 track_row(recipe.track, recipe.name, row, store.path, progress.note)
+            else:
+                rows.append(row)
+            done.add(outcome.row_hash)
             if outcome.row is not None:
                 progress.row(outcome.row)
             else:
                 progress.note(f"a trial failed: {outcome.reason}")
-            progress.sweep(len(rows), len(trials))
+            progress.sweep(len(done), len(trials))
             if outcome.row is None and fail_fast:
                 break
-    ordered = _ordered(rows.values(), recipe)
-    if store is not None and draw and ordered:
-        report(store.path)
+    if store is not None:
+        rows = store.every_row()
+    ordered = _ordered(rows, lambda row: trials[row["hash"]].index)
+    if store is not None and draw and ordered and (is_new or not store.is_newer(PAGE)):
+        _draw(ordered, store, recipe.name, text, progress.note)
     finished = [row for row in ordered if not is_failed(row)]
     failures = [(row["settings"], str(row["reason"])) for row in ordered if is_failed(row)]
     return SweepResult(finished, failures, None if store is None else store.path)
@@ -163,33 +168,35 @@ def finish(
 
 def _claim(
     store: RunDirectory, hashes: Collection[str], progress: Progress, retry_failed: bool
-) -> dict[str, Row]:
-    """The rows that the folder has of these trials, by hash.
+) -> set[str]:
+    """The hashes of these trials that the folder has rows of.
 
     Raises:
         OutputError: the folder contains rows of another recipe.
     """
-    rows = {row["hash"]: row for row in store.claim(hashes)}
+    done = store.claim(hashes)
     for note in store.notes:
         progress.note(note)
-    failed = store.keep_failures(() if retry_failed else set(hashes) - set(rows))
+    failed = store.keep_failures(() if retry_failed else set(hashes) - done)
     if failed:
         progress.note(f"{len(failed)} trials failed in an earlier run and are not tried again")
-    return {**rows, **{row["hash"]: row for row in failed}}
+    return done | {str(row["hash"]) for row in failed}
 
 
-def _ordered(rows: Iterable[Row], recipe: Recipe) -> list[Row]:
+def _ordered(rows: Iterable[Row], place: Callable[[Row], int]) -> list[Row]:
     """Rows in the grid's order, which may have grown since some of them were written."""
+    found = [{**row, "index": place(row)} for row in rows]
+    return sorted(found, key=lambda row: int(row["index"]))
 
-    def place(settings: Fields, steps: Sequence[object]) -> str:
+
+def _places(recipe: Recipe) -> Callable[[Row], int]:
+    """Says the place of a row in a recipe's grid; of a row that is not in it, the one it had."""
+
+    def key(settings: Fields, steps: Sequence[object]) -> str:
         return json.dumps([len(steps), settings])
 
-    places = {place(trial.settings, trial.steps): trial.index for trial in expand(recipe)}
-    found = [
-        {**row, "index": places.get(place(row["settings"], row["steps"]), row["index"])}
-        for row in rows
-    ]
-    return sorted(found, key=lambda row: int(row["index"]))
+    places = {key(trial.settings, trial.steps): trial.index for trial in expand(recipe)}
+    return lambda row: places.get(key(row["settings"], row["steps"]), int(row["index"]))
 
 
 def report(directory: str | Path, note: Callable[[str], None] = lambda _: None) -> list[Row]:
@@ -213,21 +220,29 @@ def report(directory: str | Path, note: Callable[[str], None] = lambda _: None) 
     path = store.path / "recipe.yaml"
     text = check_comment(path) if path.exists() else ""
     recipe = load_recipe(path) if text else None
-    rows = store.rows()
-    finished = {row["hash"] for row in rows}
-    failed = [row for row in store.failures() if row["hash"] not in finished]
-    rows += [{key: row[key] for key in row if key != "trace"} for row in failed]
-    ordered = rows if recipe is None else _ordered(rows, recipe)
+    rows = store.every_row()
+    ordered = rows if recipe is None else _ordered(rows, _places(recipe))
+    _draw(ordered, store, None if recipe is None else recipe.name, text, note)
+    return [row for row in ordered if not is_failed(row)]
+
+
+def _draw(
+    rows: Sequence[Row],
+    store: RunDirectory,
+    name: str | None,
+    recipe_text: str,
+    note: Callable[[str], None],
+) -> None:
+    """Write table, curves and page of rows into their folder; ``note`` receives what is damaged."""
     weights = store.weights()
     for problem in store.notes:
         note(problem)
     write_report(
-        ordered,
+        rows,
         store.path,
-        recipe_text=text,
+        recipe_text=recipe_text,
         environment=store.read_json("environment.json"),
         weights=weights,
         shipped=store.read_json("found.json"),
-        title="Compression report" if recipe is None else f"Compression report: {recipe.name}",
+        title="Compression report" if name is None else f"Compression report: {name}",
     )
-    return [row for row in ordered if not is_failed(row)]

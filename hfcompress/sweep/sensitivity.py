@@ -10,8 +10,8 @@ from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.sensitivity import SPARSITIES
 from hfcompress.pruning.targets import select_targets
 from hfcompress.recipes.schema import Recipe, expand
+from hfcompress.report.csv_table import write_csv
 from hfcompress.report.heatmap import draw_heatmap
-from hfcompress.report.table import write_csv
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.experiment import check_trust
 from hfcompress.sweep.run import SweepResult, run

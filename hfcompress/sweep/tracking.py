@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hfcompress.errors import ConfigError, first_line
-from hfcompress.report.table import flat_row
+from hfcompress.report.csv_table import flat_row
 from hfcompress.training.tracking import LOGS, Tracker, check_tracker, logs_in, other_trackio_folder
 from hfcompress.utils import Row
 

@@ -237,7 +237,7 @@ class Runner:
             "hash": trial.row_hash,
             "index": trial.index,
             "settings": trial.settings,
-            "method": self._label(trial),
+            "method": self.label(trial),
             "seed": trial.seed,
             "requested_sparsity": requested,
             "actual_sparsity": sparsity.targets,
@@ -289,7 +289,8 @@ class Runner:
             return state.model.predict(encoding.choose, size)
         return predict(state.model, encoding.choose, size)
 
-    def _label(self, trial: Trial) -> str:
+    def label(self, trial: Trial) -> str:
+        """What the trial's line in the plot is called."""
         if self._labels is None:
             trials, measure = self.experiment.trials, self.experiment.recipe.measure
             self._labels = LineLabels(trials, measure.every_step)

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from hfcompress.report.csv_table import csv_text, write_csv
 from hfcompress.report.rows import published_sentence
-from hfcompress.report.table import csv_text, markdown_table, result_table, rows_table, write_csv
+from hfcompress.report.table import markdown_table, result_table, rows_table
 
 
 def row(sparsity: float, value: float, **fields: Any) -> dict[str, Any]:

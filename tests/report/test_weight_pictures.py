@@ -153,7 +153,8 @@ def test_levels_leave_out_pruned_zeros() -> None:
     low, high = figure.axes[1].get_xlim()
     assert any(layers[0]["after"][round(low) + 127 : round(high) + 127])
     assert draw_levels(layers).startswith(PNG)
-    assert level_layers([{"hash": "a"}, {"hash": "b"}], {"b": {"levels": layers}}) == layers
+    quantized = {"hash": "b", "steps": [{"step": "quantize"}]}
+    assert level_layers([{"hash": "a"}, quantized], {"b": {"levels": layers}}) == layers
 
 
 def pipeline() -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import pytest
 
 from hfcompress.errors import ConfigError, MissingExtraError
 from hfcompress.recipes.schema import Recipe
-from hfcompress.report.table import flat_row
+from hfcompress.report.csv_table import flat_row
 from hfcompress.sweep.run import run
 from hfcompress.sweep.tracking import track_row
 from hfcompress.utils import Row
