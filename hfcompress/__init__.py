@@ -17,6 +17,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "benchmarking.check": ("CheckReport", "check"),
     "benchmarking.config": ("BenchConfig",),
     "benchmarking.run": ("BenchResult", "bench"),
+    "caches": ("CacheEntry", "cache_entries", "prune_cache"),
     "calibration.batches": ("Calibration",),
     "checkpoint.save": ("record_shapes", "save_compressed"),
     "distillation.arguments": ("DistillationArguments",),
@@ -73,6 +74,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "shrinking.vocabulary.shrink": ("VocabularyReport", "shrink_vocabulary"),
     "shrinking.vocabulary.tokenizer": ("VocabularyConfig",),
     "sweep.pipeline": ("CompressionPipeline", "PipelineResult"),
+    "sweep.plan": ("Plan", "plan"),
     "sweep.run": ("SweepResult", "run"),
     "training.loops": ("evaluate", "train_one_epoch"),
 }

@@ -4,6 +4,9 @@ from hfcompress.benchmarking.check import check as check
 from hfcompress.benchmarking.config import BenchConfig as BenchConfig
 from hfcompress.benchmarking.run import BenchResult as BenchResult
 from hfcompress.benchmarking.run import bench as bench
+from hfcompress.caches import CacheEntry as CacheEntry
+from hfcompress.caches import cache_entries as cache_entries
+from hfcompress.caches import prune_cache as prune_cache
 from hfcompress.calibration.batches import Calibration as Calibration
 from hfcompress.checkpoint.save import record_shapes as record_shapes
 from hfcompress.checkpoint.save import save_compressed as save_compressed
@@ -85,6 +88,8 @@ from hfcompress.shrinking.vocabulary.shrink import shrink_vocabulary as shrink_v
 from hfcompress.shrinking.vocabulary.tokenizer import VocabularyConfig as VocabularyConfig
 from hfcompress.sweep.pipeline import CompressionPipeline as CompressionPipeline
 from hfcompress.sweep.pipeline import PipelineResult as PipelineResult
+from hfcompress.sweep.plan import Plan as Plan
+from hfcompress.sweep.plan import plan as plan
 from hfcompress.sweep.run import SweepResult as SweepResult
 from hfcompress.sweep.run import run as run
 from hfcompress.training.loops import evaluate as evaluate

@@ -13,7 +13,7 @@ import socket
 import sys
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -148,6 +148,34 @@ def visible(text: str) -> str:
     return _INVISIBLE.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+
+
+def parse_size(text: str) -> int:
+    """``"10MB"`` -> 10 000 000; without a unit bytes.
+
+    Raises:
+        ValueError: the text is not a size.
+    """
+    found = _SIZE.fullmatch(text)
+    unit = (found[2] or "B").upper() if found else ""
+    unit = unit if unit in _UNITS else f"{unit}B"
+    if found is None or unit not in _UNITS or not float(found[1]):
+        raise ValueError(
+            f"cannot parse size {text!r}; use 10MB, 500KB, 1.5MiB or a number of bytes"
+        )
+    return round(float(found[1]) * _UNITS[unit])
+
+
+def size_text(size: float) -> str:
+    """Format a byte count."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if size >= scale:
+            return f"{size / scale:.3g} {unit}"
+    return f"{size / 1e3:.3g} KB"
+
+
 DIGESTS = "digests.json"
 
 
@@ -166,10 +194,14 @@ def damaged_files(folder: Path) -> list[str] | None:
         return None
     try:
         digests = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        digests = None
-    if not isinstance(digests, dict):
+        assert isinstance(digests, dict)
+    except (ValueError, AssertionError):
         return [DIGESTS]
+    return different_files(folder, digests)
+
+
+def different_files(folder: Path, digests: Mapping[str, str]) -> list[str]:
+    """The names of files that are missing or whose SHA-256 differs from the one given."""
     files = {name: folder / name for name in digests}
     return [
         name for name, file in files.items()

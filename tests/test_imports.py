@@ -17,6 +17,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS: list[set[str]] = [
     {"errors", "version"},
     {"config", "utils"},
+    {"caches"},
     {"models", "measure", "report"},
     {"data", "layers"},
     {"inference"},

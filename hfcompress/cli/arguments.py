@@ -75,6 +75,11 @@ def make_parser(command: str | None = None) -> Parser:
         "--engine", choices=("process", "ray"), default="process", help="what the workers are"
     )
 
+    run.add_argument(
+        "--dry-run", action="store_true",
+        help="print what would be done, and about how long it takes; train and write nothing",
+    )  # fmt: skip
+
     sensitivity = _command(
         commands,
         "sensitivity",
@@ -131,6 +136,16 @@ def make_parser(command: str | None = None) -> Parser:
     push.add_argument("directory", metavar="FOLDER", help="of a saved model, of any kind")
     push.add_argument("name", metavar="NAME", help="on the hub: ORG/NAME, or NAME in your account")
     push.add_argument("--private", action="store_true", default=None, help="a new one is private")
+
+    cache = _command(commands, "cache", "list, verify or prune kept models and teachers' outputs")
+    cache.add_argument("--verify", action="store_true", help="compare files with their digests")
+    cache.add_argument(
+        "--older-than", type=float, metavar="DAYS", help="remove what was not used for so long"
+    )
+    cache.add_argument(
+        "--max-size", metavar="SIZE", help="remove what was used longest ago: 10GB, 500MB"
+    )
+    cache.add_argument("--json", action="store_true", help="print the list as JSON")
 
     _command(commands, "recipes", "list the recipes that come with hfcompress")
     return parser

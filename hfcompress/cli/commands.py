@@ -22,10 +22,11 @@ from hfcompress.utils import Row, quiet_libraries
 if TYPE_CHECKING:  # rich takes tenths of a second to import, and torch takes seconds
     from rich.console import Console
 
+    from hfcompress.recipes.schema import Recipe
     from hfcompress.sweep.run import SweepResult
 
 # These commands load no model, so importing transformers only to quiet it would cost seconds.
-_LOAD_NO_MODEL = {"recipes", "validate"}
+_LOAD_NO_MODEL = {"cache", "recipes", "validate"}
 # These commands keep what is finished.
 _GO_ON = {"run", "sensitivity", "compress"}
 _LONGEST = 2000  # characters of an error
@@ -104,6 +105,8 @@ def _run(options: argparse.Namespace, console: Console) -> int:
 
     recipe = load_recipe(find_recipe(options.recipe), options.set, _note_on(console, options))
     output = Path(options.output or Path("runs") / recipe.name)
+    if options.dry_run:
+        return _show_plan(recipe, output, options, console)
     with Display(console, options.quiet) as display:
         result = run(
             recipe, output, display, workers=options.workers, engine=options.engine,
@@ -157,6 +160,21 @@ def _push(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.models.upload import push
 
     console.print(push(options.directory, options.name, options.private))
+    return 0
+
+
+def _show_plan(recipe: Recipe, output: Path, options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.cli.display import Display
+    from hfcompress.cli.plan import plan_table, settings_lines
+    from hfcompress.sweep.plan import plan
+
+    with Display(console, options.quiet) as display:
+        found = plan(recipe, output, display, trust_remote_code=options.trust_remote_code)
+    for line in settings_lines(found):
+        console.print(line)
+    if found.steps:
+        console.print(plan_table(found))
+    console.print(found.sentence)
     return 0
 
 
@@ -338,6 +356,12 @@ def _bench(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _cache(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.cli.cache import cache_command
+
+    return cache_command(options, console)
+
+
 def _recipes(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.recipes.library import headline, shipped_recipes
 
@@ -382,6 +406,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
     "certify": _certify,
     "check": _check,
     "predict": _predict,
+    "cache": _cache,
     "recipes": _recipes,
     "sparsify": _sparsify,
     "push": _push,

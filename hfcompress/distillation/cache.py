@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-import datasets
 import numpy as np
 import torch
 from datasets import Dataset
@@ -17,6 +16,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hfcompress.caches import keep_below_limit, mark_used, teacher_folder
 from hfcompress.data.load import fingerprint
 from hfcompress.distillation.cache_files import (
     ArraySpec,
@@ -54,6 +54,7 @@ class TeacherCache:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.meta = read_meta(self.folder)
+        mark_used(self.folder)
         self._arrays, self._offsets = open_arrays(self.folder, self.meta)
         self.hidden_layers = tuple(
             int(spec.name.removeprefix("hidden_"))
@@ -111,7 +112,7 @@ class TeacherCache:
         who = _identity(teacher, identity, hidden_layers)
         options = f"{preprocessing} {precision} {sorted(hidden_layers)}"
         data = _content(rows)
-        place = _folder(folder) / _digest(who, data, options)
+        place = (teacher_folder() if folder is None else Path(folder)) / _digest(who, data, options)
         place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{place}.lock"):
             if damaged is not None and place.exists():
@@ -124,6 +125,7 @@ class TeacherCache:
                     CacheBuild(adapter, task, rows, collate, batch_size, place).run(meta, progress)
                 finally:
                     adapter.close()
+                keep_below_limit("teacher", place)
         return cls.open(place)
 
     @classmethod
@@ -250,10 +252,6 @@ def _identity(
 
 def _digest(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-
-
-def _folder(folder: str | Path | None) -> Path:
-    return Path(folder or Path(datasets.config.HF_DATASETS_CACHE) / "hfcompress-teachers")
 
 
 def _set_aside_if_damaged(place: Path, note: Callable[[str], None]) -> None:

@@ -28,7 +28,7 @@ from hfcompress.search.search import (
     try_candidate,
     worth_it,
 )
-from hfcompress.search.target import CompressTarget, size_text
+from hfcompress.search.target import CompressTarget
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.cards import card_source
 from hfcompress.sweep.experiment import Experiment, prepare
@@ -36,7 +36,7 @@ from hfcompress.sweep.pipeline import GIVEN, Data, as_data, given
 from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.run import report
 from hfcompress.sweep.trial import Runner
-from hfcompress.utils import Fields, Progress, Row
+from hfcompress.utils import Fields, Progress, Row, size_text
 
 if TYPE_CHECKING:
     from hfcompress.quantization.model import Processor

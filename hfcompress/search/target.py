@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from hfcompress.config import Config
 from hfcompress.quantization.config import MODES, Backend
 from hfcompress.recipes.schema import LatencyConfig
-from hfcompress.utils import Fields
-
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+from hfcompress.utils import Fields, parse_size, size_text
 
 
 class CompressTarget(Config):
@@ -91,24 +86,3 @@ class CompressTarget(Config):
         if self.speedup is not None:
             text += f", {self.speedup:g} times faster at {self.latency.label} or more"
         return text
-
-
-def parse_size(text: str) -> int:
-    """``"10MB"`` -> 10 000 000; without a unit bytes.
-
-    Raises:
-        ValueError: the text is not a size.
-    """
-    found = _SIZE.fullmatch(text)
-    unit = (found[2] or "B").upper() if found else ""
-    unit = unit if unit in _UNITS else f"{unit}B"
-    if found is None or unit not in _UNITS or not float(found[1]):
-        raise ValueError(
-            f"cannot parse size {text!r}; use 10MB, 500KB, 1.5MiB or a number of bytes"
-        )
-    return round(float(found[1]) * _UNITS[unit])
-
-
-def size_text(size: float) -> str:
-    """Format a byte count."""
-    return f"{size / 1e6:.3g} MB" if size >= 1e6 else f"{size / 1e3:.3g} KB"

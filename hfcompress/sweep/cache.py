@@ -13,6 +13,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from hfcompress.caches import keep_below_limit, mark_used
 from hfcompress.errors import first_line
 from hfcompress.models.loading import saved_class
 from hfcompress.utils import (
@@ -76,6 +77,7 @@ class StepCache:
         damaged = damaged_files(folder)
         try:
             if not damaged:
+                mark_used(folder)
                 self.done(key)
                 return _load(folder, like)
             problem = f"{', '.join(damaged)} differ from what was written"
@@ -110,6 +112,7 @@ class StepCache:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(self.partial(key), ignore_errors=True)
+        keep_below_limit("step", folder)
 
 
 def _load(folder: Path, like: PreTrainedModel) -> PreTrainedModel:

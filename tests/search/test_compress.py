@@ -20,11 +20,11 @@ from hfcompress.search import search as search_module
 from hfcompress.search.candidates import candidates
 from hfcompress.search.compress import CompressResult, compress
 from hfcompress.search.search import meets_target, miss, too_slow
-from hfcompress.search.target import CompressTarget, parse_size, size_text
+from hfcompress.search.target import CompressTarget
 from hfcompress.sweep import timing as timing_module
 from hfcompress.sweep import trial as trial_module
 from hfcompress.sweep.outcome import perform
-from hfcompress.utils import Progress
+from hfcompress.utils import Progress, parse_size, size_text
 from tests.tiny_models import shrinkable_model, tiny_bert
 from tests.tiny_tokenizers import tiny_tokenizer
 
