@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from hfcompress.calibration.batches import Calibration
-from hfcompress.config import nearest
+from hfcompress.config import StepConfig, nearest
 from hfcompress.data.encode import Batch, Encoded, text_limit
 from hfcompress.data.load import Examples, align_examples, fingerprint, hold_out
 from hfcompress.data.windows import window_fields
@@ -39,7 +39,7 @@ from hfcompress.sweep.tracking import check_trackers
 from hfcompress.tasks.registry import find_task
 from hfcompress.tasks.task import Task
 from hfcompress.training.tracking import LOGS, Tracker
-from hfcompress.utils import Progress
+from hfcompress.utils import Fields, Progress
 
 # Raised when the meaning of a result changes (a default, too), so that older rows and models are
 # not reused.
@@ -385,6 +385,7 @@ def _check_metrics(recipe: Recipe, task: Task, kind: OutputKind) -> None:
 def _check_model(recipe: Recipe, loaded: LoadedModel, trials: list[Trial], rows: int) -> None:
     """Refuse steps that do not fit the model before any of them runs."""
     check_length(loaded.model, recipe.measure.latency)
+    checked: set[str] = set()
     for trial in trials:
         if loaded.new_head and not trial.trains_after(0):
             raise ModelError(
@@ -392,8 +393,19 @@ def _check_model(recipe: Recipe, loaded: LoadedModel, trials: list[Trial], rows:
                 f"labels; add a finetune step, or give a model fine-tuned for this task"
             )
         for step in trial.steps:
-            check_step(loaded.model, step.config)
+            key = content_hash([step.name, _checked_fields(step.config)])
+            if key not in checked:  # 10,000 walks through a model's modules take a minute
+                check_step(loaded.model, step.config)
+            checked.add(key)
             check_rows(loaded.model, step.config, rows)
+
+
+def _checked_fields(config: StepConfig) -> Fields:
+    """The fields that decide whether a step fits a model: a sparsity fits any."""
+    fields = config.non_default_fields()
+    if isinstance(config, PruningConfig):
+        return {name: fields.get(name) for name in ("targets", "exclude")}
+    return fields
 
 
 def content_hash(data: object) -> str:
