@@ -13,6 +13,7 @@ from hfcompress.errors import OutputError
 from hfcompress.recipes.schema import Recipe
 from hfcompress.recipes.yaml import dump_yaml
 from hfcompress.sweep.plan import PlannedStep, plan
+from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.run import run
 
 
@@ -53,11 +54,12 @@ def test_a_training_of_each_trial_is_counted_once(
     pruned = {"prune.sparsity": [0.5]}
     grid = {"finetune.max_steps": [1, 2], **pruned}
     run(make_recipe(grid=grid), tmp_path / "run", draw=False)
-    path = tmp_path / "run" / "results.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    store = RunDirectory(tmp_path / "run")
+    rows = store.rows()
+    store.rows_file.unlink()
     for row in rows:
         row["seconds"], row["steps"][0]["seconds"] = 7.0, 5.0
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        store.append(row)
     found = plan(make_recipe(grid={"finetune.max_steps": [1, 2, 3, 4], **pruned}), tmp_path / "run")
     assert found.steps[0].seconds == 2 * 5.0
     assert found.seconds == 2 * 7.0
