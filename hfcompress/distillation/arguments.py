@@ -30,6 +30,8 @@ class DistillationArguments(TrainingArguments):
     temperature_end: float | None = _option("temperature_end")
     schedule: str = _option("schedule")
     logits_weight: float = _option("logits_weight")
+    similarity_weight: float = _option("similarity_weight")
+    ranking_weight: float = _option("ranking_weight")
     hidden_weight: float = _option("hidden_weight")
     hidden_distance: str = _option("hidden_distance")
     attention_weight: float = _option("attention_weight")

@@ -28,6 +28,16 @@ class TeacherTermsConfig(Config):
     logits_weight: float = Field(
         0.0, ge=0, strict=False, description="weight of the mean squared difference of the logits"
     )
+    similarity_weight: float = Field(
+        0.0, ge=0, strict=False,
+        description="weight of the mean squared difference of the cosines of a batch's texts; "
+        "embedding models",
+    )  # fmt: skip
+    ranking_weight: float = Field(
+        0.0, ge=0, strict=False,
+        description="weight of the divergence of each text's distribution over the other texts of "
+        "a batch; embedding models",
+    )  # fmt: skip
     hidden_weight: float = Field(
         0.0, ge=0, strict=False,
         description="weight of the distance of hidden states, summed over the mapped layers",
@@ -76,6 +86,8 @@ class TeacherTermsConfig(Config):
         weights = {
             "soft_loss": soft,
             "logits_loss": self.logits_weight,
+            "similarity_loss": self.similarity_weight,
+            "ranking_loss": self.ranking_weight,
             "hidden_loss": self.hidden_weight,
             "attention_loss": self.attention_weight,
             "value_loss": self.value_weight,

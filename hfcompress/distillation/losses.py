@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hfcompress.distillation.vector_losses import cosine_distance
 from hfcompress.errors import ConfigError, ModelError
 from hfcompress.training.hard_loss import Task, hard_loss
 
@@ -139,7 +140,8 @@ def soft_loss(
     task: Task = "classification",
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Return the distance from the teacher: a KL divergence, for regression the MSE.
+    """Return the distance from the teacher: a KL divergence, for regression the MSE, for vectors
+    1 - cosine.
 
     Args:
         student_logits: shape by `Task`.
@@ -156,6 +158,8 @@ def soft_loss(
     """
     if task == "spans":
         return span_divergence(student_logits, teacher_logits, temperature, mask)
+    if task in ("similarity", "retrieval"):
+        return cosine_distance(student_logits, teacher_logits)
     if task == "multi_label":
         return sigmoid_divergence(student_logits, teacher_logits, temperature, mask)
     if task == "regression":

@@ -22,6 +22,7 @@ from hfcompress.distillation.weight_folding import (
 from hfcompress.errors import ConfigError
 from hfcompress.models.architectures import blocks, stage_of
 from hfcompress.models.matrices import weight_matrix
+from hfcompress.models.modeling_embedding import DENSE, EmbeddingModel
 from hfcompress.models.sublayers import head_size, known_family
 
 Init = Literal["every-other", "first", "importance"]
@@ -275,7 +276,11 @@ def make_student(
     if known_family(teacher).staged:
         student.load_state_dict(copied_weights(teacher, student, chosen))
     else:
-        student.load_state_dict(folded_weights(teacher, student, chosen, batches))
+        weights = folded_weights(teacher, student, chosen, batches)
+        own = {name: one for name, one in weights.items() if not name.startswith(f"{DENSE}.")}
+        student.load_state_dict(own)
+    if isinstance(student, EmbeddingModel):
+        student.take_layout(cast(EmbeddingModel, teacher))
     return student
 
 

@@ -27,9 +27,11 @@ from hfcompress.distillation.teacher_outputs import (
     fit_tokens,
 )
 from hfcompress.distillation.teachers import Teacher, TeacherLike, as_teacher
+from hfcompress.distillation.vector_losses import ranking_divergence, similarity_distance
 from hfcompress.errors import ConfigError, ModelError
 from hfcompress.inference import logits_in, with_decoder_inputs
 from hfcompress.models.architectures import blocks, family_of
+from hfcompress.models.outputs import KIND_NAMES, VECTORS
 from hfcompress.training.hard_loss import Task
 from hfcompress.training.outputs import (
     Inputs,
@@ -40,6 +42,9 @@ from hfcompress.training.trainer import count_rows
 
 SoftLoss = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 """``soft(student_logits, teacher_logits, mask)``; mask as in `losses.soft_loss`."""
+
+_BY_BATCH = {"similarity_loss": similarity_distance, "ranking_loss": ranking_divergence}
+"""Terms that compare the vectors of a batch with each other."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +191,7 @@ class TeacherLoss:
         return {
             "soft_loss": positions,
             "logits_loss": tokens if spans else positions,
+            **dict.fromkeys(_BY_BATCH, rows),
             "hidden_loss": rows if by_row else tokens,
             "attention_loss": tokens,
             "value_loss": tokens,
@@ -242,6 +248,14 @@ class TeacherLoss:
             terms["soft_loss"] = self.soft(logits, theirs, mask)
         if self.weights.get("logits_loss"):
             terms["logits_loss"] = logits_mse(logits, theirs, self.task, mask)
+        for name, compare in _BY_BATCH.items():
+            if self.weights.get(name):
+                if self.task not in VECTORS:
+                    raise ConfigError(
+                        f"{name.replace('_loss', '_weight')} compares vectors of texts, and the "
+                        f"student gives {KIND_NAMES[self.task]}; set it to 0"
+                    )
+                terms[name] = compare(logits, theirs)
         return terms
 
 

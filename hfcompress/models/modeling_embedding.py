@@ -122,6 +122,22 @@ class EmbeddingModel(PreTrainedModel):  # type: ignore[no-untyped-call]  # trans
             for place, layer in enumerate(layers):
                 _read_dense(cast(DenseHead, layer), folder, place + 2)
 
+    def take_layout(self, other: EmbeddingModel) -> None:
+        """Set the layout of another model, with the weights of its dense layers.
+
+        Raises:
+            ModelError: dense layers for vectors of another size.
+        """
+        width = int(self.config.hidden_size) * len(other.layout.pooling)
+        if other.layout.dense and other.layout.dense[0].inputs != width:
+            raise ModelError(
+                f"the Dense layer behind the pooling reads {other.layout.dense[0].inputs} values "
+                f"and the student pools {width}; keep the teacher's hidden size"
+            )
+        self.set_layout(other.layout)
+        if other.layout.dense:
+            self.get_submodule(DENSE).load_state_dict(other.get_submodule(DENSE).state_dict())
+
     @property
     def vector_size(self) -> int:
         """Number of values of a vector."""

@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hfcompress.inference import LABELS as LABELS
+from hfcompress.models.modeling_embedding import EmbeddingModel
 from hfcompress.tasks.outputs import KIND_OF_PROBLEM
 from hfcompress.training.hard_loss import Task
 from hfcompress.utils import unwrapped
@@ -43,6 +44,8 @@ def infer_task(model: nn.Module, label: object = None) -> Task:
             numbers tokens; one float means regression.
     """
     model = unwrapped(model)
+    if isinstance(model, EmbeddingModel):
+        return "similarity"
     name, config = type(model).__name__, getattr(model, "config", None)
     if name in MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values():
         return "spans"
