@@ -12,6 +12,8 @@ from the undamaged one's without a word.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import random
 import shutil
@@ -312,7 +314,7 @@ _PARTS: dict[str, Callable[[Laboratory, random.Random], tuple[Path, Path, str, B
 def main() -> None:
     options = {kind: f"how many (default {count})" for kind, count in COUNTS.items()}
     arguments = parse_arguments(
-        __doc__, seed="of the damage (default 0)", keep="folder for the faulty inputs",
+        __doc__, seed="of the damage (default 0)",
         case="KIND/NUMBER: this one alone, with what it printed", **options,
     )  # fmt: skip
     quiet_libraries()
@@ -320,7 +322,8 @@ def main() -> None:
     counts = {kind: int(getattr(arguments, kind) or count) for kind, count in COUNTS.items()}
     seed = int(arguments.seed or 0)
     with tempfile.TemporaryDirectory() as folder, single_threaded():
-        laboratory = Laboratory(Path(folder).resolve() / "laboratory")
+        backends = tuple(filter(importlib.util.find_spec, BACKENDS))  # called as their packages
+        laboratory = Laboratory(Path(folder).resolve() / "laboratory", backends)
         if arguments.case:
             kind, _, number = arguments.case.partition("/")
             for case in laboratory.cases(kind, 1, seed, int(number)):
@@ -367,14 +370,12 @@ def figures(cases: list[Case], counts: dict[str, int]) -> list[Figure]:
 
 def _import_all() -> None:
     """Import what the cases need, so that the children need not."""
-    import importlib
-
     for name in (
         "hfcompress.cli.commands", "hfcompress.cli.inspect", "hfcompress.cli.display",
         "hfcompress.search.compress", "hfcompress.quantization.backends.torchao",
         "transformers.models.bert.modeling_bert", "transformers.models.vit.modeling_vit",
         "hfcompress.sweep.run", "hfcompress.report.write", "matplotlib.pyplot",
-        *(("onnxruntime", "openvino", "torchao")),
+        *BACKENDS,
     ):  # fmt: skip
         try:
             importlib.import_module(name)

@@ -37,8 +37,8 @@ from hfcompress.data.split import (
     split,
 )
 from hfcompress.errors import DataError, ModelError
-from hfcompress.models.labels import Alignment, align_labels, numbers_of, unlike_labels
-from hfcompress.models.loading import LoadedModel, Modality, label_names
+from hfcompress.models.labels import Alignment, align_labels, label_names, numbers_of, unlike_labels
+from hfcompress.models.loading import LoadedModel, Modality
 from hfcompress.models.outputs import VECTORS, OutputKind
 
 _TEXT = (Value("string"), Value("large_string"))

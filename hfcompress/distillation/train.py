@@ -37,8 +37,7 @@ from hfcompress.distillation.teacher_outputs import (
 from hfcompress.distillation.teachers import TeacherLike
 from hfcompress.distillation.trainer import DistillationTrainer
 from hfcompress.errors import ConfigError, DataError
-from hfcompress.models.labels import are_default_names
-from hfcompress.models.loading import label_names
+from hfcompress.models.labels import are_default_names, label_names
 from hfcompress.training.outputs import LABELS
 
 _ENCODED = ("input_ids", "pixel_values")

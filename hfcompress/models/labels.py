@@ -6,8 +6,12 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hfcompress.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 _WHOLE = re.compile(r"([+-]?\d+)\.0+")
 _INTEGER = re.compile(r"[+-]?\d+")
@@ -162,6 +166,12 @@ def _alignment(
     for place, label in zip(places, labels, strict=True):
         names[place] = label
     return Alignment(tuple(places), tuple(names), note)
+
+
+def label_names(config: PreTrainedConfig) -> list[str]:
+    """A model's label names in the order of its outputs."""
+    names = {int(number): str(name) for number, name in (config.id2label or {}).items()}
+    return [names[number] for number in sorted(names)]
 
 
 def unlike_labels(labels: Sequence[str], own: Sequence[str], model: str) -> str:

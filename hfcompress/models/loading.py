@@ -45,6 +45,7 @@ from hfcompress.models.labels import (
     Alignment,
     align_labels,
     are_default_names,
+    label_names,
     numbers_of,
     unlike_labels,
 )
@@ -403,12 +404,6 @@ def _head_options(
     if alignment is None and (settings.problem_type is not None or kind != "classification"):
         options["problem_type"] = PROBLEM_OF_KIND.get(kind, settings.problem_type)
     return options
-
-
-def label_names(config: PreTrainedConfig) -> list[str]:
-    """A model's label names in the order of its outputs."""
-    names = {int(number): str(name) for number, name in (config.id2label or {}).items()}
-    return [names[number] for number in sorted(names)]
 
 
 def weights_hash(model: nn.Module) -> str:

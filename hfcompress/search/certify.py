@@ -13,8 +13,8 @@ from hfcompress.data.load import Examples
 from hfcompress.errors import ConfigError, ModelError
 from hfcompress.inference import predict
 from hfcompress.measure.certificate import Certificate, certify_drop
-from hfcompress.models.labels import align_labels, unlike_labels
-from hfcompress.models.loading import ModelConfig, label_names, load_model
+from hfcompress.models.labels import align_labels, label_names, unlike_labels
+from hfcompress.models.loading import ModelConfig, load_model
 from hfcompress.models.outputs import KIND_NAMES
 from hfcompress.quantization.load import load
 from hfcompress.quantization.manifest import MANIFEST

@@ -21,7 +21,8 @@ from hfcompress.errors import ConfigError, ModelError
 from hfcompress.inference import Logits, logits_in, without_labels
 from hfcompress.measure.size import count_parameters
 from hfcompress.models.architectures import blocks
-from hfcompress.models.loading import label_names, load_model
+from hfcompress.models.labels import label_names
+from hfcompress.models.loading import load_model
 from hfcompress.recipes.step_configs import DistillConfig
 from hfcompress.steps.context import Context, ModelState, StepReport
 from hfcompress.steps.training import (
