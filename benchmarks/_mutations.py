@@ -42,7 +42,7 @@ def value(draw: Draw) -> object:
     if kind == 2:
         return copy.deepcopy(draw.choice(OTHERS))
     if kind == 3:
-        return nested(draw.choice([5, 40, 200, 900]), draw.random() < 0.5)
+        return nested(draw.choice([5, 40, 200]), draw.random() < 0.5)
     return draw.choice([[0] * 3000, {str(i): i for i in range(3000)}, [draw.choice(TEXTS)] * 3])
 
 

@@ -95,12 +95,14 @@ def read_meta(folder: Path) -> Meta:
         DataError: it is missing, or of another format.
     """
     try:
+        if not (folder / "meta.json").is_file():  # a pipe would be waited for
+            raise OSError
         data = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         arrays = tuple(
             ArraySpec(**{**array, "shape": tuple(array["shape"])}) for array in data.pop("arrays")
         )
         meta = Meta(**data, arrays=arrays)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         meta = None
     if meta is None or meta.format != FORMAT:
         raise DataError(
@@ -143,8 +145,10 @@ def open_arrays(folder: Path, meta: Meta) -> tuple[dict[str, Array], NDArray[np.
 
 def _open(path: Path, shape: tuple[int, ...]) -> Array:
     try:
+        if not path.is_file():
+            raise OSError
         array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # a missing or truncated file
+    except (OSError, ValueError, EOFError, OverflowError):  # a missing or truncated file
         array = np.empty(0)
     if array.shape != shape:
         raise _damaged(path)

@@ -21,7 +21,7 @@ from hfcompress.errors import HfcompressError, ModelError, first_line
 from hfcompress.models.architectures import base_prefix, blocks
 from hfcompress.models.hub import Source
 
-_READ = (".json", ".safetensors", ".txt", ".model", ".bin", ".jinja")
+_READ = (".json", ".safetensors", ".txt", ".model", ".bin", ".jinja", ".onnx", ".xml", ".data")
 _LARGEST_HEADER = 100_000_000  # bytes; that of safetensors itself
 # Counters that checkpoints of older versions of torch lack.
 _MAY_BE_MISSING = ("num_batches_tracked",)

@@ -13,6 +13,7 @@ from typing_extensions import NotRequired, TypedDict
 from hfcompress.checkpoint.digests import has_digests
 from hfcompress.config import nearest
 from hfcompress.errors import ModelError
+from hfcompress.models.checkpoint_checks import check_files
 from hfcompress.quantization.config import MODES
 from hfcompress.tasks.outputs import OutputKind, output_kind
 from hfcompress.utils import file_digest
@@ -182,6 +183,8 @@ def read_manifest(directory: Path) -> Manifest:
         ModelError: not a folder of a quantized model, one that a later version wrote, or a record
             with missing or wrong fields.
     """
+    if directory.is_dir():
+        check_files(directory, f"the folder {str(directory)!r}")
     try:
         manifest: Manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         version, _ = manifest["format"], manifest["backend"]

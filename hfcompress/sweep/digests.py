@@ -105,6 +105,8 @@ def check_comment(path: Path) -> str:
         OutputError: it is not text, or differs from what was written.
     """
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise OSError
         text = path.read_bytes().decode()
     except (OSError, UnicodeDecodeError):
         raise OutputError(f"{path} cannot be read as text; remove it and run again") from None

@@ -133,3 +133,14 @@ def test_a_short_draw_of_the_benchmark_finds_no_fault(tmp_path: Path) -> None:
         for kind, count in counts.items():
             for case in laboratory.cases(kind, count, seed=1):
                 assert case.faults == (), f"{kind}/{case.number} {case.what}: {case.ended.output}"
+
+
+@pytest.mark.parametrize("name", ["hfcompress.json", "config.json", "tokenizer.json"])
+def test_a_pipe_in_a_quantized_folder_is_not_waited_for(
+    name: str, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Origin: as above; found by a draw of `bad_input`.
+    (model_folder / "hfcompress.json").write_text("{}")
+    replaced_by(model_folder, name, os.mkfifo)
+    assert main(["predict", str(model_folder), "good"]) == 2
+    assert f"{name} is not a file" in capsys.readouterr().err
