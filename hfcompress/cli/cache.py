@@ -37,7 +37,7 @@ def cache_command(options: argparse.Namespace, console: Console) -> int:
             for entry in entries
         ]
         data = {"entries": listed, "removed": [str(one.path) for one in removed], "limit": limit}
-        console.print(json.dumps(data, indent=2), soft_wrap=True)
+        print(json.dumps(data, indent=2))
     else:
         _show(entries, removed, damage, limit, console)
     return 1 if any(damage.values()) else 0

@@ -170,6 +170,8 @@ def _show_plan(recipe: Recipe, output: Path, options: argparse.Namespace, consol
 
     with Display(console, options.quiet) as display:
         found = plan(recipe, output, display, trust_remote_code=options.trust_remote_code)
+    if options.json:
+        _print_json([found.to_dict()])
     for line in settings_lines(found):
         console.print(line)
     if found.steps:

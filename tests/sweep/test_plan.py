@@ -75,4 +75,6 @@ def test_the_command_prints_the_plan_and_writes_nothing(
     assert "finetune" in shown
     assert "4 of 4 trials to run" in " ".join(shown.split())
     assert "prune.sparsity=0.5" in shown
+    assert main(["run", str(path), "--output", str(tmp_path / "run"), "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["trials"] == 4
     assert not (tmp_path / "run").exists()
