@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import importlib
 import importlib.util
@@ -99,9 +100,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("HFCOMPRESS_CACHE") or Path.home() / ".cache" / "hfcompress")
 
 
-def unwritable(path: Path, error: OSError) -> OutputError:
+def unwritable(path: Path, error: Exception) -> OutputError:
     """What to raise where the system refuses to write."""
-    reason = error.strerror or error
+    reason = getattr(error, "strerror", None) or error
     return OutputError(f"{path} cannot be written ({reason}); choose a writable folder")
 
 
@@ -253,6 +254,8 @@ def locked(path: Path, refuse: str | None, note: Callable[[str], None]) -> Itera
     try:
         started = datetime.now().astimezone().isoformat(timespec="seconds")
         own = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
+        for left in path.parent.glob(f".{glob.escape(holder.name)}.*.tmp"):  # of a killed process
+            left.unlink(missing_ok=True)
         atomic_write(holder, json.dumps(own) + "\n")
         yield
     finally:

@@ -16,7 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A room may import the rooms of the lines above its own, and modules of its own.
 LAYERS: list[set[str]] = [
     {"errors", "version"},
-    {"config", "utils"},
+    {"config", "utils", "temporary"},
     {"caches"},
     {"models", "measure", "report"},
     {"data", "layers"},

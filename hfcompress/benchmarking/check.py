@@ -30,6 +30,7 @@ from hfcompress.quantization.quantize import quantize
 from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.shrink import shrink
 from hfcompress.tasks.registry import task_of_checkpoint
+from hfcompress.temporary import temporary_root
 from hfcompress.utils import Fields, Progress
 
 Status = Literal["works", "refused", "missing", "fails"]
@@ -206,7 +207,7 @@ def _reloaded(
 ) -> VerbCheck:
     """Save a model, load it with plain ``from_pretrained``, and compare the logits."""
     before = _logits(model, batch)
-    with tempfile.TemporaryDirectory(prefix="hfcompress-check-") as folder:
+    with tempfile.TemporaryDirectory(dir=temporary_root()) as folder:
         model.save_pretrained(folder)
         again = saved_class(Path(folder), model).from_pretrained(folder, dtype=torch.float32)
         after = _logits(again.train(False), batch)
@@ -217,7 +218,7 @@ def _quantize(model: PreTrainedModel, batch: dict[str, Tensor], backend: str) ->
     verb = f"quantize {backend}"
     small = quantize(model, QuantizationConfig.from_dict({"backend": backend}), [batch])
     before = torch.from_numpy(small.logits(batch))
-    with tempfile.TemporaryDirectory(prefix="hfcompress-check-") as folder:
+    with tempfile.TemporaryDirectory(dir=temporary_root()) as folder:
         small.save(folder)
         arrays = {key: value.numpy() for key, value in batch.items()}
         after = torch.from_numpy(load(folder).logits(arrays))

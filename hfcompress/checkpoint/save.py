@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
-import uuid
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -20,6 +19,7 @@ from hfcompress.checkpoint.shapes import built_from_config, difference
 from hfcompress.errors import ModelError
 from hfcompress.models.architectures import blocks, family_of
 from hfcompress.models.matrices import weight_matrix
+from hfcompress.temporary import written_beside
 from hfcompress.utils import atomic_write, unwritable
 
 
@@ -174,21 +174,19 @@ def _worth_packing(model: nn.Module) -> dict[str, Tensor]:
 
 def _save(model: PreTrainedModel, directory: Path, state: dict[str, Tensor] | None) -> None:
     """Write beside the folder first: what can go wrong leaves the old files as they were."""
-    temporary = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}.tmp")
     try:
-        model.save_pretrained(temporary, state_dict=state)
-        write_digests(temporary)
-        directory.mkdir(parents=True, exist_ok=True)
-        for file in sorted(temporary.rglob("*")):
-            target = directory / file.relative_to(temporary)
-            if file.is_dir():
-                target.mkdir(exist_ok=True)
-            else:
-                os.replace(file, target)
-    except OSError as error:
+        with written_beside(directory) as temporary:
+            model.save_pretrained(temporary, state_dict=state)
+            write_digests(temporary)
+            directory.mkdir(exist_ok=True)
+            for file in sorted(temporary.rglob("*")):
+                target = directory / file.relative_to(temporary)
+                if file.is_dir():
+                    target.mkdir(exist_ok=True)
+                else:
+                    os.replace(file, target)
+    except (OSError, SafetensorError) as error:
         raise unwritable(directory, error) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     if hasattr(model.config, "quantization_config") and not (directory / _README).exists():
         atomic_write(directory / _README, _how_to_load(model))
 

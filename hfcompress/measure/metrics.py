@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from hfcompress.config import nearest, shown
 from hfcompress.errors import ConfigError, DataError, SourceError, first_line
+from hfcompress.temporary import temporary_root
 
 Classes = npt.NDArray[np.int64]
 Confusion = npt.NDArray[np.float64]
@@ -180,7 +181,7 @@ def evaluate_metric(name: str, predictions: Classes, references: Classes) -> flo
         check_metric(name)
     # evaluate creates a folder per metric even with keep_in_memory. A temporary one leaves the
     # cache untouched and keeps parallel trials apart.
-    with TemporaryDirectory(prefix="hfcompress-") as folder:
+    with TemporaryDirectory(dir=temporary_root()) as folder:
         metric = _load(name, folder)
         try:
             result = metric.compute(predictions=predictions, references=references)

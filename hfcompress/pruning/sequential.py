@@ -32,6 +32,7 @@ from hfcompress.calibration.hooks import (
 )
 from hfcompress.calibration.moments import Moments, MomentSum, input_rows, output_rows
 from hfcompress.models.architectures import blocks
+from hfcompress.temporary import temporary_root
 
 Modules = Mapping[str, nn.Module]
 TokenWeights = Mapping[str, Sequence[Tensor]]
@@ -64,7 +65,7 @@ def layer_by_layer(
     Raises:
         CalibrationError: a layer that is never called, or NaN in its inputs.
     """
-    with evaluating(model), tempfile.TemporaryDirectory() as folder:
+    with evaluating(model), tempfile.TemporaryDirectory(dir=temporary_root()) as folder:
         order = calibration.call_order(model, modules)
         chain = _chain(model, calibration)
         inside = {name: block for block in chain for name in modules if _within(name, block)}

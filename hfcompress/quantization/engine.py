@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from hfcompress.errors import ConfigError, DataError, ModelError
 from hfcompress.quantization.images import IMAGE_INPUT
 from hfcompress.quantization.manifest import MANIFEST, read_manifest
+from hfcompress.temporary import temporary_folder
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 Array = NDArray[np.generic]
@@ -137,7 +137,7 @@ def restore_engine(
         files: name -> content.
         options: the class's other arguments.
     """
-    folder = Path(tempfile.mkdtemp(prefix="hfcompress-"))
+    folder = temporary_folder()
     try:
         for name, content in files.items():
             (folder / name).write_bytes(content)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +41,7 @@ from hfcompress.quantization.manifest import (
 from hfcompress.quantization.onnx_export import IMAGE_INPUT, TEXT_INPUTS
 from hfcompress.quantization.pixels import image_settings
 from hfcompress.tasks.outputs import output_kind
+from hfcompress.temporary import replace_folder, written_beside
 from hfcompress.utils import FormerPlain, unwritable
 
 if TYPE_CHECKING:
@@ -169,34 +168,37 @@ def save_folder(
     """
     directory = Path(directory)
     _check_target(directory)
-    temporary = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}.tmp")
     try:
-        temporary.mkdir(parents=True)
-        manifest = _manifest(quantized, processor)
-        quantized.engine.write(temporary)
-        if "graph" in manifest:
-            _move_graph(quantized.engine, temporary, manifest["graph"])
-        if isinstance(quantized.source, EmbeddingModel):
-            save_layout(quantized.source, temporary)
-        _write_config(quantized, temporary / "config.json")
-        write_digests(temporary)
-        if processor is not None:
-            processor.save_pretrained(temporary)
-        manifest["digests"] = file_digests(temporary, manifest)
-        texts = {
-            MANIFEST: json.dumps(manifest, indent=2) + "\n",
-            "README.md": card or default_card(quantized),
-        }
-        if "text" in manifest or "image" in manifest:
-            texts["example.py"] = _example(quantized, manifest)
-        for name, text in texts.items():
-            (temporary / name).write_text(text, encoding="utf-8")
-        _swap(temporary, directory)
+        with written_beside(directory) as temporary:
+            _write(quantized, temporary, processor, card)
+            replace_folder(temporary, directory)
     except OSError as error:
         raise unwritable(directory, error) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return directory
+
+
+def _write(
+    quantized: QuantizedModel, folder: Path, processor: Processor | None, card: str | None
+) -> None:
+    manifest = _manifest(quantized, processor)
+    quantized.engine.write(folder)
+    if "graph" in manifest:
+        _move_graph(quantized.engine, folder, manifest["graph"])
+    if isinstance(quantized.source, EmbeddingModel):
+        save_layout(quantized.source, folder)
+    _write_config(quantized, folder / "config.json")
+    write_digests(folder)
+    if processor is not None:
+        processor.save_pretrained(folder)
+    manifest["digests"] = file_digests(folder, manifest)
+    texts = {
+        MANIFEST: json.dumps(manifest, indent=2) + "\n",
+        "README.md": card or default_card(quantized),
+    }
+    if "text" in manifest or "image" in manifest:
+        texts["example.py"] = _example(quantized, manifest)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _example(quantized: QuantizedModel, manifest: Manifest) -> str:
@@ -344,12 +346,3 @@ def _check_target(directory: Path) -> None:
             f"{str(directory)!r} contains something else; give a new folder, or one that a "
             f"quantized model was saved to"
         )
-
-
-def _swap(temporary: Path, directory: Path) -> None:
-    """Replace the old folder; a crash between the renames leaves the old one as ``.old``."""
-    old = temporary.with_suffix(".old")
-    if directory.exists():
-        os.replace(directory, old)
-    os.replace(temporary, directory)
-    shutil.rmtree(old, ignore_errors=True)

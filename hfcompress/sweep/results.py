@@ -28,6 +28,7 @@ from safetensors.numpy import load_file, save
 from hfcompress.errors import OutputError
 from hfcompress.sweep.digests import json_line, read_lines, with_digest, without_digest
 from hfcompress.sweep.kept_weights import KeptWeights
+from hfcompress.temporary import remove_left_roots, remove_leftovers
 from hfcompress.utils import Fields, Row, atomic_write, locked, unwritable
 
 ROWS = "results.jsonl"
@@ -74,6 +75,9 @@ class RunDirectory:
             return
         refuse = None if wait else "wait for it with --wait, or choose another --output"
         with locked(self.path / LOCK, refuse, note):
+            remove_left_roots()
+            for folder in (self.path, self.path / "models", self.path / "predictions"):
+                remove_leftovers(folder, files=True)
             self._is_locked = True
             try:
                 yield

@@ -44,6 +44,7 @@ from hfcompress.quantization.inputs import Classifier
 from hfcompress.quantization.manifest import graph_path, read_manifest
 from hfcompress.quantization.onnx_export import check_against_torch, export_onnx, input_names
 from hfcompress.quantization.smoothquant import largest_inputs, smooth_products
+from hfcompress.temporary import temporary_folder
 from hfcompress.utils import require
 
 FILE = "model.onnx"
@@ -154,7 +155,7 @@ def quantize_model(
             quantize the graph; the message then names the fp32 file.
     """
     require("onnxruntime", "onnx")
-    folder = Path(tempfile.mkdtemp(prefix="hfcompress-"))
+    folder = temporary_folder()
     image, inputs = image_shape(model, batches), input_names(model)
     try:
         one_file = config.resolved_mode == "none"  # other modes read it again and delete it

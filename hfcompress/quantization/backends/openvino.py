@@ -47,6 +47,7 @@ from hfcompress.quantization.onnx_export import (
     export_onnx,
     input_names,
 )
+from hfcompress.temporary import temporary_folder
 from hfcompress.utils import require
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ def quantize_model(
     openvino = require("openvino", "openvino")
     if config.resolved_mode == "static":
         require("nncf", "openvino")
-    folder = Path(tempfile.mkdtemp(prefix="hfcompress-"))
+    folder = temporary_folder()
     image, inputs = image_shape(model, batches), input_names(model)
     try:
         dense = export_onnx(model, folder / "fp32" / "model.onnx", image, one_file=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 import weakref
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.engine import Arrays, check_size, restore_engine, select_inputs
 from hfcompress.quantization.inputs import Classifier, PlainModel
 from hfcompress.quantization.onnx_export import input_names
+from hfcompress.temporary import temporary_folder
 from hfcompress.utils import require
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def quantize_model(
             f"{type(model).__name__} was shrunk to widths that torchao's checkpoints cannot "
             f"record; use backend: torch, onnxruntime or openvino"
         )
-    root = Path(tempfile.mkdtemp(prefix="hfcompress-"))
+    root = temporary_folder()
     try:
         model.save_pretrained(root / "fp32")
         quantized = type(model).from_pretrained(

@@ -22,6 +22,7 @@ from hfcompress.shrinking.vocabulary.tokenizer_json import (
     tokens_to_keep,
     with_tokens,
 )
+from hfcompress.temporary import temporary_root
 
 _BATCH = 1000
 
@@ -136,7 +137,7 @@ def _check_alike(before: Json, after: Json, kept: Sequence[int], texts: Sequence
 
 def _rebuilt(tokenizer: PreTrainedTokenizerBase, data: Json) -> PreTrainedTokenizerBase:
     """The same class with the same options around a changed ``tokenizer.json``."""
-    with tempfile.TemporaryDirectory(prefix="hfcompress-") as folder:
+    with tempfile.TemporaryDirectory(dir=temporary_root()) as folder:
         tokenizer.save_pretrained(folder)
         for name in tokenizer.vocab_files_names.values():  # files that say the vocabulary twice
             (Path(folder) / name).unlink(missing_ok=True)
