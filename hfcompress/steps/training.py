@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -33,8 +32,9 @@ from hfcompress.distillation.text_augmentation import mixed_texts
 from hfcompress.errors import ConfigError
 from hfcompress.pruning.targets import select_targets
 from hfcompress.recipes.step_configs import DistillConfig, FinetuneConfig, RecoverConfig
-from hfcompress.steps.checkpoints import last_checkpoint, mark_whole
+from hfcompress.steps.checkpoints import kept_loss, last_checkpoint, save_whole
 from hfcompress.steps.context import Context
+from hfcompress.temporary import temporary_folder
 from hfcompress.training.tracking import check_tracker, logs_in
 from hfcompress.utils import Progress
 
@@ -86,9 +86,12 @@ def _train(
     trainer.remove_callback(PrinterCallback)  # it prints every log line
     _decay_matrices_only(trainer)
     folder = Path(str(trainer.args.output_dir))
+    checkpoint = last_checkpoint(folder, context.progress)
+    before = kept_loss(checkpoint)
+    save_whole(trainer, before, context.progress)
     started = time.perf_counter()
     try:
-        result = trainer.train(resume_from_checkpoint=last_checkpoint(folder, context.progress))
+        result = trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         _plain_forward(model)
         # The Trainer leaves it on the GPU that it found; the steps after this one, measuring and
@@ -97,9 +100,11 @@ def _train(
         if context.workdir is None:
             shutil.rmtree(folder, ignore_errors=True)
     model.eval()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    # `result.training_loss` is that of the updates since the checkpoint.
+    loss = (before + trainer._total_loss_scalar) / max(result.global_step, 1)
     done = {
         "updates": result.global_step,
-        "training_loss": round(result.training_loss, 4),
+        "training_loss": round(loss, 4),
         "seconds": round(time.perf_counter() - started, 1),
     }
     return done, trainer
@@ -144,7 +149,7 @@ def trainer_arguments(
         rows: their lengths decide how rows are drawn.
         more: further arguments; they go before the config's.
     """
-    folder = context.workdir or Path(tempfile.mkdtemp(prefix="hfcompress-"))
+    folder = context.workdir or temporary_folder()
     arguments: dict[str, Any] = {
         "output_dir": str(folder),
         "num_train_epochs": config.epochs,
@@ -160,7 +165,6 @@ def trainer_arguments(
         # Rows of like length together: no time spent on padding.
         "train_sampling_strategy": "random" if rows.lengths is None else "group_by_length",
         "save_strategy": "no" if context.workdir is None else "epoch",
-        "save_total_limit": 1,
         "seed": context.seed,
         "report_to": [] if config.track is None else [config.track],
         # A tracked training logs its loss at least fifty times.
@@ -233,7 +237,7 @@ def _is_text(model: nn.Module) -> bool:
 
 
 class ProgressCallback(TrainerCallback):
-    """Passes a Trainer's steps on to a `Progress`."""
+    """Passes a Trainer's steps on to a `Progress`, and has its losses added up before it saves."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -244,11 +248,11 @@ class ProgressCallback(TrainerCallback):
         """Tell how far training is."""
         self.progress.work(state.global_step, state.max_steps)
 
-    def on_save(
+    def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Mark the checkpoint as whole."""
-        mark_whole(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+        """Log where a checkpoint is due: logging adds the losses up that `save_whole` keeps."""
+        control.should_log |= control.should_save
 
 
 @contextmanager
