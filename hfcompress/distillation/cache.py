@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -106,6 +108,7 @@ class TeacherCache:
         Raises:
             ConfigError: a function without an identity, or hidden layers of a function.
             DataError: no rows, or a damaged cache.
+            OSError, OutputError: the cache cannot be written.
         """
         if len(rows) == 0:
             raise DataError("rows is empty; give at least one row for the teacher to label")
@@ -114,7 +117,7 @@ class TeacherCache:
         data = _content(rows)
         place = (teacher_folder() if folder is None else Path(folder)) / _digest(who, data, options)
         place.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{place}.lock"):
+        with _locked(place):
             if damaged is not None and place.exists():
                 _set_aside_if_damaged(place, damaged)
             if not place.exists():
@@ -252,6 +255,13 @@ def _identity(
 
 def _digest(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def _locked(place: Path) -> AbstractContextManager[object]:
+    """A lock on a cache; none on a finished one in a folder that is only read."""
+    if place.exists() and not os.access(place.parent, os.W_OK):
+        return nullcontext()
+    return FileLock(f"{place}.lock")
 
 
 def _set_aside_if_damaged(place: Path, note: Callable[[str], None]) -> None:

@@ -113,17 +113,29 @@ def read_meta(folder: Path) -> Meta:
 
 
 def create_arrays(
-    folder: Path, arrays: Sequence[ArraySpec], offsets: NDArray[np.int64]
+    folder: Path, arrays: Sequence[ArraySpec], offsets: NDArray[np.int64], go_on: bool
 ) -> dict[str, Array]:
-    """Return new array files, or those of an interrupted build, mapped for writing."""
+    """Return new array files, mapped for writing.
+
+    Args:
+        folder: where they are made.
+        arrays: which.
+        offsets: index of each row's first token in the arrays by token.
+        go_on: return those of an interrupted build, which has written some batches.
+
+    Raises:
+        OSError: they cannot be written; the disk is full, perhaps.
+    """
     opened: dict[str, Array] = {}
     for spec in arrays:
-        path = folder / f"{spec.name}.npy"
-        shape = _shape(spec, offsets)
-        mode: Literal["r+", "w+"] = "r+" if path.is_file() else "w+"
+        path, shape = folder / f"{spec.name}.npy", _shape(spec, offsets)
+        mode: Literal["r+", "w+"] = "r+" if go_on else "w+"
         opened[spec.name] = np.lib.format.open_memmap(path, mode, np.dtype(spec.dtype), shape)
-    if not (folder / "offsets.npy").is_file():
-        np.save(folder / "offsets.npy", offsets)
+        if not go_on and hasattr(os, "posix_fallocate"):
+            # A page of a mapped file for which the disk has no room ends the process (SIGBUS).
+            with path.open("r+b") as stream:
+                os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+    np.save(folder / "offsets.npy", offsets)
     return opened
 
 
@@ -234,7 +246,7 @@ class CacheBuild:
             if not arrays:  # a resumed build runs the first batch again, for the shapes
                 specs = self._specs(found)
                 offsets = self._offsets()
-                arrays = create_arrays(self.partial, specs, offsets)
+                arrays = create_arrays(self.partial, specs, offsets, go_on=skip > 0)
             self._write(arrays, specs, offsets, indices, found)
             if progress is not None:
                 progress(done, len(self.data))

@@ -17,7 +17,7 @@ from hfcompress.distillation.student import check_sizes, choose_layers, make_stu
 from hfcompress.distillation.text_student import make_text_student
 from hfcompress.distillation.trainer import DistillationTrainer
 from hfcompress.distillation.weight_folding import Batch
-from hfcompress.errors import ConfigError, ModelError
+from hfcompress.errors import ConfigError, ModelError, OutputError, first_line
 from hfcompress.inference import Logits, logits_in, without_labels
 from hfcompress.measure.size import count_parameters
 from hfcompress.models.architectures import blocks
@@ -161,26 +161,33 @@ def _cached(
     options: dict[str, Any],
     config: DistillConfig,
     context: Context,
-) -> tuple[TeacherCache, Encoded]:
-    """What the teacher says of all rows, and the rows with their numbers."""
+) -> tuple[TeacherCache | PreTrainedModel, Encoded]:
+    """What the teacher says of all rows, and the rows with their numbers; teacher and rows where
+    it cannot be kept."""
     hidden: list[int] = []
     if config.distillation.hidden_weight:
         own, other = len(blocks(student)), len(blocks(teacher))
         hidden = list((options["layer_map"] or uniform_layer_map(own, other)).values())
     processor = context.processor
-    with fast_attention(teacher):
-        cache = TeacherCache.build(
-            teacher,
-            rows.rows,
-            rows.collate,
-            hidden_layers=hidden,
-            precision=config.distillation.teacher_precision,
-            preprocessing=processor.to_json_string()
-            if context.examples.modality == "image"
-            else "",
-            progress=context.progress.work,
-            damaged=context.progress.note,
+    try:
+        with fast_attention(teacher):
+            cache = TeacherCache.build(
+                teacher,
+                rows.rows,
+                rows.collate,
+                hidden_layers=hidden,
+                precision=config.distillation.teacher_precision,
+                preprocessing=processor.to_json_string()
+                if context.examples.modality == "image"
+                else "",
+                progress=context.progress.work,
+                damaged=context.progress.note,
+            )
+    except (OSError, OutputError) as error:
+        context.progress.note(
+            f"the teacher's answers cannot be kept ({first_line(error)}), it is asked in each epoch"
         )
+        return teacher, rows
     collate = TeacherCache.collator(rows.collate)
     return cache, replace(rows, rows=cache.attach(rows.rows), collate=collate)
 

@@ -5,31 +5,33 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from hfcompress.caches import keep_below_limit, mark_used
-from hfcompress.errors import first_line
+from hfcompress.errors import OutputError, first_line
 from hfcompress.models.loading import saved_class
+from hfcompress.temporary import remove_leftovers, written_beside
 from hfcompress.utils import (
     Fields,
     Progress,
     cache_folder,
     damaged_files,
     locked,
+    unwritable,
     write_digests,
 )
-
-_DAY = 24 * 3600
 
 
 class StepCache:
     """A folder of models, one for each prefix of steps that was carried out.
+
+    A cache that cannot be read or written (full, read-only, not a folder) costs what it would have
+    kept, with a note, and never the trial.
 
     Args:
         root: where it lies; ``$HFCOMPRESS_CACHE`` or ``~/.cache/hfcompress`` by default.
@@ -37,29 +39,50 @@ class StepCache:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or cache_folder()
-        _sweep(self.root / "steps")
+        self._noted = False
+        remove_leftovers(self.root / "steps")
 
     def folder(self, key: str) -> Path:
         """Where the model of a key lies, or would lie."""
         return self.root / "steps" / key
 
-    def partial(self, key: str) -> Path:
-        """Where unfinished training keeps its checkpoints; removed when the step is done."""
+    def partial(self, key: str, progress: Progress) -> Path | None:
+        """A folder in which unfinished training keeps its checkpoints, removed when the step is
+        done; None where it cannot be made."""
+        folder = self._partial(key)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self._note(folder, error, progress)
+            return None
+        return folder
+
+    def _partial(self, key: str) -> Path:
         return self.root / "steps" / f"{key}.partial"
+
+    def _note(self, path: Path, error: Exception, progress: Progress) -> None:
+        """Say once that the cache is of no use."""
+        if not self._noted:
+            problem = error if isinstance(error, OutputError) else unwritable(path, error)
+            progress.note(f"the cache is not used: {first_line(problem)}")
+        self._noted = True
 
     @contextmanager
     def locked(self, key: str, progress: Progress) -> Iterator[None]:
         """Keep other processes from the training of a key while the body runs; waits for them."""
-        if self.folder(key).is_dir() and not os.access(self.root, os.W_OK):
-            yield  # kept by somebody else, in a folder that is only read
-            return
         path = self.root / "locks" / f"{key}.lock"
-        with locked(path, None, lambda holder: progress.note(f"{holder} for the same training")):
+        with ExitStack() as stack:
+            # An entry of a cache that is only read needs no lock.
+            if not self.folder(key).is_dir() or os.access(self.root, os.W_OK):
+                try:
+                    stack.enter_context(
+                        locked(path, None, lambda held: progress.note(f"{held} for the same step"))
+                    )
+                except OutputError as error:
+                    self._note(path, error, progress)
             yield
 
-    def get(
-        self, key: str, like: PreTrainedModel, progress: Progress | None = None
-    ) -> PreTrainedModel | None:
+    def get(self, key: str, like: PreTrainedModel, progress: Progress) -> PreTrainedModel | None:
         """The kept model, as the class that it was saved from (often that of ``like``); None where
         there is none.
 
@@ -74,22 +97,28 @@ class StepCache:
         folder = self.folder(key)
         if not folder.is_dir():
             return None
-        damaged = damaged_files(folder)
+        damaged: list[str] | None = []
         try:
+            damaged = damaged_files(folder)
             if not damaged:
                 mark_used(folder)
                 self.done(key)
                 return _load(folder, like)
             problem = f"{', '.join(damaged)} differ from what was written"
         except Exception as error:  # what a cut file raises depends on where it is cut
+            if damaged is not None and isinstance(error, OSError):
+                self._note(folder, error, progress)
+                return None
             if damaged is not None:
                 raise
             problem = first_line(error)
         aside = folder.with_name(f"{key}.damaged")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(folder, aside)
-        if progress is not None:
-            progress.note(f"a kept model is damaged ({problem}), moved to {aside}, and made again")
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(folder, aside)
+        except OSError:  # the cache is only read
+            aside = folder
+        progress.note(f"a kept model is damaged ({problem}) and made again; it is now {aside}")
         return None
 
     def done(self, key: str) -> Fields:
@@ -98,35 +127,25 @@ class StepCache:
         kept: Fields = json.loads(path.read_text(encoding="utf-8"))
         return kept
 
-    def put(self, key: str, model: PreTrainedModel, done: Fields) -> None:
+    def put(self, key: str, model: PreTrainedModel, done: Fields, progress: Progress) -> None:
         """Keep a model, what the step did and the digests of both: written under a temporary name,
-        then renamed."""
+        then renamed. An entry that another process has made meanwhile stays."""
         folder = self.folder(key)
-        temporary = folder.with_name(f".{key}.{uuid.uuid4().hex}.tmp")
         try:
-            model.save_pretrained(temporary)
-            (temporary / "done.json").write_text(json.dumps(done), encoding="utf-8")
-            write_digests(temporary)
-            if not folder.exists():
-                os.replace(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(self.partial(key), ignore_errors=True)
-        keep_below_limit("step", folder)
+            with written_beside(folder) as temporary:
+                model.save_pretrained(temporary)
+                (temporary / "done.json").write_text(json.dumps(done), encoding="utf-8")
+                write_digests(temporary)
+                if not folder.exists():
+                    os.rename(temporary, folder)
+            keep_below_limit("step", folder)
+        except (OSError, SafetensorError, OutputError) as error:
+            if not folder.is_dir():  # another process may have been faster
+                self._note(folder, error, progress)
+        shutil.rmtree(self._partial(key), ignore_errors=True)
 
 
 def _load(folder: Path, like: PreTrainedModel) -> PreTrainedModel:
     model: PreTrainedModel = saved_class(folder, like).from_pretrained(folder, dtype=like.dtype)
     model.eval()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     return model
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what processes that were killed while they wrote have left, a day later: whoever
-    still writes is done by then."""
-    for left in folder.glob(".*.tmp"):
-        try:
-            if time.time() - left.stat().st_mtime > _DAY:
-                shutil.rmtree(left)
-        except OSError:  # another process was faster, or it is not ours to remove
-            continue

@@ -222,6 +222,8 @@ class Experiment:
         """What the step after the first ``place`` needs besides the state that it begins with."""
         encoding = self.encoding(state)
         last = place >= len(trial.steps)
+        key = None if last else trial.prefixes[place + 1]
+        trains = not last and trial.steps[place].config.trains
         return Context(
             examples=self.examples,
             dense_model=dense_model,
@@ -231,8 +233,8 @@ class Experiment:
             processor=encoding.processor,
             seed=trial.seed,
             progress=self.progress,
-            workdir=None if last else self.cache.partial(trial.prefixes[place + 1]),
-            logs=None if last or self.logs is None else (self.logs, trial.prefixes[place + 1]),
+            workdir=self.cache.partial(key, self.progress) if key and trains else None,
+            logs=(self.logs, key) if key and self.logs is not None else None,
             shared=self.shared,
         )
 

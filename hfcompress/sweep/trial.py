@@ -148,7 +148,7 @@ class Runner:
         state, report = run_step(before, config, context)
         took_long = config.calibrates and time.perf_counter() - started >= KEEP_AFTER
         if config.trains or (took_long and (self.keep_long or trial.trains_after(place))):
-            experiment.cache.put(prefix, state.network, report.to_dict())
+            experiment.cache.put(prefix, state.network, report.to_dict(), experiment.progress)
             self._trained_here.add(prefix)
         return state, report
 

@@ -265,3 +265,16 @@ def test_a_changed_cache_is_refused_or_set_aside_and_built_again(name: str, fold
     assert cache.folder.with_name(f"{cache.folder.name}.damaged").is_dir()
     assert len(notes) == 1
     assert "built again" in notes[0]
+
+
+def test_files_that_a_killed_build_had_begun_are_made_anew(folder: Path) -> None:
+    teacher, rows = tiny_bert(), encoded(40)
+    whole = build(teacher, rows, folder / "whole", hidden_layers=(1,))
+    partial = folder / f"{whole.folder.name}.partial-8"
+    partial.mkdir()
+    for name in ("logits.npy", "offsets.npy", "hidden_1.npy"):
+        (partial / name).write_bytes((whole.folder / name).read_bytes()[:40])
+    cache = build(teacher, rows, folder, hidden_layers=(1,))
+    assert not partial.exists()
+    everything = torch.arange(40)
+    assert torch.equal(cache.lookup(everything).logits, whole.lookup(everything).logits)

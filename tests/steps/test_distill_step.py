@@ -207,3 +207,11 @@ def test_mistakes(step: dict[str, Any], message: str, one: Run, tmp_path: Path) 
     with pytest.raises(ConfigError, match=message):
         one({"distill": {**FAST, **step}}, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_cache_that_cannot_be_written_costs_the_cache(one: Run, tmp_path: Path) -> None:
+    live = one({"distill": ONE_LAYER})
+    (tmp_path / "datasets" / "hfcompress-teachers").parent.mkdir(exist_ok=True)
+    (tmp_path / "datasets" / "hfcompress-teachers").write_text("not a folder")
+    kept = one({"distill": {**ONE_LAYER, "cache": True}})
+    assert kept["weights_hash"] == live["weights_hash"]
