@@ -41,16 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from rich.text import Text
 
-    from hfcompress.cli.display import Terminal, ended_by_signals
+    from hfcompress.cli.display import Terminal
 
     errors = Terminal(stderr=True, soft_wrap=True)
     mark = Text("error:", style="bold red")
-    if options.command not in _LOAD_NO_MODEL:
-        quiet_libraries()
-    command = _COMMANDS[options.command]
     try:
-        with ended_by_signals():
-            return command(options, _console(options))
+        if options.command not in _LOAD_NO_MODEL:
+            quiet_libraries()
+        return _COMMANDS[options.command](options, _console(options))
     except HfcompressError as error:
         errors.print(mark, _one_line(error))
         return error.exit_code

@@ -1,14 +1,10 @@
-"""The terminal: text as it is, the progress of a run, and signals that end a command."""
+"""The terminal: text as it is, and the progress of a run."""
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import timedelta
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -31,29 +27,6 @@ class Terminal(Console):
     def render_str(self, text: str, **settings: Any) -> Text:
         """As a console, with control characters spelt out."""
         return super().render_str(visible(text), **settings)
-
-
-@contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the body as Ctrl-C does: a ``KeyboardInterrupt`` whose argument
-    is the exit code, 128 plus the signal. A second signal ends the process at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(number: int, _: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        raise KeyboardInterrupt(128 + number)
-
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    taken = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
-    try:
-        for number in taken:
-            signal.signal(number, end)
-        yield
-    finally:
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
 
 
 LINES_EVERY = 10.0

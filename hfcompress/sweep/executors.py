@@ -8,16 +8,11 @@ from __future__ import annotations
 
 import functools
 import json
-import multiprocessing
 import os
-import signal
-import threading
-import time
-from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections import Counter, deque
+from collections.abc import Generator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -28,14 +23,13 @@ from hfcompress.recipes.grid import Trial
 from hfcompress.recipes.schema import parse_recipe
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.experiment import Experiment, prepare
-from hfcompress.sweep.outcome import Outcome, failed, perform
+from hfcompress.sweep.outcome import INTERRUPTS, Outcome, failed, perform
+from hfcompress.sweep.processes import worker_pool
 from hfcompress.sweep.trial import Runner
 from hfcompress.utils import Progress, quiet_libraries, require
 
 EngineName = Literal["process", "ray"]
 Outcomes = Generator[Outcome, None, None]
-# Seconds that workers have to end after they were asked to.
-_GRACE = 2.0
 
 
 class Task(NamedTuple):
@@ -103,9 +97,9 @@ def in_workers(
         yield from run_tasks(tasks, min(workers, len(tasks)), threads)
 
 
-def _train_shared(experiment: Experiment, pending: list[Trial]) -> dict[str, Exception]:
+def _train_shared(experiment: Experiment, pending: list[Trial]) -> dict[str, BaseException]:
     """Carry out training steps that several trials share; what was raised, by prefix."""
-    runner, errors = Runner(experiment, pending), {}
+    runner, errors = Runner(experiment, pending), dict[str, BaseException]()
     uses = Counter(prefix for trial in pending for prefix in set(trial.prefixes))
     done: set[str] = set()
     for trial in pending:
@@ -115,7 +109,9 @@ def _train_shared(experiment: Experiment, pending: list[Trial]) -> dict[str, Exc
                 done.add(prefix)
                 try:
                     runner.state_after(trial, place)
-                except Exception as error:  # each trial that needs it fails by itself
+                except INTERRUPTS:
+                    raise
+                except BaseException as error:  # each trial that needs it fails by itself
                     errors[prefix] = error
                     break
     return errors
@@ -143,27 +139,46 @@ def _runner(recipe: str, cache: str, threads: int, trusted: bool, folder: str | 
 
 
 def _in_processes(tasks: dict[Task, Trial], workers: int, threads: int) -> Outcomes:
-    """Outcomes of worker processes. Where one dies, the trials that are left run one at a time,
-    so that the one which kills its worker is known and the others are not lost."""
-    left: list[Task] = []
-    with _pool(workers) as pool:
-        futures = {pool.submit(perform_task, task): task for task in tasks}
-        for future in as_completed(list(futures)):
-            task = futures.pop(future)
-            outcome = _result(future, tasks[task])
-            if outcome is None:
-                left.append(task)
-            else:
-                yield outcome
-    while left:
-        with _pool(1) as pool:
-            for task in list(left):
-                left.remove(task)
-                outcome = _result(pool.submit(perform_task, task), tasks[task])
-                if outcome is None:
-                    yield failed(tasks[task], HfcompressError(_DIED))
-                    break  # its pool is broken; the next trial gets a new one
-                yield outcome
+    """Outcomes of worker processes.
+
+    Where a worker dies, those of the trials that were under way are tried once more, one at a
+    time, so that the one which kills its worker is known and the others are not lost; the rest
+    goes on side by side.
+    """
+    todo = deque(tasks)
+    while todo:
+        suspects: list[Task] = []
+        with worker_pool(workers) as pool:
+            futures: dict[Future[Outcome], Task] = {}
+            while (todo or futures) and not suspects:
+                while todo and len(futures) <= workers:  # one waits, so that no worker does
+                    task = todo.popleft()
+                    futures[_submit(pool, task)] = task
+                for future in wait(futures, return_when=FIRST_COMPLETED).done:
+                    task = futures.pop(future)
+                    outcome = _result(future, tasks[task])
+                    if outcome is None:
+                        suspects.append(task)
+                    else:
+                        yield outcome
+            suspects += futures.values()
+        while suspects:
+            with worker_pool(1) as pool:
+                broken = False
+                while suspects and not broken:
+                    task = suspects.pop(0)
+                    outcome = _result(_submit(pool, task), tasks[task])
+                    broken = outcome is None
+                    yield outcome or failed(tasks[task], HfcompressError(_DIED))
+
+
+def _submit(pool: ProcessPoolExecutor, task: Task) -> Future[Outcome]:
+    try:
+        return pool.submit(perform_task, task)
+    except BrokenProcessPool as error:  # a worker died while none was waited for
+        future: Future[Outcome] = Future()
+        future.set_exception(error)
+        return future
 
 
 _DIED = "its worker process died, out of memory perhaps; use fewer workers"
@@ -177,64 +192,6 @@ def _result(future: Future[Outcome], trial: Trial) -> Outcome | None:
         return None
     except Exception as error:  # the worker could not be prepared
         return failed(trial, error)
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Worker processes; ended at once, with their children, where the body is interrupted."""
-    # Spawned: a forked process inherits the state of torch's thread pool, and hangs on it.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)
-    )
-    try:
-        yield pool
-    except BaseException:
-        processes = list((getattr(pool, "_processes", None) or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        _end(processes)
-        raise
-    pool.shutdown()
-
-
-def _end(processes: Sequence[multiprocessing.process.BaseProcess]) -> None:
-    """End worker processes and the processes that these have started."""
-    deadline = time.monotonic() + _GRACE
-    for process in processes:
-        _signal_group(process, signal.SIGTERM)
-    for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
-        _signal_group(process, getattr(signal, "SIGKILL", signal.SIGTERM))
-
-
-def _signal_group(process: multiprocessing.process.BaseProcess, number: int) -> None:
-    """Send a signal to a worker's group, or to a worker that has not made its group yet."""
-    try:
-        if hasattr(os, "killpg") and process.pid is not None:
-            os.killpg(process.pid, number)
-            return
-    except (ProcessLookupError, PermissionError):
-        pass
-    if process.is_alive():
-        process.terminate()
-
-
-def _start_worker(parent: int) -> None:
-    """Give a worker its own process group, and end the group when the parent is gone.
-
-    The terminal's Ctrl-C reaches the parent alone, which ends its workers.
-    """
-    if hasattr(os, "setpgid"):
-        os.setpgid(0, 0)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    if hasattr(os, "killpg"):
-        os.killpg(os.getpid(), signal.SIGKILL)
-    os._exit(1)
 
 
 # --- Ray ---------------------------------------------------------------------------------------

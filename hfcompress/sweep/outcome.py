@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,10 +25,14 @@ from hfcompress.sweep.cards import card_source
 from hfcompress.sweep.experiment import Experiment, content_hash
 from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.trial import Finished, Logits, Runner
+from hfcompress.temporary import replace_folder, written_beside
 from hfcompress.utils import Fields, Row, atomic_write
 
 if TYPE_CHECKING:
     from hfcompress.quantization.model import Processor
+
+INTERRUPTS = (KeyboardInterrupt, GeneratorExit)
+"""What ends a run; anything else that is raised is the failure of one trial."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,9 @@ def perform(runner: Runner, trial: Trial, folder: Path | None) -> Outcome:
         weights = _weights(runner, trial, finished)
         if runner.experiment.recipe.save_models:
             _save(runner.experiment, trial, finished, folder / "models")
-    except (Exception, SystemExit) as error:  # whatever a library raises; only interrupts pass
+    except INTERRUPTS:
+        raise
+    except BaseException as error:  # whatever a library raises: a panic of Rust is no Exception
         return failed(trial, error)
     predictions = {
         finished.row["hash"]: finished.logits,
@@ -183,13 +188,11 @@ def save_model(
         sparse: pack the zeros.
         card: makes the model card; takes ``needs_hfcompress``.
     """
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # a killed run's
-    save_compressed(model, temporary, sparse)
-    if card is not None:
-        config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
-        text = card(needs_hfcompress="quantization_config" in config)
-        atomic_write(temporary / "README.md", text)
-    processor.save_pretrained(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    with written_beside(folder) as temporary:
+        save_compressed(model, temporary, sparse)
+        if card is not None:
+            config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
+            text = card(needs_hfcompress="quantization_config" in config)
+            atomic_write(temporary / "README.md", text)
+        processor.save_pretrained(temporary)
+        replace_folder(temporary, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import signal
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from hfcompress.errors import ConfigError, MissingExtraError
+from hfcompress.errors import ConfigError, HfcompressError, MissingExtraError
 from hfcompress.recipes.grid import Trial
 from hfcompress.recipes.schema import Recipe, expand, parse_recipe
 from hfcompress.sweep import executors as engines
@@ -110,7 +111,7 @@ def test_a_worker_that_cannot_be_prepared_is_a_failed_trial() -> None:
 
 WITH_CHILDREN = """
 import os, signal, subprocess, sys, time
-from hfcompress.sweep.executors import _pool
+from hfcompress.sweep.processes import worker_pool
 
 def work(seconds):
     child = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({seconds})"])
@@ -119,7 +120,7 @@ def work(seconds):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-    with _pool(2) as pool:
+    with worker_pool(2) as pool:
         for future in [pool.submit(work, 600) for _ in range(2)]:
             future.result()
 """
@@ -190,3 +191,34 @@ def test_ray_gives_the_rows_of_one_process(recipe: Recipe) -> None:
     assert without_times(run(recipe, workers=2, engine="ray").rows) == without_times(
         run(recipe).rows
     )
+
+
+def dies_once(task: engines.Task) -> Outcome:
+    """In the place of `perform_task`: the first try of the second trial kills its process."""
+    assert task.folder is not None
+    tried = Path(task.folder) / "tried"
+    if task.trial_index == 1 and not tried.exists():
+        tried.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Outcome({}, f"row {task.trial_index}")
+
+
+def test_the_trial_of_a_dead_worker_is_tried_once_more(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "perform_task", dies_once)
+    trials = expand(recipe.replace(grid={"prune.sparsity": [i / 10 for i in range(8)]}))
+    tasks = {engines.Task("", str(tmp_path), "", 1, False, one.index): one for one in trials}
+    outcomes = [outcome.row_hash for outcome in engines._in_processes(tasks, 2, 1)]
+    assert sorted(outcomes) == [f"row {index}" for index in range(8)]
+
+
+def test_a_machine_without_room_for_workers_says_so(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("hfcompress.sweep.processes.ProcessPoolExecutor", full)
+    with pytest.raises(HfcompressError, match=r"No space left on device\); use --workers 1"):
+        run(recipe, workers=2)

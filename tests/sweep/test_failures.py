@@ -133,3 +133,15 @@ def test_an_interrupt_is_no_failure(
     assert len(RunDirectory(tmp_path / "run").rows()) == 1
     assert RunDirectory(tmp_path / "run").failures() == []
     assert len(run(table_recipe, tmp_path / "run")) == 3
+
+
+def test_a_panic_of_a_library_in_rust_is_a_failure(
+    table_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PanicException(BaseException):
+        """As pyo3 raises it: not an `Exception`."""
+
+    breaks_second(monkeypatch, PanicException("index out of bounds"))
+    result = run(table_recipe, tmp_path / "run", draw=False)
+    assert [reason for _, reason in result.failures] == ["PanicException: index out of bounds"]
+    assert len(result) == 2
