@@ -277,13 +277,16 @@ def _measured(search: Search, whole: Experiment) -> Measured | None:
     chosen = {**row, **found.quality.to_dict()}
     card = model_card(chosen, name=store.path.name, source=source)
     store.write_text(f"{MODEL}/README.md", card)
-    store.write_json(MEASURED, {"asked": asked, "measured": found.to_dict()})
     name = f"{row['settings']['candidate']}, on the measured rows"
     fields = {
         "hash": f"{row['hash']}-measured", "settings": {"candidate": name},
         "classes": [], "other_metrics": {},
     }  # fmt: skip
-    store.append({**row, **found.quality.to_dict(), **fields, "index": len(search.tried)})
+    measured = {**row, **found.quality.to_dict(), **fields, "index": len(search.tried)}
+    if search.rows.get(measured["hash"]) != measured:
+        store.append(measured)
+    # Last: with it, all of the above is there, and nothing is measured again.
+    store.write_json(MEASURED, {"asked": asked, "measured": found.to_dict()})
     return found
 
 

@@ -433,3 +433,14 @@ def test_sizes_of_image_models_are_predicted_too(family: str) -> None:
     whole = _predicted(model, 0, 1.0, target)
     assert 0 < whole < hfcompress.calculate_model_size(model) + 1_000_000
     assert _predicted(model, 0, 0.5, target) <= whole
+
+
+def test_a_search_killed_before_its_last_note_has_each_row_once(
+    search: Callable[..., CompressResult],
+) -> None:
+    first = search(max_size="10MB", max_drop=100)
+    lines = (first.output / "results.jsonl").read_text()
+    (first.output / "measured.json").unlink()
+    again = search(max_size="10MB", max_drop=100)
+    assert again.measured == first.measured
+    assert (first.output / "results.jsonl").read_text() == lines
