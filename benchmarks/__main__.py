@@ -27,6 +27,7 @@ BENCHMARKS = {
     "latency": False,
     "engine_speed": False,
     "sweep_throughput": False,
+    "faults": False,
     "sparse_inference": False,
     "distillation_step": False,
     "published_table": True,

@@ -270,7 +270,7 @@ def test_a_changed_cache_is_refused_or_set_aside_and_built_again(name: str, fold
 def test_files_that_a_killed_build_had_begun_are_made_anew(folder: Path) -> None:
     teacher, rows = tiny_bert(), encoded(40)
     whole = build(teacher, rows, folder / "whole", hidden_layers=(1,))
-    partial = folder / f"{whole.folder.name}.partial-8"
+    partial = folder / f"{whole.folder.name}.partial-4"
     partial.mkdir()
     for name in ("logits.npy", "offsets.npy", "hidden_1.npy"):
         (partial / name).write_bytes((whole.folder / name).read_bytes()[:40])
