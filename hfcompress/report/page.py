@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from hfcompress.report.classes import class_sentence, class_table, draw_classes, shown_row
 from hfcompress.report.curve import draw_curve
@@ -18,6 +19,7 @@ from hfcompress.report.findings import (
     smallest_sentence,
     sweet_spot_sentence,
 )
+from hfcompress.report.glossary import meanings
 from hfcompress.report.leading import MOST_ROWS, drawn_rows
 from hfcompress.report.pipeline import (
     BARS_CAPTION,
@@ -26,6 +28,7 @@ from hfcompress.report.pipeline import (
     pipeline_sentence,
     pipeline_table,
 )
+from hfcompress.report.points import Chart, chart_of
 from hfcompress.report.rows import Row, metric_of, number, published_sentence
 from hfcompress.report.scatter import (
     best_student,
@@ -37,7 +40,7 @@ from hfcompress.report.scatter import (
     teacher_parameters,
     timed_models,
 )
-from hfcompress.report.table import result_table
+from hfcompress.report.table import markdown_table, markdown_text, result_table
 from hfcompress.report.temperature import draw_temperatures, teacher_logits
 from hfcompress.report.weights import (
     GRIDS_CAPTION,
@@ -51,6 +54,7 @@ from hfcompress.report.weights import (
 )
 
 _MOST_FAILURES = 100
+_FOLDER = Path(__file__).parent
 # The first one that the rows have is shown at the top of the page.
 _TOP_PICTURES = ("size", "front", "curve", "bars")
 
@@ -204,10 +208,12 @@ def html_page(
     """
     row = shipped_row(rows, shipped)
     pictures = draw_pictures(rows, {}, shipped) if pictures is None else pictures
-    loader = FileSystemLoader(Path(__file__).parent)
+    loader = FileSystemLoader(_FOLDER)
     template = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
     ).get_template("page.html")
+    table = result_table(rows, MOST_ROWS)
+    chart = None if is_pipeline(rows) else chart_of(table.rows)
     top = next((name for name in _TOP_PICTURES if name in pictures), None)
     placed = {*_TOP_PICTURES[:3], "classes", top}
     return template.render(
@@ -217,7 +223,13 @@ def html_page(
         failures=_failure_lines(failures),
         metric=metric_of(rows).replace("_", " "),
         top=None if top is None else pictures[top],
-        table=result_table(rows, MOST_ROWS),
+        table=table,
+        meanings=meanings(table.titles, metric_of(rows)),
+        chart=chart,
+        chart_text="" if chart is None else chart_text(chart),
+        style=_asset("page.css"),
+        script=_asset("page.js"),
+        plotting_script=_asset("uplot.js"),
         pipeline=pipeline_table(rows) if is_pipeline(rows) else None,
         pictures=[picture for name, picture in pictures.items() if name not in placed],
         classes=pictures.get("classes"),
@@ -227,6 +239,37 @@ def html_page(
         recipe=recipe_text,
         environment=flat_environment(environment or {}),
     )
+
+
+def markdown_page(
+    rows: Sequence[Row], *, title: str, failures: Sequence[Row] = (), pictures: Sequence[str] = ()
+) -> str:
+    """The report as Markdown for a pull request: the headline, the table, the pictures' names.
+
+    Args:
+        rows: any rows, possibly partial.
+        title: its heading.
+        failures: rows of trials that failed.
+        pictures: names of the PNGs beside it, without ending.
+    """
+    failed = failure_sentence(len(failures), len(rows) + len(failures))
+    parts = [f"# {markdown_text(title)}", markdown_text(failed), markdown_text(headline(rows))]
+    parts += [f"![{name}]({name}.png)" for name in pictures if name in _TOP_PICTURES[:3]]
+    parts.append(markdown_table(rows))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def chart_text(chart: Chart) -> str:
+    """What the chart shows, for those who do not see it."""
+    values = [point["value"] for point in chart["points"]]
+    return (
+        f"{chart['metric']} of {len(values)} models against {chart['axes'][0]['title']}, from "
+        f"{min(values):.1f} to {max(values):.1f}; the table below has every value"
+    )
+
+
+def _asset(name: str) -> Markup:
+    return Markup((_FOLDER / "assets" / name).read_text(encoding="utf-8"))  # ours, not a reader's
 
 
 def failure_sentence(failed: int, trials: int) -> str:

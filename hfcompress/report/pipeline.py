@@ -84,7 +84,7 @@ def pipeline_table(rows: Sequence[Row]) -> ResultTable:
             column("faster", partial(_speedup_text, shape=shape)),
         ]
     shown = tuple(column for column in columns if set(column.cells) - {""})
-    return ResultTable(shown, _timing_caption(rows), frozenset(), left_out)
+    return ResultTable(shown, _timing_caption(rows), frozenset(), tuple(rows), left_out)
 
 
 def pipeline_rows(rows: Sequence[Row]) -> TerminalTable:

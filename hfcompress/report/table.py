@@ -33,7 +33,7 @@ from hfcompress.report.rows import (
 )
 from hfcompress.utils import visible
 
-_MOST_ROWS = 200  # in a terminal
+_MOST_ROWS = 200  # in a terminal and in Markdown
 _NOISE_ERRORS = 2.0  # a difference from a published value of more standard errors is not noise
 
 
@@ -63,13 +63,15 @@ class ResultTable:
     Attributes:
         columns: those shown.
         caption: the values that are equal in all rows.
-        marked: indices of the rows at the sweet spot.
+        marked: lines at the sweet spot, counted from 0.
+        rows: the row of each line.
         left_out: a sentence on rows that are not shown; empty where all are.
     """
 
     columns: tuple[Column, ...]
     caption: str
     marked: frozenset[int]
+    rows: tuple[Row, ...]
     left_out: str = ""
 
     @property
@@ -121,7 +123,8 @@ def result_table(rows: Sequence[Row], most: int | None = None) -> ResultTable:
             continue
         shown.append(column)
     left_out = leading_sentence(len(rows), every)
-    return ResultTable(_without_equal_sparsity(shown), " · ".join(constant), marked, left_out)
+    columns = _without_equal_sparsity(shown)
+    return ResultTable(columns, " · ".join(constant), marked, tuple(rows), left_out)
 
 
 def rows_table(rows: Sequence[Row], title: str | None = None) -> TerminalTable:
@@ -134,7 +137,7 @@ def rows_table(rows: Sequence[Row], title: str | None = None) -> TerminalTable:
 
 def markdown_table(rows: Sequence[Row]) -> str:
     """The table as GitHub Markdown with its caption; rows at the sweet spot are bold."""
-    table = result_table(rows)
+    table = result_table(rows, _MOST_ROWS)
     if not table.columns:
         return ""
     lines = ["| " + " | ".join(markdown_text(title) for title in table.titles) + " |"]

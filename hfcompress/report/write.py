@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hfcompress.report.csv_table import write_csv
-from hfcompress.report.page import draw_pictures, histogram_picture, html_page
+from hfcompress.report.page import draw_pictures, histogram_picture, html_page, markdown_page
 from hfcompress.report.rows import Row, is_failed
 from hfcompress.utils import atomic_write
 
@@ -23,7 +23,7 @@ def write_report(
     title: str = "Compression report",
     shipped: str | None = None,
 ) -> list[Path]:
-    """Write ``results.csv``, ``report.html`` and a PNG for each picture of the rows.
+    """Write ``results.csv``, ``report.html``, ``report.md`` and a PNG for each picture of the rows.
 
     The pictures are ``curve.png``, and depending on the rows ``size.png`` and ``temperature.png``
     (students), ``front.png`` (measured latencies), ``classes.png`` (more than two classes),
@@ -64,6 +64,8 @@ def write_report(
         failures=failures, shipped=shipped,
     )  # fmt: skip
     written.append(atomic_write(directory / PAGE, page))
+    text = markdown_page(rows, title=title, failures=failures, pictures=list(pictures))
+    written.append(atomic_write(directory / "report.md", text))
     if "curve" not in pictures:  # an older report's, of rows that are not a curve
         (directory / "curve.png").unlink(missing_ok=True)
     return written
