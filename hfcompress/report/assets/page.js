@@ -92,10 +92,12 @@
     });
     const columns = make("details", {}, make("summary", { textContent: "columns" }));
     heads.forEach((head, column) => {
-      const box = make("input", { type: "checkbox", checked: true });
-      box.addEventListener("change", () => $$("tr", table).forEach((line) => { line.cells[column].hidden = !box.checked; }));
+      const narrow = innerWidth < 640 && Number(head.dataset.spare) > 1; // a phone: the metric first
+      const box = make("input", { type: "checkbox", checked: !narrow });
+      const show = () => $$("tr", table).forEach((line) => { line.cells[column].hidden = !box.checked; });
+      box.addEventListener("change", show);
+      if (narrow) show();
       columns.append(make("label", {}, box, ` ${head.textContent} `));
-      if (innerWidth < 640 && Number(head.dataset.spare) > 1) box.click(); // a phone: the metric first
     });
     const buttons = [["copy CSV", csv], ["copy Markdown", markdown]].map(([title, write]) => {
       const button = make("button", { type: "button", textContent: title });
