@@ -209,12 +209,12 @@ def _sensitivity(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.cli.display import Display
     from hfcompress.recipes.library import find_recipe
     from hfcompress.recipes.schema import load_recipe
-    from hfcompress.sweep.sensitivity import sensitivity
+    from hfcompress.sweep.sensitivity import run_sensitivity
 
     recipe = load_recipe(find_recipe(options.recipe), options.set, _note_on(console, options))
     output = Path(options.output or Path("runs") / f"{recipe.name}-layers")
     with Display(console, options.quiet) as display:
-        result = sensitivity(recipe, output, display, **_resume_options(options))
+        result = run_sensitivity(recipe, output, display, **_resume_options(options))
     worst = sorted(result.rows, key=lambda row: -row["drop"])[:5]
     if options.json:
         _print_json(result.rows)

@@ -19,7 +19,7 @@ from hfcompress.tasks.registry import find_task
 from hfcompress.utils import Progress, Row, atomic_write
 
 
-def sensitivity(
+def run_sensitivity(
     recipe: Recipe,
     output: str | Path,
     progress: Progress | None = None,

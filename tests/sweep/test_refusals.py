@@ -19,7 +19,7 @@ from hfcompress.errors import (
 from hfcompress.recipes.schema import Recipe
 from hfcompress.sweep import trial as trial_module
 from hfcompress.sweep.run import run
-from hfcompress.sweep.sensitivity import sensitivity
+from hfcompress.sweep.sensitivity import run_sensitivity
 from hfcompress.utils import Progress
 
 EVIL = """
@@ -120,7 +120,7 @@ def test_a_recipe_that_asks_to_run_code_needs_the_callers_word(
     with pytest.raises(ConfigError, match="allow it: --trust-remote-code"):
         run(recipe, tmp_path / "out")
     with pytest.raises(ConfigError, match="allow it: --trust-remote-code"):
-        sensitivity(recipe, tmp_path / "out")
+        run_sensitivity(recipe, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from hfcompress.measure.size import calculate_sparsity
 from hfcompress.recipes.schema import Recipe, expand
 from hfcompress.sweep import trial as trial_module
 from hfcompress.sweep.run import report, run
-from hfcompress.sweep.sensitivity import sensitivity
+from hfcompress.sweep.sensitivity import run_sensitivity
 from hfcompress.sweep.trial import line_label
 from hfcompress.utils import Progress
 
@@ -214,7 +214,7 @@ def test_sensitivity_prunes_one_layer_at_a_time(
         steps=[{"prune": {"targets": ["query", "classifier"]}}],
         grid={"prune.sparsity": [0.5, 0.9]},
     )
-    result = sensitivity(recipe, tmp_path / "run")
+    result = run_sensitivity(recipe, tmp_path / "run")
     assert len(result.rows) == 3 * 2
     for row in result.rows:
         (layer,) = row["settings"]["prune.targets"]
@@ -222,9 +222,9 @@ def test_sensitivity_prunes_one_layer_at_a_time(
         assert row["model_sparsity"] < 0.2
     assert (tmp_path / "run" / "heatmap.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ConfigError, match=r"take prune\.scope out of the grid"):
-        sensitivity(make_recipe(steps=recipe.steps), tmp_path / "other")
+        run_sensitivity(make_recipe(steps=recipe.steps), tmp_path / "other")
     with pytest.raises(ConfigError, match="whose last step, and no other, is prune"):
-        sensitivity(make_recipe(steps=[{"finetune": {}}], grid={}), tmp_path / "other")
+        run_sensitivity(make_recipe(steps=[{"finetune": {}}], grid={}), tmp_path / "other")
 
 
 def test_lines_are_named_by_what_varies(make_recipe: Callable[..., Recipe]) -> None:
