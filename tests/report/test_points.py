@@ -87,7 +87,8 @@ _PROBE = """<script>
 const lines = () => [...document.querySelectorAll("table.rows tbody tr")];
 const first = () => lines()[0].cells[0].textContent;
 const heads = [...document.querySelectorAll("table.rows th button")];
-addEventListener("load", () => requestAnimationFrame(() => requestAnimationFrame(() => {
+const probe = () => {
+  if (!document.querySelector(".chart canvas")) { setTimeout(probe, 50); return; }
   const found = {canvas: document.querySelectorAll(".chart canvas").length};
   const accuracy = heads.find((head) => head.textContent === "accuracy");
   accuracy.click(); found.highest = first(); accuracy.click(); found.lowest = first();
@@ -99,7 +100,8 @@ addEventListener("load", () => requestAnimationFrame(() => requestAnimationFrame
   picker.value = "bytes"; picker.dispatchEvent(new Event("change"));
   found.canvas_after = document.querySelectorAll(".chart canvas").length;
   document.title = JSON.stringify(found);
-})));
+};
+probe();
 </script></body>"""
 
 

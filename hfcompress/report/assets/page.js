@@ -235,9 +235,9 @@
   const picker = make("select", { id: "axis" }, ...data.axes.map(({ key, title }) => make("option", { value: key, textContent: title })));
   picker.addEventListener("change", () => { axis = picker.value; draw(); });
   const box = make("input", { type: "checkbox" });
-  box.addEventListener("change", () => { front = box.checked; plot.redraw(); });
+  box.addEventListener("change", () => { front = box.checked; plot?.redraw(); });
   place.before(make("div", { className: "tools" }, make("label", {}, "against ", picker), make("label", {}, box, " Pareto front"), make("span", { className: "caption", textContent: "drag to zoom, double click to go back, click a point to find its row" })));
-  listeners.push(() => plot.redraw());
+  listeners.push(() => plot?.redraw());
   dark.addEventListener("change", draw);
   let width = 0;
   new ResizeObserver(() => {
