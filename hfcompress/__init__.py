@@ -33,6 +33,12 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "distillation.train": ("train_with_distillation",),
     "distillation.trainer": ("DistillationTrainer",),
     "errors": ("BadInputError", "HfcompressError"),
+    "familiar": (
+        "progressive_prune",
+        "prune_model_by_magnitude",
+        "prune_structured",
+        "prune_weights_by_magnitude",
+    ),
     "layers.affine": ("dequantize_layer_weights", "quantize_layer_weights", "round_trip_error"),
     "layers.sparse_linear": ("SparseLinear", "SparseReport", "densify", "sparsify"),
     "measure.certificate": ("Certificate", "certify_drop"),

@@ -28,6 +28,10 @@ from hfcompress.distillation.train import train_with_distillation as train_with_
 from hfcompress.distillation.trainer import DistillationTrainer as DistillationTrainer
 from hfcompress.errors import BadInputError as BadInputError
 from hfcompress.errors import HfcompressError as HfcompressError
+from hfcompress.familiar import progressive_prune as progressive_prune
+from hfcompress.familiar import prune_model_by_magnitude as prune_model_by_magnitude
+from hfcompress.familiar import prune_structured as prune_structured
+from hfcompress.familiar import prune_weights_by_magnitude as prune_weights_by_magnitude
 from hfcompress.layers.affine import dequantize_layer_weights as dequantize_layer_weights
 from hfcompress.layers.affine import quantize_layer_weights as quantize_layer_weights
 from hfcompress.layers.affine import round_trip_error as round_trip_error

@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
     {"distillation", "checkpoint"},
     {"calibration", "quantization"},
     {"pruning", "shrinking"},
-    {"recipes"},
+    {"recipes", "familiar", "plots"},
     {"steps"},
     {"sweep"},
     {"search", "benchmarking", "recipe"},
@@ -45,6 +45,7 @@ PURE = {
     "training.hard_loss", "training.shares",
 }  # fmt: skip
 OPTIONAL = {"onnx", "onnxruntime", "onnxscript", "openvino", "nncf", "torchao", "torch_pruning",
+            "executorch", "litert_torch", "ai_edge_litert", "ai_edge_quantizer",
             "ray", "trackio", "timm", "PIL", "sklearn", "llvmlite"}  # fmt: skip
 
 

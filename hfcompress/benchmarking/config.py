@@ -57,7 +57,7 @@ def kind_name(backend: str, mode: str, floats: str = "fp32", bits: int = 8) -> s
     """
     numbers = {"none": "bf16" if floats == "auto" else "fp32", "dynamic": "int8", "static": "int8"}
     precision = numbers.get(mode, f"int{bits}")
-    detail = {"weight-only": " weights", "static": " static" if backend == "onnxruntime" else ""}
+    detail = {"weight-only": " weights", "static": "" if backend == "openvino" else " static"}
     between = "-bf16" if mode == "static" and floats == "auto" else ""
     return f"{backend}-{precision}{detail.get(mode, '')}{between}"
 

@@ -192,6 +192,10 @@ class CompressionMetrics(FormerPlain):
         ModelError: weights that are not finite, or inputs that the model does not take.
     """
 
+    count_parameters = staticmethod(count_parameters)
+    calculate_model_size = staticmethod(calculate_model_size)
+    analyze_weight_distribution = staticmethod(analyze_weight_distribution)
+
     def __init__(
         self,
         model: nn.Module,

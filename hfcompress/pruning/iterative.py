@@ -246,7 +246,7 @@ def _measure(model: nn.Module, evaluate: Callable[[nn.Module], float] | None) ->
     return None if evaluate is None else as_number(evaluate(model), "evaluate")
 
 
-Recover = Callable[[nn.Module], None]
+Recover = Callable[[nn.Module], object]
 """``recover(model)``: train in place, and leave zeros zero."""
 Evaluate = Callable[[nn.Module], float]
 """``evaluate(model)``: a metric for which more is better."""

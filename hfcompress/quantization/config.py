@@ -9,18 +9,22 @@ from typing_extensions import Self
 
 from hfcompress.config import Config, StepConfig
 
-Backend = Literal["torch", "torchao", "onnxruntime", "openvino"]
+Backend = Literal["torch", "torchao", "onnxruntime", "openvino", "executorch", "litert"]
 Mode = Literal["auto", "dynamic", "static", "weight-only", "none"]
 MODES: dict[str, tuple[str, ...]] = {
     "torch": ("dynamic",),
     "torchao": ("dynamic", "weight-only"),
     "onnxruntime": ("dynamic", "static", "none"),
     "openvino": ("static", "none"),
+    "executorch": ("dynamic", "static", "none"),
+    "litert": ("dynamic", "static", "none"),
 }
 """The modes of each backend, its default first."""
 # Fields that only some backends support.
 _ONLY: dict[str, tuple[str, ...]] = {
-    "per_channel": ("torch", "onnxruntime"),
+    "per_channel": ("torch", "onnxruntime", "executorch"),
+    "exclude": ("torch", "torchao", "onnxruntime", "openvino", "executorch"),
+    "mixed": ("torch", "torchao", "onnxruntime", "openvino", "executorch"),
     "embeddings": ("onnxruntime", "openvino"),
     "embedding_bits": ("onnxruntime", "openvino"),
     "reduce_range": ("onnxruntime",),
@@ -75,7 +79,7 @@ class QuantizationConfig(StepConfig):
     backend: Backend = Field(
         default="onnxruntime",
         description="the engine that runs the result: torch, torchao (through transformers), "
-        "onnxruntime, openvino (with NNCF)",
+        "onnxruntime, openvino (with NNCF); for phones executorch (.pte) and litert (.tflite)",
     )
     mode: Mode = Field(
         default="auto",
@@ -95,8 +99,8 @@ class QuantizationConfig(StepConfig):
     )
     embeddings: bool = Field(
         default=True,
-        description="quantize embedding tables, too (onnxruntime and openvino; the other backends "
-        "keep them in fp32)",
+        description="quantize embedding tables, too (onnxruntime and openvino; litert always does, "
+        "the other backends keep them in fp32)",
     )
     embedding_bits: Literal[4, 8] = Field(
         default=8,

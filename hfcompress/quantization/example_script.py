@@ -107,6 +107,7 @@ def main(sentences):
 if __name__ == "__main__":
     main(sys.argv[1:] or ["a gripping film", "a dull one"])
 '''
+<<<<<<< HEAD
 _EMBEDDING_SCRIPT = '''\
 """Compare sentences with this folder: python example.py "a gripping film" "a thrilling movie"
 
@@ -165,6 +166,23 @@ def main(sentences):
 if __name__ == "__main__":
     main(sys.argv[1:] or ["a gripping film", "a thrilling movie", "a tax form"])
 '''
+=======
+_FIT_ROWS = """\
+def fit_rows(arrays, shapes):
+    # The file reads one row of one shape: texts are padded to its length, tokens are int32.
+    rows = []
+    for place in range(len(arrays[0])):
+        row = []
+        for number, (array, shape) in enumerate(zip(arrays, shapes)):
+            part = array[place : place + 1]
+            if part.ndim == 2:
+                fill = read("hfcompress.json")["text"]["pad_id"] if number == 0 else 0
+                part = np.pad(part, ((0, 0), (0, shape[1] - part.shape[1])), constant_values=fill)
+            row.append(part.astype(np.float32 if part.dtype.kind == "f" else np.int32))
+        rows.append(row)
+    return rows
+"""
+>>>>>>> 052f170 (phones: backends executorch and litert; plots, names that people know, a page on modules and loaders)
 _ENGINES = {
     "onnxruntime": (
         "onnxruntime",
@@ -200,6 +218,39 @@ def run(arrays):
     )
     with torch.no_grad():
         return model(**{name: torch.from_numpy(array) for name, array in arrays.items()}).logits
+""",
+    ),
+    "executorch": (
+        "executorch",
+        "import torch\nfrom executorch.runtime import Runtime",
+        _FIT_ROWS
+        + """
+
+def run(arrays):
+    program = Runtime.get().load_program((FOLDER / "model.pte").read_bytes())
+    method = program.load_method("forward")
+    count = method.metadata.num_inputs()
+    shapes = [tuple(method.metadata.input_tensor_meta(place).sizes()) for place in range(count)]
+    rows = fit_rows(list(arrays.values()), shapes)
+    return np.concatenate([
+        method.execute([torch.from_numpy(array) for array in row])[0].numpy() for row in rows
+    ])
+""",
+    ),
+    "litert": (
+        "ai-edge-litert",
+        "from ai_edge_litert.interpreter import Interpreter",
+        _FIT_ROWS
+        + """
+
+def run(arrays):
+    runner = Interpreter(model_path=str(FOLDER / "model.tflite")).get_signature_runner()
+    details = runner.get_input_details()
+    names = [f"args_{place}" for place in range(len(details))]
+    rows = fit_rows(list(arrays.values()), [tuple(details[name]["shape"]) for name in names])
+    return np.concatenate([
+        next(iter(runner(**dict(zip(names, row))).values())) for row in rows
+    ])
 """,
     ),
     "torchao": (
@@ -247,7 +298,7 @@ def example_script(backend: str, images: bool = False) -> str:
     """
     packages, imports, run = _ENGINES[backend]
     if not images:
-        tokenizers = " tokenizers" if backend in ("onnxruntime", "openvino") else ""
+        tokenizers = " tokenizers" if backend not in ("torch", "torchao") else ""
         return _TEXT_SCRIPT.format(
             packages=packages + tokenizers, imports=imports, scores=_source(label_scores), run=run
         )

@@ -225,7 +225,7 @@ def _capture(model: Classifier, image: ImageShape | None) -> ONNXProgram:
         for name in names
     }
     with ExitStack() as stack:
-        for context in (evaluation_mode(model), _plain_attention(model), _quiet(), torch.no_grad()):
+        for context in (evaluation_mode(model), eager_attention(model), _quiet(), torch.no_grad()):
             stack.enter_context(context)
         outputs = _output_fields(model)
         wrapped = _Outputs(model, names, tuple(outputs.values())).train(False)
@@ -249,7 +249,7 @@ def _capture(model: Classifier, image: ImageShape | None) -> ONNXProgram:
 
 
 @contextmanager
-def _plain_attention(model: nn.Module) -> Iterator[None]:
+def eager_attention(model: nn.Module) -> Iterator[None]:
     """Use eager attention; the fused kernel exports as a longer graph."""
     fused = [
         module

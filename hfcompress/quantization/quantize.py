@@ -218,7 +218,9 @@ def _notes(model: nn.Module, config: QuantizationConfig) -> tuple[str, ...]:
     """Return warnings about this processor and this model."""
     slow = slow_int8()
     notes = [slow] if slow else []
-    if config.resolved_mode == "dynamic" and is_convolutional(model):
+    # Phone engines have dynamic convolutions, too.
+    fixed = config.backend not in ("executorch", "litert")
+    if config.resolved_mode == "dynamic" and fixed and is_convolutional(model):
         share = share_of_convolutions(model)
         notes.append(
             f"{share:.0%} of the weights are convolutions and stay in fp32: "

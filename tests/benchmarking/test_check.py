@@ -19,7 +19,8 @@ from hfcompress.utils import Progress
 from tests.tiny_images import image_model
 from tests.tiny_models import tiny_bert
 
-ENGINES = ["quantize torch", "quantize torchao", "quantize onnxruntime", "quantize openvino"]
+ENGINES = ["quantize torch", "quantize torchao", "quantize onnxruntime", "quantize openvino",
+           "quantize executorch", "quantize litert"]  # fmt: skip
 
 
 TORCH = ("torch",)

@@ -1,0 +1,71 @@
+"""Public pictures: from models or data to a figure that shows them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
+
+from hfcompress import plots
+from hfcompress.errors import BadInputError, HfcompressError
+from hfcompress.familiar import prune_model_by_magnitude
+from tests.plain_networks import NETWORKS
+
+
+def texts(figure: Figure) -> str:
+    figure.canvas.draw()
+    return " ".join(text.get_text() for text in figure.findobj(Text) if isinstance(text, Text))
+
+
+def test_histograms_show_the_spike_of_zeros() -> None:
+    dense, pruned = NETWORKS["course student"].model(), NETWORKS["course student"].model()
+    prune_model_by_magnitude(pruned, 0.9)
+    figure = plots.weight_histograms({"pruned to 90 %": pruned}, before=dense)
+    assert "90.0 % are zero" in texts(figure)
+    assert "pruned to 90 %" in texts(figure)
+    assert len(plots.weight_histograms({"a": pruned, "b": dense}).axes) == 2
+    assert len(plots.weight_histograms(torch.randn(50)).axes) == 1
+
+
+def test_cells_and_levels_are_those_of_the_layers() -> None:
+    model = NETWORKS["course student"].model()
+    figure = plots.weight_cells({"dense": model}, ["conv1", "fc2"])
+    assert "conv1" in texts(figure)
+    assert "fc2" in texts(figure)
+    assert "fc2" in texts(plots.integer_levels(model, ["fc2"]))
+
+
+def test_temperatures_and_bits() -> None:
+    figure = plots.softmax_temperatures(torch.tensor([[5.0, 1.0, 0.0]]), (1, 4), ["a", "b", "c"])
+    heights = [bar.get_height() for bar in figure.axes[0].patches if isinstance(bar, Rectangle)]
+    expected = [*torch.tensor([5.0, 1, 0]).softmax(0), *(torch.tensor([5.0, 1, 0]) / 4).softmax(0)]
+    np.testing.assert_allclose(heights, [float(value) for value in expected], atol=1e-6)
+    lines = {"per tensor": {8: 0.9, 2: 0.3}, "per channel": {8: 0.91, 4: 0.9, 2: 0.6}}
+    figure = plots.bit_widths(lines, dense=0.92)
+    drawn = {str(line.get_label()): line.get_ydata() for line in figure.axes[0].lines}
+    np.testing.assert_allclose(np.asarray(drawn["per channel"]), [91, 90, 60])
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["8", "4", "2"]
+
+
+def test_pictures_of_rows() -> None:
+    rows = [
+        {"method": "dense", "value": 0.9, "low": 0.88, "high": 0.92, "n": 500, "metric": "accuracy",
+         "actual_sparsity": 0.0, "requested_sparsity": None, "bytes": 1000, "settings": {},
+         "compression_ratio": 1.0, "steps": []},
+        {"method": "magnitude", "value": 0.85, "low": 0.83, "high": 0.88, "n": 500,
+         "metric": "accuracy", "actual_sparsity": 0.5, "requested_sparsity": 0.5, "bytes": 600,
+         "settings": {}, "compression_ratio": 1.7, "steps": [{"step": "prune"}]},
+    ]  # fmt: skip
+    for draw in (plots.accuracy_curve, plots.accuracy_and_size, plots.pipeline_bars):
+        assert isinstance(draw(rows), Figure)
+    assert isinstance(plots.heatmap(["conv1"], [0.5, 0.9], [[0.8, 0.2]]), Figure)
+
+
+def test_refuses_nothing_to_draw() -> None:
+    with pytest.raises(BadInputError, match="there is no value to draw"):
+        plots.bit_widths({})
+    with pytest.raises(HfcompressError, match="lost"):
+        plots.weight_cells(NETWORKS["mlp"].model(), ["lost"])
