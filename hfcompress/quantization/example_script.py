@@ -107,7 +107,6 @@ def main(sentences):
 if __name__ == "__main__":
     main(sys.argv[1:] or ["a gripping film", "a dull one"])
 '''
-<<<<<<< HEAD
 _EMBEDDING_SCRIPT = '''\
 """Compare sentences with this folder: python example.py "a gripping film" "a thrilling movie"
 
@@ -166,7 +165,6 @@ def main(sentences):
 if __name__ == "__main__":
     main(sys.argv[1:] or ["a gripping film", "a thrilling movie", "a tax form"])
 '''
-=======
 _FIT_ROWS = """\
 def fit_rows(arrays, shapes):
     # The file reads one row of one shape: texts are padded to its length, tokens are int32.
@@ -182,7 +180,6 @@ def fit_rows(arrays, shapes):
         rows.append(row)
     return rows
 """
->>>>>>> 052f170 (phones: backends executorch and litert; plots, names that people know, a page on modules and loaders)
 _ENGINES = {
     "onnxruntime": (
         "onnxruntime",

@@ -318,14 +318,7 @@ def text_settings(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> TextS
     if padding is None:  # decoders find the last token of a text by their config's
         padding = getattr(getattr(model, "config", None), "pad_token_id", None)
     return {
-<<<<<<< HEAD
         "max_length": _longest_text(tokenizer, model),
-=======
-        "max_length": min(
-            _longest_text(tokenizer, quantized.source),
-            getattr(quantized.engine, "length", None) or _NO_LIMIT,  # a file of one static shape
-        ),
->>>>>>> 052f170 (phones: backends executorch and litert; plots, names that people know, a page on modules and loaders)
         "pad_id": int(padding or 0),
         "pad_token": str(tokenizer.pad_token or "[PAD]"),
         "padding_side": cast(Side, str(tokenizer.padding_side)),
