@@ -17,7 +17,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "benchmarking.check": ("CheckReport", "check"),
     "benchmarking.config": ("BenchConfig",),
     "benchmarking.run": ("BenchResult", "bench"),
-    "caches": ("CacheEntry", "cache_entries", "prune_cache"),
+    "storage.caches": ("CacheEntry", "cache_entries", "prune_cache"),
     "calibration.batches": ("Calibration",),
     "checkpoint.save": ("record_shapes", "save_compressed"),
     "distillation.arguments": ("DistillationArguments",),
@@ -33,7 +33,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "distillation.train": ("train_with_distillation",),
     "distillation.trainer": ("DistillationTrainer",),
     "errors": ("BadInputError", "HfcompressError"),
-    "familiar": (
+    "pruning.familiar": (
         "progressive_prune",
         "prune_model_by_magnitude",
         "prune_structured",

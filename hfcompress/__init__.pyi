@@ -4,9 +4,6 @@ from hfcompress.benchmarking.check import check as check
 from hfcompress.benchmarking.config import BenchConfig as BenchConfig
 from hfcompress.benchmarking.run import BenchResult as BenchResult
 from hfcompress.benchmarking.run import bench as bench
-from hfcompress.caches import CacheEntry as CacheEntry
-from hfcompress.caches import cache_entries as cache_entries
-from hfcompress.caches import prune_cache as prune_cache
 from hfcompress.calibration.batches import Calibration as Calibration
 from hfcompress.checkpoint.save import record_shapes as record_shapes
 from hfcompress.checkpoint.save import save_compressed as save_compressed
@@ -28,10 +25,6 @@ from hfcompress.distillation.train import train_with_distillation as train_with_
 from hfcompress.distillation.trainer import DistillationTrainer as DistillationTrainer
 from hfcompress.errors import BadInputError as BadInputError
 from hfcompress.errors import HfcompressError as HfcompressError
-from hfcompress.familiar import progressive_prune as progressive_prune
-from hfcompress.familiar import prune_model_by_magnitude as prune_model_by_magnitude
-from hfcompress.familiar import prune_structured as prune_structured
-from hfcompress.familiar import prune_weights_by_magnitude as prune_weights_by_magnitude
 from hfcompress.layers.affine import dequantize_layer_weights as dequantize_layer_weights
 from hfcompress.layers.affine import quantize_layer_weights as quantize_layer_weights
 from hfcompress.layers.affine import round_trip_error as round_trip_error
@@ -54,6 +47,10 @@ from hfcompress.models.surgery import load_shapes as load_shapes
 from hfcompress.models.upload import push as push
 from hfcompress.pruning.callback import PruningCallback as PruningCallback
 from hfcompress.pruning.config import PruningConfig as PruningConfig
+from hfcompress.pruning.familiar import progressive_prune as progressive_prune
+from hfcompress.pruning.familiar import prune_model_by_magnitude as prune_model_by_magnitude
+from hfcompress.pruning.familiar import prune_structured as prune_structured
+from hfcompress.pruning.familiar import prune_weights_by_magnitude as prune_weights_by_magnitude
 from hfcompress.pruning.iterative import find_ticket as find_ticket
 from hfcompress.pruning.iterative import progressive as progressive
 from hfcompress.pruning.keep_zeros import keep_zeros as keep_zeros
@@ -90,6 +87,9 @@ from hfcompress.shrinking.shrink import shrink as shrink
 from hfcompress.shrinking.vocabulary.shrink import VocabularyReport as VocabularyReport
 from hfcompress.shrinking.vocabulary.shrink import shrink_vocabulary as shrink_vocabulary
 from hfcompress.shrinking.vocabulary.tokenizer import VocabularyConfig as VocabularyConfig
+from hfcompress.storage.caches import CacheEntry as CacheEntry
+from hfcompress.storage.caches import cache_entries as cache_entries
+from hfcompress.storage.caches import prune_cache as prune_cache
 from hfcompress.sweep.pipeline import CompressionPipeline as CompressionPipeline
 from hfcompress.sweep.pipeline import PipelineResult as PipelineResult
 from hfcompress.sweep.plan import Plan as Plan

@@ -11,7 +11,7 @@ from matplotlib.text import Text
 
 from hfcompress import plots
 from hfcompress.errors import BadInputError, HfcompressError
-from hfcompress.familiar import prune_model_by_magnitude
+from hfcompress.pruning.familiar import prune_model_by_magnitude
 from tests.plain_networks import NETWORKS
 
 

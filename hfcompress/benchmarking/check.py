@@ -29,8 +29,8 @@ from hfcompress.quantization.onnx_export import example_inputs
 from hfcompress.quantization.quantize import quantize
 from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.shrink import shrink
+from hfcompress.storage.temporary import temporary_root
 from hfcompress.tasks.registry import task_of_checkpoint
-from hfcompress.temporary import temporary_root
 from hfcompress.utils import Fields, Progress
 
 Status = Literal["works", "refused", "missing", "fails"]

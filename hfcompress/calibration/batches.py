@@ -26,7 +26,7 @@ from hfcompress.inference import (
     takes_labels,
     with_decoder_inputs,
 )
-from hfcompress.loaders import has_places, name_batch, named_batches, placed_batches
+from hfcompress.tasks.loaders import has_places, name_batch, named_batches, placed_batches
 
 Batch = Mapping[str, Tensor]
 Result = TypeVar("Result")
@@ -40,7 +40,7 @@ class Calibration:
     Args:
         batches: what the model is called with, by name: ``input_ids`` and ``attention_mask``, or
             ``pixel_values``; ``labels`` where a method needs the loss. Any loader that
-            `hfcompress.loaders` reads will do, such as a DataLoader of tuples; their members get
+            `hfcompress.tasks.loaders` reads will do, such as a DataLoader of tuples; their members get
             the names of the model that they are used with. Tokens whose ``attention_mask`` is 0
             never count.
         rows: how many rows are asked for: the first so many are used; None uses all.

@@ -19,7 +19,7 @@ from hfcompress.checkpoint.shapes import built_from_config, difference
 from hfcompress.errors import ModelError
 from hfcompress.models.architectures import blocks, family_of
 from hfcompress.models.matrices import weight_matrix
-from hfcompress.temporary import written_beside
+from hfcompress.storage.temporary import written_beside
 from hfcompress.utils import atomic_write, unwritable
 
 

@@ -11,8 +11,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from hfcompress.caches import CacheEntry, cache_entries, cache_limit, find_damage, prune_cache
 from hfcompress.errors import ConfigError
+from hfcompress.storage.caches import (
+    CacheEntry,
+    cache_entries,
+    cache_limit,
+    find_damage,
+    prune_cache,
+)
 from hfcompress.utils import parse_size, size_text
 
 

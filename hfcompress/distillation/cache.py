@@ -18,7 +18,6 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hfcompress.caches import keep_below_limit, mark_used, teacher_folder
 from hfcompress.data.load import fingerprint
 from hfcompress.distillation.cache_files import (
     ArraySpec,
@@ -34,6 +33,7 @@ from hfcompress.distillation.teacher_outputs import ROW, TeacherOutputs
 from hfcompress.distillation.teachers import TeacherFunction, as_teacher
 from hfcompress.errors import ConfigError, DataError
 from hfcompress.models.loading import weights_hash
+from hfcompress.storage.caches import keep_below_limit, mark_used, teacher_folder
 from hfcompress.training.outputs import LABELS, infer_task
 
 

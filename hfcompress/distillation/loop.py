@@ -19,8 +19,8 @@ from hfcompress.distillation.losses import DistillationLoss
 from hfcompress.distillation.teacher_outputs import LayerStates
 from hfcompress.errors import ConfigError, DataError, ModelError, TargetError, first_line
 from hfcompress.inference import call_model, logits_in
-from hfcompress.loaders import Batch, Loader, named_batches
 from hfcompress.measure.macs import evaluation_mode
+from hfcompress.tasks.loaders import Batch, Loader, named_batches
 from hfcompress.training.loops import loss_of_logits, task_of, to_device
 
 
@@ -63,7 +63,7 @@ def distill(
     Args:
         teacher: not changed; in the mode that it was in.
         student: in eval mode afterwards.
-        loader: as `hfcompress.loaders` reads it; labels are not needed with an alpha of 1.
+        loader: as `hfcompress.tasks.loaders` reads it; labels are not needed with an alpha of 1.
         epochs: how often the loader is read. A generator, which is read once, is kept in memory.
         temperature: divides the logits of both in the soft loss.
         alpha: weight of the soft loss.

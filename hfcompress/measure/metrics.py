@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from hfcompress.config import nearest, shown
 from hfcompress.errors import ConfigError, DataError, SourceError, first_line
-from hfcompress.temporary import temporary_root
+from hfcompress.storage.temporary import temporary_root
 
 Classes = npt.NDArray[np.int64]
 Confusion = npt.NDArray[np.float64]

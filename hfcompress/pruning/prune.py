@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from hfcompress.calibration.batches import Calibration, as_calibration
 from hfcompress.calibration.moments import weight_of
 from hfcompress.errors import CalibrationError, ModelError, TargetError
-from hfcompress.loaders import Loader
 from hfcompress.models.matrices import weight_matrix
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.inputs import projections_called, unknown_inputs
 from hfcompress.pruning.masks import Cut, count_zeros, cut_magnitudes_, is_finite, magnitude_cut
 from hfcompress.pruning.oneshot import OneShot
 from hfcompress.pruning.targets import EXCLUDED, UNKNOWN, Targets, find_targets
+from hfcompress.tasks.loaders import Loader
 from hfcompress.utils import FormerPlain
 
 NOTED_SHARE = 0.25

@@ -32,7 +32,7 @@ from hfcompress.calibration.hooks import (
 )
 from hfcompress.calibration.moments import Moments, MomentSum, input_rows, output_rows
 from hfcompress.models.architectures import blocks
-from hfcompress.temporary import temporary_root
+from hfcompress.storage.temporary import temporary_root
 
 Modules = Mapping[str, nn.Module]
 TokenWeights = Mapping[str, Sequence[Tensor]]

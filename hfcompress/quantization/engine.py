@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hfcompress.errors import ConfigError, DataError, ModelError
 from hfcompress.quantization.images import IMAGE_INPUT
 from hfcompress.quantization.manifest import MANIFEST, read_manifest
-from hfcompress.temporary import temporary_folder
+from hfcompress.storage.temporary import temporary_folder
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 Array = NDArray[np.generic]

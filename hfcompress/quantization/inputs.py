@@ -13,8 +13,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hfcompress.errors import CalibrationError, ModelError, first_line
 from hfcompress.inference import call_model, logits_in
-from hfcompress.loaders import Loader, named_batches
 from hfcompress.quantization.engine import TEXT_INPUTS, Array, Arrays
+from hfcompress.tasks.loaders import Loader, named_batches
 
 
 class HasBatches(Protocol):
@@ -145,7 +145,7 @@ def as_batches(calibration: Batches | None, model: nn.Module) -> list[Arrays]:
     """Return calibration data as arrays by input name, labels left out.
 
     Args:
-        calibration: a `HasBatches`, or any loader that `hfcompress.loaders` reads.
+        calibration: a `HasBatches`, or any loader that `hfcompress.tasks.loaders` reads.
         model: the names of its inputs are given to unnamed tensors.
 
     Raises:

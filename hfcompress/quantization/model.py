@@ -40,8 +40,8 @@ from hfcompress.quantization.manifest import (
 )
 from hfcompress.quantization.onnx_export import IMAGE_INPUT, TEXT_INPUTS
 from hfcompress.quantization.pixels import image_settings
+from hfcompress.storage.temporary import replace_folder, written_beside
 from hfcompress.tasks.outputs import output_kind
-from hfcompress.temporary import replace_folder, written_beside
 from hfcompress.utils import FormerPlain, unwritable
 
 if TYPE_CHECKING:

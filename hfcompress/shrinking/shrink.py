@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from hfcompress.calibration.batches import Calibration, as_calibration
 from hfcompress.calibration.hooks import evaluating
 from hfcompress.errors import CalibrationError
-from hfcompress.loaders import Loader
 from hfcompress.measure.size import count_parameters
 from hfcompress.models.architectures import family_of
 from hfcompress.models.sublayers import known_family
@@ -23,6 +22,7 @@ from hfcompress.shrinking.plan import Plan, Prunable, ShrinkContext
 from hfcompress.shrinking.report import Amount, ShrinkReport, SublayerReport
 from hfcompress.shrinking.snapshot import restored_on_error
 from hfcompress.shrinking.sublayers.prunable import PrunableSublayers, removable_sublayers
+from hfcompress.tasks.loaders import Loader
 from hfcompress.utils import ShowProgress, is_pretrained, no_progress
 
 Recover = Callable[[nn.Module], object]

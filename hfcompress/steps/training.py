@@ -34,7 +34,7 @@ from hfcompress.pruning.targets import select_targets
 from hfcompress.recipes.step_configs import DistillConfig, FinetuneConfig, RecoverConfig
 from hfcompress.steps.checkpoints import kept_loss, last_checkpoint, save_whole
 from hfcompress.steps.context import Context
-from hfcompress.temporary import temporary_folder
+from hfcompress.storage.temporary import temporary_folder
 from hfcompress.training.tracking import check_tracker, logs_in
 from hfcompress.utils import Progress
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from hfcompress.caches import keep_below_limit, mark_used
 from hfcompress.errors import OutputError, first_line
 from hfcompress.models.loading import saved_class
-from hfcompress.temporary import remove_leftovers, written_beside
+from hfcompress.storage.caches import keep_below_limit, mark_used
+from hfcompress.storage.temporary import remove_leftovers, written_beside
 from hfcompress.utils import (
     Fields,
     Progress,

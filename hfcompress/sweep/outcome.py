@@ -21,11 +21,11 @@ from hfcompress.quantization.weight_levels import weight_levels
 from hfcompress.recipes.grid import Trial
 from hfcompress.report.card import model_card
 from hfcompress.report.rows import FAILED
+from hfcompress.storage.temporary import replace_folder, written_beside
 from hfcompress.sweep.cards import card_source
 from hfcompress.sweep.experiment import Experiment, content_hash
 from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.trial import Finished, Logits, Runner
-from hfcompress.temporary import replace_folder, written_beside
 from hfcompress.utils import Fields, Row, atomic_write
 
 if TYPE_CHECKING:

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from hfcompress.errors import OutputError
+from hfcompress.storage.temporary import remove_left_roots, remove_leftovers
 from hfcompress.sweep.digests import json_line, read_lines, with_digest, without_digest
 from hfcompress.sweep.kept_weights import KeptWeights
-from hfcompress.temporary import remove_left_roots, remove_leftovers
 from hfcompress.utils import Fields, Row, atomic_write, locked, unwritable
 
 ROWS = "results.jsonl"

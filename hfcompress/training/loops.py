@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from hfcompress.errors import ConfigError, DataError, ModelError
 from hfcompress.inference import call_model, logits_in
-from hfcompress.loaders import Batch, Loader, named_batches
 from hfcompress.measure.evaluation import compute_metric
+from hfcompress.tasks.loaders import Batch, Loader, named_batches
 from hfcompress.training.hard_loss import Task, hard_loss
 from hfcompress.training.outputs import infer_task
 
@@ -42,7 +42,7 @@ def train_one_epoch(
 
     Args:
         model: in training mode afterwards, on the device that it is on.
-        loader: as `hfcompress.loaders` reads it, with labels.
+        loader: as `hfcompress.tasks.loaders` reads it, with labels.
         optimizer: of the model's parameters.
         loss: by default the cross entropy of class numbers (-100 for none), of each token where the
             labels are [rows, tokens], or the mean squared error of labels with a fraction.
@@ -68,7 +68,7 @@ def evaluate(model: nn.Module | Runs, loader: Loader, metric: str | Metric | Non
 
     Args:
         model: a module, in eval mode afterwards, or a quantized model.
-        loader: as `hfcompress.loaders` reads it, with labels.
+        loader: as `hfcompress.tasks.loaders` reads it, with labels.
         metric: a name such as ``accuracy`` (the default for classes) or ``f1``; ``mse`` (the
             default for labels with a fraction); or a function of all logits and labels.
 

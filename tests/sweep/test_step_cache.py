@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from hfcompress.storage.temporary import written_beside
 from hfcompress.sweep.cache import StepCache
-from hfcompress.temporary import written_beside
 from hfcompress.utils import DIGESTS, Progress
 from tests.tiny_models import tiny_bert
 

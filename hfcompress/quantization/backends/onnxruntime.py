@@ -44,7 +44,7 @@ from hfcompress.quantization.inputs import Classifier
 from hfcompress.quantization.manifest import graph_path, read_manifest
 from hfcompress.quantization.onnx_export import check_against_torch, export_onnx, input_names
 from hfcompress.quantization.smoothquant import largest_inputs, smooth_products
-from hfcompress.temporary import temporary_folder
+from hfcompress.storage.temporary import temporary_folder
 from hfcompress.utils import require
 
 FILE = "model.onnx"

@@ -47,7 +47,7 @@ from hfcompress.quantization.onnx_export import (
     export_onnx,
     input_names,
 )
-from hfcompress.temporary import temporary_folder
+from hfcompress.storage.temporary import temporary_folder
 from hfcompress.utils import require
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.engine import Arrays, check_size, restore_engine, select_inputs
 from hfcompress.quantization.inputs import Classifier, PlainModel
 from hfcompress.quantization.onnx_export import input_names
-from hfcompress.temporary import temporary_folder
+from hfcompress.storage.temporary import temporary_folder
 from hfcompress.utils import require
 
 if TYPE_CHECKING:

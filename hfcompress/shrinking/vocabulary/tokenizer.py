@@ -22,7 +22,7 @@ from hfcompress.shrinking.vocabulary.tokenizer_json import (
     tokens_to_keep,
     with_tokens,
 )
-from hfcompress.temporary import temporary_root
+from hfcompress.storage.temporary import temporary_root
 
 _BATCH = 1000
 

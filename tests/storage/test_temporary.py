@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hfcompress.temporary import (
+from hfcompress.storage.temporary import (
     remove_left_roots,
     remove_leftovers,
     replace_folder,

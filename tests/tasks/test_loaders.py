@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from hfcompress.errors import DataError
 from hfcompress.inference import call_model, input_names
-from hfcompress.loaders import named_batches
+from hfcompress.tasks.loaders import named_batches
 from tests.tiny_models import tiny_bert
 
 X, Y = torch.arange(24.0).reshape(8, 3), torch.arange(8) % 2

@@ -8,13 +8,13 @@ from torch import nn
 
 import hfcompress
 from hfcompress.errors import ConfigError, TargetError
-from hfcompress.familiar import (
+from hfcompress.measure.size import CompressionMetrics, count_parameters
+from hfcompress.pruning.familiar import (
     progressive_prune,
     prune_model_by_magnitude,
     prune_structured,
     prune_weights_by_magnitude,
 )
-from hfcompress.measure.size import CompressionMetrics, count_parameters
 from tests.plain_networks import NETWORKS, CourseStudent, CourseTeacher
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from hfcompress.caches import (
+from hfcompress.cli.commands import main
+from hfcompress.errors import ConfigError
+from hfcompress.storage.caches import (
     CacheEntry,
     Kind,
     cache_entries,
@@ -19,8 +21,6 @@ from hfcompress.caches import (
     keep_below_limit,
     prune_cache,
 )
-from hfcompress.cli.commands import main
-from hfcompress.errors import ConfigError
 from hfcompress.utils import file_digest, write_digests
 
 DAY = 24 * 3600
