@@ -40,8 +40,8 @@ class Calibration:
     Args:
         batches: what the model is called with, by name: ``input_ids`` and ``attention_mask``, or
             ``pixel_values``; ``labels`` where a method needs the loss. Any loader that
-            `hfcompress.tasks.loaders` reads will do, such as a DataLoader of tuples; their members get
-            the names of the model that they are used with. Tokens whose ``attention_mask`` is 0
+            `hfcompress.tasks.loaders` reads will do, such as a DataLoader of tuples; their members
+            get the names of the model that they are used with. Tokens whose ``attention_mask`` is 0
             never count.
         rows: how many rows are asked for: the first so many are used; None uses all.
 
