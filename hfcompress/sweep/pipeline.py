@@ -24,6 +24,7 @@ from hfcompress.recipes.grid import Trial
 from hfcompress.recipes.schema import MeasureConfig, Recipe
 from hfcompress.recipes.step_configs import STEP_CONFIGS
 from hfcompress.report.card import CardSource, model_card
+from hfcompress.report.rows_view import RowsView
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.cards import card_source
 from hfcompress.sweep.executors import in_process
@@ -42,7 +43,7 @@ GIVEN = "(given)"
 
 
 @dataclass(frozen=True)
-class PipelineResult:
+class PipelineResult(RowsView):
     """What a pipeline gave.
 
     Attributes:

@@ -15,6 +15,7 @@ from hfcompress.recipes.grid import Trial
 from hfcompress.recipes.schema import Recipe, expand, load_recipe
 from hfcompress.recipes.yaml import dump_yaml
 from hfcompress.report.rows import is_failed
+from hfcompress.report.rows_view import RowsView
 from hfcompress.report.write import PAGE, write_report
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.digests import check_comment, with_comment
@@ -28,7 +29,7 @@ from hfcompress.utils import Fields, Progress, Row
 
 
 @dataclass(frozen=True)
-class SweepResult(Sequence[Row]):
+class SweepResult(RowsView, Sequence[Row]):
     """What a run gave: a sequence of its rows, and what else there is to say.
 
     Attributes:
