@@ -23,7 +23,12 @@ from hfcompress.models.labels import fold_label, label_key, label_name, numbers_
 from hfcompress.models.loading import Modality
 
 # Columns that hold two texts of one example in the usual data sets.
-_PAIRS = (("question", "sentence"), ("sentence", "question"), ("text", "text_pair"))
+_AMBIGUOUS = (("question", "sentence"), ("sentence", "question"), ("text", "text_pair"))
+_PAIRS = (
+    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"),
+    ("question", "passage"), ("query", "passage"), ("text_a", "text_b"), ("text1", "text2"),
+)  # fmt: skip
+"""Columns that are of no use but together."""
 _MOST_CLASSES = 1000
 _SEPARATORS = "|;,"
 
@@ -41,14 +46,28 @@ def input_columns(config: DataConfig, modality: Modality, rows: Dataset) -> tupl
         if len(config.text) not in (1, 2):
             raise DataError(f"data.text names {len(config.text)} columns; name one or two")
         return tuple(find_column(name, (), rows, "text") for name in config.text)
+    pair = _pair_of(config, rows)
+    if pair is not None:
+        return pair
     found = find_column(config.text, TEXT_COLUMNS, rows, "text")
-    for first, second in _PAIRS:
+    for first, second in _AMBIGUOUS:
         if config.text is None and found == first and second in rows.column_names:
             raise DataError(
                 f"the data has the text columns {first!r} and {second!r}; write data.text: "
                 f"{first} to read one of them, or [{first}, {second}] for pairs"
             )
     return (found,)
+
+
+def _pair_of(config: DataConfig, rows: Dataset) -> tuple[str, str] | None:
+    """The two columns of text that the usual data sets of pairs have; None where others fit."""
+    if config.text is not None:
+        return None
+    there = {column.casefold(): column for column in reversed(rows.column_names)}
+    if any(name in there for name in TEXT_COLUMNS):
+        return None
+    found = [(there[a], there[b]) for a, b in _PAIRS if a in there and b in there]
+    return found[0] if len(found) == 1 else None
 
 
 def find_column(name: str | None, usual: tuple[str, ...], rows: Dataset, what: str) -> str:
@@ -82,7 +101,20 @@ def with_texts(rows: Dataset, columns: Sequence[str]) -> Dataset:
 
 def label_column(config: DataConfig, rows: Dataset) -> str:
     """The column of labels; see `find_column`."""
-    return find_column(config.label, LABEL_COLUMNS, rows, "label")
+    return find_column(one_label(config), LABEL_COLUMNS, rows, "label")
+
+
+def one_label(config: DataConfig) -> str | None:
+    """The label column that is named; None where none is.
+
+    Raises:
+        DataError: several are named.
+    """
+    if not isinstance(config.label, tuple):
+        return config.label
+    if len(config.label) != 1:
+        raise DataError(f"data.label names {len(config.label)} columns; this task reads one")
+    return config.label[0]
 
 
 Names = Sequence[str | None]
@@ -263,8 +295,8 @@ def _check_one_label_a_cell(names: Sequence[str], label: str) -> None:
         listed = len(parts) > 1 and all(fold_label(part) in known for part in parts)
         if listed or re.fullmatch(r"\[.*,.*\]", name) or (several and name in marked):
             raise DataError(
-                f"data.label: {name!r} in column {label!r} is several labels; give one label "
-                f"for each row, or write data.labels to say which classes there are"
+                f"data.label: {name!r} in column {label!r} is several labels; write "
+                f"data.problem: sets, or data.labels to say which classes there are"
             )
 
 
@@ -287,24 +319,25 @@ def labelled(
         dropped: receives how many rows were left out, by reason.
     """
     keep = [index for index, name in enumerate(names) if name in classes.numbers]
-    _count(dropped, f"{side}: no label", sum(name is None for name in names))
-    _count(dropped, f"{side}: other label", len(names) - len(keep) - names.count(None))
+    count_dropped(dropped, f"{side}: no label", sum(name is None for name in names))
+    count_dropped(dropped, f"{side}: other label", len(names) - len(keep) - names.count(None))
     if isinstance(rows.features[columns[0]], datasets.Value):
         texts = [rows[column][:] for column in columns]
         full = [index for index in keep if all(text[index] for text in texts)]
-        _count(dropped, f"{side}: empty {' or '.join(columns)}", len(keep) - len(full))
+        count_dropped(dropped, f"{side}: empty {' or '.join(columns)}", len(keep) - len(full))
         keep = full
     labels = [classes.numbers[str(names[index])] for index in keep]
     return with_labels(rows.select(keep), labels)
 
 
-def with_labels(rows: Dataset, labels: Sequence[int] | Sequence[int | list[int]]) -> Dataset:
+def with_labels(rows: Dataset, labels: Sequence[object]) -> Dataset:
     """The rows with a ``label`` column of class numbers in the place of any other."""
     if "label" in rows.column_names:
         rows = rows.remove_columns("label")
     return rows.add_column("label", list(labels))
 
 
-def _count(dropped: dict[str, int], reason: str, rows: int) -> None:
+def count_dropped(dropped: dict[str, int], reason: str, rows: int) -> None:
+    """Add rows that are left out to their reason."""
     if rows:
         dropped[reason] = dropped.get(reason, 0) + rows

@@ -14,7 +14,10 @@ TEXT_COLUMNS = ("text", "sentence", "content", "review")
 IMAGE_COLUMNS = ("image", "img", "pixel_values", "image_path", "path", "file_name", "filename",
                  "filepath", "file")  # fmt: skip
 LABEL_COLUMNS = ("label", "labels", "category", "class")
+# Columns of numbers, where no column has one of the names above.
+SCORE_COLUMNS = ("score", "similarity", "similarity_score", "relatedness")
 
+Problem: TypeAlias = Literal["classes", "sets", "numbers"]
 Labels: TypeAlias = Values | dict[str | int, str | int | None] | None
 
 
@@ -28,7 +31,18 @@ class DataConfig(Config):
         None, description="text column, or two of them for sentence pairs"
     )
     image: str | None = Field(None, description="image column")
-    label: str | None = Field(None, description="label column")
+    label: str | Names | None = Field(
+        None,
+        description="label column; or several, of labels that are true or false, or of numbers",
+    )
+    problem: Problem | None = Field(
+        None,
+        description="what the label column holds: classes, sets of labels, numbers; by its values "
+        "by default",
+    )
+    range: Values | None = Field(
+        None, description="least and greatest number that a label of problem: numbers may be"
+    )
     labels: Labels = Field(
         None,
         description="label values in order, rows with others are dropped; or a mapping of label "
@@ -73,6 +87,10 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _one_modality(self) -> DataConfig:
+        if self.range is not None and (
+            len(self.range) != 2 or not all(isinstance(end, (int, float)) for end in self.range)
+        ):
+            raise ValueError(f"range is two numbers, such as [0, 5], not {list(self.range)}")
         if self.text is not None and self.image is not None:
             raise ValueError("text and image cannot both be set; keep the one the task reads")
         if isinstance(self.labels, Mapping):

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 from datasets import ClassLabel, Dataset, Value
@@ -36,6 +37,7 @@ from hfcompress.data.split import (
     limit,
     split,
 )
+from hfcompress.data.targets import Targets, find_targets, targeted
 from hfcompress.errors import DataError, ModelError
 from hfcompress.models.labels import Alignment, align_labels, label_names, numbers_of, unlike_labels
 from hfcompress.models.loading import LoadedModel, Modality
@@ -79,21 +81,32 @@ class Examples:
             alignment: which class of the model each label means.
         """
         notes = self.notes if alignment.note is None else (*self.notes, alignment.note)
+        if self.kind == "multi_label":
+            unused = len(alignment.names) - len(self.labels)
+            if unused:
+                notes = (*notes, f"{unused} labels of the model are in no row: all count as false")
         found = replace(self, labels=list(alignment.names), notes=notes)
-        if alignment.places == tuple(range(len(alignment.places))):
+        same = alignment.places == tuple(range(len(alignment.places)))
+        if same and (self.kind != "multi_label" or len(alignment.names) == len(self.labels)):
             return found
         train, measured, chosen = (
             None
             if rows is None
-            else with_labels(rows, [_renumbered(one, alignment) for one in rows["label"][:]])
+            else with_labels(
+                rows, [_renumbered(one, alignment, self.kind) for one in rows["label"][:]]
+            )
             for rows in (self.train, self.eval, self.choose)
         )
         assert measured is not None
         return replace(found, train=train, eval=measured, choose=chosen)
 
 
-def _renumbered(label: int | list[int], alignment: Alignment) -> int | list[int]:
-    """A class number, or those of a list, as the model counts; below 0 means no label."""
+def _renumbered(label: Any, alignment: Alignment, kind: OutputKind) -> Any:
+    """A class number, or those of a list, as the model counts; below 0 means no label. Of sets, the
+    mark of each label of the model."""
+    if kind == "multi_label":
+        marks = dict(zip(alignment.places, label, strict=True))
+        return [marks.get(place, 0.0) for place in range(len(alignment.names))]
     if isinstance(label, list):
         return [alignment.places[number] if number >= 0 else number for number in label]
     return alignment.places[label]
@@ -138,10 +151,13 @@ def examples_of(
     columns = input_columns(config, modality, first)
     if modality == "text":
         raw = {split: with_texts(rows, columns) for split, rows in raw.items()}
-    label = label_column(config, first)
     if config.group is not None:
         find_column(config.group, (), first, "group")
     sides_raw = choose_splits(raw, config, need_train)
+    targets = find_targets(sides_raw, config)
+    if targets is not None:
+        return _targeted(sides_raw, targets, columns, config, modality, need_train, notes)
+    label = label_column(config, first)
     row_names = {
         side: row_labels(rows, find_column(label, (), rows, "label"), config)
         for side, rows in sides_raw.items()
@@ -173,6 +189,33 @@ def examples_of(
         notes=(*notes, *classes.notes, *absent_classes(limited, classes.names)),
         config=config,
     )
+
+
+def _targeted(
+    raw: Mapping[str, Dataset],
+    targets: Targets,
+    columns: tuple[str, ...],
+    config: DataConfig,
+    modality: Modality,
+    need_train: bool,
+    notes: tuple[str, ...],
+) -> Examples:
+    """Examples whose labels are sets or numbers."""
+    dropped: dict[str, int] = {}
+    sides = {
+        side: targeted(rows, targets.rows[side], columns, side, dropped)
+        for side, rows in reversed(list(raw.items()))
+        if side == "eval" or need_train
+    }
+    both = divided(sides, config, need_train)
+    measured = both["eval"]
+    if measured is None or not len(measured):
+        raise DataError(f"data: the eval side of {config.path!r} has no usable row")
+    return Examples(
+        train=both["train"], eval=measured, columns=columns, modality=modality,
+        labels=list(targets.names), dropped=dropped, notes=(*notes, *targets.notes),
+        kind=targets.kind, config=config,
+    )  # fmt: skip
 
 
 def examples_of_texts(rows: Dataset, classes: bool) -> Examples:
@@ -279,6 +322,13 @@ def align_examples(examples: Examples, loaded: LoadedModel, name: str) -> Exampl
     if loaded.new_head or examples.kind in VECTORS:
         return examples
     own = label_names(loaded.model.config)
+    if examples.kind == "regression" and len(own) != len(examples.labels):
+        raise ModelError(
+            f"model {name!r} gives {len(own)} numbers and the data have {len(examples.labels)}; "
+            f"name as many columns in data.label, or add a finetune step, which trains a new head"
+        )
+    if examples.kind in ("regression", "spans"):
+        return examples
     alignment = loaded.alignment or align_labels(examples.labels, own)
     if alignment is None:
         raise ModelError(unlike_labels(examples.labels, own, f"model {name!r}"))

@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset, Value
 from numpy.typing import NDArray
 
-from hfcompress.data.columns import find_column, with_texts
+from hfcompress.data.columns import find_column, one_label, with_texts
 from hfcompress.data.config import DataConfig
 from hfcompress.data.load import Examples
 from hfcompress.data.read import read
@@ -73,7 +73,7 @@ def pair_columns(config: DataConfig, rows: Dataset, ranked_only: bool = False) -
     kind: PairKind = "retrieval" if ranked else "similarity"
     if lower == ("anchor", "positive") and config.label is None and not set(SCORES) & there.keys():
         return PairColumns(first, second, None, kind)
-    return PairColumns(first, second, find_column(config.label, SCORES, rows, "label"), kind)
+    return PairColumns(first, second, find_column(one_label(config), SCORES, rows, "label"), kind)
 
 
 def pair_examples(

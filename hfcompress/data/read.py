@@ -44,7 +44,8 @@ def read(config: DataConfig, modality: Modality) -> tuple[DatasetDict, tuple[str
     if path.is_dir() and modality == "image" and not _data_files(path):
         return _read_image_folder(path, source)
     if modality == "image" and _format(path) == "csv" and pixel_table(path):
-        return read_pixel_table(path, source.spec, config.label)
+        label = config.label if config.label is None or isinstance(config.label, str) else None
+        return read_pixel_table(path, source.spec, label)
     return _read_files(source, path, config, modality)
 
 

@@ -148,7 +148,8 @@ def _names(config: DataConfig, modality: Modality) -> list[str]:
     """The columns of a file without a header line, in order."""
     given = config.text if modality == "text" else config.image
     inputs = (given,) if isinstance(given, str) else given or (_usual(modality)[0],)
-    return [*inputs, config.label or "label"]
+    labels = (config.label,) if isinstance(config.label, str) else (config.label or ("label",))
+    return [*inputs, *labels]
 
 
 def _sample(file: Path, encoding: str, delimiter: str, quoting: Quoting) -> list[list[str]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from hfcompress.data.columns import find_column
+from hfcompress.data.columns import find_column, one_label
 from hfcompress.data.config import DataConfig
 from hfcompress.errors import DataError
 from hfcompress.models.labels import label_name, numbers_of
@@ -28,7 +28,7 @@ def tag_columns(config: DataConfig, rows: Dataset) -> tuple[str, str]:
         raise DataError(f"data.text names {len(config.text)} columns; name the one with words")
     named = config.text[0] if isinstance(config.text, tuple) else config.text
     words = find_column(named, WORD_COLUMNS, rows, "text")
-    return words, find_column(config.label, TAG_COLUMNS, rows, "label")
+    return words, find_column(one_label(config), TAG_COLUMNS, rows, "label")
 
 
 def read_tags(

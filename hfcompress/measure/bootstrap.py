@@ -37,6 +37,7 @@ def compare_units(
     dense: Value | None = None,
     agreement: float | None = None,
     *,
+    lower_is_better: bool = False,
     level: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -49,6 +50,7 @@ def compare_units(
         n: number of units.
         dense: of the dense model, on the same units.
         agreement: share of the answers that both models give; None where it is not known.
+        lower_is_better: of an error; its drop is how much it has risen.
         level: coverage of the intervals, in (0, 1).
         resamples: draws.
         seed: of the draws.
@@ -73,10 +75,11 @@ def compare_units(
     )  # fmt: skip
     if dense is None:
         return found
-    drops = np.array([dense(units) for units in draws]) - own
+    sign = -1.0 if lower_is_better else 1.0
+    drops = sign * (np.array([dense(units) for units in draws]) - own)
     drop_low, drop_high = np.quantile(drops, shares)
     return found.with_drop(
-        dense(everything) - whole, (float(drop_low), float(drop_high)), paired_p(drops)
+        sign * (dense(everything) - whole), (float(drop_low), float(drop_high)), paired_p(drops)
     )
 
 

@@ -30,6 +30,7 @@ from hfcompress.errors import ConfigError, ModelError, SourceError
 from hfcompress.models.checkpoint_checks import check_layers, check_tensors, folder_errors
 from hfcompress.models.download import Commit, fetch_model, fingerprint, from_hub
 from hfcompress.models.embedding_layout import Pooling
+from hfcompress.models.heads import align_head, head_options
 from hfcompress.models.hub import Source, read_license, resolve
 from hfcompress.models.image_models import (
     channels_of_config,
@@ -43,14 +44,9 @@ from hfcompress.models.image_models import (
 )
 from hfcompress.models.labels import (
     Alignment,
-    align_labels,
-    are_default_names,
-    label_names,
-    numbers_of,
-    unlike_labels,
 )
 from hfcompress.models.modeling_embedding import EmbeddingModel, limit_texts, pooling_options
-from hfcompress.models.outputs import PROBLEM_OF_KIND, OutputKind
+from hfcompress.models.outputs import OutputKind
 
 Modality = Literal["text", "image"]
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
@@ -234,8 +230,8 @@ def _load(
     settings = AutoConfig.from_pretrained(source.location, **options)  # nosec B615 # in options
     if source.path is not None:
         check_layers(source.path, settings, config.named)
-    alignment = _align(settings, labels, config.name, new_head)
-    head = _head_options(settings, labels, alignment, kind)
+    alignment = align_head(settings, labels, config.name, new_head, kind)
+    head = head_options(settings, labels, alignment, kind)
 
     def load(head: dict[str, object]) -> tuple[PreTrainedModel, dict[str, list[Any]]]:
         torch.manual_seed(seed)
@@ -255,7 +251,7 @@ def _load(
     )
     renewed = alignment is None and labels is not None and not _missing(info)
     if renewed:
-        larger = _head_options(settings, [*(labels or ()), ""], None, kind)
+        larger = head_options(settings, [*(labels or ()), ""], None, kind)
         _renew_head(model, *load(larger))
     vectors = limit_texts(model, loaded, config.name) if isinstance(model, EmbeddingModel) else ""
     return LoadedModel(
@@ -362,48 +358,6 @@ def saved_class(folder: Path, like: PreTrainedModel) -> type[PreTrainedModel]:
         if found is not None:
             return cast("type[PreTrainedModel]", found)
     return type(like)
-
-
-def _align(
-    settings: PreTrainedConfig, labels: list[str] | None, name: str, new_head: bool
-) -> Alignment | None:
-    """Which classes of a model the data's labels mean; None where it gets a new head.
-
-    Raises:
-        ModelError: the labels do not correspond, and no step trains a new head.
-    """
-    if labels is None:
-        return None
-    own = label_names(settings)
-    found = align_labels(labels, own, new_head)
-    if found is None and not new_head:
-        raise ModelError(unlike_labels(labels, own, f"model {name!r}"))
-    return found
-
-
-def _head_options(
-    settings: PreTrainedConfig,
-    labels: list[str] | None,
-    alignment: Alignment | None,
-    kind: OutputKind,
-) -> dict[str, object]:
-    """Options of from_pretrained: a new head's labels, or names for labels without one."""
-    if labels is None:
-        return {}
-    if alignment is not None:
-        own = label_names(settings)
-        if not are_default_names(own) or numbers_of(alignment.names) == list(range(len(own))):
-            return {}
-        labels = list(alignment.names)
-    options: dict[str, object] = {
-        "num_labels": len(labels),
-        "id2label": dict(enumerate(labels)),
-        "label2id": {name: index for index, name in enumerate(labels)},
-        "ignore_mismatched_sizes": True,
-    }
-    if alignment is None and (settings.problem_type is not None or kind != "classification"):
-        options["problem_type"] = PROBLEM_OF_KIND.get(kind, settings.problem_type)
-    return options
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -35,7 +35,7 @@ KIND_NAMES: Mapping[OutputKind, str] = MappingProxyType(
     {
         "classification": "one label for each example",
         "multi_label": "several labels for an example",
-        "regression": "numbers for each example",
+        "regression": "a number for each example",
         "tokens": "a label for each token",
         "spans": "the first and the last token of an answer",
         "similarity": "a vector for each text",

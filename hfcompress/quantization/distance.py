@@ -9,6 +9,7 @@ import numpy as np
 
 from hfcompress.errors import ConfigError, ModelError, TargetError
 from hfcompress.inference import Logits, dense_logits
+from hfcompress.quantization.answers import distributions, output_values
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.engine import Arrays, Engine
 from hfcompress.quantization.images import image_shape
@@ -16,6 +17,8 @@ from hfcompress.quantization.inputs import Classifier
 from hfcompress.quantization.manifest import DistanceReport
 from hfcompress.quantization.onnx_export import example_inputs
 from hfcompress.quantization.qat import FakeQuantization
+from hfcompress.tasks.outputs import OutputKind
+from hfcompress.training.outputs import infer_task
 
 WARN, LOST = 0.25, 0.8
 """Limits of `Distance.error`. Beyond the first a note says so. At the second the error is nearly as
@@ -33,7 +36,8 @@ class Distance:
 
     Attributes:
         error: root mean square error by the standard deviation of the fp32 logits over the rows.
-        changed: share of the rows whose largest logit is another; 0 for a single logit.
+        changed: share of the rows (of tokens, where each is answered for) whose largest logit is
+            another; 0 for a single logit.
         agreement: Cohen's kappa of the largest logits: 1 if all agree, 0 by chance; 0 for a single
             logit.
         rows: number of rows.
@@ -87,26 +91,34 @@ def compared_rows(model: Classifier, batches: Sequence[Arrays]) -> list[Arrays]:
 
 
 def measure_distance(
-    engine: Engine, rows: Sequence[Arrays], dense: Logits, calibration: bool
+    engine: Engine,
+    rows: Sequence[Arrays],
+    dense: Sequence[Logits],
+    calibration: bool,
+    kind: OutputKind = "classification",
 ) -> Distance:
     """Return the distance of an engine's logits from the fp32 model's.
 
     Args:
         engine: with the quantized model.
         rows: from `compared_rows`.
-        dense: the fp32 model's logits for them.
+        dense: the fp32 model's logits for them, by batch.
         calibration: whether they are calibration rows.
+        kind: what the logits mean; padding does not count.
     """
-    found = np.concatenate([engine.logits(batch) for batch in rows])
-    ours, theirs = found.argmax(1), dense.argmax(1)
+    found = [engine.logits(batch) for batch in rows]
+    chosen, exact = (distributions(parts, rows, kind) for parts in (found, dense))
+    ours, theirs = chosen.argmax(1), exact.argmax(1)
     changed = float(np.mean(ours != theirs))
     chance = sum(
         float(np.mean(ours == label) * np.mean(theirs == label)) for label in np.unique(theirs)
     )
     agreement = 1 - changed if chance == 1 else (1 - changed - chance) / (1 - chance)
-    if dense.shape[1] == 1:
+    if exact.shape[1] == 1:
         agreement = 0.0
-    return Distance(relative_error(found, dense), changed, agreement, len(dense), calibration)
+    values, fp32 = (output_values(parts, rows, kind) for parts in (found, dense))
+    count = sum(len(part) for part in dense)
+    return Distance(relative_error(values, fp32), changed, agreement, count, calibration)
 
 
 def relative_error(found: Logits, dense: Logits) -> float:
@@ -170,15 +182,20 @@ def lossy_modules(
     except (ConfigError, TargetError):
         return []
     some = [{name: array[:_ROWS_ALONE] for name, array in rows[0].items()}]
-    dense = dense_logits(model, some[0])
+    kind = infer_task(model)
+
+    def logits() -> Logits:
+        return output_values([dense_logits(model, some[0])], some, kind)
+
+    dense = logits()
     fake.start()
     try:
         if fake.arithmetic.activations == "static":
-            fake.observe(lambda: dense_logits(model, some[0]))
+            fake.observe(logits)
         errors = {}
         for name in fake.modules:
             fake.active = {name}
-            errors[name] = relative_error(dense_logits(model, some[0]), dense)
+            errors[name] = relative_error(logits(), dense)
     finally:
         fake.stop()
     ranked = sorted(errors, key=lambda name: -errors[name])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 
 from hfcompress.data.levels import eight_bits
 from hfcompress.quantization.pixels import make_pixels, open_upright
-from hfcompress.tasks.outputs import label_scores
+from hfcompress.tasks.outputs import OutputKind, label_scores, word_scores
 
 _IMAGE_SCRIPT = '''\
 """Classify images with this folder: python example.py photo.jpg another.png
@@ -47,7 +49,7 @@ if __name__ == "__main__":
     main(sys.argv[1:] or sys.exit("give image files: python example.py photo.jpg"))
 '''
 _TEXT_SCRIPT = '''\
-"""Classify sentences with this folder: python example.py "a gripping film" "a dull one"
+"""{title}
 
 Needs: pip install {packages}
 """
@@ -80,8 +82,7 @@ def make_tokenizer(settings):
     return tokenizer
 
 
-def encode(tokenizer, sentences, names):
-    rows = tokenizer.encode_batch(sentences)
+def as_arrays(rows, names):
     ids = np.array([row.ids for row in rows], np.int64)
     arrays = {{
         "input_ids": ids,
@@ -98,14 +99,13 @@ def encode(tokenizer, sentences, names):
 
 def main(sentences):
     manifest, labels = read("hfcompress.json"), read("config.json")["id2label"]
-    arrays = encode(make_tokenizer(manifest["text"]), sentences, manifest["text"]["inputs"])
+    rows = make_tokenizer(manifest["text"]).encode_batch({examples})
+    arrays = as_arrays(rows, manifest["text"]["inputs"])
     logits = np.asarray(run({{name: arrays[name] for name in manifest["inputs"]}}))
-    for sentence, row in zip(sentences, label_scores(logits, manifest["output"])):
-        print(f"{{labels[str(row.argmax())]}} {{row.max():.4f}} {{sentence}}")
-
+{answer}
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["a gripping film", "a dull one"])
+    main(sys.argv[1:] or {default})
 '''
 _EMBEDDING_SCRIPT = '''\
 """Compare sentences with this folder: python example.py "a gripping film" "a thrilling movie"
@@ -134,7 +134,8 @@ def read(name):
 
 def main(sentences):
     manifest = read("hfcompress.json")
-    arrays = encode(make_tokenizer(manifest["text"]), sentences, manifest["text"]["inputs"])
+    rows = make_tokenizer(manifest["text"]).encode_batch(sentences)
+    arrays = as_arrays(rows, manifest["text"]["inputs"])
     vectors = np.asarray(run({{name: arrays[name] for name in manifest["inputs"]}}))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     for sentence, cosine in zip(sentences[1:], vectors[1:] @ vectors[0]):
@@ -180,6 +181,54 @@ def fit_rows(arrays, shapes):
         rows.append(row)
     return rows
 """
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """How a script of texts says what a model answers.
+
+    Attributes:
+        title: of the script.
+        head: end of the name of transformers' Auto class.
+        functions: that the script needs.
+        answer: body of ``main`` behind the logits.
+        default: arguments where none are given.
+        examples: what is encoded.
+    """
+
+    title: str
+    head: str
+    functions: tuple[Callable[..., object], ...]
+    answer: str
+    default: str
+    examples: str = "sentences"
+
+
+_LABELS = _Answers(
+    'Classify sentences with this folder: python example.py "a gripping film" "a dull one"',
+    "SequenceClassification",
+    (label_scores,),
+    """\
+    for sentence, row in zip(sentences, label_scores(logits, manifest["output"])):
+        print(f"{labels[str(row.argmax())]} {row.max():.4f} {sentence}")
+""",
+    '["a gripping film", "a dull one"]',
+)
+_TAGS = _Answers(
+    'Tag the words of sentences with this folder: python example.py "Ada Lovelace lived in London"',
+    "TokenClassification",
+    (label_scores, word_scores),
+    """\
+    scores = label_scores(logits, manifest["output"])
+    for sentence, row, tokens in zip(sentences, rows, scores):
+        for word, best in word_scores(sentence, row.offsets, tokens):
+            print(f"{labels[str(best.argmax())]} {best.max():.4f} {word}")
+""",
+    '["Ada Lovelace lived in London"]',
+)
+_ANSWERS: Mapping[OutputKind, _Answers] = MappingProxyType(
+    {"classification": _LABELS, "multi_label": _LABELS, "regression": _LABELS, "tokens": _TAGS}
+)
 _ENGINES = {
     "onnxruntime": (
         "onnxruntime",
@@ -286,18 +335,30 @@ def embedding_script(backend: str, graph: str) -> str:
     )
 
 
-def example_script(backend: str, images: bool = False) -> str:
+def example_script(backend: str, images: bool = False, kind: OutputKind = "classification") -> str:
     """Return the text of ``example.py``.
 
     Args:
         backend: the engine that it uses.
         images: whether it reads image files instead of sentences.
+        kind: what the logits mean.
     """
     packages, imports, run = _ENGINES[backend]
     if not images:
         tokenizers = " tokenizers" if backend not in ("torch", "torchao") else ""
+        answers = _ANSWERS[kind]
+        imports, run = (
+            text.replace("SequenceClassification", answers.head) for text in (imports, run)
+        )
         return _TEXT_SCRIPT.format(
-            packages=packages + tokenizers, imports=imports, scores=_source(label_scores), run=run
+            title=answers.title,
+            packages=packages + tokenizers,
+            imports=imports,
+            scores="\n\n".join(_source(function) for function in answers.functions),
+            run=run,
+            examples=answers.examples,
+            answer=answers.answer,
+            default=answers.default,
         )
     imports, run = (text.replace("ForSequence", "ForImage") for text in (imports, run))
     reading = "\n\n".join(_source(function) for function in (eight_bits, open_upright, make_pixels))

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hfcompress.errors import CalibrationError, ModelError, first_line
-from hfcompress.inference import call_model, logits_in
+from hfcompress.inference import call_model, logits_in, without_labels
 from hfcompress.quantization.engine import TEXT_INPUTS, Array, Arrays
 from hfcompress.tasks.loaders import Loader, named_batches
 
@@ -158,8 +158,7 @@ def as_batches(calibration: Batches | None, model: nn.Module) -> list[Arrays]:
         return []
     named = named_batches(given, model, CalibrationError)
     return [
-        {name: _array(value) for name, value in batch.items() if name != "labels"}
-        for batch in named
+        {name: _array(value) for name, value in without_labels(batch).items()} for batch in named
     ]
 
 

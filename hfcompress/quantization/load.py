@@ -69,10 +69,14 @@ def load(
     labels = read_labels(directory)
     kind = read_output_kind(directory, manifest, len(labels))
     check_digests(directory, manifest, descriptions=False)
-    prepare = find_preparation(directory, manifest)
+    prepare = None if kind == "tokens" else find_preparation(directory, manifest)
     engine = import_backend(manifest["backend"]).load_engine(directory, threads)
     check_engine_inputs(directory, manifest, engine)
     check_digests(directory, manifest, descriptions=True)
+    if kind == "tokens":
+        from hfcompress.quantization.tagger import Tagger  # transformers' pipelines take long
+
+        return Tagger(directory, engine, labels, manifest, shape)
     return Predictor(engine, labels, prepare, manifest, shape, kind)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import nn
 
 from hfcompress.errors import ConfigError
 from hfcompress.inference import dense_logits
+from hfcompress.quantization.answers import distributions
 from hfcompress.quantization.config import MixedPrecisionConfig, QuantizationConfig
 from hfcompress.quantization.engine import Arrays, Engine
 from hfcompress.quantization.inputs import Classifier
@@ -27,6 +29,7 @@ from hfcompress.quantization.manifest import (
     SensitivityReport,
 )
 from hfcompress.quantization.qat import FakeQuantization
+from hfcompress.training.outputs import infer_task
 
 Logits = NDArray[np.float32]
 Made = tuple[Engine, set[str]]
@@ -158,17 +161,22 @@ def keep_most_sensitive(
     """
     limits = config.mixed
     assert limits is not None
-    dense = np.concatenate([dense_logits(model, batch) for batch in batches])
+    kind = infer_task(model)
+
+    def compared(run: Callable[[Arrays], Logits]) -> Logits:
+        return distributions([run(batch) for batch in batches], batches, kind)
+
+    dense = compared(partial(dense_logits, model))
     if dense.shape[1] < 2:
         raise ConfigError(
             "mixed precision compares class probabilities, and this model has one output; "
             "name the modules that stay in fp32 in exclude"
         )
-    modules, kept, uniform, predicted = _predict(model, config, limits, batches, dense)
+    modules, kept, uniform, predicted = _predict(model, config, limits, dense, compared)
     names = [module.name for module in modules]
     for _ in range(_TRIES):
         made = make(names[:kept])
-        measured = loss_of(np.concatenate([made[0].logits(batch) for batch in batches]), dense)
+        measured = loss_of(compared(made[0].logits), dense)
         if measured.within(limits) or kept == len(names):
             break
         kept = min(len(names), max(kept + 1, round(kept * _GROWTH)))
@@ -180,8 +188,8 @@ def _predict(
     model: Classifier,
     config: QuantizationConfig,
     limits: MixedPrecisionConfig,
-    batches: Sequence[Arrays],
     dense: Logits,
+    compared: Callable[[Callable[[Arrays], Logits]], Logits],
 ) -> tuple[tuple[Sensitivity, ...], int, Loss, Loss]:
     """Simulate the engine in torch.
 
@@ -195,10 +203,10 @@ def _predict(
 
         def predict(active: Collection[str]) -> Loss:
             fake.active = active
-            return loss_of(np.concatenate([dense_logits(model, b) for b in batches]), dense)
+            return loss_of(compared(partial(dense_logits, model)), dense)
 
         if fake.arithmetic.activations == "static":
-            fake.observe(lambda: [dense_logits(model, batch) for batch in batches])
+            fake.observe(lambda: compared(partial(dense_logits, model)))
         modules = _ranked([(n, m, predict({n})) for n, m in fake.modules.items()])
         names = [module.name for module in modules]
         uniform, kept = predict(names), 0

@@ -14,7 +14,11 @@ import torch
 import yaml
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.modeling_outputs import (
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
 
 from hfcompress.checkpoint.digests import write_digests
 from hfcompress.data.encode import Encoded, text_limit
@@ -41,7 +45,8 @@ from hfcompress.quantization.manifest import (
 from hfcompress.quantization.onnx_export import IMAGE_INPUT, TEXT_INPUTS
 from hfcompress.quantization.pixels import image_settings
 from hfcompress.storage.temporary import replace_folder, written_beside
-from hfcompress.tasks.outputs import output_kind
+from hfcompress.tasks.outputs import OutputKind, output_kind
+from hfcompress.training.outputs import infer_task
 from hfcompress.utils import FormerPlain, unwritable
 
 if TYPE_CHECKING:
@@ -61,7 +66,7 @@ Side = Literal["left", "right"]
 
 @dataclass(frozen=True)
 class QuantizedModel(FormerPlain):
-    """A quantized classifier in its engine, called as the fp32 model is.
+    """A quantized model in its engine, called as the fp32 model is.
 
     Attributes:
         engine: computes its logits.
@@ -71,7 +76,7 @@ class QuantizedModel(FormerPlain):
         notes: warnings for the user, one sentence each.
         mixed: what mixed precision keeps in fp32; None without mixed precision.
         distance: how far its logits are from the fp32 model's.
-        outputs: number of logits.
+        outputs: number of logits of a row, or of a token.
     """
 
     engine: Engine
@@ -84,17 +89,33 @@ class QuantizedModel(FormerPlain):
     outputs: int = 0
 
     def __call__(self, *tensors: Tensor, **inputs: Tensor) -> SequenceClassifierOutput:
-        """Return the output of a transformers classifier; ``labels`` are ignored.
+        """Return the output of a transformers model of its task; ``labels`` are ignored.
 
         Args:
             tensors: inputs by place, in the order of ``engine.inputs``.
             inputs: ``input_ids``, ``attention_mask`` and the like, [batch, length].
         """
         placed = dict(zip(self.engine.inputs, tensors, strict=False))
-        return SequenceClassifierOutput(logits=torch.from_numpy(self.logits({**placed, **inputs})))
+        logits = torch.from_numpy(self.logits({**placed, **inputs}))
+        if self.kind == "spans":
+            first, last = logits.unbind(1)
+            spans = QuestionAnsweringModelOutput(start_logits=first, end_logits=last)
+            return cast(SequenceClassifierOutput, spans)
+        if self.kind == "tokens":
+            return cast(SequenceClassifierOutput, TokenClassifierOutput(logits=logits))
+        return SequenceClassifierOutput(logits=logits)
+
+    @property
+    def kind(self) -> OutputKind:
+        """What the logits mean."""
+        named = infer_task(self.source)
+        if named in ("tokens", "spans"):
+            return named
+        config = getattr(self.source, "config", None)
+        return output_kind(getattr(config, "problem_type", None), self.outputs)
 
     def logits(self, batch: Mapping[str, Tensor]) -> Logits:
-        """Return the logits of one batch, float32 [batch, classes]."""
+        """Return the logits of one batch, float32 [batch, classes], or as the task has them."""
         (given,) = as_batches(batch, self.source)
         return self.engine.logits(given)
 
@@ -105,7 +126,7 @@ class QuantizedModel(FormerPlain):
         progress: Callable[[int, int], None] | None = None,
         batches: Batches | None = None,
     ) -> Logits:
-        """Return the logits of every row, in the data's order; see `inference.predict`."""
+        """Return the outputs of every row, in the data's order; see `inference.predict`."""
         return predict_with(self.logits, data, batch_size, progress, batches)
 
     @property
@@ -205,7 +226,7 @@ def _example(quantized: QuantizedModel, manifest: Manifest) -> str:
     backend = quantized.config.backend
     if isinstance(quantized.source, EmbeddingModel):
         return embedding_script(backend, manifest.get("graph", ""))
-    return example_script(backend, "image" in manifest)
+    return example_script(backend, "image" in manifest, quantized.kind)
 
 
 def _move_graph(engine: Engine, folder: Path, graph: Graph) -> None:
@@ -284,8 +305,7 @@ def _manifest(quantized: QuantizedModel, processor: Processor | None) -> Manifes
         if quantized.config.backend in GRAPHS:
             manifest["graph"] = GRAPHS[quantized.config.backend]
     else:
-        problem = getattr(getattr(quantized.source, "config", None), "problem_type", None)
-        manifest["output"] = output_kind(problem, quantized.outputs)
+        manifest["output"] = quantized.kind
     if processor is None:
         return manifest
     if IMAGE_INPUT not in quantized.engine.inputs:

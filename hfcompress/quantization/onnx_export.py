@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfcompress.errors import ModelError, first_line
+from hfcompress.inference import logits_in
 from hfcompress.measure.macs import evaluation_mode
 from hfcompress.models.architectures import is_compressible
 from hfcompress.models.modeling_embedding import EmbeddingModel
@@ -178,7 +179,7 @@ def check_against_torch(
     for turn, (batch, length) in enumerate(_CHECKED):
         inputs = example_inputs(model, batch, length, checked_shape(model, image, turn))
         with evaluation_mode(model), torch.inference_mode():
-            expected = model(**inputs).logits.float().numpy()
+            expected = logits_in(model(**inputs)).float().numpy()
         found = run({name: tensor.numpy() for name, tensor in inputs.items()})
         difference = np.abs(found - expected).max() / max(1.0, np.abs(expected).max())
         if not difference <= TOLERANCE:

@@ -36,6 +36,7 @@ from hfcompress.quantization.images import image_shape
 from hfcompress.quantization.inputs import Batches, Classifier, as_batches, as_classifier
 from hfcompress.quantization.mixed_precision import MixedReport, keep_most_sensitive
 from hfcompress.quantization.model import QuantizedModel
+from hfcompress.training.outputs import infer_task
 
 
 def quantize(
@@ -43,7 +44,7 @@ def quantize(
     config: QuantizationConfig | None = None,
     calibration: Batches | None = None,
 ) -> QuantizedModel:
-    """Quantize a classifier::
+    """Quantize a model of any task that `hfcompress.tasks` serves::
 
         small = quantize(model, QuantizationConfig(backend="onnxruntime"))
         small.save("sentiment", tokenizer)
@@ -94,13 +95,13 @@ def quantize(
     mixed = None
     with evaluation_mode(given):
         rows = compared_rows(model, batches)
-        dense = _dense(model, rows)
+        dense, kind = _dense(model, rows), infer_task(model)
         if config.mixed is None:
             engine, names = make(())
         else:
             (engine, names), mixed = keep_most_sensitive(model, config, batches, make)
         # Who states how much may be lost (mixed) gets a model within that, whatever is lost.
-        distance = measure_distance(engine, rows, dense, bool(batches))
+        distance = measure_distance(engine, rows, dense, bool(batches), kind)
         lost = check_distance(model, config, distance, rows, mixed is not None and mixed.holds)
     why = dict.fromkeys(excluded, "excluded by the config")
     why |= dict.fromkeys(mixed.names if mixed else (), "kept in fp32 by mixed precision")
@@ -121,12 +122,12 @@ def quantize(
             f"{type(model).__name__} ({reasons}); choose another backend or mode"
         )
     notes = (*_notes(model, config), *_mixed_notes(mixed), *lost)
-    outputs = dense.shape[1]
+    outputs = dense[0].shape[1 if kind == "spans" else -1]
     return QuantizedModel(engine, config, coverage, given, notes, mixed, distance, outputs)
 
 
-def _dense(model: Classifier, rows: Sequence[Arrays]) -> Logits:
-    """Return the fp32 logits, [rows, outputs].
+def _dense(model: Classifier, rows: Sequence[Arrays]) -> list[Logits]:
+    """Return the fp32 logits of each batch, [rows, outputs], or by token as the task has them.
 
     Raises:
         CalibrationError: the model cannot read the rows.
@@ -141,14 +142,15 @@ def _dense(model: Classifier, rows: Sequence[Arrays]) -> Logits:
         raise CalibrationError(
             f"{name} cannot read the calibration rows ({', '.join(rows[0])}): {first_line(error)}"
         ) from error
-    if any(logits.ndim != 2 for logits in dense):
+    by_token = infer_task(model) in ("tokens", "spans")
+    if any(logits.ndim != 2 + by_token for logits in dense):
         raise ModelError(
             f"{name} gives logits of the shape {list(dense[0].shape)}; quantize takes models with "
             f"one row of logits for each example"
         )
     if not all(np.isfinite(logits).all() for logits in dense):
         raise ModelError(f"{name} gives logits that are not finite in fp32; train or load it again")
-    return np.concatenate(dense)
+    return dense
 
 
 def _mixed_notes(mixed: MixedReport | None) -> Iterator[str]:

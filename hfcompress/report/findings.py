@@ -214,7 +214,7 @@ def _loss_text(metric: str, best: Point, dense: Point) -> str:
     if half is not None:
         evidence.append(f"noise ±{points_text(metric, half).lstrip('+')}")
     if best.p is not None:
-        evidence.append(f"McNemar p = {best.p:.2f}")
+        evidence.append(f"p = {best.p:.2f}")
     return f"a loss of {points_text(metric, drop).lstrip('+')}{unit} ({', '.join(evidence)})"
 
 

@@ -21,6 +21,7 @@ _MEANINGS = {
     "worst class": "the class that lost most against the dense model",
     "agreement": "share of examples on which it answers as the dense model does",
     "McNemar p": "probability that two equally good models differ as much on these examples",
+    "paired bootstrap p": "the same, by drawing the examples anew for both models",
     "published": "the figure that the recipe's `reference` gives",
     "vs. published": "the difference, also in standard errors (s.e.)",
     "seconds": "what the trial took",

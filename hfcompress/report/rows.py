@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 Z95 = 1.959963984540054
 """Half the width of a 95 % interval, in standard errors."""
 
-_PERCENT_METRICS = {"accuracy", "balanced_accuracy"} | {
+_PERCENT_METRICS = {"accuracy", "balanced_accuracy", "mean_average_precision"} | {
     f"{name}{average}"
     for name in ("f1", "precision", "recall")
     for average in ("", "_macro", "_micro", "_weighted")
@@ -65,12 +65,28 @@ def is_dense(row: Row) -> bool:
     return name == "dense" or number(row, "requested_sparsity") == 0
 
 
+def p_of(row: Row) -> float | None:
+    """The p-value of no difference from the dense model: McNemar's, or by paired bootstrap."""
+    exact = number(row, "mcnemar_p")
+    return number(row, "paired_p") if exact is None else exact
+
+
+def test_of(rows: Sequence[Row]) -> str:
+    """What the p-values of rows are of."""
+    paired = any(number(row, "paired_p") is not None for row in rows)
+    return "paired bootstrap" if paired else "McNemar"
+
+
 def majority_of(row: Row) -> float | None:
     """The share of the most frequent class among the measured examples; None if unknown."""
     known = number(row, "majority")
     if known is not None:
         return known
-    entries = [entry for entry in row.get("classes") or () if isinstance(entry, Mapping)]
+    entries = [
+        entry
+        for entry in row.get("classes") or ()
+        if isinstance(entry, Mapping) and "metric" not in entry  # else no row has one class
+    ]
     sizes = [number(entry, "n") or 0.0 for entry in entries]
     return max(sizes) / sum(sizes) if sum(sizes) else None
 
@@ -137,7 +153,7 @@ class Point:
         value: the metric.
         low, high: its 95 % interval.
         drop: the dense model's value minus ``value``.
-        p: median of the seeds' McNemar p-values.
+        p: median of the seeds' p-values of no difference from the dense model.
         reference: published value.
         values: the metric of each seed.
         agreement: share of the examples on which it answers as the dense model does.
@@ -168,7 +184,7 @@ class Point:
 def average(method: str, rows: Sequence[Row]) -> Point:
     """The mean of rows that differ by seed; at least one must have a value."""
     values = _known(number(row, "value") for row in rows)
-    p_values = _known(number(row, "mcnemar_p") for row in rows)
+    p_values = _known(p_of(row) for row in rows)
     return Point(
         method=method,
         requested=_mean(number(row, "requested_sparsity") for row in rows),

@@ -26,10 +26,12 @@ from hfcompress.report.rows import (
     metric_of,
     metric_text,
     number,
+    p_of,
     points_text,
     published_error,
     quantize_step,
     share_text,
+    test_of,
 )
 from hfcompress.utils import visible
 
@@ -194,7 +196,7 @@ def all_columns(rows: Sequence[Row]) -> list[Column]:
         column("drop", lambda row: drop_text(metric, row)),
         column("worst class", worst_class, text=True, spare=6),
         column("agreement", lambda row: share_text(row, "agreement"), spare=2),
-        column("McNemar p", _p_value, spare=3),
+        column(f"{test_of(rows)} p", _p_value, spare=3),
         *_other_metrics(rows),
         column("published", lambda row: metric_text(metric, number(row, "reference"))),
         column("vs. published", lambda row: _against_published(metric, row), text=True),
@@ -270,7 +272,7 @@ def _macs(row: Row) -> str:
 
 
 def _p_value(row: Row) -> str:
-    value = number(row, "mcnemar_p")
+    value = p_of(row)
     if value is None or is_dense(row):
         return ""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,17 +1,18 @@
-"""What text and image classification share: labels, logits, metrics and answers."""
+"""What text and image classification share: labels, sets of them, numbers; metrics, answers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
 from hfcompress.data.config import DataConfig
-from hfcompress.errors import ModelError
+from hfcompress.errors import DataError, ModelError
+from hfcompress.measure.bootstrap import Value, compare_units
 from hfcompress.measure.evaluation import (
     ClassAccuracy,
     Quality,
@@ -21,7 +22,15 @@ from hfcompress.measure.evaluation import (
     metric_names,
     predicted_classes,
 )
+from hfcompress.measure.label_sets import (
+    LABEL_SET_METRICS,
+    f1_of_labels,
+    label_counts,
+    label_set_metric,
+)
+from hfcompress.measure.numbers import NUMBER_METRICS, number_metric
 from hfcompress.models.loading import AutoClass, Modality, Processor
+from hfcompress.models.outputs import KIND_NAMES
 from hfcompress.tasks.outputs import (
     LabelScore,
     Logits,
@@ -38,15 +47,12 @@ if TYPE_CHECKING:  # they import torch, transformers and datasets
     from hfcompress.data.encode import Encoded
     from hfcompress.data.load import Examples
 
-_PROBLEMS = {
-    "multi_label": "several labels for an example (problem_type multi_label_classification)",
-    "regression": "a number (problem_type regression)",
-}
-
 
 @dataclass(frozen=True)
 class Classification:
-    """One label for each example; a `hfcompress.tasks.task.Task`.
+    """One label, several labels or numbers for each example; a `hfcompress.tasks.task.Task`.
+
+    The data say which: one class for each row, sets of labels, or numbers.
 
     Args:
         name: as transformers and the hub call it.
@@ -58,7 +64,9 @@ class Classification:
 
     def metrics(self, kind: OutputKind = "classification") -> tuple[str, ...]:
         """Return the names of the metrics that need no network; the first is the usual one."""
-        return metric_names()
+        if kind == "regression":
+            return NUMBER_METRICS
+        return LABEL_SET_METRICS if kind == "multi_label" else metric_names()
 
     def kind(self, config: PreTrainedConfig) -> OutputKind:
         """Return what the logits of a model mean: one class, several labels, or a number.
@@ -78,24 +86,22 @@ class Classification:
     def check_head(
         self, config: PreTrainedConfig, model: str, kind: OutputKind = "classification"
     ) -> None:
-        """Refuse a head that does not give one label for each example.
+        """Refuse a head that does not give what the data ask for.
 
         Raises:
-            ModelError: several labels, a number, or a single logit.
+            ModelError: such a head, or a single logit, which is log-odds or a number.
         """
         try:
-            kind = self.kind(config)
+            own = self.kind(config)
         except ValueError as error:
             raise ModelError(f"model {model!r}: {error}") from None
-        if config.num_labels == 1 and kind != "regression":
-            says = "a single logit"
-        elif kind == "classification":
+        single = config.num_labels == 1 and config.problem_type is None
+        if own == kind or (single and kind == "regression"):
             return
-        else:
-            says = _PROBLEMS[kind]
+        says = "a single logit" if single else f"{KIND_NAMES[own]} (problem_type {own})"
         raise ModelError(
-            f"the head of model {model!r} gives {says}; {self.name} measures one label for each "
-            f"example, from two or more logits"
+            f"the head of model {model!r} gives {says}; the data ask for {KIND_NAMES[kind]}: give "
+            f"a model of that kind, or add a finetune step, which trains a new head"
         )
 
     def load(
@@ -120,12 +126,18 @@ class Classification:
         return encode(examples, rows, processor, max_length)
 
     def references(self, data: Encoded, labels: Sequence[str] = ()) -> NDArray[np.generic]:
-        """Return the class ids, [rows]."""
-        return data.labels
+        """Return the class ids [rows]; or, [rows, labels], which labels hold, or numbers."""
+        found = data.labels
+        if found.ndim == 1:
+            return found.astype(np.int64)
+        return found.astype(np.float64)
 
     def metric(self, name: str, outputs: npt.ArrayLike, references: object) -> float:
         """Return a metric's value from logits or class ids; see `compute_metric`."""
-        return compute_metric(name, outputs, cast(npt.ArrayLike, references))
+        asked = np.asarray(references)
+        if asked.ndim == 1:
+            return compute_metric(name, outputs, asked)
+        return _value(name, outputs, asked)(np.arange(len(asked)))
 
     def quality(
         self,
@@ -135,8 +147,22 @@ class Classification:
         dense: npt.ArrayLike | None = None,
     ) -> Quality:
         """Return a metric with its interval, and the comparison with a dense model; see
-        `hfcompress.measure.evaluation.compare`."""
-        return compare(metric, outputs, cast(npt.ArrayLike, references), dense)
+        `hfcompress.measure.evaluation.compare` and `hfcompress.measure.bootstrap.compare_units`."""
+        asked = np.asarray(references)
+        if asked.ndim == 1:
+            return compare(metric, outputs, asked, dense)
+        same = None
+        if dense is not None and metric in LABEL_SET_METRICS:
+            ours, theirs = np.asarray(outputs) > 0, np.asarray(dense) > 0
+            same = float((ours == theirs).all(1).mean())
+        return compare_units(
+            metric,
+            _value(metric, outputs, asked),
+            len(asked),
+            None if dense is None else _value(metric, dense, asked),
+            same,
+            lower_is_better=metric == "rmse",
+        )
 
     def by_class(
         self,
@@ -145,18 +171,55 @@ class Classification:
         dense: npt.ArrayLike,
         names: Sequence[str],
     ) -> list[ClassAccuracy]:
-        """Return the recall of each class, of both models; empty for two classes, of which the
-        metrics say enough."""
-        if len(names) <= 2:
+        """Return the recall of each class, or the F1 of each label of several, of both models;
+        empty for two classes, of which the metrics say enough, and for numbers."""
+        asked = np.asarray(references)
+        if asked.ndim == 1 and len(names) > 2:
+            return class_accuracy(outputs, asked, dense, names)
+        if asked.ndim == 1 or not _is_label_set(asked):
             return []
-        return class_accuracy(outputs, cast(npt.ArrayLike, references), dense, names)
+        truth = asked > 0
+        ours, theirs = (
+            f1_of_labels(label_counts(np.asarray(given) > 0, truth).sum(0))
+            for given in (outputs, dense)
+        )
+        return [
+            {"name": name, "n": int(n), "value": float(own), "dense": float(other), "metric": "f1"}
+            for name, n, own, other in zip(names, truth.sum(0), ours, theirs, strict=True)
+            if n
+        ]
 
-    def right(self, outputs: npt.ArrayLike, references: object) -> NDArray[np.bool_]:
-        """Return whether each row's class is the right one."""
-        return np.asarray(predicted_classes(outputs) == references)
+    def right(self, outputs: npt.ArrayLike, references: object) -> NDArray[np.bool_] | None:
+        """Return whether each row's class is the right one; None for several labels or numbers."""
+        asked = np.asarray(references)
+        return np.asarray(predicted_classes(outputs) == asked) if asked.ndim == 1 else None
 
     def answer(
         self, logits: Logits, labels: Sequence[str], kind: OutputKind, top_k: int | None
     ) -> list[list[LabelScore]]:
         """Return labels and scores of each example, the highest score first."""
         return [ranked_labels(row, labels, top_k) for row in label_scores(logits, kind)]
+
+
+def _is_label_set(asked: NDArray[np.generic]) -> bool:
+    """Whether the labels are marks: 0 or 1 for each label."""
+    return asked.shape[1] > 1 and bool(np.isin(asked, (0, 1)).all())
+
+
+def _value(name: str, outputs: npt.ArrayLike, asked: NDArray[np.generic]) -> Value:
+    """Return a metric of several labels, or of numbers, as a function of rows.
+
+    Raises:
+        DataError: outputs of another shape, or not finite.
+    """
+    found, truth = np.asarray(outputs, np.float64), np.asarray(asked, np.float64)
+    if found.shape != truth.shape:
+        raise DataError(
+            f"got outputs of shape {found.shape} for labels of shape {truth.shape}; use the same "
+            f"rows and labels for both"
+        )
+    if not np.isfinite(found).all():
+        raise DataError("some outputs are not finite; check the model's weights and dtype")
+    if name in NUMBER_METRICS:
+        return number_metric(name, found, truth)
+    return label_set_metric(name, found, truth > 0)

@@ -26,7 +26,7 @@ def label_scores(logits: Logits, kind: OutputKind) -> Logits:
     """Return the scores of all labels: softmax, sigmoid, or the logits themselves.
 
     Args:
-        logits: [examples, labels].
+        logits: [..., labels].
         kind: what they mean.
     """
     if kind == "regression":
@@ -35,8 +35,8 @@ def label_scores(logits: Logits, kind: OutputKind) -> Logits:
         # exp of a negative number only: exp(-logits) overflows where a logit is far below 0.
         small = np.exp(-np.abs(logits))
         return np.asarray(np.where(logits >= 0, 1, small) / (1 + small), np.float32)
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float32)
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True), np.float32)
 
 
 def ranked_labels(
@@ -51,3 +51,23 @@ def ranked_labels(
     """
     order = np.argsort(-scores, kind="stable")[:top_k]
     return [LabelScore(label=labels[i], score=float(scores[i])) for i in order.tolist()]
+
+
+def word_scores(
+    text: str, offsets: Sequence[tuple[int, int]], scores: Logits
+) -> list[tuple[str, Logits]]:
+    """Return the words of a text between spaces, each with the scores of its first token.
+
+    Args:
+        text: as it was encoded.
+        offsets: first and last character of each token; equal for special tokens and padding.
+        scores: [tokens, labels].
+    """
+    words, end = [], 0
+    for word in text.split():
+        start = text.index(word, end)
+        end = start + len(word)
+        tokens = [n for n, (first, last) in enumerate(offsets) if start < last <= end]
+        if tokens:
+            words.append((word, scores[tokens[0]]))
+    return words

@@ -162,7 +162,7 @@ def test_labels_that_do_not_correspond_get_a_new_head(model_folder: Path) -> Non
                          for found in (model, loaded.model)))  # fmt: skip
     again = load_model(config, TEXT_CLASSIFICATION, labels)
     assert torch.equal(new, again.model.get_parameter("classifier.weight"))
-    plain = load_model(config, TEXT_CLASSIFICATION, ["pos", "neg"])
+    plain = load_model(config, TEXT_CLASSIFICATION, ["pos", "neg"], kind="multi_label")
     assert loaded.fingerprint == f"{plain.fingerprint}+new-head"
 
 

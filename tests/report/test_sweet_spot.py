@@ -101,7 +101,7 @@ def test_sentences_for_every_outcome() -> None:
     found = [DENSE, row(0.5, 0.79, 0.43)]
     assert sweet_spot_sentence(found) == (
         "Sweet spot: 50.0 % sparsity with magnitude / layer: accuracy 79.0 % against 80.0 % dense, "
-        "a loss of 1.0 points (noise ±2.0, McNemar p = 0.43)."
+        "a loss of 1.0 points (noise ±2.0, p = 0.43)."
     )
     assert sweet_spot_sentence([DENSE, row(0.5, 0.81, 0.4)]).endswith("nothing lost.")
     assert "No measured sparsity" in sweet_spot_sentence([DENSE, row(0.5, 0.6, 0.0)])

@@ -21,6 +21,7 @@ from torch import nn
 
 from hfcompress.errors import DataError, ModelError, first_line
 from hfcompress.inference import dense_logits
+from hfcompress.quantization.answers import output_values
 from hfcompress.quantization.backends.openvino_graph import (
     compact,
     halve_constants,
@@ -48,6 +49,7 @@ from hfcompress.quantization.onnx_export import (
     input_names,
 )
 from hfcompress.storage.temporary import temporary_folder
+from hfcompress.training.outputs import infer_task
 from hfcompress.utils import require
 
 if TYPE_CHECKING:
@@ -253,13 +255,14 @@ def _closest(
     """
     openvino = require("openvino", "openvino")
     rows = compared_rows(model, batches)
-    exact = np.concatenate([dense_logits(model, batch) for batch in rows])
+    kind = infer_task(model)
+    exact = output_values([dense_logits(model, batch) for batch in rows], rows, kind)
     best, smallest = None, float("inf")
     graph = openvino.convert_model(str(dense))
     modes, several = _modes(graph)
     for transformer in modes:
         made = _quantize(graph, model, config, excluded, batches, transformer)
-        error = relative_error(np.concatenate(list(_run(made, rows))), exact)
+        error = relative_error(output_values(list(_run(made, rows)), rows, kind), exact)
         if best is None or error < smallest:
             best, smallest = made, error
         if error <= WARN and not several:

@@ -28,6 +28,7 @@ from hfcompress.quantization.coverage import DYNAMIC_LEAVES_CONVOLUTIONS
 from hfcompress.quantization.engine import Arrays, select_inputs
 from hfcompress.quantization.inputs import Classifier, PlainModel
 from hfcompress.quantization.onnx_export import input_names
+from hfcompress.tasks.registry import find_task, infer_task
 
 _MISMATCHES = {
     "missing_keys": "is missing in the file",
@@ -91,18 +92,18 @@ def load_checkpoint(folder: Path) -> PreTrainedModel:
         ModelError: files that transformers cannot load without code of the folder, or tensors that
             do not match the record in ``config.json``.
     """
-    import transformers
 
     options = {"trust_remote_code": False, "local_files_only": True}
     name = f"the model in {str(folder)!r}"
     check_files(folder, name)
     with checkpoint_errors(name):
-        config = transformers.AutoConfig.from_pretrained(folder, **options)  # nosec B615 # local
+        config = AutoConfig.from_pretrained(folder, **options)  # nosec B615 # local
         check_layers(folder, config, name)
-        classes: tuple[str, ...] = getattr(config, "architectures", None) or ()
-        images = any("ImageClassification" in kind for kind in classes)
-        kind = f"AutoModelFor{'Image' if images else 'Sequence'}Classification"
-        auto: Any = AutoEmbeddingModel if has_layout(folder) else getattr(transformers, kind)
+        auto: Any = AutoEmbeddingModel
+        if not has_layout(folder):
+            named = getattr(config, "architectures", None)
+            task = infer_task(config, name) if named else find_task("text-classification")
+            auto = task.auto_class()
         model: PreTrainedModel
         model, info = auto.from_pretrained(
             folder,
