@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hfcompress.checkpoint.save import save_compressed
@@ -84,7 +84,7 @@ def load_engine(folder: Path, threads: int | None = None) -> TorchEngine:
 
 
 def load_checkpoint(folder: Path) -> PreTrainedModel:
-    """Return the text or image classifier of a folder that ``save_pretrained`` wrote.
+    """Return the model of a folder that ``save_pretrained`` wrote.
 
     Only safetensors are read, and no code of the folder is run.
 
@@ -92,7 +92,6 @@ def load_checkpoint(folder: Path) -> PreTrainedModel:
         ModelError: files that transformers cannot load without code of the folder, or tensors that
             do not match the record in ``config.json``.
     """
-
     options = {"trust_remote_code": False, "local_files_only": True}
     name = f"the model in {str(folder)!r}"
     check_files(folder, name)
