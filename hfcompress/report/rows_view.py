@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -18,7 +19,7 @@ class RowsView:
         rows: as a run keeps them.
     """
 
-    rows: list[Row]
+    rows: Sequence[Row]
 
     def to_pandas(self) -> Any:
         """Return the rows as a ``pandas.DataFrame`` with the columns of ``results.csv``."""
