@@ -77,6 +77,8 @@ def _start_worker(parent: int) -> None:
 
     The terminal's Ctrl-C reaches the parent alone, which ends its workers.
     """
+    # A worker that was forked has its parent's handler, and would go on after `terminate`.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
