@@ -115,14 +115,14 @@ _AVERAGED = {
 
 CONFUSION_METRICS: Mapping[str, Callable[[Confusion], float]] = MappingProxyType(
     {
-        **_AVERAGED,
-        "accuracy": accuracy,
+        "accuracy": accuracy,  # first: the usual one, that a recipe without a metric measures
         "balanced_accuracy": balanced_accuracy,
         "cohen_kappa": cohen_kappa,
         "f1": f1,
         "matthews_correlation": matthews_correlation,
         "precision": precision,
         "recall": recall,
+        **_AVERAGED,
     }
 )
 _trusted: set[str] = set()

@@ -108,8 +108,8 @@ def test_refuses_an_unknown_engine() -> None:
 
 
 def test_refuses_checkpoints_of_other_tasks(tmp_path: Path) -> None:
-    from transformers import BertForTokenClassification
+    from transformers import BertForQuestionAnswering
 
-    BertForTokenClassification(tiny_bert().config).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="token-classification"):
+    BertForQuestionAnswering(tiny_bert().config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="question-answering"):
         check(str(tmp_path), Progress())
