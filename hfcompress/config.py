@@ -7,6 +7,7 @@ mistake with one sentence (`ConfigError`) that names the field and the nearest r
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Mapping
 from dataclasses import field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
@@ -165,8 +166,8 @@ def _hashed_fields(config: Config, changed_only: bool = False) -> dict[str, Any]
         changed_only: only fields that have a default which hashes do not know yet.
     """
     found: dict[str, Any] = {}
-    for name, info in type(config).model_fields.items():
-        value, default = getattr(config, name), info.get_default(call_default_factory=True)
+    for name, default in _defaults(type(config)).items():
+        value = getattr(config, name)
         if name in config.former_defaults:
             if value != config.former_defaults[name] and (value == default or not changed_only):
                 found[name] = _hashed(value)
@@ -177,6 +178,13 @@ def _hashed_fields(config: Config, changed_only: bool = False) -> dict[str, Any]
         elif not changed_only and not _equals_former(value, default):
             found[name] = _hashed(value)
     return found
+
+
+@functools.cache
+def _defaults(config: type[Config]) -> dict[str, Any]:
+    """The defaults of a class's fields; a grid of 10,000 points asks for them as often."""
+    fields = config.model_fields.items()
+    return {name: info.get_default(call_default_factory=True) for name, info in fields}
 
 
 def _equals_former(value: object, default: object) -> bool:

@@ -178,7 +178,8 @@ class Recipe(Config):
         whose meaning depends on a field that the grid may vary.
         """
         data = super().to_dict()
-        steps = [step.to_dict() for step in points(self.steps, self.grid, self.seed)[0].steps]
+        first = [{field: values[:1] for field, values in part.items()} for part in self.grid[:1]]
+        steps = [step.to_dict() for step in points(self.steps, first, self.seed)[0].steps]
         kept = [
             (place, path)
             for place, step in enumerate(self.steps)

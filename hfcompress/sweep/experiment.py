@@ -404,10 +404,9 @@ def _check_model(recipe: Recipe, loaded: LoadedModel, trials: list[Trial], rows:
 
 def _checked_fields(config: StepConfig) -> Fields:
     """The fields that decide whether a step fits a model: a sparsity fits any."""
-    fields = config.non_default_fields()
     if isinstance(config, PruningConfig):
-        return {name: fields.get(name) for name in ("targets", "exclude")}
-    return fields
+        return {"targets": config.targets, "exclude": config.exclude}
+    return config.non_default_fields()
 
 
 def content_hash(data: object) -> str:

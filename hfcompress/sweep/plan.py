@@ -94,8 +94,8 @@ def plan(
     store = None if output is None else RunDirectory(Path(output))
     experiment = prepare(recipe, progress or Progress(), cache, trust_remote_code=trust_remote_code)
     trials = {trial.row_hash: trial for trial in experiment.trials}
-    done = set[str]() if store is None else store.claim(trials)
-    rows = [] if store is None else store.rows()
+    rows = [] if store is None else store.claim(trials)
+    done = {str(row["hash"]) for row in rows}
     failed = {str(row["hash"]) for row in ([] if store is None else store.failures())} - done
     pending = [trial for key, trial in trials.items() if key not in done]
     uses = Counter(prefix for trial in trials.values() for prefix in set(trial.prefixes))

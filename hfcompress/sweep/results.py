@@ -144,8 +144,8 @@ class RunDirectory:
         failed = [row for row in self.failures() if row["hash"] not in finished]
         return rows + [{key: row[key] for key in row if key != "trace"} for row in failed]
 
-    def claim(self, hashes: Collection[str]) -> set[str]:
-        """The hashes of the finished trials of this recipe.
+    def claim(self, hashes: Collection[str]) -> list[Row]:
+        """The rows that belong to this recipe's trials.
 
         Args:
             hashes: content hashes of the recipe's trials.
@@ -153,14 +153,14 @@ class RunDirectory:
         Raises:
             OutputError: rows of another recipe (or of the same on other data) are in the folder.
         """
-        found = [str(row["hash"]) for row in self.rows()]
-        foreign = [one for one in found if one not in hashes]
+        rows = self.rows()
+        foreign = [row for row in rows if row["hash"] not in hashes]
         if foreign:
             raise OutputError(
                 f"{self.path} contains results of another recipe, model or data "
-                f"({len(foreign)} of {len(found)} rows); choose another --output or remove it"
+                f"({len(foreign)} of {len(rows)} rows); choose another --output or remove it"
             )
-        return set(found)
+        return rows
 
     def append(self, row: Row) -> None:
         """Add a row; on disk when this returns."""

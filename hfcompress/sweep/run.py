@@ -131,14 +131,16 @@ def finish(
     """
     recipe, progress = experiment.recipe, experiment.progress
     trials = {trial.row_hash: trial for trial in experiment.trials}
-    done = set[str]() if store is None else _claim(store, trials, progress, retry_failed)
+    rows = [] if store is None else _claim(store, trials, progress, retry_failed)
+    done = {str(row["hash"]) for row in rows}
     pending = [trial for key, trial in trials.items() if key not in done]
     text, is_new = dump_yaml(recipe.to_dict()), bool(pending)
     if store is not None:
         is_new = store.write_text("recipe.yaml", with_comment(text)) or is_new
         if pending or store.read_json("environment.json") is None:
             store.write_json("environment.json", environment())
-    rows: list[Row] = []  # where nothing is written: a folder's are read again at the end
+    if pending:  # those of a folder are read again at the end
+        rows = []
     progress.sweep(len(done), len(trials))
     with closing(outcomes(pending)) as found:  # so that workers end with an interrupt, too
         for outcome in found:
@@ -157,7 +159,7 @@ def finish(
             progress.sweep(len(done), len(trials))
             if outcome.row is None and fail_fast:
                 break
-    if store is not None:
+    if store is not None and pending:
         rows = store.every_row()
     ordered = _ordered(rows, lambda row: trials[row["hash"]].index)
     if store is not None and draw and ordered and (is_new or not store.is_newer(PAGE)):
@@ -169,19 +171,20 @@ def finish(
 
 def _claim(
     store: RunDirectory, hashes: Collection[str], progress: Progress, retry_failed: bool
-) -> set[str]:
-    """The hashes of these trials that the folder has rows of.
+) -> list[Row]:
+    """The rows that the folder has of these trials.
 
     Raises:
         OutputError: the folder contains rows of another recipe.
     """
-    done = store.claim(hashes)
+    rows = store.claim(hashes)
     for note in store.notes:
         progress.note(note)
-    failed = store.keep_failures(() if retry_failed else set(hashes) - done)
+    finished = {row["hash"] for row in rows}
+    failed = store.keep_failures(() if retry_failed else set(hashes) - finished)
     if failed:
         progress.note(f"{len(failed)} trials failed in an earlier run and are not tried again")
-    return done | {str(row["hash"]) for row in failed}
+    return rows + failed
 
 
 def _ordered(rows: Iterable[Row], place: Callable[[Row], int]) -> list[Row]:

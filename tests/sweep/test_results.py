@@ -82,7 +82,7 @@ def test_what_differs_from_what_was_written_is_refused_or_runs_again(tmp_path: P
 def test_rows_of_another_recipe_are_refused(tmp_path: Path) -> None:
     store = RunDirectory(tmp_path)
     store.append({"hash": "a"})
-    assert store.claim({"a", "b"}) == {"a"}
+    assert store.claim({"a", "b"}) == [{"hash": "a"}]
     with pytest.raises(OutputError, match="contains results of another recipe"):
         store.claim({"b", "c"})
 
