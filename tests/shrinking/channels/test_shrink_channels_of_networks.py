@@ -134,7 +134,10 @@ def test_every_family_trains_saves_and_reloads(network: str, tmp_path: Path) -> 
     model.eval()
     model.save_pretrained(tmp_path)
     again: Any = AutoModelForImageClassification.from_pretrained(tmp_path)
-    assert torch.equal(logits(again, network), logits(model, network))
+    kept, loaded = model.state_dict(), again.state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in kept.items())
+    # Some processors' convolutions round differently with the alignment of the weights.
+    torch.testing.assert_close(logits(again, network), logits(model, network))
     again.train()
     again(**convnet_batches(network)[0]).loss.backward()
     depthwise = [m for m in again.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
