@@ -15,11 +15,12 @@ from tests.tiny_images import convnet, image_batches
 from tests.tiny_models import tiny_bert
 from tests.tiny_tokenizers import FILLER, GOOD, tiny_tokenizer
 
-# The calls of modules.md run in tests/test_plain_modules.py, on networks with the layers it names.
+# The calls of modules.md and deployment.md run in tests/quantization, on networks with the layers
+# that they name; phone engines need an environment of their own.
 PAGES = [
     page
     for page in sorted((ROOT / "docs").rglob("*.md"))
-    if "```python\n" in read(page) and page.stem != "modules"
+    if "```python\n" in read(page) and page.stem not in ("modules", "deployment")
 ]
 
 

@@ -95,7 +95,13 @@ def quantize(
     mixed = None
     with evaluation_mode(given):
         rows = compared_rows(model, batches)
-        dense, kind = _dense(model, rows), infer_task(model)
+        kind = infer_task(model)
+        if kind == "spans":
+            raise ModelError(
+                f"{type(model).__name__} finds answers in texts (question-answering), which quantize "
+                f"does not serve; give a classifier, a tagger or an embedding model"
+            )
+        dense = _dense(model, rows)
         if config.mixed is None:
             engine, names = make(())
         else:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     BertForQuestionAnswering,
-    BertForTokenClassification,
     BertModel,
     ViTImageProcessorPil,
 )
@@ -215,9 +214,9 @@ def test_refuses_modules_and_batches_in_a_sentence() -> None:
 
 
 @pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
-@pytest.mark.parametrize("kind", [BertForTokenClassification, BertForQuestionAnswering, BertModel])
-def test_refuses_heads_that_do_not_classify_each_example(backend: str, kind: Any) -> None:
-    with pytest.raises(ModelError, match=r"logits of the shape \[16, .*one row|without logits"):
+@pytest.mark.parametrize("kind", [BertForQuestionAnswering, BertModel])
+def test_refuses_heads_that_do_not_classify(backend: str, kind: Any) -> None:
+    with pytest.raises(ModelError, match=r"\(question-answering\)|without logits"):
         quantize(tiny_bert(kind=kind), QuantizationConfig.from_dict({"backend": backend}))
 
 

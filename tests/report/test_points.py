@@ -112,7 +112,7 @@ def test_a_browser_draws_sorts_filters_and_links(tmp_path: Path) -> None:
     assert CHROMIUM is not None
     done = subprocess.run(
         [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
-         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000", "--dump-dom",
+         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=30000", "--dump-dom",
          page.as_uri()],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
