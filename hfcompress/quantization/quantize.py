@@ -98,7 +98,7 @@ def quantize(
         kind = infer_task(model)
         if kind == "spans":
             raise ModelError(
-                f"{type(model).__name__} finds answers in texts (question-answering), which quantize "
+                f"{type(model).__name__} answers questions (question-answering), which quantize "
                 f"does not serve; give a classifier, a tagger or an embedding model"
             )
         dense = _dense(model, rows)
