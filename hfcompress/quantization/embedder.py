@@ -21,7 +21,6 @@ from hfcompress.measure.vectors import (
 from hfcompress.models.embedding_layout import EmbeddingLayout, read_layout
 from hfcompress.quantization.backends import import_backend
 from hfcompress.quantization.engine import Engine
-from hfcompress.quantization.load import Predictor, check_engine_inputs, find_preparation
 from hfcompress.quantization.manifest import (
     MANIFEST,
     Manifest,
@@ -29,6 +28,7 @@ from hfcompress.quantization.manifest import (
     check_digests,
     read_manifest,
 )
+from hfcompress.quantization.predictor import Predictor, check_engine_inputs, find_preparation
 from hfcompress.quantization.preparation import Preparation, TextPreparation
 
 if TYPE_CHECKING:  # it imports transformers

@@ -17,7 +17,7 @@ from transformers import (
 from transformers.modeling_outputs import TokenClassifierOutput
 
 from hfcompress.errors import ConfigError, DataError, first_line
-from hfcompress.quantization.load import Predictor
+from hfcompress.quantization.predictor import Predictor
 
 if TYPE_CHECKING:
     from hfcompress.quantization.engine import Engine
