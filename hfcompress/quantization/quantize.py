@@ -128,7 +128,7 @@ def quantize(
             f"{type(model).__name__} ({reasons}); choose another backend or mode"
         )
     notes = (*_notes(model, config), *_mixed_notes(mixed), *lost)
-    outputs = dense[0].shape[1 if kind == "spans" else -1]
+    outputs = dense[0].shape[-1]
     return QuantizedModel(engine, config, coverage, given, notes, mixed, distance, outputs)
 
 
