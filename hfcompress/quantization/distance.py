@@ -9,7 +9,7 @@ import numpy as np
 
 from hfcompress.errors import ConfigError, ModelError, TargetError
 from hfcompress.inference import Logits, dense_logits
-from hfcompress.quantization.answers import distributions, output_values
+from hfcompress.quantization.answers import output_values
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.engine import Arrays, Engine
 from hfcompress.quantization.images import image_shape
@@ -107,8 +107,8 @@ def measure_distance(
         kind: what the logits mean; padding does not count.
     """
     found = [engine.logits(batch) for batch in rows]
-    chosen, exact = (distributions(parts, rows, kind) for parts in (found, dense))
-    ours, theirs = chosen.argmax(1), exact.argmax(1)
+    values, exact = (output_values(parts, rows, kind) for parts in (found, dense))
+    ours, theirs = values.argmax(1), exact.argmax(1)
     changed = float(np.mean(ours != theirs))
     chance = sum(
         float(np.mean(ours == label) * np.mean(theirs == label)) for label in np.unique(theirs)
@@ -116,9 +116,8 @@ def measure_distance(
     agreement = 1 - changed if chance == 1 else (1 - changed - chance) / (1 - chance)
     if exact.shape[1] == 1:
         agreement = 0.0
-    values, fp32 = (output_values(parts, rows, kind) for parts in (found, dense))
     count = sum(len(part) for part in dense)
-    return Distance(relative_error(values, fp32), changed, agreement, count, calibration)
+    return Distance(relative_error(values, exact), changed, agreement, count, calibration)
 
 
 def relative_error(found: Logits, dense: Logits) -> float:

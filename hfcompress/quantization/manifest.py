@@ -216,6 +216,11 @@ def read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
+def padding_id(manifest: Manifest) -> int:
+    """Return the id that pads a folder's texts; 0 where it takes none."""
+    return manifest["text"]["pad_id"] if "text" in manifest else 0
+
+
 def graph_path(directory: Path, usual: str) -> Path:
     """Return the main file of a folder's graph.
 

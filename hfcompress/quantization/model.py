@@ -15,7 +15,6 @@ import yaml
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import (
-    QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
@@ -97,10 +96,6 @@ class QuantizedModel(FormerPlain):
         """
         placed = dict(zip(self.engine.inputs, tensors, strict=False))
         logits = torch.from_numpy(self.logits({**placed, **inputs}))
-        if self.kind == "spans":
-            first, last = logits.unbind(1)
-            spans = QuestionAnsweringModelOutput(start_logits=first, end_logits=last)
-            return cast(SequenceClassifierOutput, spans)
         if self.kind == "tokens":
             return cast(SequenceClassifierOutput, TokenClassifierOutput(logits=logits))
         return SequenceClassifierOutput(logits=logits)
@@ -108,9 +103,8 @@ class QuantizedModel(FormerPlain):
     @property
     def kind(self) -> OutputKind:
         """What the logits mean."""
-        named = infer_task(self.source)
-        if named in ("tokens", "spans"):
-            return named
+        if infer_task(self.source) == "tokens":
+            return "tokens"
         config = getattr(self.source, "config", None)
         return output_kind(getattr(config, "problem_type", None), self.outputs)
 

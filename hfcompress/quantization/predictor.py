@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 from hfcompress.errors import ConfigError, DataError, ModelError
 from hfcompress.measure.vectors import Precision, Stored
 from hfcompress.quantization.engine import Arrays, Engine, StaticShape
-from hfcompress.quantization.manifest import (
-    Manifest,
-)
+from hfcompress.quantization.manifest import Manifest, padding_id
 from hfcompress.quantization.onnx_export import IMAGE_INPUT
 from hfcompress.quantization.pixels import make_pixels
 from hfcompress.quantization.preparation import (
@@ -56,7 +54,7 @@ class Predictor:
         self.engine, self.labels, self.manifest = engine, tuple(labels), manifest
         self.kind = kind
         self._prepare = prepare
-        pad_id = manifest["text"]["pad_id"] if "text" in manifest else 0
+        pad_id = padding_id(manifest)
         self._static = None if shape is None else StaticShape(engine, shape, pad_id)
 
     def __call__(

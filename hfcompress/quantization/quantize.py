@@ -86,6 +86,12 @@ def quantize(
             else f"{config.reads_rows} needs calibration data: give batches of examples, or leave "
             f"{config.reads_rows} out"
         )
+    kind = infer_task(model)
+    if kind == "spans":
+        raise ModelError(
+            f"{type(model).__name__} answers questions (question-answering), which quantize does "
+            f"not serve; give a classifier, a tagger or an embedding model"
+        )
     backend = import_backend(config.backend)
     excluded = excluded_modules(model, config)
 
@@ -95,12 +101,6 @@ def quantize(
     mixed = None
     with evaluation_mode(given):
         rows = compared_rows(model, batches)
-        kind = infer_task(model)
-        if kind == "spans":
-            raise ModelError(
-                f"{type(model).__name__} answers questions (question-answering), which quantize "
-                f"does not serve; give a classifier, a tagger or an embedding model"
-            )
         dense = _dense(model, rows)
         if config.mixed is None:
             engine, names = make(())
@@ -148,7 +148,7 @@ def _dense(model: Classifier, rows: Sequence[Arrays]) -> list[Logits]:
         raise CalibrationError(
             f"{name} cannot read the calibration rows ({', '.join(rows[0])}): {first_line(error)}"
         ) from error
-    by_token = infer_task(model) in ("tokens", "spans")
+    by_token = infer_task(model) == "tokens"
     if any(logits.ndim != 2 + by_token for logits in dense):
         raise ModelError(
             f"{name} gives logits of the shape {list(dense[0].shape)}; quantize takes models with "

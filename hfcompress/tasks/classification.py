@@ -30,7 +30,7 @@ from hfcompress.measure.label_sets import (
 )
 from hfcompress.measure.numbers import NUMBER_METRICS, number_metric
 from hfcompress.models.loading import AutoClass, Modality, Processor
-from hfcompress.models.outputs import KIND_NAMES
+from hfcompress.models.outputs import KIND_NAMES, PROBLEM_OF_KIND
 from hfcompress.tasks.outputs import (
     LabelScore,
     Logits,
@@ -98,7 +98,8 @@ class Classification:
         single = config.num_labels == 1 and config.problem_type is None
         if own == kind or (single and kind == "regression"):
             return
-        says = "a single logit" if single else f"{KIND_NAMES[own]} (problem_type {own})"
+        says = KIND_NAMES[own] + f" (problem_type {PROBLEM_OF_KIND[own]})"
+        says = "a single logit" if single else says
         raise ModelError(
             f"the head of model {model!r} gives {says}; the data ask for {KIND_NAMES[kind]}: give "
             f"a model of that kind, or add a finetune step, which trains a new head"

@@ -20,7 +20,7 @@ from hfcompress.measure.macs import evaluation_mode
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.engine import Arrays, check_size, unreadable
 from hfcompress.quantization.inputs import Classifier
-from hfcompress.quantization.manifest import Manifest, read_manifest
+from hfcompress.quantization.manifest import padding_id, read_manifest
 from hfcompress.quantization.onnx_export import eager_attention, input_names
 from hfcompress.quantization.phone import (
     FixedRow,
@@ -104,11 +104,7 @@ def load_engine(folder: Path, threads: int | None = None) -> ExecutorchEngine:
     require("executorch", _EXTRA)
     check_size(folder, [folder / FILE])
     manifest = read_manifest(folder)
-    return ExecutorchEngine(folder / FILE, manifest["inputs"], _pad_id(manifest))
-
-
-def _pad_id(manifest: Manifest) -> int:
-    return manifest["text"]["pad_id"] if "text" in manifest else 0
+    return ExecutorchEngine(folder / FILE, manifest["inputs"], padding_id(manifest))
 
 
 def quantize_model(

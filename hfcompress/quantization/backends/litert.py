@@ -22,7 +22,7 @@ from hfcompress.measure.macs import evaluation_mode
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.engine import Arrays, check_size, thread_count, unreadable
 from hfcompress.quantization.inputs import Classifier
-from hfcompress.quantization.manifest import read_manifest
+from hfcompress.quantization.manifest import padding_id, read_manifest
 from hfcompress.quantization.onnx_export import eager_attention, input_names
 from hfcompress.quantization.phone import (
     FixedRow,
@@ -118,8 +118,7 @@ def load_engine(folder: Path, threads: int | None = None) -> LitertEngine:
     require("ai_edge_litert", _EXTRA)
     check_size(folder, [folder / FILE])
     manifest = read_manifest(folder)
-    pad_id = manifest["text"]["pad_id"] if "text" in manifest else 0
-    return LitertEngine(folder / FILE, manifest["inputs"], pad_id, threads)
+    return LitertEngine(folder / FILE, manifest["inputs"], padding_id(manifest), threads)
 
 
 def quantize_model(
