@@ -78,7 +78,7 @@ def _tag(value: object, names: list[str] | None) -> str | None:
     if value is None or value == UNLABELLED or value == str(UNLABELLED):
         return None
     if names is not None and isinstance(value, int):
-        return names[value]
+        return names[value] if value >= 0 else None  # -1 is how datasets marks a missing class
     return label_name(value) or None
 
 

@@ -46,11 +46,14 @@ def test_reads_words_and_tags_as_lists_and_as_texts() -> None:
         assert examples.eval["label"][:] == [[0, 1]]
 
 
-def test_numbered_tags_take_the_names_of_the_column() -> None:
+@pytest.mark.parametrize("missing", [-100, -1])
+def test_numbered_tags_take_the_names_of_the_column(missing: int) -> None:
     features = Features(
         {"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=["O", "B-X", "I-X"]))}
     )
-    rows = Dataset.from_dict({"tokens": [["a", "b"]], "ner_tags": [[1, -100]]}, features=features)
+    rows = Dataset.from_dict(
+        {"tokens": [["a", "b"]], "ner_tags": [[1, missing]]}, features=features
+    )
     examples = TASK.load(CONFIG, need_train=False, splits={"train": rows})
     assert examples.labels == ["O", "B-X", "I-X"]
     assert examples.eval["label"][:] == [[1, -100]]
