@@ -12,7 +12,7 @@ from hfcompress.cli.verbs import VERBS, add_verb
 from hfcompress.version import __version__
 
 _PROGRAM = "hfcompress"
-WITH_ROWS = {"run", "sensitivity", "compress", "bench", "report", *VERBS}
+WITH_ROWS = {"run", "sensitivity", "compress", "bench", "report", "compare", *VERBS}
 """Commands whose result is rows."""
 _EPILOG = (
     "Documentation and examples: README.md; every recipe starts with the command that runs it."
@@ -118,8 +118,21 @@ def make_parser(command: str | None = None) -> Parser:
         bench.add_argument(f"--{name}", metavar=name.upper(), help=text)
     bench.add_argument("--output", metavar="DIR", default="runs/bench", help="default: runs/bench")
 
-    report = _command(commands, "report", "draw table, curves and page of a run again")
-    report.add_argument("directory", metavar="DIR", help="folder of a run")
+    report = _command(
+        commands, "report", "draw table, curves and page of a run again, or of several together"
+    )
+    report.add_argument("directories", metavar="DIR", nargs="+", help="folder of a run")
+    report.add_argument(
+        "--output", metavar="DIR", help="of several: folder of their page (default: runs/report)"
+    )
+
+    compare = _command(
+        commands, "compare", "say which of several runs or rows is better, and how sure that is"
+    )
+    compare.add_argument(
+        "runs", metavar="DIR[:ROW]", nargs="+",
+        help="folder of a run: the row that its page names; or DIR:3, DIR:dense, DIR:all",
+    )  # fmt: skip
 
     predict = _command(commands, "predict", "classify texts or images, quantized")
     predict.add_argument("directory", metavar="MODEL", help="folder or hub name, quantized")

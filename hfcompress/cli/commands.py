@@ -7,17 +7,18 @@ Ctrl-C, 143 by SIGTERM.
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast
 
 from hfcompress.cli.arguments import make_parser
+from hfcompress.cli.output import note_on, print_json, show_rows, show_written
+from hfcompress.cli.runs import compare_command, report_command
 from hfcompress.cli.verbs import VERBS
 from hfcompress.errors import HfcompressError
-from hfcompress.utils import Row, quiet_libraries
+from hfcompress.utils import quiet_libraries
 
 if TYPE_CHECKING:  # rich takes tenths of a second to import, and torch takes seconds
     from rich.console import Console
@@ -77,19 +78,9 @@ def _console(options: argparse.Namespace) -> Console:
     return Terminal(stderr=to_stderr, width=max(plain.width, 140))
 
 
-def _print_json(rows: Iterable[Row]) -> None:
-    """Print each row as one line of JSON on standard output."""
-    for row in rows:
-        print(json.dumps(row))
-
-
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 5]} ..."
-
-
-def _note_on(console: Console, options: argparse.Namespace) -> Callable[[str], None]:
-    return lambda text: None if options.quiet else console.print(f"note: {text}")
 
 
 # --- commands ----------------------------------------------------------------------------------
@@ -101,7 +92,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.recipes.schema import load_recipe
     from hfcompress.sweep.run import run
 
-    recipe = load_recipe(find_recipe(options.recipe), options.set, _note_on(console, options))
+    recipe = load_recipe(find_recipe(options.recipe), options.set, note_on(console, options))
     output = Path(options.output or Path("runs") / recipe.name)
     if options.dry_run:
         return _show_plan(recipe, output, options, console)
@@ -110,9 +101,9 @@ def _run(options: argparse.Namespace, console: Console) -> int:
             recipe, output, display, workers=options.workers, engine=options.engine,
             **_resume_options(options),
         )  # fmt: skip
-    _show_rows(result.rows, console, options)
+    show_rows(result.rows, console, options)
     if result.rows:
-        _show_written(output, console, options)
+        show_written(output, console, options)
     return _show_failures(result, console)
 
 
@@ -129,7 +120,7 @@ def _verb(options: argparse.Namespace, console: Console) -> int:
     output = Path(options.output or Path("runs") / recipe.name)
     with Display(console, options.quiet) as display:
         result = run(recipe, output, display)
-    _show_rows(result.rows, console, options)
+    show_rows(result.rows, console, options)
     for folder in sorted((output / "models").glob("[0-9]*")):
         console.print(f"the model: {folder}")
     return _show_failures(result, console)
@@ -169,7 +160,7 @@ def _show_plan(recipe: Recipe, output: Path, options: argparse.Namespace, consol
     with Display(console, options.quiet) as display:
         found = plan(recipe, output, display, trust_remote_code=options.trust_remote_code)
     if options.json:
-        _print_json([found.to_dict()])
+        print_json([found.to_dict()])
     for line in settings_lines(found):
         console.print(line)
     if found.steps:
@@ -196,35 +187,26 @@ def _resume_options(options: argparse.Namespace) -> _ResumeOptions:
     }
 
 
-def _show_written(output: str | Path, console: Console, options: argparse.Namespace) -> None:
-    """Name the files of a run's report that are in its folder."""
-    if options.quiet:
-        return
-    known = ("report.html", "curve.png", "bars.png", "heatmap.png", "results.csv")
-    names = [name for name in known if (Path(output) / name).is_file()]
-    console.print(f"written to {output}: {', '.join(names)}")
-
-
 def _sensitivity(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.cli.display import Display
     from hfcompress.recipes.library import find_recipe
     from hfcompress.recipes.schema import load_recipe
     from hfcompress.sweep.sensitivity import run_sensitivity
 
-    recipe = load_recipe(find_recipe(options.recipe), options.set, _note_on(console, options))
+    recipe = load_recipe(find_recipe(options.recipe), options.set, note_on(console, options))
     output = Path(options.output or Path("runs") / f"{recipe.name}-layers")
     with Display(console, options.quiet) as display:
         result = run_sensitivity(recipe, output, display, **_resume_options(options))
     worst = sorted(result.rows, key=lambda row: -row["drop"])[:5]
     if options.json:
-        _print_json(result.rows)
+        print_json(result.rows)
     if worst and not options.json:
         console.print("the layers that lose most:")
     for row in worst if not options.json else ():
         layer, sparsity = row["settings"]["prune.targets"][0], row["requested_sparsity"]
         console.print(f"  {row['drop']:+.2%} at {sparsity:.0%}  {layer}")
     if worst:
-        _show_written(output, console, options)
+        show_written(output, console, options)
     return _show_failures(result, console)
 
 
@@ -233,7 +215,7 @@ def _validate(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.recipes.schema import expand, load_recipe
 
     path = find_recipe(options.recipe)
-    recipe = load_recipe(path, options.set, _note_on(console, options))
+    recipe = load_recipe(path, options.set, note_on(console, options))
     trials = expand(recipe)
     console.print(f"{path} is a valid recipe with {len(trials)} trial{'s' * (len(trials) != 1)}:")
     for trial in trials:
@@ -260,7 +242,7 @@ def _compress(options: argparse.Namespace, console: Console) -> int:
             output=output, task=options.task, progress=display, wait=options.wait,
         )  # fmt: skip
     if options.json:
-        _print_json(result.rows)
+        print_json(result.rows)
     elif result.rows:
         console.print(pipeline_rows(result.rows))
     console.print(result.sentence)
@@ -313,19 +295,6 @@ def _inspect(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _report(options: argparse.Namespace, console: Console) -> int:
-    from hfcompress.sweep.results import RunDirectory
-    from hfcompress.sweep.run import report
-
-    rows = report(options.directory, _note_on(console, options))
-    _show_rows(rows, console, options)
-    failed = len(RunDirectory(Path(options.directory)).failures())
-    if failed:
-        console.print(f"{failed} trials failed; results.csv says why")
-    _show_written(options.directory, console, options)
-    return 0
-
-
 def _predict(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.quantization.load import load
     from hfcompress.tasks.outputs import LabelScore
@@ -348,7 +317,7 @@ def _bench(options: argparse.Namespace, console: Console) -> int:
     with Display(console, options.quiet) as display:
         result = bench(options.models, config, options.output, display)
     if options.json:
-        _print_json(result.rows)
+        print_json(result.rows)
     else:
         console.print(environment_line(result.environment))
         console.print(bench_table(result.rows))
@@ -382,19 +351,6 @@ def _show_failures(result: SweepResult, console: Console) -> int:
     return 1 if result.failures else 0
 
 
-def _show_rows(rows: list[Row], console: Console, options: argparse.Namespace) -> None:
-    if options.json:
-        _print_json(rows)
-        return
-    from hfcompress.report.page import headline
-    from hfcompress.report.pipeline import is_pipeline, pipeline_rows
-    from hfcompress.report.table import rows_table
-
-    if rows:
-        console.print(pipeline_rows(rows) if is_pipeline(rows) else rows_table(rows))
-        console.print(headline(rows))
-
-
 _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
     "run": _run,
     "sensitivity": _sensitivity,
@@ -402,7 +358,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
     "compress": _compress,
     "inspect": _inspect,
     "bench": _bench,
-    "report": _report,
+    "report": report_command,
+    "compare": compare_command,
     "certify": _certify,
     "check": _check,
     "predict": _predict,

@@ -30,7 +30,7 @@ from hfcompress.report.rows import (
     Point,
     Row,
     compressed_points,
-    dense_point,
+    dense_points,
     metric_of,
     metric_text,
 )
@@ -55,7 +55,7 @@ def curve_figure(rows: Sequence[Row], title: str | None = None) -> Figure:
     """
     if is_about_size(rows):
         return file_size_figure(rows, title)
-    metric, dense, lines = metric_of(rows), dense_point(rows), compressed_points(rows)
+    metric, denses, lines = metric_of(rows), dense_points(rows), compressed_points(rows)
     scale, shifts = metric_scale(metric), _shifts(list(lines))
     figure = new_figure(8.0, 5.0)
     axes = figure.add_subplot()
@@ -63,11 +63,14 @@ def curve_figure(rows: Sequence[Row], title: str | None = None) -> Figure:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("actual sparsity of the pruned weights (%)")
     axes.set_ylabel(metric_label(metric))
-    if dense is not None:
-        _draw_dense(axes, dense, metric)
+    for run, dense in denses.items():
+        _draw_dense(axes, dense, metric, run)
     for index, (method, line) in enumerate(lines.items()):
-        _draw_line(axes, line, dense, scale, index, shifts[method])
-    _draw_published(axes, [dense, *(point for line in lines.values() for point in line)], scale)
+        run = next((run for run in denses if method.startswith(f"{run}: ")), "")
+        _draw_line(axes, line, denses.get(run), scale, index, shifts[method])
+    _draw_published(
+        axes, [*denses.values(), *(point for line in lines.values() for point in line)], scale
+    )
     best = sweet_spot(rows)
     if best is not None:
         _draw_sweet_spot(figure, axes, best, scale, shifts[best.method])
@@ -81,9 +84,11 @@ def _shifts(methods: list[str]) -> dict[str, float]:
     return {name: 0.4 * (i - (len(methods) - 1) / 2) for i, name in enumerate(methods)}
 
 
-def _draw_dense(axes: Axes, dense: Point, metric: str) -> None:
+def _draw_dense(axes: Axes, dense: Point, metric: str, run: str) -> None:
     scale, label = metric_scale(metric), f"dense, {metric_text(metric, dense.value)}"
-    if dense.low is not None and dense.high is not None:
+    if run:  # the bands of several dense models would hide each other
+        label = f"{run}: {label}"
+    elif dense.low is not None and dense.high is not None:
         axes.axhspan(dense.low * scale, dense.high * scale, color=GREY, alpha=0.14, linewidth=0)
         label += " (band: 95 % interval)"
     draw_dense_line(axes, dense.value * scale, label)
@@ -100,8 +105,8 @@ def _draw_line(
     draw_seeds(axes, x, line, scale, index)
 
 
-def _draw_published(axes: Axes, points: list[Point | None], scale: float) -> None:
-    known = {(p.sparsity, p.reference) for p in points if p and p.reference is not None}
+def _draw_published(axes: Axes, points: list[Point], scale: float) -> None:
+    known = {(p.sparsity, p.reference) for p in points if p.reference is not None}
     if known:
         axes.plot(
             [100 * sparsity for sparsity, _ in sorted(known)],

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 _MEANINGS = {
     "method": "how the model was compressed; dense is the model before the first compressing step",
+    "run": "the folder that the row is from",
     "seed": "seed of sampling, initialisation and training",
     "sparsity": "share of zeros that was asked for, among the pruned weights",
     "actual": "share of zeros among the pruned weights",

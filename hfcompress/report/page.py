@@ -32,6 +32,7 @@ from hfcompress.report.points import Chart, chart_of
 from hfcompress.report.rows import Row, metric_of, number, published_sentence
 from hfcompress.report.scatter import (
     best_student,
+    draw_size_front,
     draw_speedups,
     draw_students,
     fastest_row,
@@ -40,6 +41,7 @@ from hfcompress.report.scatter import (
     teacher_parameters,
     timed_models,
 )
+from hfcompress.report.several import are_several
 from hfcompress.report.table import markdown_table, markdown_text, result_table
 from hfcompress.report.temperature import draw_temperatures, teacher_logits
 from hfcompress.report.weights import (
@@ -140,6 +142,11 @@ def draw_pictures(
     if timed_models(rows):
         caption = f"{metric} against measured speedup, with the Pareto front{some}"
         pictures["front"] = Picture("", caption, draw_speedups(drawn))
+    if are_several(rows):
+        caption = f"{metric} against the size of the files, with the Pareto front{some}"
+        title = "Metric and size"
+        pictures["pareto"] = Picture(title, caption, draw_size_front(drawn))
+        return pictures
     classes = draw_classes(rows, shipped_row(rows, shipped))
     if classes is not None:
         pictures["classes"] = Picture("", "accuracy of each class, dense and compressed", classes)
@@ -194,6 +201,7 @@ def html_page(
     environment: Mapping[str, object] | None = None,
     failures: Sequence[Row] = (),
     shipped: str | None = None,
+    lead: str | None = None,
 ) -> str:
     """The report as one self-contained page, light or dark as the reader's system is.
 
@@ -205,6 +213,7 @@ def html_page(
         environment: names and values; nested mappings become dotted names.
         failures: rows of trials that failed.
         shipped: as in `shipped_row`.
+        lead: the main result, where `headline` of the rows does not say it.
     """
     row = shipped_row(rows, shipped)
     pictures = draw_pictures(rows, {}, shipped) if pictures is None else pictures
@@ -218,7 +227,7 @@ def html_page(
     placed = {*_TOP_PICTURES[:3], "classes", top}
     return template.render(
         title=title,
-        headline=headline(rows),
+        headline=headline(rows) if lead is None else lead,
         failed=failure_sentence(len(failures), len(rows) + len(failures)),
         failures=_failure_lines(failures),
         metric=metric_of(rows).replace("_", " "),
@@ -242,7 +251,12 @@ def html_page(
 
 
 def markdown_page(
-    rows: Sequence[Row], *, title: str, failures: Sequence[Row] = (), pictures: Sequence[str] = ()
+    rows: Sequence[Row],
+    *,
+    title: str,
+    failures: Sequence[Row] = (),
+    pictures: Sequence[str] = (),
+    lead: str | None = None,
 ) -> str:
     """The report as Markdown for a pull request: the headline, the table, the pictures' names.
 
@@ -251,9 +265,11 @@ def markdown_page(
         title: its heading.
         failures: rows of trials that failed.
         pictures: names of the PNGs beside it, without ending.
+        lead: as in `html_page`.
     """
     failed = failure_sentence(len(failures), len(rows) + len(failures))
-    parts = [f"# {markdown_text(title)}", markdown_text(failed), markdown_text(headline(rows))]
+    lead = headline(rows) if lead is None else lead
+    parts = [f"# {markdown_text(title)}", markdown_text(failed), markdown_text(lead)]
     parts += [f"![{name}]({name}.png)" for name in pictures if name in _TOP_PICTURES[:3]]
     parts.append(markdown_table(rows))
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -34,6 +34,7 @@ from hfcompress.report.rows import (
     share_text,
 )
 from hfcompress.report.scatter import FILE_SIZE_LABEL
+from hfcompress.report.several import are_several
 from hfcompress.report.table import ResultTable, TerminalTable, make_column
 
 BAR_HEIGHT = 0.62
@@ -44,7 +45,7 @@ _MOST_ROWS = 1000
 
 def is_pipeline(rows: Sequence[Row]) -> bool:
     """Whether rows follow different steps of one recipe, or are candidates of a search."""
-    return (
+    return not are_several(rows) and (
         any(_candidate(row) for row in rows)
         or len({len(row.get("steps") or ()) for row in rows}) > 1
     )

@@ -14,6 +14,7 @@ from hfcompress.report.rows import (
     metric_text,
     number,
 )
+from hfcompress.report.several import are_several, run_of
 
 
 class ChartPoint(TypedDict):
@@ -40,15 +41,18 @@ class Axis(TypedDict):
 
 
 class Chart(TypedDict):
-    """What the page's script draws; a group is a line, with its colour."""
+    """What the page's script draws; a group is a line, with its colour. ``front`` says whether the
+    Pareto front is drawn from the start."""
 
     metric: str
+    front: bool
     axes: list[Axis]
     groups: dict[str, str]
     points: list[ChartPoint]
 
 
-def _milliseconds(row: Row) -> float | None:
+def milliseconds_of(row: Row) -> float | None:
+    """The milliseconds that a row measured; None where it did not."""
     latency = row.get("latency")
     return number(latency, "measured") if isinstance(latency, Mapping) else None
 
@@ -61,7 +65,7 @@ def _sparsity(row: Row) -> float | None:
 _AXES: dict[str, tuple[str, str, float, Callable[[Row], float | None]]] = {
     "sparsity": ("sparsity of the pruned weights (%)", "high", 100.0, _sparsity),
     "bytes": ("size (MB)", "low", 1e-6, lambda row: number(row, "bytes")),
-    "milliseconds": ("milliseconds, measured", "low", 1.0, _milliseconds),
+    "milliseconds": ("milliseconds, measured", "low", 1.0, milliseconds_of),
     "macs": ("multiply-accumulates (M)", "low", 1e-6, lambda row: number(row, "macs")),
 }
 
@@ -99,13 +103,17 @@ def chart_of(rows: Sequence[Row]) -> Chart | None:
         return None
     names = list(dict.fromkeys(point["group"] for point in points if point["group"] != "dense"))
     groups = {"dense": "#80868B"} | {name: colour_of(i) for i, name in enumerate(names)}
-    return Chart(metric=metric_label(metric), axes=axes, groups=groups, points=points)
+    return Chart(
+        metric=metric_label(metric), front=are_several(rows), axes=axes, groups=groups,
+        points=points,
+    )  # fmt: skip
 
 
 def _label(row: Row, metric: str) -> str:
     settings = row.get("settings") or {}
     text = ", ".join(f"{name} {value}" for name, value in settings.items())
-    return f"{metric_text(metric, number(row, 'value'))}: {text or method_of(row, 'dense')}"
+    where = f"{run_of(row)}: {text}" if text and run_of(row) else text
+    return f"{metric_text(metric, number(row, 'value'))}: {where or method_of(row, 'dense')}"
 
 
 def _scaled(value: float | None, scale: float) -> float | None:

@@ -36,8 +36,9 @@ def number(row: Row, key: str) -> float | None:
 
 
 def method_of(row: Row, default: str = "compressed") -> str:
-    """The name of the row's method, or the default."""
-    return str(row.get("method") or default)
+    """The name of the row's method, or the default; among several runs after its run's name."""
+    name, run = str(row.get("method") or default), row.get("run")
+    return f"{run}: {name}" if run else name
 
 
 def steps_of(row: Row) -> list[Row]:
@@ -215,6 +216,18 @@ def dense_point(rows: Sequence[Row]) -> Point | None:
             return Point("dense", 0.0, 0.0, known, None, None, 0.0, None, None, (known,), 1.0,
                          chance, majority)  # fmt: skip
     return None
+
+
+def dense_points(rows: Sequence[Row]) -> dict[str, Point]:
+    """Run -> its dense model's value, as `dense_point`; one without a name where all rows are of
+    one run, or the dense models of several are equally good."""
+    runs = dict.fromkeys(str(row.get("run") or "") for row in rows)
+    found = {run: dense_point([row for row in rows if row.get("run", "") == run]) for run in runs}
+    known = {run: point for run, point in found.items() if point is not None}
+    whole = dense_point(rows)
+    if whole is None or len({point.value for point in known.values()}) < 2:
+        return {} if whole is None else {"": whole}
+    return known
 
 
 def compressed_points(rows: Sequence[Row]) -> dict[str, list[Point]]:

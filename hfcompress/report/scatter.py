@@ -288,6 +288,45 @@ def speedup_sentence(rows: Sequence[Row]) -> str:
     )
 
 
+# --- several runs: the metric against the size of the files, with the front ----------------------
+
+
+def draw_size_front(rows: Sequence[Row]) -> bytes:
+    """`size_front_figure` as PNG."""
+    return png_bytes(size_front_figure(rows))
+
+
+def size_front_figure(rows: Sequence[Row]) -> Figure:
+    """The metric against megabytes, one colour per method; the grey line is the Pareto front.
+
+    Args:
+        rows: any rows; those without a size or a value are left out.
+    """
+    metric = metric_of(rows)
+    scale = metric_scale(metric)
+    figure, axes = _metric_axes(metric, FILE_SIZE_LABEL)
+    groups: dict[str, list[tuple[float, Point]]] = {}
+    for row in rows:
+        size = number(row, "bytes")
+        if size is not None and number(row, "value") is not None:
+            point = average(method_of(row), [row])
+            groups.setdefault(point.method, []).append((size / 1e6, point))
+    for index, members in enumerate(groups.values()):
+        draw_points(
+            axes, [size for size, _ in members], [point for _, point in members], scale, index
+        )
+    front: list[tuple[float, float]] = []
+    every = sorted((size, -point.value) for members in groups.values() for size, point in members)
+    for size, lost in every:
+        if not front or -lost > front[-1][1]:
+            front.append((size, -lost))
+    if len(front) > 1:
+        x, y = [size for size, _ in front], [scale * value for _, value in front]
+        axes.plot(x, y, color=GREY, linewidth=1.4, label="Pareto front")
+    add_legend(axes)
+    return figure
+
+
 # --- shared ------------------------------------------------------------------------------------
 
 

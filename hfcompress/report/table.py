@@ -33,6 +33,7 @@ from hfcompress.report.rows import (
     share_text,
     test_of,
 )
+from hfcompress.report.several import run_of
 from hfcompress.utils import visible
 
 _MOST_ROWS = 200  # in a terminal and in Markdown
@@ -175,6 +176,7 @@ def all_columns(rows: Sequence[Row]) -> list[Column]:
     """Every known column in display order, including empty ones."""
     metric, column = metric_of(rows), partial(make_column, rows)
     return [
+        column("run", run_of, text=True),
         column("method", _method, text=True),
         *_setting_columns(rows),
         column("seed", lambda row: count_text(row, "seed")),
@@ -298,7 +300,8 @@ def _without_equal_dense_rows(rows: Sequence[Row]) -> list[Row]:
     seen: set[tuple[object, ...]] = set()
     kept: list[Row] = []
     for row in rows:
-        key = (row.get("value"), row.get("nonzero_parameters"), row.get("reference"))
+        same = ("run", "value", "nonzero_parameters", "reference")
+        key = tuple(row.get(field) for field in same)
         if is_dense(row) and key in seen:
             continue
         if is_dense(row):

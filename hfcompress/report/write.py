@@ -22,13 +22,14 @@ def write_report(
     weights: Mapping[str, Row] | None = None,
     title: str = "Compression report",
     shipped: str | None = None,
+    lead: str | None = None,
 ) -> list[Path]:
     """Write ``results.csv``, ``report.html``, ``report.md`` and a PNG for each picture of the rows.
 
     The pictures are ``curve.png``, and depending on the rows ``size.png`` and ``temperature.png``
     (students), ``front.png`` (measured latencies), ``classes.png`` (more than two classes),
     ``weights.png``, ``grids.png`` and ``levels.png`` (weights), ``bars.png`` (a pipeline, which
-    has no curve).
+    has no curve), ``pareto.png`` (several runs).
 
     Each file is written atomically, so a report can be written after every row.
 
@@ -41,6 +42,7 @@ def write_report(
             without histograms of these rows, an existing ``weights.png`` is kept and shown.
         title: heading of the page.
         shipped: hash of the row whose model a search has chosen.
+        lead: the main result, where the rows' own headline does not say it.
 
     Returns:
         The files written.
@@ -61,10 +63,10 @@ def write_report(
         pictures["weights"] = histogram_picture(earlier.read_bytes())
     page = html_page(
         rows, title=title, pictures=pictures, recipe_text=recipe_text, environment=environment,
-        failures=failures, shipped=shipped,
+        failures=failures, shipped=shipped, lead=lead,
     )  # fmt: skip
     written.append(atomic_write(directory / PAGE, page))
-    text = markdown_page(rows, title=title, failures=failures, pictures=list(pictures))
+    text = markdown_page(rows, title=title, failures=failures, pictures=list(pictures), lead=lead)
     written.append(atomic_write(directory / "report.md", text))
     if "curve" not in pictures:  # an older report's, of rows that are not a curve
         (directory / "curve.png").unlink(missing_ok=True)

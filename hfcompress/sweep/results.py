@@ -6,7 +6,8 @@
     failures.jsonl     one row a failed trial: its settings, reason and traceback
     recipe.yaml        the recipe with every default spelt out
     environment.json   versions, processor, threads
-    predictions/       logits of each trial (safetensors), named by content hash
+    predictions/       logits of each trial (safetensors), named by content hash, and what they
+                       are compared with
     weights.jsonl      weight histograms before and after, a line a model (former: weights.json)
     models/            the models, if the recipe keeps them
     .lock              held by the process that runs the recipe; .lock.json names it
@@ -18,11 +19,13 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
 from hfcompress.errors import OutputError
@@ -35,6 +38,22 @@ ROWS = "results.jsonl"
 FAILURES = "failures.jsonl"
 WEIGHTS = "weights.jsonl"
 LOCK = ".lock"
+REFERENCES = "references"
+
+
+@dataclass(frozen=True)
+class References:
+    """What the logits of a run are compared with.
+
+    Attributes:
+        values: of the measured rows, as their task has them.
+        rows: content hash of the measured rows.
+        task: name of the task.
+    """
+
+    values: NDArray[Any]
+    rows: str
+    task: str
 
 
 class RunDirectory:
@@ -246,11 +265,36 @@ class RunDirectory:
 
     def load_predictions(self, key: str) -> NDArray[np.float32] | None:
         """The logits kept under a key; None where there are none."""
+        return self.load_arrays(key).get("logits")
+
+    def load_arrays(self, key: str) -> dict[str, NDArray[Any]]:
+        """What was kept under a key, by name; empty where nothing was."""
         path = self.path / "predictions" / f"{key}.safetensors"
+        return dict(load_file(str(path))) if path.is_file() else {}
+
+    def save_references(self, references: object, rows: str, task: str) -> None:
+        """Keep what the logits are compared with, where that is an array; once.
+
+        Args:
+            references: of the measured rows, as their task has them.
+            rows: content hash of the measured rows.
+            task: name of the task.
+        """
+        path = self.path / "predictions" / f"{REFERENCES}.safetensors"
+        if isinstance(references, np.ndarray) and not path.is_file():
+            kept = {"references": np.ascontiguousarray(references)}
+            atomic_write(path, save(kept, {"rows": rows, "task": task}))
+
+    def references(self) -> References | None:
+        """What `save_references` has kept; None where it has not."""
+        path = self.path / "predictions" / f"{REFERENCES}.safetensors"
         if not path.is_file():
             return None
-        logits: NDArray[np.float32] = load_file(str(path))["logits"]
-        return logits
+        with safe_open(str(path), "numpy") as file:
+            about = file.metadata() or {}
+            return References(
+                file.get_tensor("references"), about.get("rows", ""), about.get("task", "")
+            )
 
 
 def _drop_cut_line(stream: BinaryIO) -> None:

@@ -139,6 +139,9 @@ def finish(
         is_new = store.write_text("recipe.yaml", with_comment(text)) or is_new
         if pending or store.read_json("environment.json") is None:
             store.write_json("environment.json", environment())
+        if pending:
+            task = experiment.task.name
+            store.save_references(experiment.references, experiment.eval_hash, task)
     if pending:  # those of a folder are read again at the end
         rows = []
     progress.sweep(len(done), len(trials))

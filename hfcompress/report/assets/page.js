@@ -126,7 +126,7 @@
   const tip = make("div", { className: "tip", hidden: true });
   let axis = data.axes[0].key;
   let plot = null;
-  let front = false;
+  let front = data.front;
 
   const points = () => data.points.filter((point) => point.x[axis] !== null).sort((a, b) => a.x[axis] - b.x[axis]);
   const pareto = (known) => {
@@ -234,7 +234,7 @@
   };
   const picker = make("select", { id: "axis" }, ...data.axes.map(({ key, title }) => make("option", { value: key, textContent: title })));
   picker.addEventListener("change", () => { axis = picker.value; draw(); });
-  const box = make("input", { type: "checkbox" });
+  const box = make("input", { type: "checkbox", checked: front });
   box.addEventListener("change", () => { front = box.checked; plot?.redraw(); });
   place.before(make("div", { className: "tools" }, make("label", {}, "against ", picker), make("label", {}, box, " Pareto front"), make("span", { className: "caption", textContent: "drag to zoom, double click to go back, click a point to find its row" })));
   listeners.push(() => plot?.redraw());

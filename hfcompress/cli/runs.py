@@ -1,0 +1,59 @@
+"""``hfcompress report`` and ``hfcompress compare``: what finished runs say."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hfcompress.cli.output import note_on, print_json, show_rows, show_written
+from hfcompress.errors import ConfigError
+
+if TYPE_CHECKING:  # it takes tenths of a second to import
+    from rich.console import Console
+
+
+def report_command(options: argparse.Namespace, console: Console) -> int:
+    """Carry out ``hfcompress report``.
+
+    Raises:
+        OutputError: no results, or a folder that cannot be written.
+        ConfigError: several runs of different metrics.
+    """
+    from hfcompress.sweep.results import RunDirectory
+    from hfcompress.sweep.run import report
+    from hfcompress.sweep.several import report_runs
+
+    folders = [Path(folder) for folder in options.directories]
+    if len(folders) > 1:
+        output = Path(options.output or "runs/report")
+        show_rows(report_runs(folders, output), console, options)
+    else:
+        if options.output is not None:
+            raise ConfigError("--output is for the page of several runs; one has its own folder")
+        output = folders[0]
+        show_rows(report(output, note_on(console, options)), console, options)
+    failed = sum(len(RunDirectory(folder).failures()) for folder in folders)
+    if failed:
+        console.print(f"{failed} trials failed; results.csv says why")
+    show_written(output, console, options)
+    return 0
+
+
+def compare_command(options: argparse.Namespace, console: Console) -> int:
+    """Carry out ``hfcompress compare``.
+
+    Raises:
+        OutputError: no results, or no such row.
+        ConfigError: fewer than two rows, or different metrics.
+    """
+    from hfcompress.report.comparison import comparison_table
+    from hfcompress.sweep.comparison import compare_runs
+
+    found = compare_runs(*options.runs)
+    if options.json:
+        print_json(found.rows)
+    else:
+        console.print(comparison_table(found.rows))
+    console.print(found.sentence)
+    return 0
