@@ -16,6 +16,7 @@ from hfcompress.version import __version__ as __version__
 _PUBLIC: dict[str, tuple[str, ...]] = {
     "benchmarking.check": ("CheckReport", "check"),
     "benchmarking.config": ("BenchConfig",),
+    "benchmarking.feasibility": ("Feasibility", "feasibility"),
     "benchmarking.run": ("BenchResult", "bench"),
     "storage.caches": ("CacheEntry", "cache_entries", "prune_cache"),
     "calibration.batches": ("Calibration",),

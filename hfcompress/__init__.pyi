@@ -2,6 +2,8 @@
 from hfcompress.benchmarking.check import CheckReport as CheckReport
 from hfcompress.benchmarking.check import check as check
 from hfcompress.benchmarking.config import BenchConfig as BenchConfig
+from hfcompress.benchmarking.feasibility import Feasibility as Feasibility
+from hfcompress.benchmarking.feasibility import feasibility as feasibility
 from hfcompress.benchmarking.run import BenchResult as BenchResult
 from hfcompress.benchmarking.run import bench as bench
 from hfcompress.calibration.batches import Calibration as Calibration

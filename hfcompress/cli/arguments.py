@@ -12,7 +12,9 @@ from hfcompress.cli.verbs import VERBS, add_verb
 from hfcompress.version import __version__
 
 _PROGRAM = "hfcompress"
-WITH_ROWS = {"run", "sensitivity", "compress", "bench", "report", "compare", *VERBS}
+WITH_ROWS = {
+    "run", "sensitivity", "compress", "bench", "feasibility", "report", "compare", *VERBS,
+}  # fmt: skip
 """Commands whose result is rows."""
 _EPILOG = (
     "Documentation and examples: README.md; every recipe starts with the command that runs it."
@@ -117,6 +119,20 @@ def make_parser(command: str | None = None) -> Parser:
     for name, text in (_bench_options() if command == "bench" else {}).items():
         bench.add_argument(f"--{name}", metavar=name.upper(), help=text)
     bench.add_argument("--output", metavar="DIR", default="runs/bench", help="default: runs/bench")
+
+    feasible = _command(
+        commands, "feasibility", "say where models could run: watch, phone, browser, board ..."
+    )
+    feasible.add_argument(
+        "models", metavar="MODEL", nargs="+", help="hub name, folder, int8 folder"
+    )
+    feasible.add_argument(
+        "--length", type=int, default=32, metavar="N", help="tokens of a text (default: 32)"
+    )
+    feasible.add_argument(
+        "--picture", metavar="FILE", default="runs/feasibility.png",
+        help="default: runs/feasibility.png",
+    )  # fmt: skip
 
     report = _command(
         commands, "report", "draw table, curves and page of a run again, or of several together"

@@ -272,14 +272,18 @@ def _certify(options: argparse.Namespace, console: Console) -> int:
 
 
 def _check(options: argparse.Namespace, console: Console) -> int:
-    from hfcompress.benchmarking.check import check
-    from hfcompress.cli.display import Display
-    from hfcompress.cli.inspect import check_table
+    from hfcompress.cli.inspect import check_command
 
-    with Display(console, options.quiet) as display:
-        report = check(options.model, display)
-    console.print(check_table(report))
-    return 0 if report.passed else 1
+    return check_command(options, console)
+
+
+def _feasibility(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.cli.inspect import feasibility_rows
+
+    rows = feasibility_rows(options, console)
+    if options.json:
+        _print_json(rows)
+    return 0
 
 
 def _inspect(options: argparse.Namespace, console: Console) -> int:
@@ -358,6 +362,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
     "compress": _compress,
     "inspect": _inspect,
     "bench": _bench,
+    "feasibility": _feasibility,
     "report": report_command,
     "compare": compare_command,
     "certify": _certify,

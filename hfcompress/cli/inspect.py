@@ -1,15 +1,21 @@
-"""``hfcompress inspect``: what a model consists of, and what compression would work on."""
+"""``hfcompress inspect``, ``check`` and ``feasibility``: what a model consists of, what compression
+would do to it, and where it could run.
+"""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from hfcompress.benchmarking.check import CheckReport
+from hfcompress.benchmarking.check import CheckReport, check
+from hfcompress.benchmarking.feasibility import feasibility
 from hfcompress.calibration.moments import weight_of
+from hfcompress.cli.display import Display
 from hfcompress.measure.profiles import MEGABYTE, Fit, fits_of_bytes, fits_of_model
 from hfcompress.measure.size import CompressionMetrics
 from hfcompress.measure.weights import analyze_weight_distribution
@@ -17,7 +23,9 @@ from hfcompress.models.architectures import family_of
 from hfcompress.models.loading import ModelConfig, load_model
 from hfcompress.pruning.targets import default_exclusions, weight_matrices
 from hfcompress.quantization.manifest import MANIFEST, read_manifest
+from hfcompress.report.feasibility import draw_feasibility, feasibility_table
 from hfcompress.tasks.registry import find_task
+from hfcompress.utils import Row, atomic_write
 
 
 def inspect_model(path: str, task: str, profiles: bool = False) -> tuple[list[Table], str]:
@@ -46,6 +54,28 @@ def inspect_model(path: str, task: str, profiles: bool = False) -> tuple[list[Ta
     )
     second = _fits(fits_of_model(model)) if profiles else _layers(model, set(targets))
     return [_totals(metrics), second], closing
+
+
+def check_command(options: argparse.Namespace, console: Console) -> int:
+    """Run ``hfcompress check``; returns the exit code, 1 where a verb fails."""
+    with Display(console, options.quiet) as display:
+        report = check(options.model, display)
+    console.print(check_table(report))
+    return 0 if report.passed else 1
+
+
+def feasibility_rows(options: argparse.Namespace, console: Console) -> list[Row]:
+    """Run ``hfcompress feasibility``: show the table, write the picture, return the rows."""
+    with Display(console, options.quiet) as display:
+        found = feasibility(options.models, options.length, display)
+    rows = [item.to_dict() for item in found]
+    if not options.json:
+        console.print(feasibility_table(rows))
+    for note in dict.fromkeys(note for item in found for note in item.notes):
+        console.print(note, markup=False)
+    picture = atomic_write(options.picture, draw_feasibility(rows))
+    console.print(f"written to {picture}", markup=False)
+    return rows
 
 
 def check_table(report: CheckReport) -> Table:

@@ -1,7 +1,8 @@
 """Deployment profiles: how large a model may be where it is to run, and which models are.
 
 The limits are conventions, written down once: change or add one in `PROFILES`. A profile speaks
-of the model's own files; a tokenizer comes on top.
+of the model's own files and of the memory that a model and its engine's buffers may take; a
+tokenizer comes on top.
 """
 
 from __future__ import annotations
@@ -26,15 +27,18 @@ class Profile:
     Attributes:
         name: what the command line calls it.
         max_bytes: of the model's own files.
-        engines: backends of `QuantizationConfig` whose files run there; none where the weights
-            are compiled into a program.
+        engines: backends of `QuantizationConfig` whose files run there.
         why: where the limit comes from.
+        max_memory: bytes that a model may take while it runs.
+        runs_from_flash: weights are read where they lie, and do not count as memory.
     """
 
     name: str
     max_bytes: int
     engines: tuple[str, ...]
     why: str
+    max_memory: int
+    runs_from_flash: bool = False
 
     def fits(self, size: int) -> bool:
         """Whether a model of so many bytes may go there: below the limit, not at it."""
@@ -43,15 +47,48 @@ class Profile:
 
 # From the smallest to the largest.
 PROFILES = (
-    Profile("microcontroller", 1 * MEGABYTE, (), "flash of a larger microcontroller"),
-    Profile("phone", 10 * MEGABYTE, ("onnxruntime",), "what an app may grow by unnoticed"),
-    Profile("browser", 25 * MEGABYTE, ("onnxruntime",), "a page's download on a slow line"),
-    Profile("edge", 100 * MEGABYTE, ("onnxruntime", "openvino"), "a board with 1 GB of memory"),
+    Profile(
+        "microcontroller",
+        1 * MEGABYTE,
+        ("litert",),
+        "flash of a larger microcontroller",
+        max_memory=256_000,
+        runs_from_flash=True,
+    ),
+    Profile(
+        "watch",
+        5 * MEGABYTE,
+        ("executorch", "litert"),
+        "an app for a wrist is loaded over Bluetooth",
+        max_memory=50 * MEGABYTE,
+    ),
+    Profile(
+        "phone",
+        10 * MEGABYTE,
+        ("executorch", "litert", "onnxruntime"),
+        "what an app may grow by unnoticed",
+        max_memory=200 * MEGABYTE,
+    ),
+    Profile(
+        "browser",
+        25 * MEGABYTE,
+        ("onnxruntime",),
+        "a page's download on a slow line",
+        max_memory=500 * MEGABYTE,
+    ),
+    Profile(
+        "edge",
+        100 * MEGABYTE,
+        ("executorch", "litert", "onnxruntime", "openvino"),
+        "a board with 1 GB of memory",
+        max_memory=500 * MEGABYTE,
+    ),
     Profile(
         "server-cpu",
         500 * MEGABYTE,
         ("onnxruntime", "openvino", "torch", "torchao"),
         "several workers side by side in a small container",
+        max_memory=2000 * MEGABYTE,
     ),
 )
 

@@ -287,6 +287,7 @@ def _write_config(quantized: QuantizedModel, path: Path) -> None:
 def _manifest(quantized: QuantizedModel, processor: Processor | None) -> Manifest:
     done = quantized.to_dict()
     done.pop("modules")
+    done["total_macs"] = quantized.coverage.total_macs
     manifest: Manifest = {
         "format": FORMAT,
         "backend": quantized.config.backend,
