@@ -80,7 +80,7 @@ def feasibility_table(rows: Sequence[Row]) -> Table:
             _figure(row["macs"], 1e6, 1),
             _figure(row["millijoules"], 1, 2),
             ", ".join(place for place, reasons in places if not reasons) or "nowhere",
-            "; ".join(f"{place}: {' and '.join(found)}" for place, found in places if found),
+            "; ".join(f"{place}: {', '.join(found)}" for place, found in places if found),
         )
         table.add_row(*map(plain_text, cells))
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -12,11 +13,15 @@ from typing import Any
 import pytest
 
 from hfcompress import __version__
+from hfcompress.cli import main as entry_point
 from hfcompress.cli.commands import main
 from hfcompress.errors import ConfigError
 from hfcompress.pruning.prune import prune
+from hfcompress.recipes.grid import Trial
 from hfcompress.recipes.library import shipped_recipes
 from hfcompress.recipes.yaml import dump_yaml
+from hfcompress.sweep.trial import Runner
+from tests.forked import run_forked
 
 
 @pytest.fixture
@@ -159,30 +164,10 @@ def test_the_module_runs_as_the_command_does() -> None:
 
 
 def test_the_entry_point_is_there(capsys: pytest.CaptureFixture[str]) -> None:
-    from hfcompress.cli import main as entry_point
-
     with pytest.raises(SystemExit) as ended:
         entry_point(["--version"])
     assert ended.value.code == 0
     assert __version__ in capsys.readouterr().out
-
-
-STOPPED = """
-import os, signal, sys
-import hfcompress.sweep.trial as trial
-from hfcompress.cli import main
-perform, number = trial.Runner.run, int(sys.argv.pop(1))
-# A shell's background job ignores some signals.
-signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-
-def killed(runner, which):
-    if which.index == 1:
-        os.kill(os.getpid(), number)
-    return perform(runner, which)
-
-trial.Runner.run = killed
-sys.exit(main())
-"""
 
 
 @pytest.mark.parametrize(
@@ -191,12 +176,23 @@ sys.exit(main())
 def test_a_stopped_run_says_how_to_go_on(
     recipe_file: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    arguments = ["run", str(recipe_file), "--output", str(tmp_path / "out")]
-    done = subprocess.run(
-        [sys.executable, "-c", STOPPED, str(int(number)), *arguments],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == code
+    def run() -> int:
+        perform = Runner.run
+
+        def killed(runner: Runner, which: Trial) -> Any:
+            if which.index == 1:
+                os.kill(os.getpid(), number)
+            return perform(runner, which)
+
+        # A shell's background job ignores some signals.
+        usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, usual)
+        setattr(Runner, "run", killed)  # noqa: B010
+        sys.argv = ["hfcompress", "run", str(recipe_file), "--output", str(tmp_path / "out")]
+        return entry_point()
+
+    done = run_forked(run)
+    assert done.returncode == code, done.stderr
     assert done.stderr.strip().endswith("stopped; the same command goes on where it was")
     assert "Traceback" not in done.stderr
     assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == 1

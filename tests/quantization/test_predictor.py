@@ -6,8 +6,6 @@ import copy
 import json
 import pickle
 import runpy
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ import hfcompress
 from hfcompress.errors import ConfigError, DataError, ModelError
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.quantize import quantize
+from tests.forked import run_script
 from tests.tiny_images import image_model
 from tests.tiny_models import text_batches, tiny_bert
 from tests.tiny_tokenizers import tiny_tokenizer
@@ -264,10 +263,8 @@ def test_scores_are_those_of_the_pipeline(
     for ours, row in zip(found, expected, strict=True):
         scores = {item["label"]: item["score"] for item in ours}
         assert scores == pytest.approx({x["label"]: x["score"] for x in row}, abs=0.05)
-    done = subprocess.run(
-        [sys.executable, folder / "example.py", *TEXTS],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = run_script(folder / "example.py", *TEXTS)
+    assert not done.returncode, done.stderr
     printed = [float(line.split()[1]) for line in done.stdout.splitlines()]
     assert printed == pytest.approx([row[0]["score"] for row in found], abs=1e-3)
 

@@ -24,6 +24,7 @@ from hfcompress.sweep import executors as engines
 from hfcompress.sweep.outcome import Outcome
 from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.run import run
+from tests.forked import fork_workers
 
 TIMES = {"seconds", "steps"}
 
@@ -90,6 +91,7 @@ def dies_at_half(task: engines.Task) -> Outcome:
 def test_a_dead_worker_fails_its_own_trial_alone(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    fork_workers(monkeypatch)
     monkeypatch.setattr(engines, "perform_task", dies_at_half)
     trials = expand(recipe)
     tasks = {engines.Task("", None, "", 1, False, trial.index): trial for trial in trials}
@@ -206,6 +208,7 @@ def dies_once(task: engines.Task) -> Outcome:
 def test_the_trial_of_a_dead_worker_is_tried_once_more(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    fork_workers(monkeypatch)
     monkeypatch.setattr(engines, "perform_task", dies_once)
     trials = expand(recipe.replace(grid={"prune.sparsity": [i / 10 for i in range(8)]}))
     tasks = {engines.Task("", str(tmp_path), "", 1, False, one.index): one for one in trials}
