@@ -99,7 +99,7 @@ def make_parser(command: str | None = None) -> Parser:
     ))  # fmt: skip
 
     _certify_arguments(_command(
-        commands, "certify", "say how sure it is that a small model loses no more than allowed"
+        commands, "certify", "say how sure it is that a small model loses little"
     ))  # fmt: skip
 
     inspect = _command(commands, "inspect", "parameters, sizes, sparsity of a model")
@@ -134,17 +134,13 @@ def make_parser(command: str | None = None) -> Parser:
         help="default: runs/feasibility.png",
     )  # fmt: skip
 
-    report = _command(
-        commands, "report", "draw table, curves and page of a run again, or of several together"
-    )
+    report = _command(commands, "report", "draw the page of a run again, or of several runs")
     report.add_argument("directories", metavar="DIR", nargs="+", help="folder of a run")
     report.add_argument(
         "--output", metavar="DIR", help="of several: folder of their page (default: runs/report)"
     )
 
-    compare = _command(
-        commands, "compare", "say which of several runs or rows is better, and how sure that is"
-    )
+    compare = _command(commands, "compare", "say which of several runs is better, and how sure")
     compare.add_argument(
         "runs", metavar="DIR[:ROW]", nargs="+",
         help="folder of a run: the row that its page names; or DIR:3, DIR:dense, DIR:all",

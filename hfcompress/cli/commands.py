@@ -282,7 +282,7 @@ def _feasibility(options: argparse.Namespace, console: Console) -> int:
 
     rows = feasibility_rows(options, console)
     if options.json:
-        _print_json(rows)
+        print_json(rows)
     return 0
 
 
