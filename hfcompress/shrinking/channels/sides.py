@@ -127,7 +127,7 @@ def removable_dimensions(module: nn.Module, name: str, tensor: Tensor) -> tuple[
         return ()
     if isinstance(module, (_ConvNd, nn.Linear)) and name in ("weight", "bias"):
         return tuple(range(min(tensor.dim(), 2)))
-    if isinstance(module, nn.Embedding):
+    if isinstance(module, nn.Embedding) and name == "weight":
         return (1,)
     if isinstance(module, _RECURRENT):
         return (1,) if _reads_inputs(name) else ()

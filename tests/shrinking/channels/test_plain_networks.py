@@ -256,6 +256,30 @@ def test_labels_that_do_not_fit_are_refused_and_those_of_tokens_are_read() -> No
     assert report.macs.share <= 0.6
 
 
+class ScaledWords(nn.Embedding):
+    """A table with factors of its own: one number, as Gemma has it, and one for each channel."""
+
+    def __init__(self) -> None:
+        super().__init__(50, 24)
+        self.register_buffer("scale", torch.tensor(24.0).sqrt())
+        self.factors = nn.Parameter(torch.linspace(0.5, 1.5, 24))
+
+    def forward(self, input: Tensor) -> Tensor:
+        found: Tensor = super().forward(input) * self.scale * self.factors
+        return found
+
+
+def test_tables_have_tensors_beside_their_weight() -> None:
+    torch.manual_seed(0)
+    words, first, last = ScaledWords(), nn.Linear(24, 16), nn.Linear(16, 3)
+    model = nn.Sequential(words, first, nn.ReLU(), last)
+    report = shrink(model, plain(0.6), Calibration([{"input": torch.arange(40).reshape(8, 5)}]))
+    assert report.macs.share <= 0.6
+    width = words.embedding_dim
+    assert words.weight.shape[1] == words.factors.numel() == first.in_features == width < 24
+    assert model(torch.arange(5)[None]).shape == (1, 5, 3)
+
+
 def test_channels_that_no_module_reads_have_no_gradient_scores() -> None:
     dense, rows = made(NETWORKS["convolution_by_function"])
     data = Calibration([{"x": rows, "labels": torch.arange(6) % 5}])
