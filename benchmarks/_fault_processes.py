@@ -84,13 +84,15 @@ class Run:
 
     Attributes:
         pid: of the process, which leads a session of its own.
-        log: what it prints.
+        log: what it prints, after what other runs of its place have printed.
+        begin: where that begins.
         started: ``time.monotonic``.
         code: its exit code, negative for a signal; None while it runs.
     """
 
     pid: int
     log: Path
+    begin: int
     started: float = field(default_factory=time.monotonic)
     code: int | None = None
 
@@ -124,7 +126,7 @@ class Run:
 
     @property
     def printed(self) -> str:
-        return self.log.read_text(encoding="utf-8", errors="replace")
+        return self.log.read_bytes()[self.begin :].decode(errors="replace")
 
 
 def start(arguments: Sequence[str], place: Place, hook: Hook | None = None) -> Run:
@@ -136,12 +138,13 @@ def start(arguments: Sequence[str], place: Place, hook: Hook | None = None) -> R
         hook: called in the process before the command.
     """
     place.made()
-    log = os.open(place.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    log = os.open(place.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    begin = os.fstat(log).st_size
     sys.stdout.flush()
     pid = os.fork()
     if pid:
         os.close(log)
-        return Run(pid, place.log)
+        return Run(pid, place.log, begin)
     code = 70
     try:
         os.setsid()

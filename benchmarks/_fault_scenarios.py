@@ -251,8 +251,25 @@ class Bench:
 
 
 def forked_workers() -> None:
-    """Let worker processes be forked from a process that has imported everything."""
+    """Let worker processes be forked from a process that has imported everything.
+
+    Like a spawned process, none ever has its parent's handler of SIGTERM.
+    """
     context = multiprocessing.get_context("fork")
+    held = {signal.SIGTERM}
+
+    def let_go() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
+
+    def as_if_spawned() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        let_go()
+
+    os.register_at_fork(
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, held),
+        after_in_parent=let_go,
+        after_in_child=as_if_spawned,
+    )
     multiprocessing.get_context = lambda method=None: context  # type: ignore[assignment]
 
 

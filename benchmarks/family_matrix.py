@@ -234,7 +234,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("families", nargs="*", metavar="FAMILY", help="which; default: all")
+    parser.add_argument(
+        "families",
+        nargs="*",
+        metavar="FAMILY",
+        help="which; default: all. Rows of others stay as they are in --json",
+    )
     parser.add_argument("--json", type=Path, help="where to write the rows")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -250,9 +255,13 @@ def main() -> None:
             for verb, cell in row["verbs"].items()
         )
         print(f"{row['family']:24} {cells}", flush=True)
+    new = {row["family"]: row for row in found}
+    if arguments.families and arguments.json and arguments.json.is_file():
+        known = json.loads(arguments.json.read_text(encoding="utf-8"))["rows"]
+        found = [new.get(row["family"], row) for row in known]
     if arguments.json:
         arguments.json.write_text(json.dumps({"rows": found}, indent=1) + "\n", encoding="utf-8")
-    if not arguments.families:
+    if not arguments.families or len(found) > len(new):
         PAGE.write_text(page(found), encoding="utf-8")
     wrong = [row["family"] for row in found if not row.get("untouched", True)]
     print(f"changed by a check: {', '.join(wrong) or 'none'}")

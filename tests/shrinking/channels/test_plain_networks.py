@@ -261,6 +261,7 @@ class ScaledWords(nn.Embedding):
 
     def __init__(self) -> None:
         super().__init__(50, 24)
+        self.scale: Tensor
         self.register_buffer("scale", torch.tensor(24.0).sqrt())
         self.factors = nn.Parameter(torch.linspace(0.5, 1.5, 24))
 
