@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from benchmarks.tables import ROOT
+from hfcompress.models.cross_encoder import AutoCrossEncoder
+from tests.tasks.ranked import reranker_folder
 from tests.test_readme import blocks_of, read
 from tests.tiny_images import convnet, image_batches
 from tests.tiny_models import tiny_bert
@@ -40,6 +42,7 @@ def names(
     write_data("sst2/train.tsv", rows=64)
     write_data("sst2/dev.tsv", rows=24, seed=1)
     write_data("sst2/test.tsv", rows=24, seed=2)
+    AutoCrossEncoder.from_pretrained(reranker_folder(Path("reranker"))).save_pretrained("reranker")
     words = [*GOOD, *FILLER]
     texts = [f"{words[i % 15]} {words[i % 7]} {words[i % 4]}" for i in range(32)]
     batches = [dict(tokenizer(texts[i : i + 8], padding=True, return_tensors="pt")) for i in (0, 8)]
@@ -51,6 +54,7 @@ def names(
         "model": model, "teacher": teacher, "student": tiny_bert(),
         "tokenizer": tokenizer, "texts": texts, "batches": batches, "rows": rows_of(batches),
         "resnet": convnet("resnet"), "cnn": convnet("resnet"), "images": torch.randn(8, 3, 32, 32),
+        "passages": ["a good plot", "dull music"],
         "Trainer": lambda *_, **__: None, "Network": Network, "network": Network(),
     }  # fmt: skip
 

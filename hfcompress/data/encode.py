@@ -38,6 +38,7 @@ class Encoded:
         counted: a model's array [rows, ...] for a batch, and the batch -> the outputs that count,
             [outputs, columns], row after row; None takes the array as it is.
         source: the examples, where a row is a part of one; a column of the rows says of which.
+        groups: number of each row's group, where rows are compared within one: of its query.
         notes: what was left out, one sentence each.
     """
 
@@ -47,6 +48,7 @@ class Encoded:
     counts: NDArray[np.int64] | None = None
     counted: Counted | None = None
     source: Dataset | None = None
+    groups: NDArray[np.int64] | None = None
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -73,7 +75,9 @@ class Encoded:
         """Some of the rows, in the order given."""
         lengths = None if self.lengths is None else self.lengths[indices]
         counts = None if self.counts is None else self.counts[indices]
-        return replace(self, rows=self.rows.select(indices), lengths=lengths, counts=counts)
+        groups = None if self.groups is None else self.groups[indices]
+        rows = self.rows.select(indices)
+        return replace(self, rows=rows, lengths=lengths, counts=counts, groups=groups)
 
     def batches(
         self, batch_size: int, indices: NDArray[np.int64] | None = None

@@ -319,7 +319,7 @@ def align_examples(examples: Examples, loaded: LoadedModel, name: str) -> Exampl
         ModelError: the labels do not correspond.
         DataError: labels that may count the model's classes from 0 or from 1.
     """
-    if loaded.new_head or examples.kind in VECTORS:
+    if loaded.new_head or examples.kind in (*VECTORS, "ranking"):
         return examples
     own = label_names(loaded.model.config)
     if examples.kind == "regression" and len(own) != len(examples.labels):
@@ -375,7 +375,11 @@ def hold_out(examples: Examples, config: DataConfig) -> Examples:
         raise DataError(
             "data.choose sets training rows apart, and nothing reads a training side; leave it out"
         )
-    train, chosen = split(examples.train, config.replace(eval_fraction=config.choose))
+    group = config.group
+    if group is None and examples.kind == "ranking":  # a query's passages stay together
+        group = examples.columns[0]
+    parts = config.replace(eval_fraction=config.choose, group=group)
+    train, chosen = split(examples.train, parts)
     return replace(examples, train=train, choose=chosen)
 
 

@@ -14,10 +14,12 @@ from hfcompress.data.columns import find_column, one_label, with_texts
 from hfcompress.data.config import DataConfig
 from hfcompress.data.load import Examples
 from hfcompress.data.read import read
-from hfcompress.data.split import choose_splits, divided
+from hfcompress.data.split import choose_splits, divided, limit_groups
 from hfcompress.errors import DataError
 
 PairKind = Literal["similarity", "retrieval"]
+RELEVANCE = "relevance"
+"""What the one output of a reranker is called."""
 # Usual names of the two columns, and of the column with the score.
 SIMILAR = (("sentence1", "sentence2"), ("sentence_A", "sentence_B"), ("text1", "text2"),
            ("text_a", "text_b"), ("premise", "hypothesis"), ("text", "text_pair"))  # fmt: skip
@@ -105,6 +107,54 @@ def pair_examples(
         train=both["train"], eval=measured, columns=(columns.first, columns.second),
         modality="text", labels=[], dropped=dropped, notes=notes, kind=columns.kind, config=config,
     )  # fmt: skip
+
+
+def ranked_examples(
+    config: DataConfig, need_train: bool, splits: Mapping[str, Dataset] | None = None
+) -> Examples:
+    """Read queries with passages to rank, and their relevance.
+
+    A query's passages stay together: on one side, and below a limit of rows.
+
+    Args:
+        config, need_train, splits: as in `pair_examples`.
+
+    Raises:
+        SourceError, DataError: as `pair_examples`; no passage that is not relevant.
+    """
+    raw, notes = read(config, "text") if splits is None else (dict(splits), ())
+    chosen = choose_splits(raw, config, need_train)
+    columns = pair_columns(config, chosen["eval"], ranked_only=True)
+    dropped: dict[str, int] = {}
+    sides = {side: scored_pairs(rows, columns, side, dropped) for side, rows in chosen.items()}
+    together = config.replace(group=columns.first, max_train=None, max_eval=None)
+    both = divided(sides, together, need_train)
+    measured = both["eval"]
+    if measured is None or not len(measured):
+        raise DataError(f"data: the eval side of {config.path!r} has no usable row")
+    measured = answered_queries(measured, columns.first, "eval", dropped)
+    if min(measured["label"][:]) > 0:
+        raise DataError(
+            "data: every passage of the eval side is relevant, so that any order is right; give "
+            "passages with the label 0, too"
+        )
+    train, measured = (
+        limit_groups(rows, columns.first, most, config.seed)
+        for rows, most in ((both["train"], config.max_train), (measured, config.max_eval))
+    )
+    assert measured is not None
+    return Examples(
+        train=train, eval=measured, columns=(columns.first, columns.second), modality="text",
+        labels=[RELEVANCE], dropped=dropped, notes=(*notes, *_graded(train)), kind="ranking",
+        config=config,
+    )  # fmt: skip
+
+
+def _graded(train: Dataset | None) -> tuple[str, ...]:
+    most = 0.0 if train is None or not len(train) else max(train["label"][:])
+    if most <= 1:
+        return ()
+    return (f"training divides relevances by the greatest, {most:g}",)
 
 
 def scored_pairs(

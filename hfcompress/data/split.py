@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from datasets import Dataset
 
 from hfcompress.config import nearest_of_all
@@ -140,6 +142,25 @@ def limit(rows: Dataset | None, most: int | None, seed: int) -> Dataset | None:
     if rows is None or most is None or len(rows) <= most:
         return rows
     return rows.shuffle(seed=seed).select(range(most))
+
+
+def limit_groups(rows: Dataset | None, column: str, most: int | None, seed: int) -> Dataset | None:
+    """At most so many rows, whole groups of them, drawn by the seed; one group at least.
+
+    Args:
+        rows: of one side.
+        column: rows of a group have the same value there.
+        most: how many rows; None keeps all.
+        seed: of the drawing.
+    """
+    if rows is None or most is None or len(rows) <= most:
+        return rows
+    groups = [str(group) for group in rows[column][:]]
+    sizes = Counter(groups)
+    order = sorted(sizes, key=lambda group: _shuffled(group, seed))
+    totals = np.cumsum([sizes[group] for group in order])
+    chosen = set(order[: max(1, int((totals <= most).sum()))])
+    return rows.select([place for place, group in enumerate(groups) if group in chosen])
 
 
 def check_classes(

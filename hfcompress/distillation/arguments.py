@@ -32,6 +32,8 @@ class DistillationArguments(TrainingArguments):
     logits_weight: float = _option("logits_weight")
     similarity_weight: float = _option("similarity_weight")
     ranking_weight: float = _option("ranking_weight")
+    margin_weight: float = _option("margin_weight")
+    listwise_weight: float = _option("listwise_weight")
     hidden_weight: float = _option("hidden_weight")
     hidden_distance: str = _option("hidden_distance")
     attention_weight: float = _option("attention_weight")

@@ -38,6 +38,16 @@ class TeacherTermsConfig(Config):
         description="weight of the divergence of each text's distribution over the other texts of "
         "a batch; embedding models",
     )  # fmt: skip
+    margin_weight: float = Field(
+        0.0, ge=0, strict=False,
+        description="weight of the mean squared difference of how far two passages of a query are "
+        "apart (margin-MSE); rerankers",
+    )  # fmt: skip
+    listwise_weight: float = Field(
+        0.0, ge=0, strict=False,
+        description="weight of the divergence of each query's distribution over its passages of a "
+        "batch, the softmax of their scores; rerankers",
+    )  # fmt: skip
     hidden_weight: float = Field(
         0.0, ge=0, strict=False,
         description="weight of the distance of hidden states, summed over the mapped layers",
@@ -73,6 +83,11 @@ class TeacherTermsConfig(Config):
     )
 
     @property
+    def compares_passages(self) -> bool:
+        """Whether a term compares the passages of a query."""
+        return bool(self.margin_weight or self.listwise_weight)
+
+    @property
     def compares_layers(self) -> bool:
         """Whether a term compares layers."""
         return bool(self.hidden_weight or self.attention_weight or self.value_weight)
@@ -88,6 +103,8 @@ class TeacherTermsConfig(Config):
             "logits_loss": self.logits_weight,
             "similarity_loss": self.similarity_weight,
             "ranking_loss": self.ranking_weight,
+            "margin_loss": self.margin_weight,
+            "listwise_loss": self.listwise_weight,
             "hidden_loss": self.hidden_weight,
             "attention_loss": self.attention_weight,
             "value_loss": self.value_weight,

@@ -160,7 +160,7 @@ def soft_loss(
         return span_divergence(student_logits, teacher_logits, temperature, mask)
     if task in ("similarity", "retrieval"):
         return cosine_distance(student_logits, teacher_logits)
-    if task == "multi_label":
+    if task in ("multi_label", "ranking"):
         return sigmoid_divergence(student_logits, teacher_logits, temperature, mask)
     if task == "regression":
         return logits_mse(student_logits, teacher_logits, task, mask)

@@ -22,13 +22,19 @@ from hfcompress.distillation.layer_map import check_layer_map, uniform_layer_map
 from hfcompress.distillation.layer_outputs import LayerWatch
 from hfcompress.distillation.losses import DistillationLoss, logits_mse
 from hfcompress.distillation.teacher_outputs import (
+    QUERY,
     LayerStates,
     TeacherOutputs,
     fit_tokens,
 )
 from hfcompress.distillation.teachers import Teacher, TeacherLike, as_teacher
-from hfcompress.distillation.vector_losses import ranking_divergence, similarity_distance
-from hfcompress.errors import ConfigError, ModelError
+from hfcompress.distillation.vector_losses import (
+    listwise_divergence,
+    margin_distance,
+    ranking_divergence,
+    similarity_distance,
+)
+from hfcompress.errors import ConfigError, DataError, ModelError
 from hfcompress.inference import logits_in, with_decoder_inputs
 from hfcompress.models.architectures import blocks, family_of
 from hfcompress.models.outputs import KIND_NAMES, VECTORS
@@ -45,6 +51,8 @@ SoftLoss = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
 _BY_BATCH = {"similarity_loss": similarity_distance, "ranking_loss": ranking_divergence}
 """Terms that compare the vectors of a batch with each other."""
+_BY_QUERY = {"margin_loss": margin_distance, "listwise_loss": listwise_divergence}
+"""Terms that compare the scores of a query's passages."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +163,7 @@ class TeacherLoss:
             taught = pair.teacher.ask(inputs).to(logits.device)
             with torch.autocast(logits.device.type, enabled=False):
                 terms = self._compare(logits, taught, mask)
+                terms |= self._compare_passages(logits, taught, inputs.get(QUERY))
                 images = "pixel_values" in inputs
                 terms |= pair.layers(states, taught, inputs.get("attention_mask"), images)
             for name, term in terms.items():
@@ -191,7 +200,7 @@ class TeacherLoss:
         return {
             "soft_loss": positions,
             "logits_loss": tokens if spans else positions,
-            **dict.fromkeys(_BY_BATCH, rows),
+            **dict.fromkeys((*_BY_BATCH, *_BY_QUERY), rows),
             "hidden_loss": rows if by_row else tokens,
             "attention_loss": tokens,
             "value_loss": tokens,
@@ -256,6 +265,27 @@ class TeacherLoss:
                         f"student gives {KIND_NAMES[self.task]}; set it to 0"
                     )
                 terms[name] = compare(logits, theirs)
+        return terms
+
+    def _compare_passages(
+        self, logits: Tensor, taught: TeacherOutputs, queries: Tensor | None
+    ) -> dict[str, Tensor]:
+        terms: dict[str, Tensor] = {}
+        for name, compare in _BY_QUERY.items():
+            if not self.weights.get(name):
+                continue
+            weight = name.replace("_loss", "_weight")
+            if logits.ndim != 2 or logits.shape[1] != 1:
+                raise ConfigError(
+                    f"{weight} compares scores of passages, and the student gives "
+                    f"{KIND_NAMES[self.task]}; set it to 0"
+                )
+            if queries is None:
+                raise DataError(
+                    f"{weight} compares the passages of a query; add a column {QUERY!r} with the "
+                    f"number of each row's query"
+                )
+            terms[name] = compare(logits[:, 0], taught.logits[:, 0], queries.to(logits.device))
         return terms
 
 

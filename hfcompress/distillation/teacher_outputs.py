@@ -86,13 +86,15 @@ def fit_tokens(tensor: Tensor, tokens: int, *dimensions: int) -> Tensor:
 
 ROW = "row"
 """The column with each row's number in the data; cached outputs are looked up by it."""
+QUERY = "query"
+"""The column with the number of each row's query; passages of one query are compared."""
 TEACHER_PREFIX = "teacher_"
 """Prefix of columns that only the teacher reads, under the rest of the name."""
 
 
 def is_for_teacher(column: str) -> bool:
     """Return whether a column is withheld from the student."""
-    return column == ROW or column.startswith(TEACHER_PREFIX)
+    return column in (ROW, QUERY) or column.startswith(TEACHER_PREFIX)
 
 
 def student_inputs(inputs: Inputs) -> dict[str, Tensor]:

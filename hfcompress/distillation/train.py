@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from hfcompress.distillation.cache import TeacherCache
 from hfcompress.distillation.checks import check_labels, check_tokenizers
 from hfcompress.distillation.teacher_loss import listed
 from hfcompress.distillation.teacher_outputs import (
+    QUERY,
     ROW,
     TEACHER_PREFIX,
     student_inputs,
@@ -38,7 +40,8 @@ from hfcompress.distillation.teachers import TeacherLike
 from hfcompress.distillation.trainer import DistillationTrainer
 from hfcompress.errors import ConfigError, DataError
 from hfcompress.models.labels import are_default_names, label_names
-from hfcompress.training.outputs import LABELS
+from hfcompress.tasks.text_ranking import TEXT_RANKING
+from hfcompress.training.outputs import LABELS, infer_task
 
 _ENCODED = ("input_ids", "pixel_values")
 _NO_CLASSES = ("regression", "multi_label_classification")
@@ -75,7 +78,8 @@ def train_with_distillation(
         teacher: as `DistillationTrainer` takes it.
         data: a file, folder or hub name as a recipe's ``data`` takes it (its measured side becomes
             the Trainer's evaluation data); or a dataset of one or two columns of text and a
-            ``label`` (names or numbers, matched with the models'); or one of model inputs.
+            ``label`` (names or numbers, matched with the models'); or one of model inputs. For
+            rerankers, queries with passages and their relevance.
         processor: the tokenizer or image processor; by default that of the teacher's checkpoint.
         cache: ask a teacher that is a model once for each row and keep its logits, where no
             layers are compared.
@@ -148,6 +152,8 @@ def _rows(
     if isinstance(data, Dataset) and any(name in data.column_names for name in _ENCODED):
         processor = processor or _processor(teacher, "input_ids" in data.column_names)
         return Encoded(align_encoded(data, own), None, _collator(processor)), None
+    if infer_task(student) == "ranking" and isinstance(_model(teacher), nn.Module):
+        return _ranked_rows(teacher, data, processor, max_length)
     if isinstance(data, Dataset):
         examples = examples_of_texts(data, own is not None)
     else:
@@ -168,6 +174,22 @@ def _rows(
     if isinstance(data, Dataset):
         return train, None
     return train, encode(examples, examples.eval, processor, max_length)
+
+
+def _ranked_rows(
+    teacher: Any, data: str | Path | Dataset, processor: Any, max_length: int | None
+) -> tuple[Encoded, Encoded | None]:
+    """As `_rows`, of queries and passages; the rows have the number of their query."""
+    splits = {"train": data, "validation": data} if isinstance(data, Dataset) else None
+    config = DataConfig(path=str(data) if splits is None else "data")
+    examples = TEXT_RANKING.load(config, need_train=True, splits=splits)
+    processor = processor or _processor(teacher, text=True)
+    sides = []
+    for rows in (examples.train, examples.eval):
+        assert rows is not None
+        made = TEXT_RANKING.encode(examples, rows, processor, max_length)
+        sides.append(replace(made, rows=made.rows.add_column(QUERY, made.groups)))
+    return sides[0], None if splits else sides[1]
 
 
 def _has_class_labels(rows: Dataset) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
+from torch.utils.data import Dataset, IterableDataset, Sampler
 from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
@@ -24,8 +24,10 @@ from hfcompress.distillation.arguments import DistillationArguments
 from hfcompress.distillation.checks import check_labels, check_setup, check_tokenizers
 from hfcompress.distillation.config import DistillationTrainingConfig
 from hfcompress.distillation.losses import DistillationLoss
+from hfcompress.distillation.sampling import QuerySampler
 from hfcompress.distillation.teacher_loss import TeacherLoss, listed
 from hfcompress.distillation.teacher_outputs import (
+    QUERY,
     ROW,
     is_for_teacher,
     student_inputs,
@@ -52,9 +54,10 @@ class DistillationTrainer(TermsTrainer):
     read from ``args`` when a training starts. To change a part, override `soft_loss` or
     `position_mask`, or give a function as the teacher.
 
-    The train dataset may have a column ``row`` (row numbers for a `TeacherCache`) and columns with
-    the prefix ``teacher_`` (``teacher_input_ids``, for a teacher with another tokenizer); the
-    student receives neither.
+    The train dataset may have a column ``row`` (row numbers for a `TeacherCache`), a column
+    ``query`` (the number of each row's query, for ``margin_weight`` and ``listwise_weight``: rows
+    of a query are then near each other) and columns with the prefix ``teacher_``
+    (``teacher_input_ids``, for a teacher with another tokenizer); the student receives none.
 
     Args:
         model: the student; any module that returns logits.
@@ -213,6 +216,15 @@ class DistillationTrainer(TermsTrainer):
             self._add_projections(student)
             self._projected = True
 
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
+        """As of ``Trainer``; passages of a query are near each other where they are compared."""
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        columns = _columns(rows) or ()
+        if not self.distillation.compares_passages or QUERY not in columns:
+            found: Sampler[int] | None = super()._get_train_sampler(train_dataset)
+            return found
+        return QuerySampler(cast(Any, rows)[QUERY][:], self.args.seed)
+
     def _make_teaching(self, config: DistillationTrainingConfig) -> TeacherLoss:
         student = cast(nn.Module, self.model)
         return TeacherLoss(student, self._teachers, config, self.soft_loss)
@@ -295,7 +307,9 @@ class DistillationTrainer(TermsTrainer):
         if isinstance(kept, _Kept):
             return
         columns = _columns(self.train_dataset) or ()
-        self._signature_columns = cast(Any, _Kept([*kept, ROW, *filter(is_for_teacher, columns)]))
+        self._signature_columns = cast(
+            Any, _Kept([*kept, ROW, QUERY, *filter(is_for_teacher, columns)])
+        )
 
 
 class _Kept(list[str]):

@@ -30,6 +30,15 @@ def of_sums(sums: NDArray[np.float64], value: Callable[[NDArray[np.float64]], fl
     return lambda units: value(sums[units].sum(0))
 
 
+def of_mean(values: NDArray[np.float64]) -> Value:
+    """Return a metric that is the mean of its values of units.
+
+    Args:
+        values: [units].
+    """
+    return lambda units: float(values[units].mean())
+
+
 def compare_units(
     metric: str,
     value: Value,

@@ -116,7 +116,7 @@ def read_layout(folder: Path) -> EmbeddingLayout:
             f"model {where!r} has no {MODULES}, so it does not say how token states become a "
             f"vector; write model.pooling (mean, cls or max) and model.normalize"
         )
-    modules = _json(folder / MODULES)
+    modules = read_json(folder / MODULES)
     kinds = [(_kind(item, where), folder / str(item["path"])) for item in modules]
     if [kind for kind, _ in kinds][:1] == ["StaticEmbedding"]:
         return _static(kinds, folder)
@@ -132,7 +132,7 @@ def read_layout(folder: Path) -> EmbeddingLayout:
             f"{MODULES} of model {where!r} keeps its Transformer in {kinds[0][1].name!r}; save the "
             f"model again with a current sentence-transformers, which keeps it in the folder itself"
         )
-    own = _json(folder / TRANSFORMER) if (folder / TRANSFORMER).is_file() else {}
+    own = read_json(folder / TRANSFORMER) if (folder / TRANSFORMER).is_file() else {}
     limit = own.pop("max_seq_length", None)
     if own.pop("do_lower_case", False):
         raise ModelError(
@@ -160,7 +160,7 @@ def _static(kinds: list[tuple[str, Path]], folder: Path) -> EmbeddingLayout:
 
 def _settings(folder: Path) -> dict[str, Any]:
     path = folder / SETTINGS
-    return _json(path) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _kind(item: Any, where: str) -> str:
@@ -181,7 +181,7 @@ def _kind(item: Any, where: str) -> str:
 
 def _pooling(folder: Path) -> tuple[Pooling, ...]:
     path = folder / "config.json"
-    data = _json(path) if path.is_file() else {}
+    data = read_json(path) if path.is_file() else {}
     given = data.get("pooling_mode")
     modes = [given] if isinstance(given, str) else list(given or ())
     if not modes:
@@ -199,7 +199,7 @@ def _pooling(folder: Path) -> tuple[Pooling, ...]:
 
 def _dense(folder: Path) -> DenseLayer:
     path = folder / "config.json"
-    data = _json(path)
+    data = read_json(path)
     name = str(data.get("activation_function", "torch.nn.modules.activation.Tanh"))
     keys = {data.get(key, "sentence_embedding") for key in ("module_input_name",)}
     keys |= {data.get("module_output_name") or "sentence_embedding"}
@@ -225,7 +225,12 @@ def _normalizes(names: list[str], where: str) -> bool:
     return names[-1:] == ["Normalize"]
 
 
-def _json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -33,7 +33,7 @@ def align_head(
     own = label_names(settings)
     if new_head and not _answers(settings, kind):
         return None
-    if kind == "regression":  # numbers have no names that could differ
+    if kind in ("regression", "ranking"):  # numbers have no names that could differ
         same = len(own) == len(labels)
         return Alignment(tuple(range(len(own))), tuple(own)) if same or not new_head else None
     found = align_labels(labels, own, new_head)
@@ -62,7 +62,7 @@ def head_options(
     if alignment is not None:
         own = label_names(settings)
         if (
-            kind == "regression"
+            kind in ("regression", "ranking")
             or not are_default_names(own)
             or numbers_of(alignment.names) == list(range(len(own)))
         ):
@@ -74,6 +74,8 @@ def head_options(
         "label2id": {name: index for index, name in enumerate(labels)},
         "ignore_mismatched_sizes": True,
     }
-    if alignment is None and (settings.problem_type is not None or kind != "classification"):
+    if kind == "ranking":
+        options["problem_type"] = PROBLEM_OF_KIND["multi_label"]
+    elif alignment is None and (settings.problem_type is not None or kind != "classification"):
         options["problem_type"] = PROBLEM_OF_KIND.get(kind, settings.problem_type)
     return options

@@ -7,7 +7,14 @@ from types import MappingProxyType
 from typing import Literal
 
 OutputKind = Literal[
-    "classification", "multi_label", "regression", "tokens", "spans", "similarity", "retrieval"
+    "classification",
+    "multi_label",
+    "regression",
+    "tokens",
+    "spans",
+    "similarity",
+    "retrieval",
+    "ranking",
 ]
 """What logits mean.
 
@@ -16,7 +23,7 @@ true or false. ``regression``: (batch, targets), the logits are the numbers aske
 (batch, tokens, classes), one class per token; of a language model the classes are its vocabulary.
 ``spans``: (batch, 2, tokens), scores of the first and the last token of an answer. ``similarity``
 and ``retrieval``: (batch, size), a vector for each text, compared with scored pairs, or to find a
-query's passages.
+query's passages. ``ranking``: (batch, 1), the log-odds that a passage answers its query.
 """
 
 KIND_OF_PROBLEM: Mapping[str, OutputKind] = MappingProxyType(
@@ -40,6 +47,7 @@ KIND_NAMES: Mapping[OutputKind, str] = MappingProxyType(
         "spans": "the first and the last token of an answer",
         "similarity": "a vector for each text",
         "retrieval": "a vector for each text",
+        "ranking": "one score for a query and a passage",
     }
 )
 """What a model gives, in words."""

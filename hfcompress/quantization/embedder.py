@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfcompress.config import nearest
-from hfcompress.errors import ConfigError, DataError, ModelError, first_line
+from hfcompress.errors import ConfigError, DataError, ModelError
 from hfcompress.measure.ranking import unit_vectors
 from hfcompress.measure.vectors import (
     EmbeddingConfig,
@@ -24,7 +24,6 @@ from hfcompress.quantization.engine import Engine
 from hfcompress.quantization.manifest import (
     MANIFEST,
     Manifest,
-    TextSettings,
     check_digests,
     read_manifest,
 )
@@ -173,6 +172,8 @@ def load_embedder(
     Raises:
         ModelError: a pooling that the folder does not say, or files that cannot be read.
     """
+    from hfcompress.quantization.model import read_text_settings
+
     layout = read_layout(directory)
     if (directory / MANIFEST).is_file():
         manifest = read_manifest(directory)
@@ -184,24 +185,7 @@ def load_embedder(
             engine, find_preparation(directory, manifest), manifest, layout, None, shape
         )
     torch_engine = cast("TorchEngine", import_backend("torch").load_engine(directory))
-    settings = _settings(directory, torch_engine)
+    settings = read_text_settings(directory, torch_engine.model)
     manifest = cast(Manifest, {"inputs": list(torch_engine.inputs), "text": settings})
     prepare = TextPreparation(directory / "tokenizer.json", settings)
     return Embedder(torch_engine, prepare, manifest, layout)
-
-
-def _settings(directory: Path, engine: TorchEngine) -> TextSettings:
-    from transformers import AutoTokenizer
-
-    from hfcompress.quantization.model import text_settings
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            directory, trust_remote_code=False, local_files_only=True
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{str(directory)!r} has no tokenizer that can be read ({first_line(error)}); save the "
-            f"model with one"
-        ) from None
-    return text_settings(tokenizer, engine.model)

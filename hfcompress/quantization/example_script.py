@@ -226,8 +226,28 @@ _TAGS = _Answers(
 """,
     '["Ada Lovelace lived in London"]',
 )
+_SCORES = _Answers(
+    'Score passages for a query: python example.py "who wrote Hamlet" "Shakespeare did" "a town"',
+    "SequenceClassification",
+    (label_scores,),
+    """\
+    says = read("config.json").get("sentence_transformers") or {}
+    if not str(says.get("activation_fn")).endswith("Identity"):
+        logits = label_scores(logits, manifest["output"])
+    for passage, score in zip(sentences[1:], logits[:, 0]):
+        print(f"{score:.4f} {passage}")
+""",
+    '["who wrote Hamlet", "Hamlet is a play by Shakespeare", "Hamlet is a village"]',
+    "[(sentences[0], passage) for passage in sentences[1:]]",
+)
 _ANSWERS: Mapping[OutputKind, _Answers] = MappingProxyType(
-    {"classification": _LABELS, "multi_label": _LABELS, "regression": _LABELS, "tokens": _TAGS}
+    {
+        "classification": _LABELS,
+        "multi_label": _LABELS,
+        "regression": _LABELS,
+        "tokens": _TAGS,
+        "ranking": _SCORES,
+    }
 )
 _ENGINES = {
     "onnxruntime": (

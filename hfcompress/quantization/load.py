@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
+from hfcompress.models.cross_encoder import is_cross_encoder, is_cross_encoder_folder
 from hfcompress.models.download import local_folder
 from hfcompress.models.embedding_layout import has_layout
 from hfcompress.quantization.backends import import_backend
 from hfcompress.quantization.manifest import (
+    MANIFEST,
     check_digests,
     read_labels,
     read_manifest,
@@ -25,6 +29,7 @@ def load(
         classify("a gripping film")                    # {"label": "positive", "score": 0.998}
         classify(["a gripping film", "a dull one"])    # a list of them
         hfcompress.load("embeddings").encode(texts)    # vectors, of an embedding model's folder
+        hfcompress.load("reranker").predict(pairs)     # scores, of a reranker's folder
 
     Args:
         directory: the folder, or its name on the hub (``org/name``, ``org/name@REVISION``).
@@ -43,6 +48,10 @@ def load(
         MissingExtraError: the engine is not installed; the message holds the pip command.
     """
     directory = local_folder(directory)
+    if is_cross_encoder_folder(directory) or _is_reranker(directory):
+        from hfcompress.quantization.reranker import load_checkpoint_reranker
+
+        return load_checkpoint_reranker(directory, shape)
     if has_layout(directory):
         from hfcompress.quantization.embedder import load_embedder
 
@@ -59,4 +68,22 @@ def load(
         from hfcompress.quantization.tagger import Tagger  # transformers' pipelines take long
 
         return Tagger(directory, engine, labels, manifest, shape)
+    if kind == "ranking":
+        from hfcompress.quantization.reranker import Reranker
+
+        return Reranker(engine, prepare, manifest, _config(directory), str(directory), shape)
     return Predictor(engine, labels, prepare, manifest, shape, kind)
+
+
+def _is_reranker(directory: Path) -> bool:
+    """Return whether a folder of torch weights says that its logit is the score of a pair."""
+    return not (directory / MANIFEST).is_file() and is_cross_encoder(_config(directory))
+
+
+def _config(directory: Path) -> Mapping[str, object]:
+    """Return ``config.json``; empty where it cannot be read."""
+    try:
+        data = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, Mapping) else {}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import torch
 import yaml
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
@@ -21,7 +21,7 @@ from transformers.modeling_outputs import (
 
 from hfcompress.checkpoint.digests import write_digests
 from hfcompress.data.encode import Encoded, text_limit
-from hfcompress.errors import ModelError, OutputError
+from hfcompress.errors import ModelError, OutputError, first_line
 from hfcompress.inference import Batches, Logits, predict_with
 from hfcompress.models.modeling_embedding import EmbeddingModel, save_layout
 from hfcompress.models.upload import push
@@ -103,8 +103,9 @@ class QuantizedModel(FormerPlain):
     @property
     def kind(self) -> OutputKind:
         """What the logits mean."""
-        if infer_task(self.source) == "tokens":
-            return "tokens"
+        task = infer_task(self.source)
+        if task in ("tokens", "ranking"):
+            return task
         config = getattr(self.source, "config", None)
         return output_kind(getattr(config, "problem_type", None), self.outputs)
 
@@ -243,6 +244,9 @@ def default_card(quantized: QuantizedModel) -> str:
     config, coverage = quantized.config, quantized.coverage
     what = "photo.jpg" if IMAGE_INPUT in quantized.engine.inputs else "a sentence"
     call = ".encode" if isinstance(quantized.source, EmbeddingModel) else ""
+    use = f'{call}("{what}")'
+    if quantized.kind == "ranking":
+        use, what = '.predict(("a query", "a passage"))', 'a query" "a passage'
     head = yaml.safe_dump({"tags": ["hfcompress", config.backend], "license": "other"})
     lines = [
         f"---\n{head}---\n",
@@ -253,7 +257,7 @@ def default_card(quantized: QuantizedModel) -> str:
         "What stays in floating point:\n",
         *(f"- {count} modules: {reason}" for reason, count in coverage.reasons.items()),
         f'\nUse it: `python example.py "{what}"`, or\n',
-        f'```python\nimport hfcompress\n\nprint(hfcompress.load("FOLDER"){call}("{what}"))\n```',
+        f'```python\nimport hfcompress\n\nprint(hfcompress.load("FOLDER"){use})\n```',
     ]
     return "\n".join(lines) + "\n"
 
@@ -344,6 +348,28 @@ def text_settings(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> TextS
             name for name in TEXT_INPUTS if name in ("input_ids", *tokenizer.model_input_names)
         ],
     }
+
+
+def read_text_settings(directory: Path, model: nn.Module) -> TextSettings:
+    """Return the settings of the tokenizer in a folder of torch weights.
+
+    Args:
+        directory: the folder.
+        model: as in `text_settings`.
+
+    Raises:
+        ModelError: no tokenizer, or one that has no ``tokenizer.json``.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{str(directory)!r} has no tokenizer that can be read ({first_line(error)}); save the "
+            f"model with one"
+        ) from None
+    return text_settings(tokenizer, model)
 
 
 def _longest_text(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> int:

@@ -132,15 +132,33 @@ def _eval_results(row: Row, source: CardSource) -> list[EvalResult]:
     ]  # fmt: skip
 
 
+_PIPELINE = ("transformers import pipeline", "pipeline")
+_USES = {
+    "text-classification": (*_PIPELINE, '("a sentence")'),
+    "image-classification": (*_PIPELINE, '("photo.jpg")'),
+    "sentence-similarity": (
+        "sentence_transformers import SentenceTransformer",
+        "SentenceTransformer",
+        '.encode(["a sentence"])',
+    ),
+    "text-ranking": (
+        "sentence_transformers import CrossEncoder",
+        "CrossEncoder",
+        '.predict([("a query", "a passage")])',
+    ),
+}
+"""By task: what is imported, what it is called, and how an example is given."""
+
+
 def _loading(row: Row, task: str | None, needs_hfcompress: bool) -> list[str]:
     """The section on how to load the model."""
-    shown = '"photo.jpg"' if task and task.startswith("image") else '"a sentence"'
-    lines = ["from transformers import pipeline\n", 'model = pipeline(model="FOLDER")']
+    library, made, call = _USES.get(str(task), _USES["text-classification"])
+    lines = [f"from {library}\n", f'model = {made}("FOLDER")']
     if quantize_step(row):
         lines = ["import hfcompress\n", 'model = hfcompress.load("FOLDER")']
     elif needs_hfcompress:
         lines = ["import hfcompress  # so that transformers knows the shapes", *lines]
-    code = "\n".join([*lines, f"print(model({shown}))"])
+    code = "\n".join([*lines, f"print(model{call})"])
     return [
         "## How to load it\n",
         "FOLDER is this folder, or its name on the hub"

@@ -14,6 +14,7 @@ from hfcompress.distillation.arguments import DistillationArguments
 from hfcompress.distillation.cache import TeacherCache
 from hfcompress.distillation.layer_map import uniform_layer_map
 from hfcompress.distillation.student import check_sizes, choose_layers, make_student
+from hfcompress.distillation.teacher_outputs import QUERY
 from hfcompress.distillation.text_student import make_text_student
 from hfcompress.distillation.trainer import DistillationTrainer
 from hfcompress.distillation.weight_folding import Batch
@@ -34,6 +35,7 @@ from hfcompress.steps.training import (
     training_rows,
 )
 from hfcompress.tasks.task import Task
+from hfcompress.training.outputs import infer_task
 
 Model = PreTrainedModel
 # Rows whose teacher logits a report shows at several temperatures.
@@ -64,6 +66,9 @@ def distill_step(
     follows: PreTrainedModel | TeacherCache = teacher
     if config.cache:
         follows, rows = _cached(student, teacher, rows, options, config, context)
+    if config.distillation.compares_passages:
+        assert rows.groups is not None  # `check_distill` refuses other tasks
+        rows = replace(rows, rows=rows.rows.add_column(QUERY, rows.groups))
 
     def build(**common: Any) -> DistillationTrainer:
         epochs = 1.0 if config.augmentation else config.epochs
@@ -218,6 +223,11 @@ def check_distill(model: Model, config: DistillConfig) -> None:
             model, layers=sizes.layers, hidden=sizes.hidden, heads=sizes.heads, ffn=sizes.ffn
         )
     options = config.distillation
+    if options.compares_passages and infer_task(model) != "ranking":
+        raise ConfigError(
+            "margin_weight and listwise_weight compare the passages of a query (task: "
+            "text-ranking); set them to 0"
+        )
     if config.text_student is not None and options.compares_layers:
         raise ConfigError(
             "a text_student has no layers to compare with the teacher's; set hidden_weight, "

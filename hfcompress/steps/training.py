@@ -221,6 +221,12 @@ def check_training(model: nn.Module, config: Any) -> None:
                     "image_augmentation and channels_last are for models that read images; "
                     "leave them out"
                 )
+        distillation = getattr(part, "distillation", None)
+        if isinstance(part, RecoverConfig) and distillation and distillation.compares_passages:
+            raise ConfigError(
+                "margin_weight and listwise_weight are for a distill step, which keeps the "
+                "passages of a query near each other; set them to 0"
+            )
     for part in (config, getattr(config, "pruning", None), getattr(config, "prune", None)):
         if part is not None and hasattr(part, "targets"):
             select_targets(model, part.targets, part.exclude)

@@ -27,7 +27,7 @@ def card_source(experiment: Experiment, steps: list[dict[str, object]] | None = 
     }  # fmt: skip
     return CardSource(
         base_model=_hub_name(recipe.model.path, "model"),
-        task=recipe.task,
+        task=experiment.task.name,
         dataset=_hub_name(data.path, "data"),
         dataset_config=data.name,
         split=data.eval if _hub_name(data.path, "data") else None,

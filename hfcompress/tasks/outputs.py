@@ -31,7 +31,7 @@ def label_scores(logits: Logits, kind: OutputKind) -> Logits:
     """
     if kind == "regression":
         return np.asarray(logits, np.float32)
-    if kind == "multi_label":
+    if kind in ("multi_label", "ranking"):
         # exp of a negative number only: exp(-logits) overflows where a logit is far below 0.
         small = np.exp(-np.abs(logits))
         return np.asarray(np.where(logits >= 0, 1, small) / (1 + small), np.float32)

@@ -13,6 +13,7 @@ from hfcompress.tasks.image_classification import IMAGE_CLASSIFICATION
 from hfcompress.tasks.sentence_similarity import SENTENCE_SIMILARITY
 from hfcompress.tasks.task import Task
 from hfcompress.tasks.text_classification import TEXT_CLASSIFICATION
+from hfcompress.tasks.text_ranking import TEXT_RANKING
 from hfcompress.tasks.token_classification import TOKEN_CLASSIFICATION
 
 if TYPE_CHECKING:
@@ -23,12 +24,15 @@ _ALL: tuple[Task, ...] = (
     TOKEN_CLASSIFICATION,
     IMAGE_CLASSIFICATION,
     SENTENCE_SIMILARITY,
+    TEXT_RANKING,
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 _OWN_SYNONYMS = {
     "embeddings": SENTENCE_SIMILARITY.name,
     "feature-extraction": SENTENCE_SIMILARITY.name,
+    "reranking": TEXT_RANKING.name,
+    "cross-encoder": TEXT_RANKING.name,
 }
 
 
@@ -60,7 +64,11 @@ def infer_task(config: PreTrainedConfig, model: str) -> Task:
     Raises:
         ModelError: a config that does not say, or a head of another task.
     """
+    from hfcompress.models.cross_encoder import is_cross_encoder
+
     names = tuple(getattr(config, "architectures", None) or ())
+    if is_cross_encoder(config):
+        return TEXT_RANKING
     for task in TASKS.values():
         head = task.auto_class().__name__.removeprefix("AutoModel")
         if any(name.endswith(head) for name in names):

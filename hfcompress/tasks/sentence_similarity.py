@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hfcompress.config import nearest
 from hfcompress.data.config import DataConfig
 from hfcompress.errors import DataError
-from hfcompress.measure.bootstrap import Value, compare_units, of_sums
+from hfcompress.measure.bootstrap import Value, compare_units, of_mean
 from hfcompress.measure.evaluation import ClassAccuracy, Quality
 from hfcompress.measure.ranking import (
     RANKING_METRICS,
@@ -177,12 +177,8 @@ def _value(name: str, vectors: Vectors, pairs: Pairs) -> tuple[Value, int]:
     if not is_ranking_metric(name):
         known = _METRICS["similarity"]
         raise DataError(f"{name!r} is not a metric of sentence-similarity{nearest(name, known)}")
-    values = np.array(list(_by_query(name, unit, pairs)))
-    return of_sums(np.stack([values, np.ones_like(values)], 1), _mean), len(values)
-
-
-def _mean(sums: NDArray[np.float64]) -> float:
-    return float(sums[0] / sums[1])
+    values = np.array(_by_query(name, unit, pairs))
+    return of_mean(values), len(values)
 
 
 def _pearson(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:

@@ -17,11 +17,13 @@ def hard_loss(student_logits: Tensor, labels: Tensor, task: Task = "classificati
     Args:
         student_logits: shape by `Task`.
         labels: class numbers, (batch,) or (batch, tokens), -100 for "no label"; 0 or 1 for each
-            label of multi_label; numbers for regression; (batch, 2) first and last token for
-            spans, where a number outside the tokens counts as no label.
+            label of multi_label; relevance from 0 to 1 for ranking; numbers for regression; (batch,
+            2) first and last token for spans, where a number outside the tokens counts as no label.
         task: what the logits mean.
     """
-    if task == "multi_label":
+    if task in ("multi_label", "ranking"):
+        if task == "ranking":
+            labels = labels.reshape(student_logits.shape)
         return F.binary_cross_entropy_with_logits(student_logits, labels.to(student_logits.dtype))
     if task == "regression":
         return F.mse_loss(student_logits, labels.reshape(student_logits.shape).to(student_logits))

@@ -148,7 +148,7 @@ def check_labels(logits: Tensor, labels: Tensor, task: Task) -> None:
     Raises:
         DataError: class numbers that are not integers or out of range, or another shape.
     """
-    if task in ("regression", "multi_label"):
+    if task in ("regression", "multi_label", "ranking"):
         if labels.numel() != logits.numel():
             raise DataError(
                 f"labels of type {labels.dtype} and shape {list(labels.shape)} do not fit logits "

@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hfcompress.inference import LABELS as LABELS
+from hfcompress.models.cross_encoder import is_cross_encoder
 from hfcompress.models.modeling_embedding import EmbeddingModel
 from hfcompress.tasks.outputs import KIND_OF_PROBLEM
 from hfcompress.training.hard_loss import Task
@@ -51,6 +52,8 @@ def infer_task(model: nn.Module, label: object = None) -> Task:
         return "spans"
     if name in _TOKENS:
         return "tokens"
+    if config is not None and is_cross_encoder(config):
+        return "ranking"
     problem = getattr(config, "problem_type", None)
     if isinstance(problem, str) and problem in KIND_OF_PROBLEM:
         return KIND_OF_PROBLEM[problem]

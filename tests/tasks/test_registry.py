@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import (
 from hfcompress.errors import ConfigError, ModelError
 from hfcompress.tasks.registry import TASKS, find_task, infer_task
 
-WITH_HEADS = [name for name in TASKS if name != "sentence-similarity"]
+WITH_HEADS = [name for name in TASKS if name not in ("sentence-similarity", "text-ranking")]
 
 
 def of_class(name: str) -> PreTrainedConfig:

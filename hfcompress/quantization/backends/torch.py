@@ -20,6 +20,7 @@ from hfcompress.layers.int8_linear import Int8Linear
 from hfcompress.measure.size import calculate_model_size
 from hfcompress.models.architectures import compressible_modules
 from hfcompress.models.checkpoint_checks import check_files, check_layers, checkpoint_errors
+from hfcompress.models.cross_encoder import AutoCrossEncoder, is_cross_encoder_folder
 from hfcompress.models.embedding_layout import has_layout
 from hfcompress.models.loading import weights_hash
 from hfcompress.models.modeling_embedding import AutoEmbeddingModel
@@ -99,7 +100,9 @@ def load_checkpoint(folder: Path) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(folder, **options)  # nosec B615 # local
         check_layers(folder, config, name)
         auto: Any = AutoEmbeddingModel
-        if not has_layout(folder):
+        if is_cross_encoder_folder(folder):
+            auto = AutoCrossEncoder
+        elif not has_layout(folder):
             named = getattr(config, "architectures", None)
             task = infer_task(config, name) if named else find_task("text-classification")
             auto = task.auto_class()
