@@ -7,6 +7,8 @@ from hfcompress.benchmarking.feasibility import feasibility as feasibility
 from hfcompress.benchmarking.run import BenchResult as BenchResult
 from hfcompress.benchmarking.run import bench as bench
 from hfcompress.calibration.batches import Calibration as Calibration
+from hfcompress.checkpoint.modules import load_module as load_module
+from hfcompress.checkpoint.modules import save_module as save_module
 from hfcompress.checkpoint.save import record_shapes as record_shapes
 from hfcompress.checkpoint.save import save_compressed as save_compressed
 from hfcompress.distillation.arguments import DistillationArguments as DistillationArguments
@@ -94,6 +96,7 @@ from hfcompress.storage.caches import cache_entries as cache_entries
 from hfcompress.storage.caches import prune_cache as prune_cache
 from hfcompress.sweep.comparison import RunComparison as RunComparison
 from hfcompress.sweep.comparison import compare_runs as compare_runs
+from hfcompress.sweep.modules import sweep_module as sweep_module
 from hfcompress.sweep.pipeline import CompressionPipeline as CompressionPipeline
 from hfcompress.sweep.pipeline import PipelineResult as PipelineResult
 from hfcompress.sweep.plan import Plan as Plan

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Index = Tensor | Sequence[int]
 _MIXING = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_DENSE = "_hfcompress_dense_shapes"
 
 
 def keep_outputs(module: nn.Module, keep: Index) -> None:
@@ -138,18 +139,42 @@ def load_shapes(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             f"in one of both alone; build the network as the saved one was built"
         )
     changed = {id(own[name]) for name, tensor in tensors.items() if own[name].shape != tensor.shape}
-    for name, module in model.named_modules():
-        if changed and isinstance(module, _MIXING) and module.weight is None:
-            raise ModelError(
-                f"{name} is a {type(module).__name__} without parameters, so that no tensor says "
-                f"its width; give the norm parameters before shrinking"
-            )
+    if changed and (problem := fixed_width(model)) is not None:
+        raise ModelError(problem)
     for name, tensor in tensors.items():
         own[name].data = tensor.to(own[name]).clone()
     for module in model.modules():
         held = (*module._parameters.values(), *module._buffers.values())
         if any(id(tensor) in changed for tensor in held if tensor is not None):
             resized(module)
+
+
+def fixed_width(model: nn.Module) -> str | None:
+    """Return a sentence on a norm whose width no tensor says, so that a shrunk network cannot be
+    given back; None where there is none."""
+    for name, module in model.named_modules():
+        if isinstance(module, _MIXING) and getattr(module, "weight", None) is None:
+            return (
+                f"{name} is a {type(module).__name__} without parameters, so that no tensor says "
+                f"its width; give the norm parameters before shrinking"
+            )
+    return None
+
+
+def note_dense_shapes(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Keep the shapes that a plain module's tensors had before anything was shrunk."""
+    vars(model)[_DENSE] = dict(shapes)
+
+
+def dense_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a module's tensors before anything was shrunk."""
+    kept: dict[str, tuple[int, ...]] = vars(model).get(_DENSE) or _shapes(model)
+    return kept
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    state = model.state_dict()
+    return {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def _is_shared(own: Mapping[str, Tensor], name: str, tensors: Mapping[str, Tensor]) -> bool:

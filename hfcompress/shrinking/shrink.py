@@ -15,6 +15,7 @@ from hfcompress.errors import CalibrationError
 from hfcompress.measure.size import count_parameters
 from hfcompress.models.architectures import family_of
 from hfcompress.models.sublayers import known_family
+from hfcompress.models.surgery import dense_shapes, note_dense_shapes
 from hfcompress.shrinking.channels.prunable import PrunableChannels, check_channels
 from hfcompress.shrinking.channels.sides import LAYERS
 from hfcompress.shrinking.config import ShrinkConfig
@@ -72,6 +73,7 @@ def shrink(
         check_channels(model, config)
     else:
         removable_sublayers(model, config)
+    dense_was = dense_shapes(model)
     with _working_model(model, config) as (work, dense, frozen):
         context = ShrinkContext(config, rows, dense, frozen, tell or progress)
         size = count_parameters(work)
@@ -87,6 +89,8 @@ def shrink(
             from hfcompress.checkpoint.save import record_shapes  # imports transformers
 
             record_shapes(work)
+        elif not config.dry_run:
+            note_dense_shapes(work, dense_was)
         return _report(work, prunable, config, size, plan, kept)
 
 

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from hfcompress.checkpoint.save import save_compressed
@@ -31,6 +32,7 @@ from hfcompress.utils import Fields, Row, atomic_write
 if TYPE_CHECKING:
     from hfcompress.quantization.model import Processor
 
+Predictions = dict[str, Logits | dict[str, NDArray[Any]]]
 INTERRUPTS = (KeyboardInterrupt, GeneratorExit)
 """What ends a run; anything else that is raised is the failure of one trial."""
 
@@ -45,7 +47,8 @@ class Outcome:
         row: None where it failed.
         reason: why it failed.
         trace: where it failed, for the folder.
-        predictions: logits of the trial's model and of its dense model, by their key.
+        predictions: logits of the trial's model and of its dense model, by their key; or arrays
+            by name.
         weights: weight histograms of both, by their key; of the trial's model pieces of its
             weights or, where it is quantized, their levels.
     """
@@ -55,7 +58,7 @@ class Outcome:
     row: Row | None = None
     reason: str = ""
     trace: str = ""
-    predictions: dict[str, Logits] = field(default_factory=dict)
+    predictions: Predictions = field(default_factory=dict)
     weights: dict[str, Fields] = field(default_factory=dict)
 
 
@@ -78,7 +81,7 @@ def perform(runner: Runner, trial: Trial, folder: Path | None) -> Outcome:
         raise
     except BaseException as error:  # whatever a library raises: a panic of Rust is no Exception
         return failed(trial, error)
-    predictions = {
+    predictions: Predictions = {
         finished.row["hash"]: finished.logits,
         f"dense-{trial.dense_prefix}": finished.dense_logits,
     }
@@ -116,8 +119,8 @@ def keep(outcome: Outcome, trial: Trial, store: RunDirectory) -> None:
         store.append_failure({**failed_row(trial, outcome.reason), "trace": outcome.trace})
         return
     store.append_weights(outcome.weights)
-    for key, logits in outcome.predictions.items():
-        store.save_predictions(key, logits)
+    for key, found in outcome.predictions.items():
+        store.save_predictions(key, found)
     store.append(outcome.row)
 
 

@@ -256,12 +256,13 @@ class RunDirectory:
             raise OutputError(f"{path} is not JSON; remove it, or the whole folder") from None
         return without_digest(data, path)
 
-    def save_predictions(self, key: str, logits: NDArray[np.float32]) -> None:
-        """Keep the logits [rows, classes] of a trial, or once of a dense model."""
+    def save_predictions(self, key: str, logits: NDArray[Any] | Mapping[str, NDArray[Any]]) -> None:
+        """Keep the logits [rows, classes] of a trial, or once of a dense model, or named arrays."""
         path = self.path / "predictions" / f"{key}.safetensors"
         if key.startswith("dense-") and path.is_file():
             return
-        atomic_write(path, save({"logits": np.ascontiguousarray(logits)}))
+        arrays = logits if isinstance(logits, Mapping) else {"logits": logits}
+        atomic_write(path, save({name: np.ascontiguousarray(a) for name, a in arrays.items()}))
 
     def load_predictions(self, key: str) -> NDArray[np.float32] | None:
         """The logits kept under a key; None where there are none."""

@@ -25,6 +25,7 @@ from hfcompress.sweep.outcome import Outcome, failed_row, keep
 from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.tracking import track_row
 from hfcompress.sweep.trial import Runner
+from hfcompress.training.tracking import Tracker
 from hfcompress.utils import Fields, Progress, Row
 
 
@@ -108,6 +109,26 @@ def run(
         return finish(experiment, store, outcomes, draw, retry_failed, fail_fast)
 
 
+@dataclass(frozen=True)
+class Sheet:
+    """What a run's folder says of the run.
+
+    Attributes:
+        name: of the page.
+        text: what was run, as YAML.
+        file: its name in the folder.
+        track: where the rows are logged, too.
+        references: gives what the answers are compared with, a hash of the measured rows, and the
+            task's name; None where there is no such thing.
+    """
+
+    name: str
+    text: str
+    file: str
+    track: Sequence[Tracker]
+    references: Callable[[], tuple[object, str, str] | None]
+
+
 def finish(
     experiment: Experiment,
     store: RunDirectory | None,
@@ -129,19 +150,49 @@ def finish(
     Raises:
         OutputError: the folder contains rows of another recipe.
     """
-    recipe, progress = experiment.recipe, experiment.progress
-    trials = {trial.row_hash: trial for trial in experiment.trials}
+    recipe = experiment.recipe
+    sheet = Sheet(
+        recipe.name, dump_yaml(recipe.to_dict()), "recipe.yaml", recipe.track,
+        lambda: (experiment.references, experiment.eval_hash, experiment.task.name),
+    )  # fmt: skip
+    return finish_trials(
+        experiment.trials, sheet, experiment.progress, store, outcomes, draw, retry_failed,
+        fail_fast,
+    )  # fmt: skip
+
+
+def finish_trials(
+    all_trials: Sequence[Trial],
+    sheet: Sheet,
+    progress: Progress,
+    store: RunDirectory | None,
+    outcomes: Callable[[list[Trial]], Generator[Outcome, None, None]],
+    draw: bool = True,
+    retry_failed: bool = True,
+    fail_fast: bool = False,
+) -> SweepResult:
+    """Run the trials that have no row yet, and keep each row as it comes.
+
+    Args:
+        all_trials: with content hashes.
+        sheet: what the folder says of the run.
+        progress: receives stages, counts and notes.
+        store, outcomes, draw, retry_failed, fail_fast: as `finish`.
+
+    Raises:
+        OutputError: the folder contains rows of another run.
+    """
+    trials = {trial.row_hash: trial for trial in all_trials}
     rows = [] if store is None else _claim(store, trials, progress, retry_failed)
     done = {str(row["hash"]) for row in rows}
     pending = [trial for key, trial in trials.items() if key not in done]
-    text, is_new = dump_yaml(recipe.to_dict()), bool(pending)
+    is_new = bool(pending)
     if store is not None:
-        is_new = store.write_text("recipe.yaml", with_comment(text)) or is_new
+        is_new = store.write_text(sheet.file, with_comment(sheet.text)) or is_new
         if pending or store.read_json("environment.json") is None:
             store.write_json("environment.json", environment())
-        if pending:
-            task = experiment.task.name
-            store.save_references(experiment.references, experiment.eval_hash, task)
+        if pending and (asked := sheet.references()) is not None:
+            store.save_references(*asked)
     if pending:  # those of a folder are read again at the end
         rows = []
     progress.sweep(len(done), len(trials))
@@ -151,7 +202,7 @@ def finish(
             row = outcome.row or failed_row(trial, outcome.reason)
             if store is not None:
                 keep(outcome, trial, store)
-                track_row(recipe.track, recipe.name, row, store.path, progress.note)
+                track_row(sheet.track, sheet.name, row, store.path, progress.note)
             else:
                 rows.append(row)
             done.add(outcome.row_hash)
@@ -166,7 +217,7 @@ def finish(
         rows = store.every_row()
     ordered = _ordered(rows, lambda row: trials[row["hash"]].index)
     if store is not None and draw and ordered and (is_new or not store.is_newer(PAGE)):
-        _draw(ordered, store, recipe.name, text, progress.note)
+        _draw(ordered, store, sheet.name, sheet.text, progress.note)
     finished = [row for row in ordered if not is_failed(row)]
     failures = [(row["settings"], str(row["reason"])) for row in ordered if is_failed(row)]
     return SweepResult(finished, failures, None if store is None else store.path)
@@ -227,6 +278,8 @@ def report(directory: str | Path, note: Callable[[str], None] = lambda _: None) 
     path = store.path / "recipe.yaml"
     text = check_comment(path) if path.exists() else ""
     recipe = load_recipe(path) if text else None
+    if not text and (sheet := store.path / "sweep.yaml").exists():
+        text = check_comment(sheet)
     rows = store.every_row()
     ordered = rows if recipe is None else _ordered(rows, _places(recipe))
     _draw(ordered, store, None if recipe is None else recipe.name, text, note)

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 from transformers import PreTrainedModel
 
 from hfcompress.inference import checking_pays, predict, predict_checked, without_labels
@@ -316,7 +317,7 @@ class Runner:
         return count_macs(state.network, without_labels(batch)).total
 
 
-def model_bytes(model: Model) -> int:
+def model_bytes(model: nn.Module | QuantizedModel) -> int:
     """Bytes of the model's own files."""
     return model.bytes if isinstance(model, QuantizedModel) else calculate_model_size(model)
 
