@@ -38,6 +38,21 @@ class EmbeddingConfig(Config):
         """Whether vectors are stored as the model gives them."""
         return self.dimensions is None and self.precision == "float32"
 
+    def check(self, size: int) -> None:
+        """Refuse more dimensions than there are.
+
+        Args:
+            size: values of the model's vector.
+
+        Raises:
+            ConfigError: ``dimensions`` above it.
+        """
+        if self.dimensions is not None and self.dimensions > size:
+            raise ConfigError(
+                f"embedding.dimensions is {self.dimensions} and the model's vectors have {size} "
+                f"values; write at most {size}"
+            )
+
     def bytes(self, size: int) -> int:
         """Return the bytes of one stored vector.
 
@@ -65,12 +80,7 @@ def store_vectors(vectors: NDArray[np.float32], config: EmbeddingConfig) -> Stor
     Raises:
         ConfigError: more dimensions than there are.
     """
-    size = vectors.shape[1]
-    if config.dimensions is not None and config.dimensions > size:
-        raise ConfigError(
-            f"embedding.dimensions is {config.dimensions} and the model's vectors have {size} "
-            f"values; write at most {size}"
-        )
+    config.check(vectors.shape[1])
     cut = vectors[:, : config.dimensions]
     if config.precision == "binary":
         return np.packbits(cut > 0, axis=1)

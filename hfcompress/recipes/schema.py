@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from hfcompress.config import Config, Names, shown
 from hfcompress.data.config import DataConfig
 from hfcompress.errors import ConfigError
+from hfcompress.measure.vectors import EmbeddingConfig
 from hfcompress.models.loading import ModelConfig
 from hfcompress.recipes.grid import (
     Trial,
@@ -130,6 +131,12 @@ class Recipe(Config):
         (), strict=False, description="fields that vary: every combination is a trial"
     )
     measure: MeasureConfig = Field(default_factory=MeasureConfig, description="what is measured")
+    embedding: tuple[EmbeddingConfig, ...] = Field(
+        (),
+        strict=False,
+        description="ways to store an embedding model's vectors, whose loss each row has; one may "
+        "stand without a list",
+    )
     seed: int = Field(0, ge=0, description="of everything random")
     reference: ReferenceConfig | None = Field(None, description="published figures")
     track: tuple[Tracker, ...] = Field(
@@ -150,6 +157,8 @@ class Recipe(Config):
             data = {**data, "grid": [data["grid"]]}
         if isinstance(data, Mapping) and isinstance(data.get("track"), str):
             data = {**data, "track": [data["track"]]}
+        if isinstance(data, Mapping) and isinstance(data.get("embedding"), Mapping):
+            data = {**data, "embedding": [data["embedding"]]}
         return data
 
     @field_validator("name")

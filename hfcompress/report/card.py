@@ -19,6 +19,7 @@ from hfcompress.report.rows import (
     quantize_step,
 )
 from hfcompress.report.table import markdown_table, markdown_text
+from hfcompress.report.vectors import stored_table
 from hfcompress.utils import visible
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def model_card(
         markdown_table(rows),
         _explanation(metric_of(rows)),
         *_timed(row),
+        *_stored(row),
         *_quantized(row),
         *_limits(row, source),
         *_origin(source),
@@ -209,6 +211,12 @@ def _timed(row: Row) -> list[str]:
     """The section on size and latency, if measured."""
     section = speed_section(row)
     return ["## Size and speed\n", section] if section else []
+
+
+def _stored(row: Row) -> list[str]:
+    """The section on stored vectors, if measured."""
+    table = stored_table([row])
+    return ["## Stored vectors\n", table + "\n"] if table else []
 
 
 def _quantized(row: Row) -> list[str]:

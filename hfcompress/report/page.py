@@ -44,6 +44,7 @@ from hfcompress.report.scatter import (
 from hfcompress.report.several import are_several
 from hfcompress.report.table import markdown_table, markdown_text, result_table
 from hfcompress.report.temperature import draw_temperatures, teacher_logits
+from hfcompress.report.vectors import CAPTION, HEAD, stored_lines, stored_table
 from hfcompress.report.weights import (
     GRIDS_CAPTION,
     LEVELS_CAPTION,
@@ -244,6 +245,9 @@ def html_page(
         classes=pictures.get("classes"),
         class_sentence=class_sentence(rows, row),
         class_lines=class_table(rows, row),
+        stored_head=HEAD,
+        stored_lines=stored_lines(rows),
+        stored_caption=CAPTION,
         published=published_sentence(rows),
         recipe=recipe_text,
         environment=flat_environment(environment or {}),
@@ -271,7 +275,7 @@ def markdown_page(
     lead = headline(rows) if lead is None else lead
     parts = [f"# {markdown_text(title)}", markdown_text(failed), markdown_text(lead)]
     parts += [f"![{name}]({name}.png)" for name in pictures if name in _TOP_PICTURES[:3]]
-    parts.append(markdown_table(rows))
+    parts += [markdown_table(rows), stored_table(rows)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -37,6 +37,7 @@ from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.timing import check_length
 from hfcompress.sweep.tracking import check_trackers
 from hfcompress.tasks.registry import find_task
+from hfcompress.tasks.sentence_similarity import check_storage
 from hfcompress.tasks.task import Task
 from hfcompress.training.tracking import LOGS, Tracker
 from hfcompress.utils import Fields, Progress
@@ -189,7 +190,9 @@ class Experiment:
             fields = step.config.non_default_fields()
             prefixes.append(content_hash([prefixes[-1], step.name, fields]))
         measured = recipe.measure.replace(metric=self.metric).non_default_fields()
-        row_hash = content_hash([prefixes[-1], self.eval_hash, measured])
+        stored = [way.to_dict() for way in recipe.embedding]
+        parts = [prefixes[-1], self.eval_hash, measured, *([stored] if stored else [])]
+        row_hash = content_hash(parts)
         return replace(trial, prefixes=tuple(prefixes), row_hash=row_hash)
 
     def start(self, trial: Trial) -> ModelState:
@@ -386,6 +389,7 @@ def _check_metrics(recipe: Recipe, task: Task, kind: OutputKind) -> None:
 
 def _check_model(recipe: Recipe, loaded: LoadedModel, trials: list[Trial], rows: int) -> None:
     """Refuse steps that do not fit the model before any of them runs."""
+    check_storage(loaded.model, recipe.embedding)
     check_length(loaded.model, recipe.measure.latency)
     checked: set[str] = set()
     for trial in trials:

@@ -28,6 +28,7 @@ from hfcompress.steps.context import Model, ModelState, StepReport
 from hfcompress.steps.registry import run_step
 from hfcompress.sweep.experiment import Experiment
 from hfcompress.sweep.timing import first_times, time_model
+from hfcompress.tasks.sentence_similarity import stored_qualities
 from hfcompress.utils import Fields, Row
 
 Logits = NDArray[np.float32]
@@ -254,6 +255,7 @@ class Runner:
             "other_metrics": {
                 name: state.task.metric(name, logits, asked) for name in measure.also
             },
+            **self._stored(logits),
             "reference": _near(reference.values if reference else {}, requested),
             "note": _near(reference.notes if reference else {}, requested) or "",
             **({"reference_n": reference.n} if reference and reference.n else {}),
@@ -266,6 +268,15 @@ class Runner:
                 for step, report in zip(trial.steps, reports, strict=True)
             ],
         }
+
+    def _stored(self, vectors: Logits) -> Fields:
+        """What storing an embedding model's vectors as the recipe says loses."""
+        experiment = self.experiment
+        ways = experiment.recipe.embedding
+        if not ways:
+            return {}
+        asked = experiment.references
+        return {"stored_vectors": stored_qualities(experiment.metric, vectors, asked, ways)}
 
     def _choice(self, trial: Trial, state: ModelState) -> Fields:
         """The metric on the rows that models are chosen by, where the data say some."""

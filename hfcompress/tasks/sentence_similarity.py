@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hfcompress.config import nearest
 from hfcompress.data.config import DataConfig
-from hfcompress.errors import DataError
+from hfcompress.errors import ConfigError, DataError
 from hfcompress.measure.bootstrap import Value, compare_units, of_mean
 from hfcompress.measure.evaluation import ClassAccuracy, Quality
 from hfcompress.measure.ranking import (
@@ -23,6 +23,7 @@ from hfcompress.measure.ranking import (
     spearman,
     unit_vectors,
 )
+from hfcompress.measure.vectors import EmbeddingConfig, read_vectors, store_vectors
 from hfcompress.models.loading import AutoClass, Modality, Processor
 from hfcompress.models.outputs import OutputKind
 
@@ -164,6 +165,53 @@ class SentenceSimilarity:
     def right(self, outputs: Vectors, references: object) -> NDArray[np.bool_] | None:
         """Return None: a similarity is right by degrees."""
         return None
+
+
+def check_storage(model: object, ways: Iterable[EmbeddingConfig]) -> None:
+    """Refuse ways to store vectors that do not fit a model.
+
+    Raises:
+        ConfigError: a model that gives none, or more dimensions than its vectors have.
+    """
+    from hfcompress.models.modeling_embedding import EmbeddingModel
+
+    for way in ways:
+        if not isinstance(model, EmbeddingModel):
+            raise ConfigError(
+                "embedding says how vectors are stored, and the model gives none (task: "
+                "sentence-similarity); leave it out"
+            )
+        way.check(model.vector_size)
+
+
+def stored_qualities(
+    metric: str, vectors: Vectors, references: object, ways: Sequence[EmbeddingConfig]
+) -> list[dict[str, object]]:
+    """Return what each way of storing vectors loses: bytes, and the metric with its interval, its
+    drop against the vectors as they are, and the share of neighbours kept.
+
+    Args:
+        metric: its name.
+        vectors: of the model, [texts, size].
+        references: from `SentenceSimilarity.references`.
+        ways: how they are stored.
+
+    Raises:
+        ConfigError: more dimensions than there are.
+        DataError: as `SentenceSimilarity.metric`.
+    """
+    size, found = vectors.shape[1], []
+    for way in ways:
+        read = read_vectors(store_vectors(vectors, way), way, size)
+        quality = SENTENCE_SIMILARITY.quality(metric, read, references, vectors)
+        stored = {
+            "precision": way.precision,
+            "dimensions": way.dimensions or size,
+            "vector_bytes": way.bytes(size),
+            "float32_bytes": EmbeddingConfig().bytes(size),
+        }
+        found.append({**stored, **quality.to_dict()})
+    return found
 
 
 def _value(name: str, vectors: Vectors, pairs: Pairs) -> tuple[Value, int]:
