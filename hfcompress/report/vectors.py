@@ -9,8 +9,8 @@ from hfcompress.report.table import markdown_text
 
 HEAD = ("model", "stored as", "bytes a vector", "metric", "drop, points", "neighbours kept")
 CAPTION = (
-    "The metric on stored vectors. Their drop, and the share of each text's nearest neighbours, are "
-    "against the same model's float32 vectors of all dimensions."
+    "The metric on stored vectors. Their drop and the neighbours that they keep are against the "
+    "same model's float32 vectors of all dimensions."
 )
 
 
