@@ -36,6 +36,22 @@ class Projection(nn.Module):
         return nn.functional.linear(states, self.weight)
 
 
+class VectorProjection(Projection):
+    """A learned map of vectors that keeps their cosines where the teacher's are wider.
+
+    Its columns (rows, where the teacher's vectors are narrower) are orthonormal: the Q of a QR
+    decomposition. So a student keeps what it has learned when the map is left behind.
+    """
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Map (texts, student size) to (texts, teacher size)."""
+        tall = self.weight if self.weight.shape[0] >= self.weight.shape[1] else self.weight.T
+        basis, scale = torch.linalg.qr(tall)
+        basis = basis * scale.diagonal().sign()  # signs of a QR decomposition are arbitrary
+        kept = basis if tall is self.weight else basis.T
+        return nn.functional.linear(states, kept)
+
+
 class LayerLoss(nn.Module):
     """The losses on hidden states, attention maps and value relations.
 
@@ -46,6 +62,7 @@ class LayerLoss(nn.Module):
 
     Attributes:
         projections: by the student's layer, for layers whose width differs from the teacher's.
+        vectors: of an embedding model's vectors, likewise; None for vectors of one size.
     """
 
     def __init__(
@@ -54,6 +71,7 @@ class LayerLoss(nn.Module):
         super().__init__()
         self.config, self.layer_map, self.heads = config, layer_map, heads
         self.projections = nn.ModuleDict()
+        self.vectors: VectorProjection | None = None
 
     def add_projections(self, student: LayerStates, teacher: LayerStates) -> None:
         """Add a projection for each mapped layer that differs from its teacher's.
@@ -74,6 +92,16 @@ class LayerLoss(nn.Module):
             # Features of different families do not correspond, even for equal widths.
             if widths[0] != widths[1] or is_map(mine) is not is_map(theirs):
                 self.projections[str(own)] = Projection(*widths).to(mine.device)
+
+    def add_vector_projection(self, student: Tensor, teacher: Tensor) -> None:
+        """Add a projection of vectors if their sizes differ.
+
+        Args:
+            student: vectors of any batch.
+            teacher: vectors of any batch.
+        """
+        sizes = student.shape[-1], teacher.shape[-1]
+        self.vectors = None if sizes[0] == sizes[1] else VectorProjection(*sizes).to(student.device)
 
     def forward(
         self,

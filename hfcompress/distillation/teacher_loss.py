@@ -162,7 +162,10 @@ class TeacherLoss:
         for pair in self._pairs:
             taught = pair.teacher.ask(inputs).to(logits.device)
             with torch.autocast(logits.device.type, enabled=False):
-                terms = self._compare(logits, taught, mask)
+                project = pair.layers.vectors
+                shown = logits if project is None else project(logits)
+                terms = self._compare(shown, taught, mask)
+                terms |= self._compare_texts(logits, taught)
                 terms |= self._compare_passages(logits, taught, inputs.get(QUERY))
                 images = "pixel_values" in inputs
                 terms |= pair.layers(states, taught, inputs.get("attention_mask"), images)
@@ -171,15 +174,19 @@ class TeacherLoss:
         return total
 
     def add_projections(self, inputs: Inputs, outputs: object) -> None:
-        """Add a learned projection for each pair of compared layers with different widths.
+        """Add a learned projection for each pair of compared layers with different widths, and for
+        vectors of different sizes.
 
         Args:
             inputs: any batch.
             outputs: the student's outputs for it.
         """
-        _, states = self._student(outputs)
+        logits, states = self._student(outputs)
         for pair in self._pairs:
-            pair.layers.add_projections(states, pair.teacher.ask(inputs))
+            taught = pair.teacher.ask(inputs)
+            pair.layers.add_projections(states, taught)
+            if self.task in VECTORS:
+                pair.layers.add_vector_projection(logits, taught.logits)
 
     def position_mask(self, inputs: Inputs) -> Tensor | None:
         """Return the mask of logits that count: tokens without padding, or None for all rows."""
@@ -257,6 +264,10 @@ class TeacherLoss:
             terms["soft_loss"] = self.soft(logits, theirs, mask)
         if self.weights.get("logits_loss"):
             terms["logits_loss"] = logits_mse(logits, theirs, self.task, mask)
+        return terms
+
+    def _compare_texts(self, logits: Tensor, taught: TeacherOutputs) -> dict[str, Tensor]:
+        terms: dict[str, Tensor] = {}
         for name, compare in _BY_BATCH.items():
             if self.weights.get(name):
                 if self.task not in VECTORS:
@@ -264,7 +275,7 @@ class TeacherLoss:
                         f"{name.replace('_loss', '_weight')} compares vectors of texts, and the "
                         f"student gives {KIND_NAMES[self.task]}; set it to 0"
                     )
-                terms[name] = compare(logits, theirs)
+                terms[name] = compare(logits, taught.logits)
         return terms
 
     def _compare_passages(

@@ -36,6 +36,7 @@ from hfcompress.distillation.teacher_outputs import (
 from hfcompress.distillation.teachers import TeacherLike
 from hfcompress.errors import ConfigError, DataError, SourceError
 from hfcompress.inference import logits_in, with_decoder_inputs
+from hfcompress.models.outputs import VECTORS
 from hfcompress.training.hard_loss import Task
 from hfcompress.training.outputs import (
     LABELS,
@@ -212,7 +213,8 @@ class DistillationTrainer(TermsTrainer):
             self.teaching, self.distillation, self._projected = teaching, config, False
         self._checked = False
         self.teaching.open()
-        if self.distillation.hidden_weight and not self._projected:
+        projects = self.distillation.hidden_weight or self.teaching.task in VECTORS
+        if projects and not self._projected:
             self._add_projections(student)
             self._projected = True
 
@@ -407,6 +409,6 @@ def load_projections(layers: nn.Module, folder: Path) -> None:
     if not path.is_file():
         raise SourceError(
             f"cannot resume from {folder}: {path.name} is missing; use a checkpoint written "
-            "with a hidden_weight, or set hidden_weight to 0"
+            "by a training with the same weights of losses, or set hidden_weight to 0"
         )
     layers.load_state_dict(load_file(path))

@@ -29,7 +29,7 @@ def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
     if student.shape != teacher.shape:
         raise ModelError(
             f"vectors of student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ "
-            f"in shape; keep the teacher's hidden size"
+            f"in shape; give vectors of one size (DistillationTrainer learns a projection)"
         )
     return (1 - F.cosine_similarity(student, teacher.detach(), dim=-1)).mean()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from datasets import Dataset
 
 from hfcompress.distillation.arguments import DistillationArguments
 from hfcompress.distillation.config import DistillationLossConfig
+from hfcompress.distillation.layer_loss import VectorProjection
 from hfcompress.distillation.student import make_student
 from hfcompress.distillation.teacher_loss import TeacherLoss
 from hfcompress.distillation.trainer import DistillationTrainer
@@ -72,18 +74,22 @@ def test_classifiers_have_no_vectors_to_compare() -> None:
             terms(student, batch(), outputs)
 
 
-def train(student: EmbeddingModel, teacher: EmbeddingModel, folder: Path) -> None:
+def train(
+    student: EmbeddingModel, teacher: EmbeddingModel, folder: Path, **options: Any
+) -> DistillationTrainer:
     tokenizer = tiny_tokenizer()
     args = DistillationArguments(
-        output_dir=str(folder), max_steps=12, learning_rate=3e-3, similarity_weight=1.0,
-        ranking_weight=0.1, alpha=1.0, per_device_train_batch_size=5, report_to=[],
+        output_dir=str(folder), alpha=1.0, per_device_train_batch_size=5, report_to=[],
         save_strategy="no", use_cpu=True, disable_tqdm=True,
+        **{"max_steps": 12, "learning_rate": 3e-3, "similarity_weight": 1.0, **options},
     )  # fmt: skip
-    DistillationTrainer(
+    trainer = DistillationTrainer(
         student, args, teacher=teacher, train_dataset=Dataset.from_dict(dict(tokenizer(TEXTS))),
         data_collator=lambda items: dict(tokenizer.pad(items, return_tensors="pt")),
-    ).train()  # fmt: skip
+    )  # fmt: skip
+    trainer.train()
     student.eval()  # type: ignore[no-untyped-call]
+    return trainer
 
 
 def test_a_student_comes_closer_without_labels(tmp_path: Path) -> None:
@@ -100,9 +106,34 @@ def test_a_student_comes_closer_without_labels(tmp_path: Path) -> None:
     assert after < 0.7 * before
 
 
-def test_refuses_vectors_of_another_width(tmp_path: Path) -> None:
+def test_vectors_of_another_size_are_projected(tmp_path: Path) -> None:
     teacher = tiny_embedder()
     student = make_student(teacher, hidden=16)
     assert isinstance(student, EmbeddingModel)
-    with pytest.raises(ModelError, match="differ in shape; keep the teacher's hidden size"):
-        train(student, teacher, tmp_path)
+    torch.manual_seed(0)
+    trainer = train(student, teacher, tmp_path, max_steps=60)
+    (layers,) = trainer.teaching.layers
+    with torch.no_grad():
+        vectors, expected = student(**batch()).logits, teacher(**batch()).logits
+        assert float(cosine_distance(layers.vectors(vectors), expected)) < 0.15
+    assert vectors.shape == (5, 16)
+    with pytest.raises(ModelError, match="differ in shape; give vectors of one size"):
+        cosine_distance(vectors, expected)
+
+
+@pytest.mark.parametrize(("own", "theirs"), [(6, 10), (10, 6)])
+def test_a_projection_of_vectors_has_orthonormal_columns_or_rows(own: int, theirs: int) -> None:
+    torch.manual_seed(0)
+    project = VectorProjection(own, theirs)
+    project.weight.data.add_(torch.randn(theirs, own))
+    vectors = torch.randn(4, own)
+    found = project(vectors)
+    assert found.shape == (4, theirs)
+    if own < theirs:
+        torch.testing.assert_close(found @ found.T, vectors @ vectors.T)
+    else:
+        whole = project(torch.eye(own))
+        torch.testing.assert_close(whole.T @ whole, torch.eye(theirs))
+    found.sum().backward()
+    assert project.weight.grad is not None
+    assert project.weight.grad.abs().sum() > 0
