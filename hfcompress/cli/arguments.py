@@ -146,9 +146,12 @@ def make_parser(command: str | None = None) -> Parser:
         help="folder of a run: the row that its page names; or DIR:3, DIR:dense, DIR:all",
     )  # fmt: skip
 
-    predict = _command(commands, "predict", "classify texts or images, quantized")
+    predict = _command(commands, "predict", "classify texts or images, tag texts, answer questions")
     predict.add_argument("directory", metavar="MODEL", help="folder or hub name, quantized")
-    predict.add_argument("examples", metavar="TEXT|IMAGE", nargs="+", help="texts, or image files")
+    predict.add_argument(
+        "examples", metavar="TEXT|IMAGE", nargs="+",
+        help="texts, or image files; questions, each with its context",
+    )  # fmt: skip
 
     for verb, text in VERBS.items():
         add_verb(_command(commands, verb, text), verb, command == verb)

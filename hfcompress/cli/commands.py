@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING, TypedDict
 
 from hfcompress.cli.arguments import make_parser
 from hfcompress.cli.output import note_on, print_json, show_rows, show_written
@@ -300,12 +300,10 @@ def _inspect(options: argparse.Namespace, console: Console) -> int:
 
 
 def _predict(options: argparse.Namespace, console: Console) -> int:
-    from hfcompress.quantization.load import load
-    from hfcompress.tasks.outputs import LabelScore
+    from hfcompress.cli.predict import prediction_lines
 
-    predictions = cast("list[LabelScore]", load(options.directory)(options.examples))
-    for text, best in zip(options.examples, predictions, strict=True):
-        console.print(f"{best['label']} {best['score']:.4f}  {text}")
+    for line in prediction_lines(options.directory, options.examples):
+        console.print(line)
     return 0
 
 

@@ -57,6 +57,8 @@ def head_options(
     kind: OutputKind,
 ) -> dict[str, object]:
     """Options of from_pretrained: a new head's labels, or names for labels without one."""
+    if kind == "spans":  # a head for first and last token, whatever the checkpoint's own is for
+        return {} if settings.num_labels == 2 else {"num_labels": 2}
     if labels is None:
         return {}
     if alignment is not None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from hfcompress.errors import ConfigError, ModelError, TargetError
 from hfcompress.inference import Logits, dense_logits
-from hfcompress.quantization.answers import output_values
+from hfcompress.quantization.answers import distributions, output_values
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.engine import Arrays, Engine
 from hfcompress.quantization.images import image_shape
@@ -108,7 +108,7 @@ def measure_distance(
     """
     found = [engine.logits(batch) for batch in rows]
     values, exact = (output_values(parts, rows, kind) for parts in (found, dense))
-    ours, theirs = values.argmax(1), exact.argmax(1)
+    ours, theirs = (distributions(parts, rows, kind).argmax(1) for parts in (found, dense))
     changed = float(np.mean(ours != theirs))
     chance = sum(
         float(np.mean(ours == label) * np.mean(theirs == label)) for label in np.unique(theirs)

@@ -18,6 +18,8 @@ from hfcompress.quantization.manifest import MANIFEST, read_manifest
 from hfcompress.storage.temporary import temporary_folder
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+SPAN_OUTPUTS = ("start_logits", "end_logits")
+"""Outputs of a model that answers questions, by the names of transformers and optimum."""
 Array = NDArray[np.generic]
 Arrays = Mapping[str, Array]
 """One batch as a model reads it, by input name."""
@@ -226,6 +228,30 @@ def select_inputs(arrays: Arrays, inputs: tuple[str, ...]) -> dict[str, Array]:
     return {name: _as_read(name, given[name]) for name in inputs}
 
 
+def logit_outputs(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the outputs of a graph that are its logits: the first, or an answer's two ends."""
+    return SPAN_OUTPUTS if set(SPAN_OUTPUTS) <= set(names) else tuple(names[:1])
+
+
+def join_logits(parts: Sequence[Array]) -> NDArray[np.float32]:
+    """Return the values of `logit_outputs` as one array; of an answer's ends [batch, 2, tokens]."""
+    whole = np.stack(parts, axis=1) if len(parts) > 1 else parts[0]
+    return np.array(whole, np.float32)
+
+
+def without_padding(logits: NDArray[np.float32], padded: int, tokens: int) -> NDArray[np.float32]:
+    """Return logits without those of tokens that an engine's shape has added.
+
+    Args:
+        logits: [batch, outputs] as they are; [batch, tokens, classes] and [batch, 2, tokens] cut.
+        padded: tokens that the engine read.
+        tokens: tokens that it was given.
+    """
+    if logits.ndim != 3 or tokens == padded:
+        return logits
+    return logits[:, :tokens] if logits.shape[1] == padded else logits[:, :, :tokens]
+
+
 def unreadable(arrays: Arrays, error: Exception) -> DataError:
     """Return the error for a batch that an engine cannot run."""
     shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
@@ -238,6 +264,11 @@ def _as_read(name: str, array: Array) -> Array:
     if name in TEXT_INPUTS:
         return array.astype(np.int64, copy=False)
     return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
+
+
+def _token_count(arrays: Arrays) -> int:
+    """Return the tokens of a batch's texts; 0 for other inputs."""
+    return next((value.shape[1] for name, value in arrays.items() if name in TEXT_INPUTS), 0)
 
 
 class StaticShape:
@@ -279,7 +310,8 @@ class StaticShape:
         padded = self._padded(arrays)
         if self._compiled is None:
             self._compiled = with_static_shape(self._engine, padded)
-        return self._compiled.logits(padded)[:rows]
+        logits = self._compiled.logits(padded)[:rows]
+        return without_padding(logits, self._shape[1], _token_count(arrays))
 
     def _padded(self, arrays: Arrays) -> Arrays:
         """Append padding tokens without attention, and padding examples."""

@@ -249,7 +249,7 @@ _ANSWERS: Mapping[OutputKind, _Answers] = MappingProxyType(
         "ranking": _SCORES,
     }
 )
-_ENGINES = {
+ENGINES = {
     "onnxruntime": (
         "onnxruntime",
         "import onnxruntime",
@@ -341,7 +341,7 @@ def embedding_script(backend: str, graph: str) -> str:
         backend: the engine that it uses.
         graph: path of the engine's main file; empty where hfcompress loads it.
     """
-    packages, imports, run = _ENGINES[backend]
+    packages, imports, run = ENGINES[backend]
     if not graph:
         packages = "hfcompress" if backend == "torch" else "hfcompress torchao"
         return _TORCH_EMBEDDING_SCRIPT.format(packages=packages)
@@ -363,7 +363,7 @@ def example_script(backend: str, images: bool = False, kind: OutputKind = "class
         images: whether it reads image files instead of sentences.
         kind: what the logits mean.
     """
-    packages, imports, run = _ENGINES[backend]
+    packages, imports, run = ENGINES[backend]
     if not images:
         tokenizers = " tokenizers" if backend not in ("torch", "torchao") else ""
         answers = _ANSWERS[kind]
@@ -374,25 +374,30 @@ def example_script(backend: str, images: bool = False, kind: OutputKind = "class
             title=answers.title,
             packages=packages + tokenizers,
             imports=imports,
-            scores="\n\n".join(_source(function) for function in answers.functions),
+            scores="\n\n".join(source_of(function) for function in answers.functions),
             run=run,
             examples=answers.examples,
             answer=answers.answer,
             default=answers.default,
         )
     imports, run = (text.replace("ForSequence", "ForImage") for text in (imports, run))
-    reading = "\n\n".join(_source(function) for function in (eight_bits, open_upright, make_pixels))
+    reading = "\n\n".join(
+        source_of(function) for function in (eight_bits, open_upright, make_pixels)
+    )
     return _IMAGE_SCRIPT.format(
         packages=f"{packages} numpy pillow",
         imports=imports,
         reading=reading,
-        scores=_source(label_scores),
+        scores=source_of(label_scores),
         run=run,
     )
 
 
-def _source(function: Callable[..., object]) -> str:
+def source_of(function: Callable[..., object]) -> str:
     """Return the source of a function that has a docstring, without type annotations."""
     _, body = inspect.getsource(function).split('"""', 1)
-    parameters = ", ".join(inspect.signature(function).parameters)
+    parameters = ", ".join(
+        name if one.default is one.empty else f"{name}={one.default!r}"
+        for name, one in inspect.signature(function).parameters.items()
+    )
     return f'def {function.__name__}({parameters}):\n    """{body}'

@@ -30,6 +30,7 @@ def load(
         classify(["a gripping film", "a dull one"])    # a list of them
         hfcompress.load("embeddings").encode(texts)    # vectors, of an embedding model's folder
         hfcompress.load("reranker").predict(pairs)     # scores, of a reranker's folder
+        hfcompress.load("reader")(question="Who?", context="Ada did.")    # an answer
 
     Args:
         directory: the folder, or its name on the hub (``org/name``, ``org/name@REVISION``).
@@ -60,7 +61,7 @@ def load(
     labels = read_labels(directory)
     kind = read_output_kind(directory, manifest, len(labels))
     check_digests(directory, manifest, descriptions=False)
-    prepare = None if kind == "tokens" else find_preparation(directory, manifest)
+    prepare = None if kind in ("tokens", "spans") else find_preparation(directory, manifest)
     engine = import_backend(manifest["backend"]).load_engine(directory, threads)
     check_engine_inputs(directory, manifest, engine)
     check_digests(directory, manifest, descriptions=True)
@@ -72,6 +73,10 @@ def load(
         from hfcompress.quantization.reranker import Reranker
 
         return Reranker(engine, prepare, manifest, _config(directory), str(directory), shape)
+    if kind == "spans":
+        from hfcompress.quantization.reader import Reader
+
+        return Reader(directory, engine, labels, manifest, shape)
     return Predictor(engine, labels, prepare, manifest, shape, kind)
 
 

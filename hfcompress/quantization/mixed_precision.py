@@ -19,7 +19,7 @@ from torch import nn
 
 from hfcompress.errors import ConfigError
 from hfcompress.inference import dense_logits
-from hfcompress.quantization.answers import output_values
+from hfcompress.quantization.answers import distributions
 from hfcompress.quantization.config import MixedPrecisionConfig, QuantizationConfig
 from hfcompress.quantization.engine import Arrays, Engine
 from hfcompress.quantization.inputs import Classifier
@@ -164,7 +164,7 @@ def keep_most_sensitive(
     kind = infer_task(model)
 
     def compared(run: Callable[[Arrays], Logits]) -> Logits:
-        return output_values([run(batch) for batch in batches], batches, kind)
+        return distributions([run(batch) for batch in batches], batches, kind)
 
     dense = compared(partial(dense_logits, model))
     if dense.shape[1] < 2:

@@ -8,13 +8,14 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import yaml
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import (
+    QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
@@ -27,7 +28,7 @@ from hfcompress.models.modeling_embedding import EmbeddingModel, save_layout
 from hfcompress.models.upload import push
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.coverage import Coverage
-from hfcompress.quantization.engine import Engine, FileEngine
+from hfcompress.quantization.engine import SPAN_OUTPUTS, Engine, FileEngine
 from hfcompress.quantization.example_script import embedding_script, example_script
 from hfcompress.quantization.inputs import as_batches
 from hfcompress.quantization.manifest import (
@@ -43,6 +44,7 @@ from hfcompress.quantization.manifest import (
 )
 from hfcompress.quantization.onnx_export import IMAGE_INPUT, TEXT_INPUTS
 from hfcompress.quantization.pixels import image_settings
+from hfcompress.quantization.question_script import question_script
 from hfcompress.storage.temporary import replace_folder, written_beside
 from hfcompress.tasks.outputs import OutputKind, output_kind
 from hfcompress.training.outputs import infer_task
@@ -98,13 +100,18 @@ class QuantizedModel(FormerPlain):
         logits = torch.from_numpy(self.logits({**placed, **inputs}))
         if self.kind == "tokens":
             return cast(SequenceClassifierOutput, TokenClassifierOutput(logits=logits))
+        if self.kind == "spans":
+            found: Any = QuestionAnsweringModelOutput()
+            for name, part in zip(SPAN_OUTPUTS, logits.unbind(1), strict=True):
+                found[name] = part
+            return cast(SequenceClassifierOutput, found)
         return SequenceClassifierOutput(logits=logits)
 
     @property
     def kind(self) -> OutputKind:
         """What the logits mean."""
         task = infer_task(self.source)
-        if task in ("tokens", "ranking"):
+        if task in ("tokens", "spans", "ranking"):
             return task
         config = getattr(self.source, "config", None)
         return output_kind(getattr(config, "problem_type", None), self.outputs)
@@ -221,6 +228,8 @@ def _example(quantized: QuantizedModel, manifest: Manifest) -> str:
     backend = quantized.config.backend
     if isinstance(quantized.source, EmbeddingModel):
         return embedding_script(backend, manifest.get("graph", ""))
+    if quantized.kind == "spans":
+        return question_script(backend)
     return example_script(backend, "image" in manifest, quantized.kind)
 
 
@@ -242,11 +251,14 @@ def _move_graph(engine: Engine, folder: Path, graph: Graph) -> None:
 def default_card(quantized: QuantizedModel) -> str:
     """Return a README.md that says what was quantized, what was not, and why."""
     config, coverage = quantized.config, quantized.coverage
-    what = "photo.jpg" if IMAGE_INPUT in quantized.engine.inputs else "a sentence"
+    what = '"photo.jpg"' if IMAGE_INPUT in quantized.engine.inputs else '"a sentence"'
     call = ".encode" if isinstance(quantized.source, EmbeddingModel) else ""
-    use = f'{call}("{what}")'
+    use, words = f"{call}({what})", what
     if quantized.kind == "ranking":
-        use, what = '.predict(("a query", "a passage"))', 'a query" "a passage'
+        use, words = '.predict(("a query", "a passage"))', '"a query" "a passage"'
+    if quantized.kind == "spans":
+        use = '(question="Who wrote it?", context="Ada Lovelace did.")'
+        words = '"Who wrote it?" "Ada Lovelace did."'
     head = yaml.safe_dump({"tags": ["hfcompress", config.backend], "license": "other"})
     lines = [
         f"---\n{head}---\n",
@@ -256,7 +268,7 @@ def default_card(quantized: QuantizedModel) -> str:
         f"{coverage.share_of_macs:.1%} of its multiply-accumulates have integer weights.",
         "What stays in floating point:\n",
         *(f"- {count} modules: {reason}" for reason, count in coverage.reasons.items()),
-        f'\nUse it: `python example.py "{what}"`, or\n',
+        f"\nUse it: `python example.py {words}`, or\n",
         f'```python\nimport hfcompress\n\nprint(hfcompress.load("FOLDER"){use})\n```',
     ]
     return "\n".join(lines) + "\n"

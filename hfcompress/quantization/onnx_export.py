@@ -28,11 +28,12 @@ from hfcompress.inference import logits_in
 from hfcompress.measure.macs import evaluation_mode
 from hfcompress.models.architectures import is_compressible
 from hfcompress.models.modeling_embedding import EmbeddingModel
+from hfcompress.quantization.engine import SPAN_OUTPUTS, Arrays
 from hfcompress.quantization.engine import TEXT_INPUTS as TEXT_INPUTS
-from hfcompress.quantization.engine import Arrays
 from hfcompress.quantization.images import IMAGE_INPUT as IMAGE_INPUT
 from hfcompress.quantization.images import ImageShape, checked_shape, example_images, image_shape
 from hfcompress.quantization.inputs import Classifier, PlainModel
+from hfcompress.training.outputs import infer_task
 from hfcompress.utils import require, unwritable
 
 if TYPE_CHECKING:
@@ -213,6 +214,8 @@ class _Outputs(nn.Module):
 
 def _output_fields(model: Classifier) -> dict[str, str]:
     """Return the graph's outputs, the one that an engine gives first, by field."""
+    if infer_task(model) == "spans":
+        return dict(zip(SPAN_OUTPUTS, SPAN_OUTPUTS, strict=True))
     return EMBEDDING_OUTPUTS if isinstance(model, EmbeddingModel) else {OUTPUT: OUTPUT}
 
 

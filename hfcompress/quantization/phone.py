@@ -13,10 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hfcompress.errors import DataError, ModelError
-from hfcompress.inference import dense_logits
+from hfcompress.inference import dense_logits, logits_in
 from hfcompress.measure.macs import evaluation_mode
 from hfcompress.models.architectures import is_compressible
-from hfcompress.quantization.engine import TEXT_INPUTS, Array, Arrays, FileEngine, select_inputs
+from hfcompress.quantization.engine import (
+    TEXT_INPUTS,
+    Array,
+    Arrays,
+    FileEngine,
+    select_inputs,
+    without_padding,
+)
 from hfcompress.quantization.images import image_shape
 from hfcompress.quantization.inputs import Classifier
 from hfcompress.quantization.onnx_export import TOLERANCE, example_inputs, input_names
@@ -61,7 +68,9 @@ class RowEngine(FileEngine):
         """
         given = select_inputs(arrays, self.inputs)
         rows = [self._row(given, place) for place in range(len(next(iter(given.values()))))]
-        return np.concatenate([self.run_row(row) for row in rows])
+        logits = np.concatenate([self.run_row(row) for row in rows])
+        tokens = next((array.shape[1] for name, array in given.items() if name in TEXT_INPUTS), 0)
+        return without_padding(logits, self.length or 0, tokens)
 
     def _row(self, given: Mapping[str, Array], place: int) -> dict[str, Array]:
         return {name: self._fit(name, array[place : place + 1]) for name, array in given.items()}
@@ -92,8 +101,7 @@ class FixedRow(nn.Module):
             name: value if value.is_floating_point() else value.long()
             for name, value in zip(self.names, inputs, strict=True)
         }
-        logits: Tensor = self.model(**given).logits
-        return logits
+        return logits_in(self.model(**given))
 
 
 def static_rows(model: Classifier, batches: Sequence[Arrays], rows: int) -> list[Arrays]:

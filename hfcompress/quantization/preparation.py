@@ -83,6 +83,17 @@ class TextPreparation:
         self._tokenizer = tokenizer
         self._inputs = settings.get("inputs")
 
+    @property
+    def plain_tokenizer(self) -> Tokenizer:
+        """A copy of the tokenizer without truncation and padding."""
+        from tokenizers import Tokenizer
+
+        plain: Tokenizer = Tokenizer.from_str(self._tokenizer.to_str())
+        plain.no_truncation()
+        plain.no_padding()
+        plain.encode_special_tokens = self._tokenizer.encode_special_tokens
+        return plain
+
     @staticmethod
     def _set(tokenizer: Tokenizer, settings: TextSettings) -> None:
         tokenizer.enable_truncation(

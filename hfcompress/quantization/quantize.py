@@ -87,11 +87,6 @@ def quantize(
             f"{config.reads_rows} out"
         )
     kind = infer_task(model)
-    if kind == "spans":
-        raise ModelError(
-            f"{type(model).__name__} answers questions (question-answering), which quantize does "
-            f"not serve; give a classifier, a tagger or an embedding model"
-        )
     backend = import_backend(config.backend)
     excluded = excluded_modules(model, config)
 
@@ -128,7 +123,7 @@ def quantize(
             f"{type(model).__name__} ({reasons}); choose another backend or mode"
         )
     notes = (*_notes(model, config), *_mixed_notes(mixed), *lost)
-    outputs = dense[0].shape[-1]
+    outputs = dense[0].shape[1 if kind == "spans" else -1]
     return QuantizedModel(engine, config, coverage, given, notes, mixed, distance, outputs)
 
 
@@ -148,7 +143,7 @@ def _dense(model: Classifier, rows: Sequence[Arrays]) -> list[Logits]:
         raise CalibrationError(
             f"{name} cannot read the calibration rows ({', '.join(rows[0])}): {first_line(error)}"
         ) from error
-    by_token = infer_task(model) == "tokens"
+    by_token = infer_task(model) in ("tokens", "spans")
     if any(logits.ndim != 2 + by_token for logits in dense):
         raise ModelError(
             f"{name} gives logits of the shape {list(dense[0].shape)}; quantize takes models with "

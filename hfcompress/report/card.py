@@ -134,30 +134,40 @@ def _eval_results(row: Row, source: CardSource) -> list[EvalResult]:
     ]  # fmt: skip
 
 
-_PIPELINE = ("transformers import pipeline", "pipeline")
+_PIPELINE = ("transformers import pipeline", 'pipeline(model="FOLDER")')
+_QUESTION = ('"Who wrote it?"', '"Ada Lovelace wrote it in 1843."')
 _USES = {
     "text-classification": (*_PIPELINE, '("a sentence")'),
     "image-classification": (*_PIPELINE, '("photo.jpg")'),
     "sentence-similarity": (
         "sentence_transformers import SentenceTransformer",
-        "SentenceTransformer",
+        'SentenceTransformer("FOLDER")',
         '.encode(["a sentence"])',
     ),
     "text-ranking": (
         "sentence_transformers import CrossEncoder",
-        "CrossEncoder",
+        'CrossEncoder("FOLDER")',
         '.predict([("a query", "a passage")])',
     ),
+    "question-answering": (  # transformers 5 has no such pipeline
+        "transformers import AutoModelForQuestionAnswering, AutoTokenizer",
+        'AutoModelForQuestionAnswering.from_pretrained("FOLDER")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
+        f'(**tokenizer({", ".join(_QUESTION)}, return_tensors="pt"))',
+    ),
 }
-"""By task: what is imported, what it is called, and how an example is given."""
+"""By task: what is imported, how it is loaded, and how an example is given."""
+_QUANTIZED_USES = {"question-answering": "(question={}, context={})".format(*_QUESTION)}
+"""How an example is given to a quantized folder, where that differs."""
 
 
 def _loading(row: Row, task: str | None, needs_hfcompress: bool) -> list[str]:
     """The section on how to load the model."""
     library, made, call = _USES.get(str(task), _USES["text-classification"])
-    lines = [f"from {library}\n", f'model = {made}("FOLDER")']
+    lines = [f"from {library}\n", f"model = {made}"]
     if quantize_step(row):
         lines = ["import hfcompress\n", 'model = hfcompress.load("FOLDER")']
+        call = _QUANTIZED_USES.get(str(task), call)
     elif needs_hfcompress:
         lines = ["import hfcompress  # so that transformers knows the shapes", *lines]
     code = "\n".join([*lines, f"print(model{call})"])

@@ -36,6 +36,7 @@ from hfcompress.sweep.pipeline import GIVEN, Data, as_data, given
 from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.run import report
 from hfcompress.sweep.trial import Runner
+from hfcompress.tasks.registry import untrained_head
 from hfcompress.utils import Fields, Progress, Row, size_text
 
 if TYPE_CHECKING:
@@ -213,9 +214,10 @@ def _experiment(
     )
     experiment = prepare(recipe, progress, cache, own, splits)
     if experiment.loaded.new_head:
+        settings, name = experiment.loaded.model.config, str(recipe.model.path)
         raise ModelError(
-            f"model {recipe.model.path!r} has no trained classification head for these labels; "
-            f"fine-tune it first (a recipe's finetune step)"
+            f"{untrained_head(settings, name, experiment.task)}; fine-tune it first (a recipe's "
+            f"finetune step)"
         )
     return experiment
 

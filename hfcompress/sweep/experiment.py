@@ -36,7 +36,7 @@ from hfcompress.steps.registry import check_rows, check_step
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.timing import check_length
 from hfcompress.sweep.tracking import check_trackers
-from hfcompress.tasks.registry import find_task
+from hfcompress.tasks.registry import find_task, untrained_head
 from hfcompress.tasks.sentence_similarity import check_storage
 from hfcompress.tasks.task import Task
 from hfcompress.training.tracking import LOGS, Tracker
@@ -391,12 +391,13 @@ def _check_model(recipe: Recipe, loaded: LoadedModel, trials: list[Trial], rows:
     """Refuse steps that do not fit the model before any of them runs."""
     check_storage(loaded.model, recipe.embedding)
     check_length(loaded.model, recipe.measure.latency)
+    task = find_task(recipe.task)
     checked: set[str] = set()
     for trial in trials:
         if loaded.new_head and not trial.trains_after(0):
             raise ModelError(
-                f"model {recipe.model.name!r} has no trained classification head for these "
-                f"labels; add a finetune step, or give a model fine-tuned for this task"
+                f"{untrained_head(loaded.model.config, recipe.model.name, task)}; "
+                f"add a finetune step, or give a model fine-tuned for this task"
             )
         for step in trial.steps:
             key = content_hash([step.name, _checked_fields(step.config)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hfcompress.config import nearest
@@ -10,6 +11,7 @@ from hfcompress.models.checkpoint_checks import folder_errors
 from hfcompress.models.download import Commit, from_hub
 from hfcompress.models.loading import ModelConfig, model_source
 from hfcompress.tasks.image_classification import IMAGE_CLASSIFICATION
+from hfcompress.tasks.question_answering import QUESTION_ANSWERING
 from hfcompress.tasks.sentence_similarity import SENTENCE_SIMILARITY
 from hfcompress.tasks.task import Task
 from hfcompress.tasks.text_classification import TEXT_CLASSIFICATION
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 _ALL: tuple[Task, ...] = (
     TEXT_CLASSIFICATION,
     TOKEN_CLASSIFICATION,
+    QUESTION_ANSWERING,
     IMAGE_CLASSIFICATION,
     SENTENCE_SIMILARITY,
     TEXT_RANKING,
@@ -69,10 +72,9 @@ def infer_task(config: PreTrainedConfig, model: str) -> Task:
     names = tuple(getattr(config, "architectures", None) or ())
     if is_cross_encoder(config):
         return TEXT_RANKING
-    for task in TASKS.values():
-        head = task.auto_class().__name__.removeprefix("AutoModel")
-        if any(name.endswith(head) for name in names):
-            return task
+    found = _task_of_head(names)
+    if found is not None:
+        return found
     if names and _is_text_encoder(config, names[0]):
         return SENTENCE_SIMILARITY
     if not names:
@@ -83,6 +85,35 @@ def infer_task(config: PreTrainedConfig, model: str) -> Task:
     raise ModelError(
         f"model {model!r} is a {names[0]}{_other_task(names[0])}; supported are: {', '.join(TASKS)}"
     )
+
+
+def _task_of_head(names: Sequence[str]) -> Task | None:
+    """Return the task of an architecture's head; None for none, or one that is not served."""
+    for task in TASKS.values():
+        head = task.auto_class().__name__.removeprefix("AutoModel")
+        if any(name.removesuffix("Simple").endswith(head) for name in names):
+            return task
+    return None
+
+
+def untrained_head(config: PreTrainedConfig, model: str, task: Task) -> str:
+    """Return what is wrong with a checkpoint that has no head for a task, and no cure yet.
+
+    Args:
+        config: the checkpoint's.
+        model: its name.
+        task: that is asked of it.
+    """
+    names = tuple(getattr(config, "architectures", None) or ())
+    found = _task_of_head(names)
+    if found is not None and found.name != task.name:
+        return (
+            f"model {model!r} is a {names[0]}, whose head answers {found.name} and not "
+            f"{task.name}: write task: {found.name}"
+        )
+    if "classification" in task.name:
+        return f"model {model!r} has no trained classification head for these labels"
+    return f"model {model!r} has no trained head for {task.name}"
 
 
 def task_of_checkpoint(path: str) -> Task:

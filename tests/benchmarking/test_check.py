@@ -108,8 +108,8 @@ def test_refuses_an_unknown_engine() -> None:
 
 
 def test_refuses_checkpoints_of_other_tasks(tmp_path: Path) -> None:
-    from transformers import BertForQuestionAnswering
+    from transformers import BertForMultipleChoice
 
-    BertForQuestionAnswering(tiny_bert().config).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="question-answering"):
+    BertForMultipleChoice(tiny_bert().config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="multiple-choice"):
         check(str(tmp_path), Progress())

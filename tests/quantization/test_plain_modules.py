@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import (
-    BertForQuestionAnswering,
     BertModel,
     ViTImageProcessorPil,
 )
@@ -214,10 +213,9 @@ def test_refuses_modules_and_batches_in_a_sentence() -> None:
 
 
 @pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
-@pytest.mark.parametrize("kind", [BertForQuestionAnswering, BertModel])
-def test_refuses_heads_that_do_not_classify(backend: str, kind: Any) -> None:
-    with pytest.raises(ModelError, match=r"\(question-answering\)|without logits"):
-        quantize(tiny_bert(kind=kind), QuantizationConfig.from_dict({"backend": backend}))
+def test_refuses_models_without_a_head(backend: str) -> None:
+    with pytest.raises(ModelError, match="without logits"):
+        quantize(tiny_bert(kind=BertModel), QuantizationConfig.from_dict({"backend": backend}))
 
 
 def test_refuses_calibration_rows_that_the_model_cannot_read() -> None:

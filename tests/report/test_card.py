@@ -134,3 +134,22 @@ def test_a_card_shows_names_as_they_are_and_stays_one_file() -> None:
     assert header["model-index"][0]["name"] == "x --- # y [a](b) <script>"
     assert body.lstrip().startswith(r"# x --- \# y \[a\](b) \<script\>")
     assert "````yaml\na: |\n  ```" in body
+
+
+@pytest.mark.parametrize(
+    ("steps", "needs", "call"),
+    [
+        ([], False, "AutoModelForQuestionAnswering.from_pretrained"),
+        ([], True, "import hfcompress  # so that"),
+        ([INT8], False, 'model(question="Who wrote it?", context='),
+    ],
+)
+def test_the_card_of_a_reader_asks_a_question(steps: list[Any], needs: bool, call: str) -> None:
+    source = CardSource(task="question-answering")
+    text = model_card({**ROW, "steps": steps}, name="m", source=source, needs_hfcompress=needs)
+    header, body = parts(text)
+    assert header["pipeline_tag"] == "question-answering"
+    assert call in body
+    assert '"a sentence"' not in body
+    code = body.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")

@@ -9,6 +9,7 @@ import transformers
 from transformers import BartConfig, BertConfig, PreTrainedConfig, ViTConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
@@ -32,6 +33,7 @@ def of_class(name: str) -> PreTrainedConfig:
         ("image-classification", "image-classification"),
         ("token-classification", "token-classification"),
         ("ner", "token-classification"),
+        ("question-answering", "question-answering"),
     ],
 )
 def test_finds_tasks_by_name_and_by_synonym(name: str, task: str) -> None:
@@ -42,7 +44,7 @@ def test_refuses_unknown_tasks_with_the_nearest_one() -> None:
     with pytest.raises(ConfigError, match="did you mean 'text-classification'"):
         find_task("text-clasification")
     with pytest.raises(
-        ConfigError, match="known are: image-classification, sentence-similarity, text-"
+        ConfigError, match="known are: image-classification, question-answering, sentence-"
     ):
         find_task("fill-mask")
 
@@ -53,6 +55,7 @@ def test_every_class_of_a_task_is_known_by_its_name(name: str) -> None:
         "text-classification": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
         "image-classification": MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
         "token-classification": MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+        "question-answering": MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
     }
     mapping = mappings[name]
     classes = [found for found in mapping.values() if isinstance(found, str)]

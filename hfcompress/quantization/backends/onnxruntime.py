@@ -35,6 +35,8 @@ from hfcompress.quantization.engine import (
     FileEngine,
     check_inputs,
     check_size,
+    join_logits,
+    logit_outputs,
     select_inputs,
     thread_count,
     unreadable,
@@ -99,7 +101,7 @@ class OnnxEngine(FileEngine):
         except Exception as error:  # ONNX Runtime's errors share no base class
             raise ModelError(f"ONNX Runtime cannot load {path}: {first_line(error)}") from error
         self.inputs = tuple(str(item.name) for item in self._session.get_inputs())
-        self._output = str(self._session.get_outputs()[0].name)
+        self._outputs = logit_outputs([item.name for item in self._session.get_outputs()])
         check_inputs(self.inputs, str(path), inputs)
 
     def options(self) -> dict[str, object]:
@@ -114,10 +116,9 @@ class OnnxEngine(FileEngine):
         """
         given = select_inputs(arrays, self.inputs)
         try:
-            (found,) = self._session.run([self._output], given)
+            return join_logits(self._session.run(self._outputs, given))
         except Exception as error:  # ONNX Runtime's errors share no base class
             raise unreadable(given, error) from error
-        return np.asarray(found, np.float32)
 
 
 def load_engine(folder: Path, threads: int | None = None) -> OnnxEngine:

@@ -35,6 +35,8 @@ from hfcompress.quantization.engine import (
     Shapes,
     check_inputs,
     check_size,
+    join_logits,
+    logit_outputs,
     select_inputs,
     thread_count,
     unreadable,
@@ -53,7 +55,7 @@ from hfcompress.training.outputs import infer_task
 from hfcompress.utils import require
 
 if TYPE_CHECKING:
-    from openvino import Model, Node, Output
+    from openvino import CompiledModel, Model, Node, Output
 
 FILE = "model.xml"
 _PRECISION = "INFERENCE_PRECISION_HINT"
@@ -125,7 +127,7 @@ class OpenVinoEngine(FileEngine):
         if self._shapes is not None:
             self._check(given)
         try:
-            return np.array(self._compiled(given)[0], np.float32)
+            return _logits(self._compiled, given)
         except Exception as error:  # OpenVINO's errors share no base class
             raise unreadable(given, error) from error
 
@@ -286,7 +288,16 @@ def _run(graph: Model, rows: Sequence[Arrays]) -> Iterator[NDArray[np.float32]]:
     )
     inputs = tuple(item.any_name for item in compiled.inputs)
     for batch in rows:
-        yield np.array(compiled(select_inputs(batch, inputs))[0], np.float32)
+        yield _logits(compiled, select_inputs(batch, inputs))
+
+
+def _logits(compiled: CompiledModel, given: Arrays) -> NDArray[np.float32]:
+    """Run one batch; outputs of a graph may have no name, and then the first is the logits."""
+    places = {name: n for n, item in enumerate(compiled.outputs) for name in item.names}
+    found = compiled(given)
+    return join_logits(
+        [found[places.get(name, 0)] for name in logit_outputs([*places])] or [found[0]]
+    )
 
 
 def _quantize(
