@@ -8,7 +8,8 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="8-bit sums saturate on this processor"))
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _frozen_libraries() -> Iterator[None]:
+_frozen_modules = 0
+
+
+@pytest.fixture(autouse=True)
+def _frozen_libraries() -> None:
     """Exclude the imported libraries from garbage collection, which every Trainer runs in full.
 
-    Scanning them takes longer than training a tiny model.
+    Scanning them takes longer than training a tiny model. Most are imported by a test, when it
+    first needs them, so the next test excludes them.
     """
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+    global _frozen_modules
+    if len(sys.modules) > _frozen_modules:
+        _frozen_modules = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)
