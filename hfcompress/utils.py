@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from typing_extensions import TypeIs
 
-from hfcompress.errors import MissingExtraError, OutputError
+from hfcompress.errors import MissingExtraError, ModelError, OutputError
 
 if TYPE_CHECKING:  # it takes seconds to import
     from torch import nn
@@ -75,6 +75,23 @@ def is_conv1d(module: object) -> TypeIs[Conv1D]:
 def is_pretrained(model: object) -> TypeIs[PreTrainedModel]:
     """Whether a model is a ``PreTrainedModel``; does not import transformers."""
     return _is_instance(model, "transformers.modeling_utils", "PreTrainedModel")
+
+
+def check_pretrained(model: object, what: str, instead: str) -> None:
+    """Refuse a torch module that is none of transformers.
+
+    Args:
+        model: anything.
+        what: which takes transformers models alone, as the subject of a sentence.
+        instead: what takes any module.
+
+    Raises:
+        ModelError: such a module.
+    """
+    if _is_instance(model, "torch.nn", "Module") and not is_pretrained(model):
+        raise ModelError(
+            f"{what} takes transformers models, not a {type(model).__name__}; {instead}"
+        )
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -31,7 +31,7 @@ from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.shrink import shrink
 from hfcompress.storage.temporary import temporary_root
 from hfcompress.tasks.registry import task_of_checkpoint
-from hfcompress.utils import Fields, Progress
+from hfcompress.utils import Fields, Progress, check_pretrained
 
 Status = Literal["works", "refused", "missing", "fails"]
 # Reloaded weights are the same bits, so that logits differ by the order of sums at most.
@@ -115,6 +115,7 @@ def check(
     for engine in engines:
         if engine not in MODES:
             raise ConfigError(f"unknown engine {engine!r}{nearest(engine, MODES)}")
+    check_pretrained(model, "check", "call prune, shrink or quantize on a copy of the module")
     if isinstance(model, PreTrainedModel):
         name, work = type(model).__name__, model
     else:

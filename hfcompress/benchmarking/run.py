@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from hfcompress.benchmarking.config import BenchConfig
 from hfcompress.benchmarking.memory import Memory, Shape, measure_memory
 from hfcompress.benchmarking.subjects import Subject, find_subjects
 from hfcompress.benchmarking.timing import Point, points_of, timed_rows
-from hfcompress.errors import OutputError
+from hfcompress.errors import ConfigError, OutputError
 from hfcompress.measure.environment import cpu_abilities, environment, slow_int8
 from hfcompress.report.bench import draw_bench
 from hfcompress.report.csv_table import csv_text
@@ -67,7 +69,7 @@ def bench(
     """
     config, progress = config or BenchConfig(), progress or Progress()
     directory = None if output is None else RunDirectory(Path(output))
-    names = [models] if isinstance(models, str) else list(models)
+    names = [models] if isinstance(models, str) else list(_checked(models))
     notes: list[str] = []
     slow = slow_int8()
 
@@ -99,6 +101,23 @@ def bench(
     if directory is not None:
         _write(directory, result, names, config)
     return result
+
+
+def _checked(models: object) -> Sequence[str]:
+    """The names of models.
+
+    Raises:
+        ConfigError: modules in the place of names.
+    """
+    given = [models] if isinstance(models, nn.Module) else models
+    found = list(given) if isinstance(given, Sequence) else [given]
+    wrong = next((item for item in found if not isinstance(item, (str, Path))), None)
+    if wrong is not None:
+        raise ConfigError(
+            f"bench times saved models, by folder or hub name, not a {type(wrong).__name__}; "
+            f"measure_latency times modules"
+        )
+    return [str(item) for item in found]
 
 
 def bench_environment() -> Row:

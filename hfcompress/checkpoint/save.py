@@ -20,7 +20,7 @@ from hfcompress.errors import ModelError
 from hfcompress.models.architectures import blocks, family_of
 from hfcompress.models.matrices import weight_matrix
 from hfcompress.storage.temporary import written_beside
-from hfcompress.utils import atomic_write, unwritable
+from hfcompress.utils import atomic_write, check_pretrained, unwritable
 
 
 def record_shapes(model: PreTrainedModel) -> Record:
@@ -38,8 +38,10 @@ def record_shapes(model: PreTrainedModel) -> Record:
         what the config cannot express; false if the checkpoint is plain.
 
     Raises:
-        ModelError: the model differs from its config in more than shapes, or it is quantized.
+        ModelError: the model differs from its config in more than shapes, it is quantized, or it
+            is none of transformers.
     """
+    check_pretrained(model, "record_shapes", "save_module(model, folder) saves any module")
     refuse_quantized(model)
     _update_config(model)
     record = difference(model, built_from_config(model))
@@ -142,6 +144,7 @@ def save_compressed(
         ModelError: as `record_shapes`.
         OutputError: the folder cannot be written.
     """
+    check_pretrained(model, "save_compressed", "save_module(model, folder) saves any module")
     record = record_shapes(model)
     weights = _worth_packing(model) if sparse else {}
     state = {} if not weights else dict(model.state_dict())

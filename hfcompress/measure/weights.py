@@ -213,7 +213,7 @@ def weight_grids(
     found = []
     for place in dict.fromkeys(places):
         name, weight = layers[place]
-        piece, tile = _piece(weight.detach().float(), is_conv1d(modules[name]))
+        piece, tile = _piece(weight.detach().float(), is_conv1d(modules.get(name)))
         codes, scale = _codes(piece)
         found.append(
             {

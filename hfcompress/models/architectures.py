@@ -383,7 +383,8 @@ def matching_modules(
 
     Args:
         modules: by name.
-        patterns: each a glob over the name, a bare last component or a class name.
+        patterns: each a glob over the name, a bare last component or a class name; or ``=`` and
+            one whole name.
 
     Raises:
         TargetError: a pattern that matches nothing.
@@ -400,6 +401,8 @@ def matching_modules(
 
 
 def _matches(pattern: str, name: str, module: nn.Module) -> bool:
+    if pattern.startswith("="):
+        return name == pattern[1:]
     own = name.removesuffix(".base_layer")  # peft keeps a layer's own weight under this name
     names = (name, own, own.rpartition(".")[2], type(module).__name__)
     return any(fnmatch.fnmatchcase(candidate, pattern) for candidate in names)

@@ -1,12 +1,12 @@
 """Which targets calibration knows something about, and how hooks see the inputs of attention.
 
-torch computes the whole of ``nn.MultiheadAttention`` in one function, to which it passes the
-weights; `projections_called` makes it call its projections as modules.
+torch computes the whole of ``nn.MultiheadAttention``, or of an LSTM, in one function, to which it
+passes the weights; `projections_called` makes it call its matrices as modules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -17,6 +17,7 @@ from torch.nn.functional import multi_head_attention_forward
 from hfcompress.calibration.batches import Calibration
 from hfcompress.calibration.hooks import call_order, evaluating
 from hfcompress.pruning.config import GRADIENT_METHODS, PruningConfig
+from hfcompress.pruning.recurrent import call_cell, call_in_steps, can_step
 from hfcompress.pruning.targets import TRANSPOSED, SharedWeight
 
 Projections = Mapping[str, SharedWeight]
@@ -25,11 +26,12 @@ Projections = Mapping[str, SharedWeight]
 
 @contextmanager
 def projections_called(model: nn.Module, targets: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Inside, each ``nn.MultiheadAttention`` of a model calls its projections, by hooks visible.
+    """Inside, attention and recurrent modules of a model call their matrices, by hooks visible.
 
     Args:
-        model: its attention modules compute the same as before, by rounding.
-        targets: the `SharedWeight` of a projection among them is the module that is called.
+        model: these modules compute the same as before, by rounding.
+        targets: the `SharedWeight` of a matrix among them is the module that is called. Recurrent
+            modules without such a target are left as they are, because steps take long.
     """
     parts = {
         module: _projections(module, targets)
@@ -37,7 +39,13 @@ def projections_called(model: nn.Module, targets: Mapping[str, nn.Module]) -> It
         if isinstance(module, nn.MultiheadAttention)
     }
     # A projection that other tensors compute is not a parameter; its module is not changed.
-    found = [module for module, shared in parts.items() if len(shared) in (1, 3)]
+    calls: dict[nn.Module, Callable[..., object]] = {
+        module: partial(_attend, module, shared)
+        for module, shared in parts.items()
+        if len(shared) in (1, 3)
+    }
+    calls |= _recurrent_calls(targets)
+    found = list(calls)
     if not found:
         yield
         return
@@ -47,7 +55,7 @@ def projections_called(model: nn.Module, targets: Mapping[str, nn.Module]) -> It
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         for module in found:
-            vars(module)["forward"] = partial(_attend, module, parts[module])
+            vars(module)["forward"] = calls[module]
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -55,6 +63,27 @@ def projections_called(model: nn.Module, targets: Mapping[str, nn.Module]) -> It
             del vars(module)["forward"]
             if forward is not None:
                 vars(module)["forward"] = forward
+
+
+def _recurrent_calls(targets: Mapping[str, nn.Module]) -> dict[nn.Module, Callable[..., object]]:
+    """What takes the place of the forward of each recurrent module with a target in it."""
+    shared = [target for target in targets.values() if isinstance(target, SharedWeight)]
+    known = {id(target.weight): target for target in shared}
+    found: dict[nn.Module, Callable[..., object]] = {}
+    for owner in dict.fromkeys(target.owner[0] for target in shared):
+        if not can_step(owner):
+            continue
+        own = {
+            key: known.get(id(weight))
+            or SharedWeight(weight, owner._parameters.get(key.replace("weight", "bias")), owner)
+            for key, weight in owner._parameters.items()
+            if weight is not None and key.startswith("weight_")
+        }
+        if isinstance(owner, nn.RNNBase):
+            found[owner] = partial(call_in_steps, owner, own)
+        elif isinstance(owner, nn.RNNCellBase) and own.keys() == {"weight_ih", "weight_hh"}:
+            found[owner] = partial(call_cell, owner, own)
+    return found
 
 
 def _projections(module: nn.MultiheadAttention, targets: Mapping[str, nn.Module]) -> Projections:
@@ -185,5 +214,6 @@ def _called(
 def _is_called(module: nn.Module) -> bool:
     """Whether a hook can see the inputs of a target (see `projections_called`)."""
     if isinstance(module, SharedWeight):
-        return isinstance(module.owner[0], nn.MultiheadAttention)
+        owner = module.owner[0]
+        return isinstance(owner, nn.MultiheadAttention) or can_step(owner)
     return not isinstance(module, TRANSPOSED)

@@ -220,8 +220,8 @@ def _matching(
 
 
 def literal(name: str) -> str:
-    """A pattern that matches this name only."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+    """A pattern that matches this name only: ``conv1`` is a last component elsewhere, too."""
+    return f"={name}"
 
 
 def refuse_computed_weight(name: str, module: nn.Module) -> None:

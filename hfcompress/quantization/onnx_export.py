@@ -339,7 +339,8 @@ def tidy(graph_model: Model, model: nn.Module) -> None:
 def _name(graph: Graph, model: nn.Module) -> None:
     modules = dict(model.named_modules())
     taken: set[str] = set()
-    for node in graph:
+    read: set[Value] = set()
+    for node in list(graph):
         if node.op_type not in _OPERATORS:
             continue
         weight = next((value for value in node.inputs if _is_matrix(value)), None)
@@ -351,9 +352,21 @@ def _name(graph: Graph, model: nn.Module) -> None:
             continue
         module = modules.get(path)
         if weight is not None and (is_compressible(module) or isinstance(module, nn.Embedding)):
+            if weight in read:
+                weight = _copied(graph, node, weight, f"{path}.weight")
+            read.add(weight)
             taken.add(path)
             node.name = path
             weight.name = f"{path}.weight"
+
+
+def _copied(graph: Graph, node: Node, weight: Value, name: str) -> Value:
+    """Give a node a constant of its own: torch stores equal weights of two modules once, and the
+    engines tell modules apart by the names of their weights."""
+    own: Value = require("onnx_ir", "onnx").val(name, const_value=weight.const_value)
+    graph.initializers.add(own)
+    node.replace_input_with(list(node.inputs).index(weight), own)
+    return own
 
 
 def _split(graph: Graph, node: Node) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from hfcompress.config import StepConfig, nearest, shown
+from hfcompress.config import Config, StepConfig, nearest, shown
 from hfcompress.data.images import ImageAugmentation
 from hfcompress.distillation.config import (
     AugmentationConfig,
@@ -363,3 +363,21 @@ def check_names(steps: Sequence[object]) -> None:
         if name not in STEP_CONFIGS:
             hint = nearest(str(name), list(STEP_CONFIGS))
             raise ConfigError(f"steps[{index}]: there is no step {name!r}{hint}")
+
+
+def step_as_plain(step: object, place: int) -> Fields:
+    """A step as a recipe writes it.
+
+    Raises:
+        ConfigError: a config of something else than a step.
+    """
+    if isinstance(step, Mapping):
+        return dict(step)
+    kind = type(step)
+    names = [name for name, config in STEP_CONFIGS.items() if config is kind]
+    # A config that only Python uses (ShrinkConfig) names the step whose config extends it.
+    names = names or [name for name, config in STEP_CONFIGS.items() if issubclass(config, kind)]
+    if not isinstance(step, Config) or not names or kind is Config:
+        hint = nearest(kind.__name__, [config.__name__ for config in STEP_CONFIGS.values()])
+        raise ConfigError(f"steps[{place}] is a {kind.__name__}, not a step{hint}")
+    return {names[0]: {field: getattr(step, field) for field in step.model_fields_set}}

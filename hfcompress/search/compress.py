@@ -37,7 +37,7 @@ from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.run import report
 from hfcompress.sweep.trial import Runner
 from hfcompress.tasks.registry import untrained_head
-from hfcompress.utils import Fields, Progress, Row, size_text
+from hfcompress.utils import Fields, Progress, Row, check_pretrained, size_text
 
 if TYPE_CHECKING:
     from hfcompress.quantization.model import Processor
@@ -116,6 +116,9 @@ def compress(
         OutputError: the folder belongs to another model or other data.
         BadInputError: a model or data that cannot be used.
     """
+    check_pretrained(
+        model, "compress", "sweep_module(model, evaluate, steps, grid) takes any module"
+    )
     if data is None:
         raise DataError(
             "compress learns from examples and measures on others: give data (--data FOLDER)"

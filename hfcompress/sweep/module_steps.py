@@ -25,11 +25,10 @@ from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.quantization.quantize import quantize
 from hfcompress.recipes.grid import Trial, points
-from hfcompress.recipes.step_configs import STEP_CONFIGS, ShrinkStepConfig, Step
+from hfcompress.recipes.step_configs import STEP_CONFIGS, ShrinkStepConfig, Step, step_as_plain
 from hfcompress.shrinking.shrink import shrink
 from hfcompress.steps.context import StepReport
 from hfcompress.sweep.evaluation import batches_key, function_key
-from hfcompress.sweep.pipeline import step_as_plain
 from hfcompress.utils import Fields, Progress
 
 ModuleStep: TypeAlias = "Config | Mapping[str, object] | Callable[[nn.Module], object]"
@@ -57,8 +56,8 @@ def module_trials(
         ConfigError: an unknown step or field, a step that takes transformers models, or one behind
             ``quantize``.
     """
-    named = {place: step for place, step in enumerate(steps) if not _is_function(step)}
-    plain = [step_as_plain(step, place) for place, step in named.items()]  # type: ignore[arg-type]
+    named = {place: step for place, step in enumerate(steps) if not is_function(step)}
+    plain = [step_as_plain(step, place) for place, step in named.items()]
     places = list(named)
     moved = [{_moved(field, places): values for field, values in part.items()} for part in grid]
     functions = {
@@ -90,7 +89,7 @@ def module_trials(
 def module_beginnings(trials: Sequence[Trial], steps: Sequence[ModuleStep]) -> list[Trial]:
     """The beginnings of one pipeline: the dense module, and what each step leaves; a first function
     makes the dense module."""
-    first = int(bool(steps) and _is_function(steps[0]))
+    first = int(bool(steps) and is_function(steps[0]))
     (trial,) = trials
     return [
         replace(trial, index=count - first, steps=trial.steps[:count])
@@ -98,7 +97,8 @@ def module_beginnings(trials: Sequence[Trial], steps: Sequence[ModuleStep]) -> l
     ]
 
 
-def _is_function(step: object) -> bool:
+def is_function(step: object) -> bool:
+    """Whether a step is a function of the caller's."""
     return callable(step) and not isinstance(step, (Config, Mapping, type, nn.Module))
 
 

@@ -108,8 +108,27 @@ def sweep_module(
     parts = [grid] if isinstance(grid, Mapping) else list(grid)
     trials = module_trials(steps, parts, seed)
     sweep = prepare_modules(model, evaluate, steps, trials, loader, metric, progress or Progress())
+    return run_modules(sweep, name, parts, seed, output, draw, wait, retry_failed, fail_fast)
+
+
+def run_modules(
+    sweep: ModuleSweep,
+    name: str,
+    grid: Sequence[Mapping[str, Sequence[Any]]],
+    seed: int,
+    output: str | Path | None,
+    draw: bool = True,
+    wait: bool = False,
+    retry_failed: bool = True,
+    fail_fast: bool = False,
+) -> SweepResult:
+    """Run the trials that have no row yet; as `sweep_module`, of what `prepare_modules` gave.
+
+    Raises:
+        BadInputError: as `sweep_module`.
+    """
     store = None if output is None else RunDirectory(Path(output))
-    sheet = sweep.sheet(name, parts, seed)
+    sheet = sweep.sheet(name, grid, seed)
     with ExitStack() as stack:
         if store is not None:
             if store.path.is_dir():
@@ -197,7 +216,7 @@ class ModuleSweep:
         progress: receives stages, counts and notes.
         every_step: trials are the beginnings of one pipeline.
         trials: with content hashes.
-        latest: the model that the trial which ran last ended in.
+        latest: hash and model of the trial that ran last.
     """
 
     model: nn.Module | Callable[[], nn.Module]
@@ -207,7 +226,7 @@ class ModuleSweep:
     progress: Progress
     every_step: bool = False
     trials: list[Trial] = field(default_factory=list)
-    latest: AnyModel | None = None
+    latest: tuple[str, AnyModel] | None = None
     _kept: dict[str, tuple[AnyModel, list[StepReport]]] = field(default_factory=dict)
     _uses: Counter[str] = field(default_factory=Counter)
     _dense: dict[str, tuple[Answers, int]] = field(default_factory=dict)
@@ -296,7 +315,7 @@ class ModuleSweep:
         row |= self.evaluation.quality(own, dense)
         row["compression_ratio"] = dense_bytes / row["bytes"]
         row["seconds"] = round(time.perf_counter() - started, 3)
-        self.latest = model
+        self.latest = trial.row_hash, model
         predictions: Predictions = {trial.row_hash: own.arrays} if own.arrays else {}
         weights = self._weights(trial, model, row)
         return Outcome(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
+from torch import nn
 from transformers import PreTrainedModel
 
-from hfcompress.config import Config, nearest
+from hfcompress.checkpoint.modules import save_module
 from hfcompress.data.config import DataConfig
 from hfcompress.errors import ConfigError, DataError, HfcompressError
 from hfcompress.models.loading import LoadedModel, weights_hash
@@ -22,18 +23,20 @@ from hfcompress.models.upload import push
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.recipes.grid import Trial
 from hfcompress.recipes.schema import MeasureConfig, Recipe
-from hfcompress.recipes.step_configs import STEP_CONFIGS
+from hfcompress.recipes.step_configs import step_as_plain
 from hfcompress.report.card import CardSource, model_card
 from hfcompress.report.rows_view import RowsView
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.cards import card_source
 from hfcompress.sweep.executors import in_process
 from hfcompress.sweep.experiment import Experiment, content_hash, prepare
+from hfcompress.sweep.module_steps import ModuleStep, is_function, module_trials
+from hfcompress.sweep.modules import prepare_modules, run_modules
 from hfcompress.sweep.outcome import Outcome, save_model
 from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.run import finish
 from hfcompress.sweep.trial import Runner
-from hfcompress.utils import Fields, Progress, Row
+from hfcompress.utils import Fields, Progress, Row, is_pretrained
 
 if TYPE_CHECKING:
     from hfcompress.quantization.model import Processor
@@ -50,28 +53,33 @@ class PipelineResult(RowsView):
         rows: of the dense model and of each step: ``method``, ``value`` with ``low`` and
             ``high``, ``agreement``, ``bytes``, ``compression_ratio``, ``timings`` ...
         model: of the last step; quantized where that step quantizes.
-        processor: the model's tokenizer or image processor, cut where a step cut the vocabulary.
+        processor: the model's tokenizer or image processor, cut where a step cut the vocabulary;
+            None of a module that is none of transformers.
         source: what it was made from, for its card.
     """
 
     rows: list[Row]
-    model: PreTrainedModel | QuantizedModel
+    model: nn.Module | QuantizedModel
     processor: Any
     source: CardSource | None = None
 
     def save(self, directory: str | Path) -> Path:
         """Write the model with its processor and a card, as `QuantizedModel.save` or so that
-        ``from_pretrained`` reads it.
+        ``from_pretrained`` reads it; a module that is none of transformers as `save_module`.
 
         Raises:
             OutputError: a folder that cannot be written.
+            ModelError: as `save_module`.
         """
         folder = Path(directory)
+        if not isinstance(self.model, QuantizedModel) and not is_pretrained(self.model):
+            return save_module(self.model, folder).path
         card = partial(
             model_card, self.rows[-1], name=folder.name, dense=self.rows[0], source=self.source
         )
         if isinstance(self.model, QuantizedModel):
             return self.model.save(folder, self.processor, card())
+        assert is_pretrained(self.model)
         save_model(self.model, self.processor, folder, card=card)
         return folder
 
@@ -96,8 +104,11 @@ class CompressionPipeline:
 
     The same steps in a recipe with ``measure: {every_step: true}`` give the same rows.
 
+    `run_module` does the same with any module, without transformers.
+
     Args:
-        steps: config objects, or mappings as in a recipe: ``{"prune": {"sparsity": 0.5}}``.
+        steps: config objects, or mappings as in a recipe: ``{"prune": {"sparsity": 0.5}}``; for
+            `run_module` also functions that train the module.
         measure: metrics and what else is measured; `MeasureConfig` or its fields.
         latency: batches to time, where ``measure`` does not say; `LatencyConfig` or its fields.
         seed: of everything random.
@@ -109,7 +120,7 @@ class CompressionPipeline:
 
     def __init__(
         self,
-        steps: Sequence[Config | Mapping[str, object]],
+        steps: Sequence[ModuleStep],
         measure: MeasureConfig | Mapping[str, object] | None = None,
         latency: object = None,
         seed: int = 0,
@@ -118,11 +129,16 @@ class CompressionPipeline:
         fields = measure.to_dict() if isinstance(measure, MeasureConfig) else dict(measure or {})
         if latency is not None:
             fields["latency"] = latency
-        self._plan = {
+        self._steps = list(steps)
+        self._plan: Fields = {
             "name": "pipeline",
             "model": GIVEN,
             "task": task,
-            "steps": [step_as_plain(step, place) for place, step in enumerate(steps)],
+            "steps": [
+                step_as_plain(step, place)
+                for place, step in enumerate(steps)
+                if not is_function(step)
+            ],
             "measure": {**fields, "every_step": True},
             "seed": seed,
         }
@@ -153,6 +169,11 @@ class CompressionPipeline:
             BadInputError: anything that does not fit, before anything runs.
             HfcompressError: a step that failed; the rows before it are kept in ``output``.
         """
+        if any(map(is_function, self._steps)):
+            raise ConfigError(
+                "functions train modules in run_module; for transformers models write finetune, "
+                "recover or distill"
+            )
         config, splits = as_data(data)
         recipe = Recipe.from_dict({**self._plan, "data": config.to_dict()}, "CompressionPipeline")
         experiment = prepare(
@@ -165,6 +186,43 @@ class CompressionPipeline:
             output=None if output is None else Path(output),
         )
         return run_steps(experiment, None if output is None else RunDirectory(Path(output)))
+
+    def run_module(
+        self,
+        model: nn.Module | Callable[[], nn.Module],
+        loader: object,
+        evaluate: object,
+        output: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> PipelineResult:
+        """Carry the steps out on any module; the one that is given stays as it is.
+
+        Args:
+            model: a module, or a function that makes one.
+            loader: what steps calibrate on; any loader.
+            evaluate: measures each model, as `sweep_module` takes it: a function, or labelled
+                batches.
+            output: as `run`.
+            progress: receives stages, counts and notes.
+
+        Raises:
+            BadInputError: as `sweep_module`.
+            HfcompressError: a step that failed; the rows before it are kept in ``output``.
+        """
+        seed = int(self._plan["seed"])
+        metric = self._plan["measure"].get("metric") or "accuracy"
+        trials = module_trials(self._steps, (), seed)
+        sweep = prepare_modules(
+            model, evaluate, self._steps, trials, loader, metric, progress or Progress(),
+            every_step=True,
+        )  # fmt: skip
+        result = run_modules(sweep, "pipeline", (), seed, output, fail_fast=True)
+        if result.failures:
+            raise HfcompressError(result.failures[0][1])
+        last = sweep.trials[-1]
+        if sweep.latest is not None and sweep.latest[0] == last.row_hash:
+            return PipelineResult(result.rows, sweep.latest[1], None)
+        return PipelineResult(result.rows, sweep.model_after(last, len(last.steps))[0], None)
 
 
 def run_steps(experiment: Experiment, store: RunDirectory | None) -> PipelineResult:
@@ -222,21 +280,3 @@ def as_data(data: Data) -> tuple[DataConfig, Mapping[str, Dataset] | None]:
             )
         return DataConfig(path=GIVEN), data
     return DataConfig.from_dict(data, "data"), None
-
-
-def step_as_plain(step: Config | Mapping[str, object], place: int) -> Fields:
-    """A step as a recipe writes it.
-
-    Raises:
-        ConfigError: a config of something else than a step.
-    """
-    if isinstance(step, Mapping):
-        return dict(step)
-    kind = type(step)
-    names = [name for name, config in STEP_CONFIGS.items() if config is kind]
-    # A config that only Python uses (ShrinkConfig) names the step whose config extends it.
-    names = names or [name for name, config in STEP_CONFIGS.items() if issubclass(config, kind)]
-    if not isinstance(step, Config) or not names or kind is Config:
-        hint = nearest(kind.__name__, [config.__name__ for config in STEP_CONFIGS.values()])
-        raise ConfigError(f"steps[{place}] is a {kind.__name__}, not a step{hint}")
-    return {names[0]: {field: getattr(step, field) for field in step.model_fields_set}}

@@ -52,3 +52,22 @@ def test_calibration_is_passed_on() -> None:
     rows = sensitivity(lively_bert(), config, nonzero, (0.5,), Calibration(sentence_batches()))
     assert len(rows) == 2
     assert rows[0].actual == 0.5
+
+
+def test_a_layer_is_pruned_alone_where_others_have_its_name_inside_of_blocks() -> None:
+    inner = nn.Sequential()
+    inner.add_module("first", nn.Linear(4, 4))
+    model = nn.Sequential()
+    model.add_module("first", nn.Linear(4, 4))
+    model.add_module("block", inner)
+    model.add_module("head", nn.Linear(4, 2))
+    seen = []
+
+    def zeros_of_the_block(net: nn.Module) -> float:
+        seen.append(int((net.get_parameter("block.first.weight") == 0).sum()))
+        return 1.0
+
+    rows = sensitivity(model, PruningConfig(sparsity=0.5), zeros_of_the_block, (0.5,))
+    assert [row.layer for row in rows] == ["first", "block.first"]
+    assert seen == [0, 0, 8]
+    assert nonzero(model) == 16 + 16 + 8 + 10

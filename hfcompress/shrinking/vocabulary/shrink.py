@@ -13,7 +13,7 @@ from hfcompress.errors import ModelError
 from hfcompress.measure.size import count_parameters
 from hfcompress.models.surgery import keep_outputs, keep_rows, resized
 from hfcompress.shrinking.vocabulary.tokenizer import CutTokenizer, VocabularyConfig, cut_tokenizer
-from hfcompress.utils import FormerPlain
+from hfcompress.utils import FormerPlain, check_pretrained
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ def shrink_vocabulary(
         CalibrationError: a corpus that shares no token with the tokenizer.
         ModelError: a tokenizer of another kind, or one that does not belong to the model.
     """
+    check_pretrained(model, "shrink_vocabulary", "shrink removes columns of any embedding")
     cut = cut_tokenizer(tokenizer, texts, config, required_tokens(model))
     return cut.tokenizer, apply_cut(model, cut)
 
