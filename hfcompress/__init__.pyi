@@ -19,6 +19,8 @@ from hfcompress.distillation.loop import DistillReport as DistillReport
 from hfcompress.distillation.loop import distill as distill
 from hfcompress.distillation.losses import DistillationLoss as DistillationLoss
 from hfcompress.distillation.losses import distillation_loss as distillation_loss
+from hfcompress.distillation.static_student import StaticStudentConfig as StaticStudentConfig
+from hfcompress.distillation.static_student import make_static_student as make_static_student
 from hfcompress.distillation.student import make_student as make_student
 from hfcompress.distillation.teacher_loss import TeacherLoss as TeacherLoss
 from hfcompress.distillation.teacher_outputs import TeacherOutputs as TeacherOutputs
@@ -47,6 +49,8 @@ from hfcompress.measure.size import calculate_model_size as calculate_model_size
 from hfcompress.measure.size import calculate_sparsity as calculate_sparsity
 from hfcompress.measure.size import count_parameters as count_parameters
 from hfcompress.measure.weights import analyze_weight_distribution as analyze_weight_distribution
+from hfcompress.models.cross_encoder import AutoCrossEncoder as AutoCrossEncoder
+from hfcompress.models.modeling_embedding import AutoEmbeddingModel as AutoEmbeddingModel
 from hfcompress.models.surgery import load_shapes as load_shapes
 from hfcompress.models.upload import push as push
 from hfcompress.pruning.callback import PruningCallback as PruningCallback

@@ -13,6 +13,7 @@ from benchmarks.tables import ROOT
 from hfcompress.models.cross_encoder import AutoCrossEncoder
 from tests.tasks.ranked import reranker_folder
 from tests.test_readme import blocks_of, read
+from tests.tiny_embeddings import embedding_folder
 from tests.tiny_images import convnet, image_batches
 from tests.tiny_models import tiny_bert
 from tests.tiny_tokenizers import FILLER, GOOD, tiny_tokenizer
@@ -43,6 +44,7 @@ def names(
     write_data("sst2/dev.tsv", rows=24, seed=1)
     write_data("sst2/test.tsv", rows=24, seed=2)
     AutoCrossEncoder.from_pretrained(reranker_folder(Path("reranker"))).save_pretrained("reranker")
+    embedding_folder(Path("embedder"))
     words = [*GOOD, *FILLER]
     texts = [f"{words[i % 15]} {words[i % 7]} {words[i % 4]}" for i in range(32)]
     batches = [dict(tokenizer(texts[i : i + 8], padding=True, return_tensors="pt")) for i in (0, 8)]

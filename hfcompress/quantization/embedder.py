@@ -24,14 +24,20 @@ from hfcompress.quantization.engine import Engine
 from hfcompress.quantization.manifest import (
     MANIFEST,
     Manifest,
+    TextSettings,
     check_digests,
     read_manifest,
 )
 from hfcompress.quantization.predictor import Predictor, check_engine_inputs, find_preparation
 from hfcompress.quantization.preparation import Preparation, TextPreparation
 
-if TYPE_CHECKING:  # it imports transformers
+if TYPE_CHECKING:  # they import transformers
     from hfcompress.quantization.backends.torch import TorchEngine
+    from hfcompress.quantization.inputs import Classifier
+
+
+_STATIC_INPUTS = ("input_ids", "attention_mask")
+_NO_LIMIT = 10**6
 
 
 class Embedder(Predictor):
@@ -175,6 +181,8 @@ def load_embedder(
     from hfcompress.quantization.model import read_text_settings
 
     layout = read_layout(directory)
+    if layout.static:
+        return _static_embedder(directory, layout)
     if (directory / MANIFEST).is_file():
         manifest = read_manifest(directory)
         check_digests(directory, manifest, descriptions=False)
@@ -189,3 +197,28 @@ def load_embedder(
     manifest = cast(Manifest, {"inputs": list(torch_engine.inputs), "text": settings})
     prepare = TextPreparation(directory / "tokenizer.json", settings)
     return Embedder(torch_engine, prepare, manifest, layout)
+
+
+def _static_embedder(directory: Path, layout: EmbeddingLayout) -> Embedder:
+    """Return the embedder of a table of token vectors, in torch."""
+    from hfcompress.models.static_embedding import (
+        FOLDER,
+        TOKENIZER,
+        StaticEmbedder,
+        padding_of,
+    )
+    from hfcompress.quantization.backends.torch import TorchEngine
+
+    model = StaticEmbedder.from_pretrained(directory, layout)
+    engine = TorchEngine(cast("Classifier", model), _STATIC_INPUTS)
+    pad_id, pad_token = padding_of(directory)
+    settings: TextSettings = {
+        "max_length": _NO_LIMIT,
+        "pad_id": pad_id,
+        "pad_token": pad_token,
+        "padding_side": "right",
+        "inputs": list(_STATIC_INPUTS),
+    }
+    prepare = TextPreparation(directory / FOLDER / TOKENIZER, settings)
+    manifest = cast(Manifest, {"inputs": list(_STATIC_INPUTS), "text": settings})
+    return Embedder(engine, prepare, manifest, layout)

@@ -43,13 +43,14 @@ class TorchEngine:
 
     Args:
         model: put into eval mode.
+        inputs: names of what it reads; by default those of a transformers model.
     """
 
     name = "torch"
 
-    def __init__(self, model: Classifier) -> None:
+    def __init__(self, model: Classifier, inputs: tuple[str, ...] | None = None) -> None:
         self.model = model.train(False)
-        self.inputs = input_names(model)
+        self.inputs = input_names(model) if inputs is None else inputs
 
     @property
     def bytes(self) -> int:
