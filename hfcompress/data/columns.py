@@ -99,6 +99,15 @@ def with_texts(rows: Dataset, columns: Sequence[str]) -> Dataset:
     return rows
 
 
+def column_texts(rows: Dataset, columns: Sequence[str]) -> list[str]:
+    """All texts of some columns, column after column; the words of a sentence with spaces."""
+    return [
+        value if isinstance(value, str) else " ".join(value)
+        for column in columns
+        for value in rows[column][:]
+    ]
+
+
 def label_column(config: DataConfig, rows: Dataset) -> str:
     """The column of labels; see `find_column`."""
     return find_column(one_label(config), LABEL_COLUMNS, rows, "label")

@@ -75,3 +75,6 @@ def output_kind(problem_type: str | None, num_labels: int) -> OutputKind:
 
 VECTORS: tuple[OutputKind, ...] = ("similarity", "retrieval")
 """Kinds whose outputs are vectors: there are no labels and no head."""
+
+BY_TOKEN: tuple[OutputKind, ...] = ("tokens", "spans")
+"""Kinds whose outputs are of tokens, so that an example has as many as it has tokens."""

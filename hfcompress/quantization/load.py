@@ -9,6 +9,7 @@ from pathlib import Path
 from hfcompress.models.cross_encoder import is_cross_encoder, is_cross_encoder_folder
 from hfcompress.models.download import local_folder
 from hfcompress.models.embedding_layout import has_layout
+from hfcompress.models.outputs import BY_TOKEN
 from hfcompress.quantization.backends import import_backend
 from hfcompress.quantization.manifest import (
     MANIFEST,
@@ -61,7 +62,7 @@ def load(
     labels = read_labels(directory)
     kind = read_output_kind(directory, manifest, len(labels))
     check_digests(directory, manifest, descriptions=False)
-    prepare = None if kind in ("tokens", "spans") else find_preparation(directory, manifest)
+    prepare = None if kind in BY_TOKEN else find_preparation(directory, manifest)
     engine = import_backend(manifest["backend"]).load_engine(directory, threads)
     check_engine_inputs(directory, manifest, engine)
     check_digests(directory, manifest, descriptions=True)

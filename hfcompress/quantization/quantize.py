@@ -21,6 +21,7 @@ from hfcompress.inference import Logits, dense_logits
 from hfcompress.measure.environment import slow_int8
 from hfcompress.measure.macs import evaluation_mode
 from hfcompress.models.architectures import compressible_modules
+from hfcompress.models.outputs import BY_TOKEN
 from hfcompress.quantization.backends import import_backend
 from hfcompress.quantization.config import MODES, QuantizationConfig
 from hfcompress.quantization.coverage import (
@@ -143,7 +144,7 @@ def _dense(model: Classifier, rows: Sequence[Arrays]) -> list[Logits]:
         raise CalibrationError(
             f"{name} cannot read the calibration rows ({', '.join(rows[0])}): {first_line(error)}"
         ) from error
-    by_token = infer_task(model) in ("tokens", "spans")
+    by_token = infer_task(model) in BY_TOKEN
     if any(logits.ndim != 2 + by_token for logits in dense):
         raise ModelError(
             f"{name} gives logits of the shape {list(dense[0].shape)}; quantize takes models with "

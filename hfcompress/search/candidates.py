@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from torch import nn
 from transformers import PreTrainedModel
 
+from hfcompress.data.columns import column_texts
 from hfcompress.errors import ModelError, TargetError
 from hfcompress.measure.environment import bf16_is_faster
 from hfcompress.models.architectures import blocks, compressible_modules
+from hfcompress.models.outputs import BY_TOKEN
 from hfcompress.models.sublayers import known_family, sublayers
 from hfcompress.search.target import CompressTarget
 from hfcompress.shrinking.vocabulary.shrink import required_tokens
@@ -127,7 +129,7 @@ def _vocabularies(experiment: Experiment) -> dict[int | None, int]:
     texts = experiment.examples.train
     if experiment.examples.modality != "text" or texts is None:
         return everything
-    rows = [text for column in experiment.examples.columns for text in texts[column]]
+    rows = column_texts(texts, experiment.examples.columns)
     try:
         counted = count_kept(
             experiment.loaded.processor, rows, list(MIN_COUNTS), required_tokens(model)
@@ -189,7 +191,12 @@ def _students(
     """A CNN for each vocabulary that is cut."""
     model = experiment.loaded.model
     table = model.get_input_embeddings() if model.main_input_name == "input_ids" else None
-    if not isinstance(table, nn.Embedding) or len(experiment.examples.columns) != 1:
+    examples = experiment.examples
+    if (
+        not isinstance(table, nn.Embedding)
+        or len(examples.columns) != 1
+        or examples.kind in BY_TOKEN
+    ):
         return []
     width = min(_CNN_EMBEDDING, table.embedding_dim)
     sizes = {"width": _CNN_WIDTH, "kernels": list(_CNN_KERNELS), "embedding_size": width}

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from hfcompress.calibration.batches import Calibration
 from hfcompress.config import StepConfig
+from hfcompress.data.columns import column_texts
 from hfcompress.data.encode import Encoded, encode_texts
 from hfcompress.data.load import Examples
 from hfcompress.distillation.text_augmentation import Augmentation, augment_texts
@@ -186,17 +187,15 @@ class Context:
         """
         self.training_rows("augmentation")
         if self.examples.kind in VECTORS and self.examples.train is not None:
-            columns = [self.examples.train[name][:] for name in self.examples.columns]
-            return list(dict.fromkeys(text for column in columns for text in column))
+            return list(dict.fromkeys(column_texts(self.examples.train, self.examples.columns)))
         if self.examples.train is None or len(self.examples.columns) != 1:
             raise DataError("augmentation works on rows of one text; leave it out")
-        return list(self.examples.train[self.examples.columns[0]])
+        return column_texts(self.examples.train, self.examples.columns)
 
     def unmeasured(self, texts: list[str]) -> list[str]:
         """Texts without those that are measured, whatever their case and spaces."""
-        measured = {
-            _folded(text) for column in self.examples.columns for text in self.examples.eval[column]
-        }
+        known = column_texts(self.examples.eval, self.examples.columns)
+        measured = {_folded(text) for text in known}
         return [text for text in texts if _folded(text) not in measured]
 
     def calibration(self, rows: int | None, seed: int, augmented: int = 0) -> Calibration:

@@ -24,6 +24,7 @@ from hfcompress.measure.size import count_parameters
 from hfcompress.models.architectures import blocks
 from hfcompress.models.labels import label_names
 from hfcompress.models.loading import load_model
+from hfcompress.models.outputs import BY_TOKEN
 from hfcompress.recipes.step_configs import DistillConfig
 from hfcompress.steps.context import Context, ModelState, StepReport
 from hfcompress.steps.training import (
@@ -227,6 +228,11 @@ def check_distill(model: Model, config: DistillConfig) -> None:
         raise ConfigError(
             "margin_weight and listwise_weight compare the passages of a query (task: "
             "text-ranking); set them to 0"
+        )
+    if config.text_student is not None and infer_task(model) in BY_TOKEN:
+        raise ConfigError(
+            f"a text_student gives one row of logits for a text, and {type(model).__name__} one "
+            f"for each token; write student (layers, hidden, ffn) instead"
         )
     if config.text_student is not None and options.compares_layers:
         raise ConfigError(

@@ -8,6 +8,7 @@ from typing import cast
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hfcompress.data.columns import column_texts
 from hfcompress.errors import ModelError
 from hfcompress.recipes.step_configs import ShrinkStepConfig
 from hfcompress.shrinking.shrink import check_shrinkable, shrink
@@ -77,7 +78,7 @@ def vocabulary_step(
     context.training_rows("vocabulary")
     assert context.examples.train is not None
     context.progress.stage("vocabulary: looking for the tokens that the training rows use")
-    texts = [text for column in context.examples.columns for text in context.examples.train[column]]
+    texts = column_texts(context.examples.train, context.examples.columns)
     model = state.network
     tokenizer = cast(PreTrainedTokenizerBase, state.processor)  # only images have another
     cut = cut_tokenizer(tokenizer, texts, config, required_tokens(model))

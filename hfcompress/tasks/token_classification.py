@@ -126,6 +126,7 @@ class TokenClassification:
             SourceError, DataError: as `hfcompress.data.load.load_examples`; words and tags of
                 different number.
         """
+        from hfcompress.data.columns import find_column
         from hfcompress.data.load import Examples
         from hfcompress.data.read import read
         from hfcompress.data.split import choose_splits, divided
@@ -135,6 +136,7 @@ class TokenClassification:
         chosen = choose_splits(raw, config, need_train)
         first = next(iter(chosen.values()))
         words, column = tag_columns(config, first)
+        group = None if config.group is None else find_column(config.group, (), first, "group")
         found = {
             side: read_tags(rows, words, column, config, side) for side, rows in chosen.items()
         }
@@ -146,6 +148,9 @@ class TokenClassification:
                 dropped[f"{side}: no words"] = len(texts) - len(full)
             rows = [[part[place] for place in full] for part in (texts, tags)]
             sides[side] = tagged_rows(cast(Any, rows[0]), cast(Any, rows[1]), names, words)
+            if group is not None and group != words:
+                own = chosen[side].select(full)[group][:]
+                sides[side] = sides[side].add_column(group, own)
         both = divided(sides, config, need_train)
         measured = both["eval"]
         if measured is None or not len(measured):

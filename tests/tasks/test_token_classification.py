@@ -200,3 +200,13 @@ def test_a_recipe_refuses_a_metric_of_another_task(tmp_path: Path) -> None:
     asked = recipe(tmp_path, measure={"metric": "matthews_correlation"})
     with pytest.raises(ConfigError, match="is not one of token-classification"):
         run(asked, draw=False)
+
+
+def test_groups_are_on_one_side() -> None:
+    rows = [{**row, "book": str(place % 5)} for place, row in enumerate(tagged_rows(20))]
+    data = Dataset.from_list(rows)
+    examples = TASK.load(CONFIG.replace(group="book"), need_train=True, splits={"train": data})
+    assert examples.train is not None
+    sides = [set(side["book"][:]) for side in (examples.train, examples.eval)]
+    assert not sides[0] & sides[1]
+    assert set.union(*sides) == set("01234")
