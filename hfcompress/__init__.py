@@ -77,6 +77,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "recipes.step_configs": ("DistillConfig", "FinetuneConfig", "RecoverConfig"),
     "search.certify": ("certify",),
     "search.compress": ("CompressResult", "compress"),
+    "search.modules": ("CompressedModule", "compress_module"),
     "search.target": ("CompressTarget",),
     "shrinking.config": ("ShrinkConfig",),
     "shrinking.neurons": ("compute_neuron_importance", "prune_layer_neurons"),

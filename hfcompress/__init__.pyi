@@ -86,6 +86,8 @@ from hfcompress.recipes.step_configs import RecoverConfig as RecoverConfig
 from hfcompress.search.certify import certify as certify
 from hfcompress.search.compress import CompressResult as CompressResult
 from hfcompress.search.compress import compress as compress
+from hfcompress.search.modules import CompressedModule as CompressedModule
+from hfcompress.search.modules import compress_module as compress_module
 from hfcompress.search.target import CompressTarget as CompressTarget
 from hfcompress.shrinking.config import ShrinkConfig as ShrinkConfig
 from hfcompress.shrinking.neurons import compute_neuron_importance as compute_neuron_importance

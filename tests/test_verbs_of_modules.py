@@ -178,7 +178,7 @@ VERBS: dict[str, Callable[[Case], object]] = {
 }
 REFUSED = {
     ("lstm tagger", "quantize in torch"): TAGGED,
-    **{(kind, "compress"): TRANSFORMERS + "sweep_module" for kind in NETWORKS},
+    **{(kind, "compress"): TRANSFORMERS + "compress_module" for kind in NETWORKS},
     **{(kind, "bench"): "bench times saved models" for kind in NETWORKS},
     **{(kind, "check"): TRANSFORMERS + "call prune" for kind in NETWORKS},
     **{(kind, "save_compressed"): TRANSFORMERS + "save_module" for kind in NETWORKS},

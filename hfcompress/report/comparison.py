@@ -68,7 +68,11 @@ def comparison_sentence(rows: Sequence[Row]) -> str:
             row for row in others if row["verdict"] == "unknown"
         ],
     }
-    parts = [f"{len(found)} {what} ({_names(found)})" for what, found in groups.items() if found]
+    parts = [
+        f"{len(found)} {'is' if len(found) == 1 else 'are'} {what} ({_names(found)})"
+        for what, found in groups.items()
+        if found
+    ]
     return (
         f"{named(best)} has the best of {len(rows)} values, {level}; of the others "
         f"{', '.join(parts)}."
@@ -118,7 +122,8 @@ def row_name(row: Row) -> str:
 def model_text(row: Row) -> str:
     """The method and settings of a row."""
     settings = row.get("settings") or {}
-    parts = [str(row.get("method") or ""), *(f"{key}={value}" for key, value in settings.items())]
+    method = str(row.get("method") or "").partition(", ")[0]  # what follows are settings, too
+    parts = [method, *(f"{key}={value}" for key, value in settings.items())]
     return ", ".join(part for part in parts if part)
 
 

@@ -116,9 +116,7 @@ def compress(
         OutputError: the folder belongs to another model or other data.
         BadInputError: a model or data that cannot be used.
     """
-    check_pretrained(
-        model, "compress", "sweep_module(model, evaluate, steps, grid) takes any module"
-    )
+    check_pretrained(model, "compress", "compress_module takes any module")
     if data is None:
         raise DataError(
             "compress learns from examples and measures on others: give data (--data FOLDER)"
