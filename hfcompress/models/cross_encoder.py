@@ -34,16 +34,24 @@ def is_cross_encoder(config: object) -> bool:
     Args:
         config: of transformers, or ``config.json`` as a mapping.
     """
-    found = config if isinstance(config, Mapping) else vars(config)
-    says = found.get(FIELD)
-    named = isinstance(says, Mapping) and "activation_fn" in says
-    return (named or bool(found.get(FORMER_FIELD))) and _logits_of(config) == 1
+    return _activation_name(config) is not None and _logits_of(config) == 1
 
 
-def _logits_of(config: object) -> int:
+def _activation_name(config: object) -> object:
+    """Return the name of the function that makes a score of the logit; None without one."""
+    says = _field(config, FIELD)
+    name = says.get("activation_fn") if isinstance(says, Mapping) else None
+    return name or _field(config, FORMER_FIELD)
+
+
+def _field(config: object, name: str) -> object:
+    return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+
+
+def _logits_of(config: object) -> object:
     if isinstance(config, Mapping):
         return len(config.get("id2label") or ("", ""))
-    return int(getattr(config, "num_labels", 0) or 0)
+    return getattr(config, "num_labels", None)
 
 
 def score_activation(config: object, where: str) -> ScoreActivation:
@@ -56,10 +64,7 @@ def score_activation(config: object, where: str) -> ScoreActivation:
     Raises:
         ModelError: another function.
     """
-    found = config if isinstance(config, Mapping) else vars(config)
-    says = found.get(FIELD)
-    name = says.get("activation_fn") if isinstance(says, Mapping) else None
-    return _known(name or found.get(FORMER_FIELD), where)
+    return _known(_activation_name(config), where)
 
 
 def _known(name: object, where: str) -> ScoreActivation:
@@ -135,10 +140,10 @@ class AutoCrossEncoder:
         loaded = AutoModelForSequenceClassification.from_pretrained(location, **options)  # nosec B615 # in options
         config = (loaded[0] if isinstance(loaded, tuple) else loaded).config
         if config.num_labels == 1:
-            own = getattr(config, FIELD, None) or {}
-            name = settings.get("activation_fn") or own.get("activation_fn")
-            name = name or getattr(config, FORMER_FIELD, None) or next(iter(_ACTIVATIONS))
+            name = settings.get("activation_fn") or _activation_name(config)
+            name = name or next(iter(_ACTIVATIONS))
             _known(name, str(location))
+            own = getattr(config, FIELD, None) or {}
             setattr(config, FIELD, {**own, "activation_fn": name})
             config.problem_type = config.problem_type or _PROBLEM
         return loaded
