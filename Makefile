@@ -2,6 +2,7 @@
 # make test   sets everything up and passes the tests
 # make lint   ruff, mypy, bandit, and pip-audit where its list can be reached
 # make docs   builds the documentation's site in build/site
+# make dist   builds wheel and sdist in dist/, and checks what they carry
 # make bench  all benchmarks; lists the figures that are not met. With SST-2 as local files:
 #             make bench BENCH="--data FOLDER"   (train.tsv and dev.tsv)
 
@@ -13,7 +14,7 @@ TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test lint docs dist bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -26,11 +27,17 @@ lint: $(VENV)/.core
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive hfcompress benchmarks audit.py
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive hfcompress benchmarks audit.py release.py
 	$(BIN)/python audit.py
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+dist: $(VENV)/.release
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python release.py dist
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(BENCH)
@@ -53,6 +60,10 @@ $(VENV)/.bench: $(VENV)/.demo
 
 $(VENV)/.docs: $(VENV)/.core
 	$(PIP) --constraint constraints.txt --editable '.[dev,docs]'
+	@touch $@
+
+$(VENV)/.release: $(VENV)/.core
+	$(PIP) --constraint constraints.txt --editable '.[dev,release]'
 	@touch $@
 
 clean:

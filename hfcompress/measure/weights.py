@@ -43,6 +43,12 @@ class WeightDistribution(FormerPlain):
     below: int
     above: int
 
+    def __repr__(self) -> str:
+        return (
+            f"WeightDistribution({self.count:,} weights, {self.sparsity:.1%} zero, from "
+            f"{self.minimum:.3g} to {self.maximum:.3g}, std {self.std:.3g})"
+        )
+
     @property
     def sparsity(self) -> float:
         """The fraction of exact zeros."""

@@ -69,6 +69,13 @@ class PruneReport(FormerPlain):
     overall: float = 0.0
     untouched: Mapping[str, str] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        left = f"; {len(self.notes)} notes" if self.notes else ""
+        return (
+            f"PruneReport({self.zeros:,} of {self.weights:,} weights in {len(self.layers)} layers "
+            f"are zero ({self.actual:.1%}), {self.overall:.1%} of the model{left})"
+        )
+
     @property
     def weights(self) -> int:
         """Number of weights in the targets."""

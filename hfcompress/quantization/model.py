@@ -89,6 +89,13 @@ class QuantizedModel(FormerPlain):
     distance: Distance | None = None
     outputs: int = 0
 
+    def __repr__(self) -> str:
+        return (
+            f"QuantizedModel({type(self.source).__name__} in {self.config.backend}, "
+            f"{self.config.resolved_mode}: {self.bytes:,} bytes, "
+            f"{self.coverage.share_of_bytes:.1%} of the fp32 bytes as integers)"
+        )
+
     def __call__(self, *tensors: Tensor, **inputs: Tensor) -> SequenceClassifierOutput:
         """Return the output of a transformers model of its task; ``labels`` are ignored.
 

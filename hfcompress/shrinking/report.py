@@ -88,6 +88,14 @@ class ShrinkReport(FormerPlain):
     dry_run: bool = False
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        verb = "would keep" if self.dry_run else "kept"
+        return (
+            f"ShrinkReport({verb} {self.macs.share:.1%} of the multiply-accumulates and "
+            f"{self.parameters.share:.1%} of the parameters; {len(self.parts)} parts, "
+            f"{len(self.notes)} notes)"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data for JSON."""
         data = asdict(self)

@@ -25,6 +25,7 @@ from hfcompress.recipes.grid import Trial
 from hfcompress.recipes.schema import MeasureConfig, Recipe
 from hfcompress.recipes.step_configs import step_as_plain
 from hfcompress.report.card import CardSource, model_card
+from hfcompress.report.page import headline
 from hfcompress.report.rows_view import RowsView
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.cards import card_source
@@ -62,6 +63,9 @@ class PipelineResult(RowsView):
     model: nn.Module | QuantizedModel
     processor: Any
     source: CardSource | None = None
+
+    def __repr__(self) -> str:
+        return f"PipelineResult({len(self.rows)} rows; {headline(self.rows)})"
 
     def save(self, directory: str | Path) -> Path:
         """Write the model with its processor and a card, as `QuantizedModel.save` or so that

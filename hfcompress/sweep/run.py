@@ -14,6 +14,7 @@ from hfcompress.measure.environment import environment
 from hfcompress.recipes.grid import Trial
 from hfcompress.recipes.schema import Recipe, expand, load_recipe
 from hfcompress.recipes.yaml import dump_yaml
+from hfcompress.report.page import headline
 from hfcompress.report.rows import is_failed
 from hfcompress.report.rows_view import RowsView
 from hfcompress.report.write import PAGE, write_report
@@ -43,6 +44,11 @@ class SweepResult(RowsView, Sequence[Row]):
     rows: list[Row]
     failures: list[tuple[Fields, str]]
     output: Path | None
+
+    def __repr__(self) -> str:
+        where = "" if self.output is None else f", in {self.output}"
+        said = f"; {headline(self.rows)}" if self.rows else ""
+        return f"SweepResult({len(self.rows)} rows, {len(self.failures)} failed{where}{said})"
 
     def __len__(self) -> int:
         return len(self.rows)
