@@ -243,7 +243,10 @@ def _sentence(error: ValidationError, cls: type[BaseModel], where: str) -> str:
     """
     problems = error.errors(include_url=False)
     details = next((item for item in problems if item["type"] == "extra_forbidden"), problems[0])
-    location = tuple(part for part in details["loc"] if not _is_union_tag(part))
+    unknown = details["type"] == "extra_forbidden"  # its last part is the user's, whatever it is
+    parts = details["loc"][:-1] if unknown else details["loc"]
+    location = tuple(part for part in parts if not _is_union_tag(part))
+    location += details["loc"][-1:] if unknown else ()
     return _describe(details, location, cls, where or cls.__name__)
 
 

@@ -26,6 +26,8 @@ class Outer(Config):
     ("data", "message"),
     [
         ({"needed": "x", "cont": 1}, "Outer has no field 'cont'; did you mean 'count'?"),
+        ({"needed": "x", "[bold]x": 1}, "Outer has no field '[bold]x'; known are: "),
+        ({"needed": "x", "str": 1}, "Outer has no field 'str'; known are: "),
         (
             {"needed": "x", "inner": {"shore": 1}},
             "Outer.inner has no field 'shore'; did you mean 's",

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from hfcompress.errors import ConfigError, MissingExtraError, TargetError
 from hfcompress.layers.sparse_products import CsrProduct, KernelProduct, Product
 from hfcompress.measure.latency import LatencyReport, measure_latency
+from hfcompress.measure.macs import has_own_forward
 from hfcompress.models.architectures import select_modules
 from hfcompress.utils import FormerPlain
 
@@ -155,7 +156,7 @@ def sparsify(model: nn.Module, batch_size: int = 1, length: int = 32) -> SparseR
     tokens = batch_size * length
     choices = []
     for name, module in select_modules(densify(model)).items():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and not has_own_forward(module):
             if module.weight.device.type != "cpu" or module.weight.dtype != torch.float32:
                 raise ConfigError(
                     f"{name} is {module.weight.dtype} on {module.weight.device}; "

@@ -105,6 +105,23 @@ def is_linear(module: nn.Module) -> TypeIs[nn.Linear | Conv1D]:
     return isinstance(module, nn.Linear) or is_conv1d(module)
 
 
+# Where the forward passes of these layers are written: ours equals torch's.
+_PLAIN_FORWARDS = {
+    "torch.nn.modules.linear", "torch.nn.modules.conv", "torch.nn.modules.sparse",
+    "transformers.pytorch_utils", "hfcompress.layers.sparse_linear",
+}  # fmt: skip
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether a Linear, convolution or table computes more than its class does.
+
+    A router that also chooses experts, a table that scales its vectors: another layer in the place
+    of such a module would leave that out.
+    """
+    owner = next(kind for kind in type(module).__mro__ if "forward" in vars(kind))
+    return owner.__module__ not in _PLAIN_FORWARDS
+
+
 def _is_weighted(module: nn.Module) -> bool:
     return is_linear(module) or isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
 

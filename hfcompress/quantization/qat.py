@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.pytorch_utils import Conv1D
 
 from hfcompress.errors import ConfigError, TargetError
+from hfcompress.measure.macs import has_own_forward
 from hfcompress.models.architectures import compressible_modules
 from hfcompress.models.matrices import write_matrix
 from hfcompress.quantization.config import QuantizationConfig
@@ -174,7 +175,11 @@ def quantizable(model: nn.Module, config: QuantizationConfig) -> dict[str, nn.Mo
             continue
         if id(module.weight) not in tied:
             found[name] = module
-    return {name: module for name, module in found.items() if name not in excluded}
+    return {
+        name: module
+        for name, module in found.items()
+        if name not in excluded and not has_own_forward(module)
+    }
 
 
 def _union(first: Tensor, second: Tensor) -> Tensor:

@@ -18,7 +18,9 @@ from transformers import (
 
 import hfcompress
 from hfcompress.errors import CalibrationError, DataError, ModelError, TargetError
+from hfcompress.layers.sparse_linear import sparsify
 from hfcompress.quantization.config import MixedPrecisionConfig, QuantizationConfig
+from hfcompress.quantization.qat import quantizable
 from hfcompress.quantization.quantize import quantize
 from tests.tiny_models import ConvStudent, tiny_bert
 
@@ -259,3 +261,47 @@ def test_torchao_refuses_plain_modules() -> None:
         ModelError, match="is not a transformers model, which backend torchao needs"
     ):
         quantize(Mlp(), QuantizationConfig(backend="torchao"), torch.randn(4, 12))
+
+
+class Router(nn.Linear):
+    """A Linear that also chooses, as routers of experts do."""
+
+    def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        scores = super().forward(input)
+        return scores, scores.argmax(-1)
+
+
+class ScaledTable(nn.Embedding):
+    """A table that scales its vectors, as Gemma's does."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * 8.0
+
+
+class Routed(nn.Module):
+    """A table, a router and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.router = ScaledTable(20, 8), Router(8, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        scores, chosen = self.router(self.table(ids).mean(1))
+        found: Tensor = self.head(scores + chosen[:, None])
+        return found
+
+
+def test_layers_that_compute_more_than_their_class_stay() -> None:
+    torch.manual_seed(0)
+    model, batch = Routed(), {"ids": torch.randint(20, (16, 5))}
+    small = quantize(model, QuantizationConfig(backend="torch"), [batch])
+    done = {item.name: item for item in small.coverage.modules}
+    assert done["head"].quantized
+    assert done["router"].why == "its class computes more than a matrix product"
+    expected = model(**batch).detach().numpy()
+    np.testing.assert_allclose(small.logits(batch), expected, atol=0.05 * np.abs(expected).max())
+    engine = QuantizationConfig(backend="onnxruntime")
+    assert set(quantizable(model, engine)) == {"head"}
+    sparsify(model, batch_size=1, length=4)
+    assert isinstance(model.router, Router)

@@ -17,6 +17,7 @@ from hfcompress.checkpoint.save import save_compressed
 from hfcompress.errors import ModelError
 from hfcompress.inference import dense_logits
 from hfcompress.layers.int8_linear import Int8Linear
+from hfcompress.measure.macs import has_own_forward
 from hfcompress.measure.size import calculate_model_size
 from hfcompress.models.architectures import compressible_modules
 from hfcompress.models.checkpoint_checks import check_files, check_layers, checkpoint_errors
@@ -160,6 +161,7 @@ def quantize_model(
         name: module
         for name, module in compressible_modules(model).items()
         if isinstance(module, (nn.Linear, Conv1D))
+        and not has_own_forward(module)
         and name not in excluded
         and id(module.weight) not in tied
     }
@@ -176,4 +178,6 @@ def why_not(module: nn.Module, config: QuantizationConfig) -> str:
         return "torch quantizes matrix products only; backend: onnxruntime takes tables"
     if isinstance(module, nn.Conv2d):
         return f"{DYNAMIC_LEAVES_CONVOLUTIONS}, in backend: onnxruntime or openvino"
+    if has_own_forward(module):
+        return "its class computes more than a matrix product"
     return "its weight is tied to an embedding"
