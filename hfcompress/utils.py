@@ -223,12 +223,24 @@ def different_files(folder: Path, digests: Mapping[str, str]) -> list[str]:
     files = {name: folder / name for name in digests}
     return [
         name for name, file in files.items()
-        if not file.is_file() or file_digest(file) != digests[name]
+        if not has_digest(file, digests[name])
     ]  # fmt: skip
 
 
+def has_digest(path: Path, digest: str | None) -> bool:
+    """Whether a path is a file with this SHA-256; not where it cannot be read."""
+    try:
+        return path.is_file() and file_digest(path) == digest
+    except OSError:
+        return False
+
+
 def file_digest(path: Path) -> str:
-    """The SHA-256 of a file."""
+    """The SHA-256 of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(1 << 22):

@@ -16,7 +16,7 @@ from typing_extensions import TypeIs
 
 from hfcompress.checkpoint.record import METHOD, RECORD, Record
 from hfcompress.errors import ModelError
-from hfcompress.utils import atomic_write, file_digest
+from hfcompress.utils import atomic_write, file_digest, has_digest
 
 _CONFIG, _DIGESTS = "config.json", "digests"
 
@@ -57,7 +57,7 @@ def check_digests(record: Record, files: Sequence[str]) -> None:
     """
     for file in map(Path, files):
         expected = record.digests.get(file.name)
-        if record.digests and (expected is None or file_digest(file) != expected):
+        if record.digests and not has_digest(file, expected):
             raise ModelError(
                 f"{file} differs from what was saved; copy it again or, if you changed it on "
                 f"purpose, remove {_DIGESTS!r} from the {RECORD} in {_CONFIG}"

@@ -27,7 +27,7 @@ from hfcompress.errors import HfcompressError, ModelError, OutputError, SourceEr
 from hfcompress.layers.int8_linear import Int8Linear
 from hfcompress.models.surgery import dense_shapes, fixed_width, load_shapes, note_dense_shapes
 from hfcompress.storage.temporary import replace_folder, written_beside
-from hfcompress.utils import file_digest, unwritable
+from hfcompress.utils import file_digest, has_digest, unwritable
 
 WEIGHTS, RECORD = "model.safetensors", "module.json"
 FORMAT = 1
@@ -240,7 +240,7 @@ def _tensors(folder: Path, record: ModuleRecord) -> dict[str, Tensor]:
         ModelError: files that differ from what was saved.
     """
     path = folder / WEIGHTS
-    if file_digest(path) != record.digest:
+    if not has_digest(path, record.digest):
         raise ModelError(f"{path} differs from what was saved; copy it again")
     try:
         stored = load_file(path)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,13 +32,14 @@ from hfcompress.distillation.teacher_outputs import TEACHER_PREFIX
 from hfcompress.distillation.teachers import Teacher
 from hfcompress.errors import DataError
 from hfcompress.training.hard_loss import Task
-from hfcompress.utils import atomic_write, file_digest
+from hfcompress.utils import atomic_write, file_digest, has_digest
 
 Array = NDArray[Any]
 Row = dict[str, Any]
 Collate = Callable[[list[Row]], dict[str, Tensor]]
 Progress = Callable[[int, int], None]
 FORMAT = 1
+_ARRAY = re.compile(r"logits|hidden_\d+")
 # Batches between two writes of the progress of an unfinished build.
 _SAVE_EVERY = 50
 
@@ -102,6 +104,11 @@ def read_meta(folder: Path) -> Meta:
             ArraySpec(**{**array, "shape": tuple(array["shape"])}) for array in data.pop("arrays")
         )
         meta = Meta(**data, arrays=arrays)
+        names = [array.name for array in arrays]
+        if len(set(names)) < len(names) or "logits" not in names:
+            raise ValueError
+        if not all(map(_ARRAY.fullmatch, names)):
+            raise ValueError
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         meta = None
     if meta is None or meta.format != FORMAT:
@@ -146,7 +153,7 @@ def open_arrays(folder: Path, meta: Meta) -> tuple[dict[str, Array], NDArray[np.
         DataError: a file is missing, truncated, changed, or of another shape than described.
     """
     for name, digest in meta.digests.items():
-        if not (folder / name).is_file() or file_digest(folder / name) != digest:
+        if not has_digest(folder / name, digest):
             raise _damaged(folder / name)
     offsets = _open(folder / "offsets.npy", (meta.rows + 1,))
     arrays = {

@@ -16,7 +16,7 @@ from hfcompress.errors import ModelError
 from hfcompress.models.checkpoint_checks import check_files
 from hfcompress.quantization.config import MODES
 from hfcompress.tasks.outputs import OutputKind, output_kind
-from hfcompress.utils import file_digest
+from hfcompress.utils import file_digest, has_digest
 
 MANIFEST = "hfcompress.json"
 FORMAT = 1
@@ -286,7 +286,7 @@ def check_digests(directory: Path, manifest: Manifest, descriptions: bool) -> No
             same = _fields_digest(manifest) == digest
         else:
             inside = path.is_file() and ".." not in Path(name).parts
-            same = inside and file_digest(path) == digest
+            same = inside and has_digest(path, digest)
         if not same:
             raise ModelError(
                 f"{path} is damaged or mixed: it differs from what was saved; copy it again or, if "

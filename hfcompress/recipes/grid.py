@@ -133,7 +133,10 @@ def _trial(given: Steps, index: int, settings: Fields, seed: int) -> Trial:
             seed = value
             continue
         place, name, inner = locate(field, steps, "grid.")
-        steps[place] = {name: with_value(steps[place][name] or {}, inner.split("."), value)}
+        fields = steps[place][name]
+        if fields is not None and not isinstance(fields, Mapping):
+            parse_steps(given)  # says what is wrong with it
+        steps[place] = {name: with_value(fields or {}, inner.split("."), value)}
     try:
         return Trial(index, settings, seed, parse_steps(steps))
     except ConfigError as error:
@@ -235,9 +238,9 @@ def _fields_given(data: object) -> Mapping[str, object]:
     """Nested data as a mapping; of a config the fields that were given."""
     if isinstance(data, Config):
         return {name: getattr(data, name) for name in data.model_fields_set}
-    if data and not isinstance(data, Mapping):
+    if data is not None and not isinstance(data, Mapping):
         raise ConfigError(f"{shown(data)} has no fields to change; write a mapping in its place")
-    return data if isinstance(data, Mapping) else {}
+    return {} if data is None else data
 
 
 def apply_override(data: Fields, override: str, known: Collection[str]) -> tuple[Fields, list[str]]:

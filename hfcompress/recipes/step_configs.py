@@ -337,7 +337,9 @@ def parse_steps(steps: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
     parsed = []
     for index, item in enumerate(steps):
         ((name, fields),) = item.items()
-        config = STEP_CONFIGS[name].from_dict(fields or {}, f"steps[{index}].{name}")
+        config = STEP_CONFIGS[name].from_dict(
+            {} if fields is None else fields, f"steps[{index}].{name}"
+        )
         parsed.append(Step(name, config))
         if isinstance(config, QuantizationConfig) and index < len(steps) - 1:
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,24 @@ def test_a_file_that_is_cut_short_or_missing(name: str, folder: Path) -> None:
     path.unlink()
     with pytest.raises(DataError, match="build the cache again"):
         build(teacher, rows, folder, hidden_layers=(1,))
+
+
+def test_arrays_that_are_missing_double_or_of_other_names(folder: Path) -> None:
+    path = build(tiny_bert(), encoded(), folder, hidden_layers=(1,)).folder
+    meta = json.loads((path / "meta.json").read_text())
+    logits, hidden = sorted(meta["arrays"], key=lambda item: str(item["name"]), reverse=True)
+    for arrays in ([hidden], [logits, logits], [logits, {**hidden, "name": "../hidden_1"}], []):
+        (path / "meta.json").write_text(json.dumps({**meta, "arrays": arrays}))
+        with pytest.raises(DataError, match="build the cache again"):
+            TeacherCache(path)
+
+
+def test_a_file_that_cannot_be_read_is_damaged(folder: Path) -> None:
+    path = build(tiny_bert(), encoded(), folder).folder / "offsets.npy"
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # a file to stat, and an error to read
+    with pytest.raises(DataError, match="build the cache again"):
+        TeacherCache(path.parent)
 
 
 def test_a_build_that_was_cut_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
