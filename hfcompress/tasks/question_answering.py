@@ -14,7 +14,7 @@ from hfcompress.config import nearest
 from hfcompress.data.config import DataConfig
 from hfcompress.errors import DataError, ModelError
 from hfcompress.measure.answers import ANSWER_METRICS, answer_score
-from hfcompress.measure.bootstrap import compare_units, of_sums
+from hfcompress.measure.bootstrap import compare_units, of_mean
 from hfcompress.measure.evaluation import ClassAccuracy, Quality
 from hfcompress.models.loading import AutoClass, Modality, Processor
 from hfcompress.tasks.outputs import Logits, OutputKind
@@ -279,7 +279,7 @@ class QuestionAnswering:
         own = asked.predicted(outputs)
         other = None if dense is None else asked.predicted(dense)
         values = [
-            None if given is None else of_sums(_with_ones(asked.scores(metric, given)), _mean)
+            None if given is None else of_mean(asked.scores(metric, given))
             for given in (own, other)
         ]
         same = None if other is None else float(np.mean(np.array(own) == np.array(other)))
@@ -307,14 +307,6 @@ class QuestionAnswering:
     def right(self, outputs: object, references: object) -> NDArray[np.bool_] | None:
         """Return None: an answer may be right in part."""
         return None
-
-
-def _with_ones(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.stack([values, np.ones_like(values)], axis=1)
-
-
-def _mean(sums: NDArray[np.float64]) -> float:
-    return float(sums[0] / sums[1])
 
 
 def _without_answer(rows: Dataset) -> tuple[str, ...]:
