@@ -68,6 +68,30 @@ def _no_network_no_waiting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 
 @pytest.fixture
+def drawn_pictures() -> None:
+    """A test that asks for this gets the pictures of its reports as a user does."""
+
+
+@pytest.fixture(autouse=True)
+def _blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compose the pictures of reports, and save a white one in the place of each.
+
+    Laying out and drawing a run's pictures takes longer than a tiny run. They are drawn for
+    tests/report and for tests that ask for `drawn_pictures`.
+    """
+    if request.path.parent.name == "report" or "drawn_pictures" in request.fixturenames:
+        return
+    from PIL import Image
+
+    from hfcompress.report.plotting import PlainFigure
+
+    def save(figure: PlainFigure, file: Any, **_: object) -> None:
+        Image.new("RGB", (8, 8), "white").save(file, format="png")
+
+    monkeypatch.setattr(PlainFigure, "savefig", save)
+
+
+@pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
     """A folder as ``save_pretrained`` leaves it: tiny BERT and tokenizer."""
     folder = tmp_path / "model"

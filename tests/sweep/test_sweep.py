@@ -65,6 +65,7 @@ def test_multiply_accumulates_are_counted_where_asked(table_recipe: Recipe) -> N
     assert run(small)[0]["macs"] is None
 
 
+@pytest.mark.usefixtures("drawn_pictures")
 def test_files_of_a_run(table_recipe: Recipe, tmp_path: Path) -> None:
     result = run(table_recipe, tmp_path / "run")
     written = {path.name for path in (tmp_path / "run").iterdir()}
@@ -197,6 +198,7 @@ def test_the_last_rows_write_as_much_as_the_first(
     assert sum(late) < 1.5 * sum(early)
 
 
+@pytest.mark.usefixtures("drawn_pictures")
 def test_report_is_drawn_again_from_rows_alone(table_recipe: Recipe, tmp_path: Path) -> None:
     result = run(table_recipe, tmp_path / "run")
     for name in ("curve.png", "results.csv", "report.html"):
@@ -207,6 +209,7 @@ def test_report_is_drawn_again_from_rows_alone(table_recipe: Recipe, tmp_path: P
         report(tmp_path)
 
 
+@pytest.mark.usefixtures("drawn_pictures")
 def test_sensitivity_prunes_one_layer_at_a_time(
     make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
