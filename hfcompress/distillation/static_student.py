@@ -29,7 +29,7 @@ class StaticStudentConfig(Config):
         description="principal components that are kept of the teacher's vectors; null keeps all",
     )
     smoothing: float | None = Field(
-        1e-4, gt=0,
+        1e-5, gt=0,
         description="tokens weigh a / (a + p), with this a and the probability p that Zipf's law "
         "gives the token's place in the vocabulary; null weighs all alike",
     )  # fmt: skip
