@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from hfcompress.config import Config, Names, shown
 from hfcompress.data.config import DataConfig
@@ -150,6 +150,13 @@ class Recipe(Config):
         False, description="keep them with zeros packed; import hfcompress to load such a model"
     )
 
+    _written: str = PrivateAttr("")
+
+    @property
+    def written(self) -> str:
+        """The file as it was written, and what ``--set`` has changed; empty where there is none."""
+        return self._written
+
     @model_validator(mode="before")
     @classmethod
     def _one_grid_is_a_list_of_one(cls, data: object) -> object:
@@ -250,7 +257,10 @@ def load_recipe(
         data, replaced = apply_override(data, override, Recipe.model_fields)
         if replaced:
             note(f"--set {override} replaces the grid's values of {', '.join(replaced)}")
-    return parse_recipe(data, path.name)
+    recipe = parse_recipe(data, path.name)
+    changes = "".join(f"# --set {override}\n" for override in overrides)
+    recipe._written = f"{text.rstrip()}\n{changes}"
+    return recipe
 
 
 def parse_recipe(data: Mapping[str, object], where: str = "recipe") -> Recipe:

@@ -203,6 +203,7 @@ def html_page(
     failures: Sequence[Row] = (),
     shipped: str | None = None,
     lead: str | None = None,
+    written_text: str | None = None,
 ) -> str:
     """The report as one self-contained page, light or dark as the reader's system is.
 
@@ -211,6 +212,7 @@ def html_page(
         title: heading of the page.
         pictures: as `draw_pictures` returns them; by default those that need the rows alone.
         recipe_text: the recipe as it was run.
+        written_text: the recipe as its author wrote it.
         environment: names and values; nested mappings become dotted names.
         failures: rows of trials that failed.
         shipped: as in `shipped_row`.
@@ -250,6 +252,7 @@ def html_page(
         stored_caption=CAPTION,
         published=published_sentence(rows),
         recipe=recipe_text,
+        written=written_text,
         environment=flat_environment(environment or {}),
     )
 

@@ -23,6 +23,7 @@ def write_report(
     title: str = "Compression report",
     shipped: str | None = None,
     lead: str | None = None,
+    written_text: str | None = None,
 ) -> list[Path]:
     """Write ``results.csv``, ``report.html``, ``report.md`` and a PNG for each picture of the rows.
 
@@ -42,6 +43,7 @@ def write_report(
             without histograms of these rows, an existing ``weights.png`` is kept and shown.
         title: heading of the page.
         shipped: hash of the row whose model a search has chosen.
+        written_text: the recipe as its author wrote it.
         lead: the main result, where the rows' own headline does not say it.
 
     Returns:
@@ -63,7 +65,7 @@ def write_report(
         pictures["weights"] = histogram_picture(earlier.read_bytes())
     page = html_page(
         rows, title=title, pictures=pictures, recipe_text=recipe_text, environment=environment,
-        failures=failures, shipped=shipped, lead=lead,
+        failures=failures, shipped=shipped, lead=lead, written_text=written_text,
     )  # fmt: skip
     written.append(atomic_write(directory / PAGE, page))
     text = markdown_page(rows, title=title, failures=failures, pictures=list(pictures), lead=lead)

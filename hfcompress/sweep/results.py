@@ -5,6 +5,7 @@
     results.jsonl      one row a finished trial, appended as it comes
     failures.jsonl     one row a failed trial: its settings, reason and traceback
     recipe.yaml        the recipe with every default spelt out
+    recipe.written.yaml  the recipe as it was written, where it was a file
     environment.json   versions, processor, threads
     predictions/       logits of each trial (safetensors), named by content hash, and what they
                        are compared with

@@ -29,6 +29,8 @@ from hfcompress.sweep.trial import Runner
 from hfcompress.training.tracking import Tracker
 from hfcompress.utils import Fields, Progress, Row
 
+WRITTEN = "recipe.written.yaml"
+
 
 @dataclass(frozen=True)
 class SweepResult(RowsView, Sequence[Row]):
@@ -126,6 +128,7 @@ class Sheet:
         track: where the rows are logged, too.
         references: gives what the answers are compared with, a hash of the measured rows, and the
             task's name; None where there is no such thing.
+        written: what was run as its author wrote it; empty where that is not known.
     """
 
     name: str
@@ -133,6 +136,7 @@ class Sheet:
     file: str
     track: Sequence[Tracker]
     references: Callable[[], tuple[object, str, str] | None]
+    written: str = ""
 
 
 def finish(
@@ -160,6 +164,7 @@ def finish(
     sheet = Sheet(
         recipe.name, dump_yaml(recipe.to_dict()), "recipe.yaml", recipe.track,
         lambda: (experiment.references, experiment.eval_hash, experiment.task.name),
+        recipe.written,
     )  # fmt: skip
     return finish_trials(
         experiment.trials, sheet, experiment.progress, store, outcomes, draw, retry_failed,
@@ -195,6 +200,10 @@ def finish_trials(
     is_new = bool(pending)
     if store is not None:
         is_new = store.write_text(sheet.file, with_comment(sheet.text)) or is_new
+        if sheet.written:
+            is_new = store.write_text(WRITTEN, with_comment(sheet.written)) or is_new
+        else:  # an earlier run's
+            (store.path / WRITTEN).unlink(missing_ok=True)
         if pending or store.read_json("environment.json") is None:
             store.write_json("environment.json", environment())
         if pending and (asked := sheet.references()) is not None:
@@ -300,13 +309,14 @@ def _draw(
     note: Callable[[str], None],
 ) -> None:
     """Write table, curves and page of rows into their folder; ``note`` receives what is damaged."""
-    weights = store.weights()
+    weights, written = store.weights(), store.path / WRITTEN
     for problem in store.notes:
         note(problem)
     write_report(
         rows,
         store.path,
         recipe_text=recipe_text,
+        written_text=check_comment(written) if written.exists() else None,
         environment=store.read_json("environment.json"),
         weights=weights,
         shipped=store.read_json("found.json"),

@@ -49,7 +49,13 @@ def test_run_shows_a_table_and_names_the_sweet_spot(
     assert "50" in shown
     assert "weet spot" in shown or "within noise" in shown
     assert (tmp_path / "out" / "report.html").is_file()
+    assert main(["run", str(recipe_file), "--output", str(tmp_path / "out"), "--quiet"]) == 0
     assert main(["report", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "As written" in page
+    assert (
+        (tmp_path / "out" / "recipe.written.yaml").read_text().startswith(recipe_file.read_text())
+    )
     assert "accuracy" in capsys.readouterr().out
 
 

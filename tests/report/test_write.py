@@ -115,6 +115,7 @@ def test_the_page_shows_headline_table_recipe_and_environment() -> None:
                 ROWS,
                 title="My <title>",
                 recipe_text="model: a <b>&c",
+                written_text="# why\nmodel: mine",
                 environment={"cpu": "Xeon", "versions": {"torch": "2.13"}, "gpu": None},
             )
         ).text
@@ -122,6 +123,7 @@ def test_the_page_shows_headline_table_recipe_and_environment() -> None:
     assert "My <title>" in text
     assert "Sweet spot: 30.0 % sparsity" in text
     assert "model: a <b>&c" in text
+    assert "As written # why" in " ".join(text.split())
     assert "versions.torch" in text
     assert "2.13" in text
     assert "gpu" not in text
