@@ -177,7 +177,7 @@ def with_decoder_inputs(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[
 def takes_labels(model: nn.Module) -> bool:
     """Return whether a model takes labels and computes a loss."""
     parameters = inspect.signature(model.forward).parameters
-    return "labels" in parameters or any(
+    return bool({"labels", "start_positions"} & parameters.keys()) or any(
         parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
     )
 

@@ -25,6 +25,7 @@ from hfcompress.inference import (
     logits_in,
     takes_labels,
     with_decoder_inputs,
+    without_labels,
 )
 from hfcompress.tasks.loaders import has_places, name_batch, named_batches, placed_batches
 
@@ -78,7 +79,7 @@ class Calibration:
     @property
     def rows(self) -> int:
         """Number of rows."""
-        return sum(_length(batch) for batch in self.batches)
+        return sum(row_count(batch) for batch in self.batches)
 
     def tokens(self, index: int) -> Tensor | None:
         """Batch x length, True for real tokens; None when a batch has no ``attention_mask``."""
@@ -238,7 +239,7 @@ class Calibration:
         for index, batch in enumerate(self.batches):
             require_labels(batch)
             tokens = self.tokens(index)
-            for row in range(_length(batch)):
+            for row in range(row_count(batch)):
                 rows.append(_one_row(batch, row, None if tokens is None else tokens[row]))
         return [row for row in rows if _has_tokens(row)]
 
@@ -310,7 +311,7 @@ def _check_inputs(name: str, count: float, statistic: Tensor | None) -> None:
 def _first_rows(batches: list[dict[str, Tensor]], rows: int | None) -> list[Batch]:
     if rows is None:
         return list(batches)
-    found = sum(_length(batch) for batch in batches)
+    found = sum(row_count(batch) for batch in batches)
     if found < rows:
         raise CalibrationError(
             f"calibration asks for {rows} rows and there are {found}; "
@@ -318,19 +319,20 @@ def _first_rows(batches: list[dict[str, Tensor]], rows: int | None) -> list[Batc
         )
     taken: list[Batch] = []
     for batch in batches:
-        left = rows - sum(_length(item) for item in taken)
+        left = rows - sum(row_count(item) for item in taken)
         if left > 0:
             taken.append({key: value[:left] for key, value in batch.items()})
     return taken
 
 
-def _length(batch: Batch) -> int:
+def row_count(batch: Batch) -> int:
+    """The rows of a batch."""
     return len(next(iter(batch.values()))) if batch else 0
 
 
 def _has_tokens(batch: Batch) -> bool:
     mask = batch.get("attention_mask")
-    return bool(mask.any()) if mask is not None else _length(batch) > 0
+    return bool(mask.any()) if mask is not None else row_count(batch) > 0
 
 
 def _one_row(batch: Batch, row: int, tokens: Tensor | None) -> Batch:
@@ -349,7 +351,7 @@ def require_labels(batch: Batch) -> None:
     Raises:
         CalibrationError: there are none.
     """
-    if "labels" not in batch:
+    if len(without_labels(batch)) == len(batch):
         raise CalibrationError(
             "this method needs the loss, and the calibration batches have no 'labels'; "
             "add them or take a method without gradients (wanda, sparsegpt, alps, reconstruction)"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hfcompress.calibration.batches import Calibration, run_on
 from hfcompress.errors import CalibrationError
+from hfcompress.inference import without_labels
 from hfcompress.measure.latency import LatencyReport, measure_latency
 from hfcompress.shrinking.config import ShrinkConfig
 from hfcompress.shrinking.report import Latencies
@@ -116,9 +117,7 @@ def timed_inputs(
         length: tokens of each; None for inputs that have no length.
     """
     inputs = {}
-    for name, tensor in calibration.batches[0].items():
-        if name == "labels":
-            continue
+    for name, tensor in without_labels(calibration.batches[0]).items():
         rows = tensor[torch.arange(batch_size) % len(tensor)]
         if length is not None and rows.dim() == 2:
             rows = rows[:, torch.arange(length) % rows.shape[1]]

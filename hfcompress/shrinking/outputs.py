@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from hfcompress.calibration.batches import Batch, Calibration, run_on
 from hfcompress.calibration.hooks import evaluating, tensors_of
 from hfcompress.errors import first_line
+from hfcompress.inference import without_labels
 from hfcompress.measure.macs import frozen
 
 _NEAR = {torch.float32: 1e-3, torch.float64: 1e-5}
@@ -44,7 +45,7 @@ def example_rows(model: nn.Module, calibration: Calibration | None) -> Batch | N
 
 def rows_of(batch: Batch, rows: int) -> dict[str, Tensor]:
     """The first rows of a batch without its labels, repeated where it has fewer."""
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    inputs = without_labels(batch)
     return {key: v[torch.arange(rows, device=v.device) % len(v)] for key, v in inputs.items()}
 
 

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from transformers import BertForTokenClassification, PreTrainedConfig
 
+from hfcompress import Calibration, PruningConfig, ShrinkConfig, prune, shrink
 from hfcompress.data.config import DataConfig
-from hfcompress.errors import ConfigError, DataError, ModelError
-from hfcompress.inference import predict
+from hfcompress.errors import CalibrationError, ConfigError, DataError, ModelError
+from hfcompress.inference import predict, without_labels
 from hfcompress.measure.answers import answer_score
 from hfcompress.recipes.schema import parse_recipe
 from hfcompress.sweep.run import run
@@ -323,6 +325,25 @@ def test_a_recipe_measures_answers_after_every_step(tmp_path: Path) -> None:
         assert found["other_metrics"]["exact_match"] <= found["value"]
         assert [side["n"] for side in found["classes"]] == [9, 3]
     assert np.shape(rows[-2]["steps"][-1]["teacher_logits"]) == (4, 2)
+
+
+def test_gradients_are_of_the_loss_on_the_answers() -> None:
+    data, _ = encoded(asked_rows(8))
+    ((_, batch),) = data.batches(8)
+    masks = []
+    for shift in (0, 1):
+        moved = {**batch, "start_positions": batch["start_positions"] - shift}
+        model = reader(initializer_range=0.5)
+        report = prune(model, PruningConfig(method="taylor", sparsity=0.5), Calibration([moved]))
+        masks.append(model.bert.encoder.layer[0].output.dense.weight != 0)
+        assert report.layers
+    assert not torch.equal(*masks)
+    small = reader(initializer_range=0.5)
+    shrink(small, ShrinkConfig(macs=0.7, score="taylor"), Calibration([batch]))
+    with pytest.raises(CalibrationError, match="the calibration batches have no 'labels'"):
+        shrink(
+            reader(), ShrinkConfig(macs=0.7, score="taylor"), Calibration([without_labels(batch)])
+        )
 
 
 def test_a_head_of_another_task_is_named(tmp_path: Path) -> None:

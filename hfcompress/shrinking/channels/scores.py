@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hfcompress.calibration.batches import Calibration, require_labels, task_loss
+from hfcompress.calibration.batches import Calibration, require_labels, row_count, task_loss
 from hfcompress.calibration.hooks import evaluating
 from hfcompress.errors import CalibrationError, TargetError
 from hfcompress.shrinking.channels.groups import ChannelGraph, ChannelGroup, Place
@@ -133,7 +133,7 @@ def mask_gradients(
     with evaluating(model), torch.enable_grad():
         for batch in calibration.batches:
             require_labels(batch)
-            count = len(batch["labels"])
+            count = row_count(batch)
             masks = {g.name: torch.ones(count, g.units, requires_grad=True) for g in groups}
             with masked_channels(model, groups, masks):
                 loss = task_loss(model, batch) * count  # the mean over rows, made their sum

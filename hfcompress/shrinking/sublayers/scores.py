@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from hfcompress.calibration.batches import Calibration, require_labels, task_loss
+from hfcompress.calibration.batches import Calibration, require_labels, row_count, task_loss
 from hfcompress.calibration.hooks import evaluating
 from hfcompress.errors import CalibrationError
 from hfcompress.models.matrices import weight_matrix
@@ -60,7 +60,7 @@ def mask_gradients(
         for index in range(len(calibration.batches)):
             batch = calibration.batches[index]
             require_labels(batch)
-            count = len(batch["labels"])
+            count = row_count(batch)
             masks = {
                 part.name: torch.ones(count, part.units(model), requires_grad=True)
                 for part in parts
