@@ -176,6 +176,14 @@ def make_parser(command: str | None = None) -> Parser:
     cache.add_argument("--json", action="store_true", help="print the list as JSON")
 
     _command(commands, "recipes", "list the recipes that come with hfcompress")
+
+    # Without a line of its own in the help of all commands, which fits a screen.
+    shells = commands.add_parser(
+        "completion", description="print what completes commands, options and recipes in a shell: "
+        "source <(hfcompress completion bash)",
+    )  # fmt: skip
+    shells.add_argument("shell", choices=("bash", "zsh"), help="which shell")
+    shells.set_defaults(command="completion", debug=False)
     return parser
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # rich takes tenths of a second to import, and torch takes se
     from hfcompress.sweep.run import SweepResult
 
 # These commands load no model, so importing transformers only to quiet it would cost seconds.
-_LOAD_NO_MODEL = {"cache", "recipes", "validate"}
+_LOAD_NO_MODEL = {"cache", "completion", "recipes", "validate"}
 # These commands keep what is finished.
 _GO_ON = {"run", "sensitivity", "compress"}
 _LONGEST = 2000  # characters of an error
@@ -341,6 +341,13 @@ def _recipes(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _completion(options: argparse.Namespace, console: Console) -> int:
+    from hfcompress.cli.completion import completion_script
+
+    print(completion_script(options.shell), end="")
+    return 0
+
+
 def _show_failures(result: SweepResult, console: Console) -> int:
     """Say which trials failed and why; the exit code."""
     from rich.text import Text
@@ -368,6 +375,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
     "predict": _predict,
     "cache": _cache,
     "recipes": _recipes,
+    "completion": _completion,
     "sparsify": _sparsify,
     "push": _push,
     **dict.fromkeys(VERBS, _verb),
