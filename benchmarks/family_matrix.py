@@ -22,7 +22,7 @@ from typing import Any
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 ENGINES = ("torch", "onnxruntime")
 VERBS = ("prune", "shrink", "student", *(f"quantize {engine}" for engine in ENGINES))
-SECONDS = 240  # for one family
+SECONDS = 600  # for one family
 # Fields of configs and what makes a model tiny.
 _WIDTHS = dict.fromkeys(
     ("hidden_size", "d_model", "dim", "n_embd", "embedding_size", "emb_dim", "embed_dim",
@@ -38,11 +38,11 @@ _HEADS = dict.fromkeys(
 )  # fmt: skip
 _NEURONS = dict.fromkeys(
     ("intermediate_size", "hidden_dim", "d_ff", "d_inner", "encoder_ffn_dim", "decoder_ffn_dim",
-     "n_inner", "ffn_dim", "moe_intermediate_size"), 64,
+     "n_inner", "ffn_dim", "dff", "moe_intermediate_size", "shared_expert_intermediate_size"), 64,
 )  # fmt: skip
 _OTHERS = {
     "vocab_size": 128, "max_position_embeddings": 64, "n_positions": 64, "n_ctx": 64,
-    "d_kv": 8, "head_dim": 8, "d_head": 8, "num_experts": 4, "num_local_experts": 4,
+    "d_kv": 8, "head_dim": 8, "d_head": 8, "num_experts": 4, "num_local_experts": 4, "max_depth": 4,
 }  # fmt: skip
 _TINY = {**_WIDTHS, **_DEPTHS, **_HEADS, **_NEURONS, **_OTHERS}
 _FIXED = {"window_size": 2, "pooler_hidden_size": 32, "num_groups": 8}

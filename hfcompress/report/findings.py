@@ -139,9 +139,14 @@ def sweet_spot_sentence(rows: Sequence[Row]) -> str:
 
 
 def _chosen_text(rows: Sequence[Row]) -> str:
-    """How many rows the point was chosen on, where they are not the measured ones."""
+    """How many rows the point was chosen on, or among how many on the measured ones."""
     judged = _rows_to_choose_on(rows)
-    return f" (chosen on {judged[0]['n']:,} rows of their own)" if judged else ""
+    if judged:
+        return f" (chosen on {judged[0]['n']:,} rows of their own)"
+    count = sum(map(len, compressed_points(rows).values()))
+    if count == 1:
+        return ""
+    return f" (the best of {count} on these rows, which flatters it; data.choose keeps others)"
 
 
 def is_about_size(rows: Sequence[Row]) -> bool:

@@ -212,3 +212,6 @@ def test_rows_to_choose_on_decide_and_the_measured_ones_are_reported() -> None:
     assert (by_choice.requested, by_choice.value) == (0.5, 0.889)
     assert "(chosen on 700 rows of their own)" in sweet_spot_sentence(rows)
     assert "chosen on" not in sweet_spot_sentence(measured)
+    count = len(measured) - 1  # the dense one
+    assert f"(the best of {count} on these rows, which flatters it" in sweet_spot_sentence(measured)
+    assert "flatters" not in sweet_spot_sentence(measured[:2])
