@@ -28,6 +28,7 @@ BENCHMARKS = {
     "engine_speed": False,
     "sweep_throughput": False,
     "faults": False,
+    "sweep_scale": False,
     "sparse_inference": False,
     "distillation_step": False,
     "published_table": True,
