@@ -16,7 +16,7 @@ def test_a_shell_completes_commands_options_and_recipes(tmp_path: Path) -> None:
     bash = shutil.which("bash")
     if bash is None:
         pytest.skip("no bash")
-    asked = [["pru"], ["prune", "--sparsi"], ["run", "quickst"], ["report", "my"], ["run", "--dry"]]
+    asked = [["pru"], ["prune", "--sparsi"], ["run", "quickst"], ["report", "mi"], ["run", "--dry"]]
     (tmp_path / "mine").mkdir()
     calls = "".join(
         f"COMP_WORDS=(hfcompress {' '.join(words)}); COMP_CWORD={len(words)}; _hfcompress; "
