@@ -68,8 +68,12 @@ def allowed_tokens(window: Encoding, sequence: int) -> Marks:
         window: from `question_windows`.
         sequence: number of the context, 1, or 0 where it is first.
     """
-    own = [number == sequence for number in window.sequence_ids]
-    return np.array([own[0] or window.sequence_ids[0] is None, *own[1:]])
+    # tokenizers 0.23 forgets which tokens are of the first text; the second one's are known.
+    second = np.array([number == 1 for number in window.sequence_ids])
+    special = np.array(window.special_tokens_mask, bool)
+    allowed = second if sequence == 1 else ~second & ~special
+    allowed[0] |= special[0]
+    return allowed
 
 
 def span_probabilities(logits: Logits, allowed: Marks) -> Logits:

@@ -235,3 +235,15 @@ def test_mixed_precision_compares_answers(model: Any) -> None:
     assert made.mixed is not None
     assert made.mixed.kept > 0
     assert np.isfinite(made.mixed.uniform.kl)
+
+
+def test_a_tokenizer_that_pads_on_the_left_reads_the_context_first(
+    model: Any, tmp_path: Path
+) -> None:
+    tokenizer: Any = tiny_tokenizer()
+    tokenizer.padding_side = "left"
+    config = QuantizationConfig(backend="torch")
+    answer: Any = hfcompress.load(quantize(model, config).save(tmp_path / "folder", tokenizer))
+    for row, found in zip(ASKED, answer(ASKED, batch_size=1), strict=True):
+        assert found["score"] > 0
+        assert row["context"][found["start"] : found["end"]] == found["answer"] != ""
