@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
 import os
 import random
 import shutil
@@ -18,6 +16,7 @@ import pytest
 import torch
 
 from hfcompress.measure.environment import has_fast_int8
+from tests.exports import fill_template, keep_template, structure_of
 from tests.saturating import SATURATING
 from tests.tiny_models import tiny_bert
 from tests.tiny_tokenizers import sentence, tiny_tokenizer
@@ -117,14 +116,12 @@ def write_data(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-_NOT_IN_A_GRAPH = ("_name_or_path", "architectures", "id2label", "label2id")
-
-
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Returns the ONNX file of a model: ``exported(model, image)``; equal models share one.
 
-    An export takes seconds. The files lie where all workers of pytest-xdist find them.
+    Models of one structure share a graph. The files lie where all workers of pytest-xdist find
+    them.
     """
     from hfcompress.models.loading import weights_hash
     from hfcompress.quantization.images import image_shape
@@ -136,12 +133,16 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     def give(model: Any, image: Any = None, one_file: bool = True) -> Path:
         image = image or image_shape(model)
-        config = model.config.to_dict() if hasattr(model, "config") else {}
-        kept = {name: value for name, value in config.items() if name not in _NOT_IN_A_GRAPH}
-        kept |= {"image": image, "one_file": one_file, "weights": weights_hash(model)}
-        digest = hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
-        path = root / "exports" / f"{type(model).__name__}-{digest[:16]}" / "model.onnx"
-        return path if path.exists() else export_onnx(model, path, image, one_file)
+        structure = structure_of(model, image=image, one_file=one_file)
+        template = root / "exports" / f"{type(model).__name__}-{structure}"
+        path = template / weights_hash(model) / "model.onnx"
+        shares = one_file and hasattr(model, "config")  # any other module may compute anything
+        if path.exists() or (shares and fill_template(template, model, path)):
+            return path
+        export_onnx(model, path, image, one_file)
+        if shares:
+            keep_template(path, model, template)
+        return path
 
     return give
 
