@@ -104,7 +104,7 @@ def make_parser(command: str | None = None) -> Parser:
 
     inspect = _command(commands, "inspect", "parameters, sizes, sparsity of a model")
     inspect.add_argument("model", metavar="MODEL", help="hub name, folder or pkg://PACKAGE/PATH")
-    inspect.add_argument("--task", default="text-classification", help="decides the Auto class")
+    inspect.add_argument("--task", help="decides the Auto class; default: the checkpoint's own")
     inspect.add_argument(
         "--profiles", action="store_true", help="say where it could run: microcontroller, phone ..."
     )

@@ -24,25 +24,26 @@ from hfcompress.models.loading import ModelConfig, load_model
 from hfcompress.pruning.targets import default_exclusions, weight_matrices
 from hfcompress.quantization.manifest import MANIFEST, read_manifest
 from hfcompress.report.feasibility import draw_feasibility, feasibility_table
-from hfcompress.tasks.registry import find_task
+from hfcompress.tasks.registry import find_task, task_of_checkpoint
 from hfcompress.utils import Row, atomic_write
 
 
-def inspect_model(path: str, task: str, profiles: bool = False) -> tuple[list[Table], str]:
+def inspect_model(path: str, task: str | None, profiles: bool = False) -> tuple[list[Table], str]:
     """Tables of a model's size and layers, and a closing sentence.
 
     Args:
         path: hub name, folder or pkg://PACKAGE/PATH; or a folder of a quantized model.
-        task: decides the Auto class.
+        task: decides the Auto class; None takes that which the checkpoint was saved for.
         profiles: say which deployment profiles it fits, in the layers' place.
 
     Raises:
         SourceError: no such model.
-        ModelError: a quantized folder that cannot be read.
+        ModelError: a quantized folder that cannot be read, or a checkpoint of no known task.
     """
     if (Path(path) / MANIFEST).is_file():
         return _inspect_quantized(Path(path), profiles)
-    model = load_model(ModelConfig(path=path), find_task(task)).model
+    known = task_of_checkpoint(path) if task is None else find_task(task)
+    model = load_model(ModelConfig(path=path), known).model
     matrices = weight_matrices(model)
     targets = matrices.keys() - default_exclusions(model, matrices).keys()
     family = family_of(model)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import BertForTokenClassification
 
 from hfcompress import __version__
 from hfcompress.cli import main as entry_point
@@ -22,6 +23,7 @@ from hfcompress.recipes.library import shipped_recipes
 from hfcompress.recipes.yaml import dump_yaml
 from hfcompress.sweep.trial import Runner
 from tests.forked import run_forked
+from tests.tiny_models import tiny_bert
 
 
 @pytest.fixture
@@ -87,6 +89,14 @@ def test_inspect(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     shown = capsys.readouterr().out
     assert "parameters" in shown
     assert "BertForSequenceClassification" in shown
+
+
+def test_inspect_takes_the_task_that_a_checkpoint_was_saved_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    BertForTokenClassification(tiny_bert(num_labels=3).config).save_pretrained(tmp_path)
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "BertForTokenClassification" in capsys.readouterr().out
 
 
 def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
