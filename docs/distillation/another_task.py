@@ -1,9 +1,8 @@
 """Another task: override ``position_mask``.
 
 Token classification is known, as are question answering, several labels and regression: the task
-is found from the student, and padding does not count. Here only the first piece of each word
-counts, as in the labels of named entities (-100 elsewhere): the teacher was never trained on what
-it says of the other pieces.
+is found from the student, and neither padding nor tokens without a label (-100) count. Here every
+piece of a word counts, as for a teacher that was trained on all of them.
 """
 
 from __future__ import annotations
@@ -16,19 +15,19 @@ from torch import Tensor, nn
 from hfcompress import DistillationArguments, DistillationTrainer
 
 
-class FirstPieceTrainer(DistillationTrainer):
-    """A tagger that follows its teacher on the first piece of each word."""
+class EveryPieceTrainer(DistillationTrainer):
+    """A tagger that follows its teacher on every piece of each word."""
 
     def position_mask(self, inputs: Mapping[str, Any]) -> Tensor:
-        """(batch, tokens): where there is a label. Losses are means over these positions, also
+        """(batch, tokens): where there is text. Losses are means over these positions, also
         where batches are accumulated."""
-        labelled: Tensor = inputs["labels"] != -100
-        return labelled
+        text: Tensor = inputs["attention_mask"] != 0
+        return text
 
 
-def train(student: nn.Module, teacher: nn.Module, rows: Any, **arguments: Any) -> FirstPieceTrainer:
+def train(student: nn.Module, teacher: nn.Module, rows: Any, **arguments: Any) -> EveryPieceTrainer:
     """Train a tagger; ``rows`` are model inputs with a label for each token."""
-    trainer = FirstPieceTrainer(
+    trainer = EveryPieceTrainer(
         model=student,
         args=DistillationArguments(temperature=2.0, alpha=0.5, **arguments),
         teacher=teacher,

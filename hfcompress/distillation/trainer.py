@@ -120,7 +120,8 @@ class DistillationTrainer(TermsTrainer):
         return self.teaching.loss.soft(student_logits, teacher_logits, mask)
 
     def position_mask(self, inputs: Inputs) -> Tensor | None:
-        """Return the mask of logits that count, as in `losses.soft_loss`; by default no padding."""
+        """Return the mask of logits that count, as in `losses.soft_loss`; by default no padding,
+        and of taggers no token without a label."""
         return self.teaching.position_mask(inputs)
 
     # --- the loss --------------------------------------------------------------------------------

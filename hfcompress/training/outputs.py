@@ -79,6 +79,11 @@ def is_causal(model: nn.Module) -> bool:
     return type(unwrapped(model)).__name__ in _CAUSAL
 
 
+def is_tagger(model: nn.Module) -> bool:
+    """Return whether a model of transformers classifies tokens."""
+    return type(unwrapped(model)).__name__.endswith("ForTokenClassification")
+
+
 def token_mask(model: nn.Module, inputs: Inputs) -> Tensor | None:
     """Return which tokens of a batch are text and no padding, or None where nothing says so.
 
