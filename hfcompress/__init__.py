@@ -85,12 +85,11 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "shrinking.shrink": ("shrink",),
     "shrinking.vocabulary.shrink": ("VocabularyReport", "shrink_vocabulary"),
     "shrinking.vocabulary.tokenizer": ("VocabularyConfig",),
-    "sweep.comparison": ("RunComparison", "compare_runs"),
+    "sweep.comparison": ("RunComparison", "compare_runs", "report_runs"),
     "sweep.modules": ("sweep_module",),
     "sweep.pipeline": ("CompressionPipeline", "PipelineResult"),
     "sweep.plan": ("Plan", "plan"),
     "sweep.run": ("SweepResult", "run"),
-    "sweep.several": ("report_runs",),
     "training.loops": ("evaluate", "train_one_epoch"),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -102,6 +102,7 @@ from hfcompress.storage.caches import cache_entries as cache_entries
 from hfcompress.storage.caches import prune_cache as prune_cache
 from hfcompress.sweep.comparison import RunComparison as RunComparison
 from hfcompress.sweep.comparison import compare_runs as compare_runs
+from hfcompress.sweep.comparison import report_runs as report_runs
 from hfcompress.sweep.modules import sweep_module as sweep_module
 from hfcompress.sweep.pipeline import CompressionPipeline as CompressionPipeline
 from hfcompress.sweep.pipeline import PipelineResult as PipelineResult
@@ -109,7 +110,6 @@ from hfcompress.sweep.plan import Plan as Plan
 from hfcompress.sweep.plan import plan as plan
 from hfcompress.sweep.run import SweepResult as SweepResult
 from hfcompress.sweep.run import run as run
-from hfcompress.sweep.several import report_runs as report_runs
 from hfcompress.training.loops import evaluate as evaluate
 from hfcompress.training.loops import train_one_epoch as train_one_epoch
 from hfcompress.version import __version__ as __version__

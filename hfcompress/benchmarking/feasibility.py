@@ -13,9 +13,14 @@ from hfcompress.benchmarking.inputs import make_inputs
 from hfcompress.benchmarking.memory import measure_memory
 from hfcompress.benchmarking.subjects import Subject, find_subjects
 from hfcompress.benchmarking.timing import points_of, timed_rows
-from hfcompress.measure.energy import Energy, estimated_energy
 from hfcompress.measure.macs import count_macs
-from hfcompress.measure.profiles import MEGABYTE, PROFILES, Profile
+from hfcompress.measure.profiles import (
+    MEGABYTE,
+    PROFILES,
+    Energy,
+    Profile,
+    estimated_energy,
+)
 from hfcompress.models.loading import ModelConfig, load_model
 from hfcompress.quantization.manifest import MANIFEST, read_manifest
 from hfcompress.tasks.registry import task_of_checkpoint
@@ -87,7 +92,7 @@ def feasibility(
             print(found.model, [place.profile for place in found.verdicts if place.feasible])
 
     A quantized folder runs in its engine, a checkpoint in torch, on one thread and one example.
-    Time and memory are this machine's; energy is an estimate (`hfcompress.measure.energy`).
+    Time and memory are this machine's; energy is an estimate (`hfcompress.measure.profiles`).
 
     Args:
         models: hub names, folders of checkpoints or of quantized models.

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from hfcompress.cli.arguments import make_parser
-from hfcompress.cli.output import note_on, print_json, show_rows, show_written
+from hfcompress.cli.output import (
+    note_on,
+    plan_table,
+    prediction_lines,
+    print_json,
+    settings_lines,
+    show_rows,
+    show_written,
+)
 from hfcompress.cli.runs import compare_command, report_command
 from hfcompress.cli.verbs import VERBS
 from hfcompress.errors import HfcompressError
@@ -154,7 +162,6 @@ def _push(options: argparse.Namespace, console: Console) -> int:
 
 def _show_plan(recipe: Recipe, output: Path, options: argparse.Namespace, console: Console) -> int:
     from hfcompress.cli.display import Display
-    from hfcompress.cli.plan import plan_table, settings_lines
     from hfcompress.sweep.plan import plan
 
     with Display(console, options.quiet) as display:
@@ -300,7 +307,6 @@ def _inspect(options: argparse.Namespace, console: Console) -> int:
 
 
 def _predict(options: argparse.Namespace, console: Console) -> int:
-    from hfcompress.cli.predict import prediction_lines
 
     for line in prediction_lines(options.directory, options.examples):
         console.print(line)

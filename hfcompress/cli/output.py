@@ -1,17 +1,23 @@
-"""What commands print: rows, notes, and the files of a run."""
+"""What commands print: rows, plans, predictions, notes, and the files of a run."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from hfcompress.errors import ConfigError
 
 if TYPE_CHECKING:  # rich takes tenths of a second to import
     from rich.console import Console
+    from rich.table import Table
 
+    from hfcompress.sweep.plan import Plan
     from hfcompress.utils import Row
+
+_MOST_LINES = 50  # of a plan
 
 
 def print_json(rows: Iterable[Row]) -> None:
@@ -46,3 +52,66 @@ def show_rows(rows: Sequence[Row], console: Console, options: argparse.Namespace
     if rows:
         console.print(pipeline_rows(rows) if is_pipeline(rows) else rows_table(rows))
         console.print(headline(rows))
+
+
+def settings_lines(found: Plan) -> list[str]:
+    """A line for each trial to run; of many the first ones, and how many more there are."""
+    lines = [
+        ", ".join(f"{field}={value}" for field, value in settings.items()) or "the only trial"
+        for settings in found.pending[:_MOST_LINES]
+    ]
+    more = len(found.pending) - len(lines)
+    return [*lines, f"... and {more:,} more"] if more else lines
+
+
+def plan_table(found: Plan) -> Table:
+    """A row for each step: trials, models to make, how many are kept, seconds of training."""
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("step")
+    for column in ("trials", "models", "kept already", "training, s"):
+        table.add_column(column, justify="right")
+    for step in found.steps:
+        seconds = "unknown" if step.seconds is None else f"{step.seconds:.1f}"
+        counts = (step.trials, step.models, step.kept)
+        table.add_row(step.name, *(f"{count:,}" for count in counts), seconds)
+    return table
+
+
+def prediction_lines(directory: str | Path, examples: Sequence[str]) -> Iterator[str]:
+    """Yield what a model's folder answers: labels, entities, or answers to questions.
+
+    Args:
+        directory: that ``quantize(...).save`` wrote.
+        examples: texts, or paths of images; of a model that answers questions each question and
+            its context.
+
+    Raises:
+        ConfigError: a question without its context.
+        BadInputError: as `hfcompress.load`.
+    """
+    from hfcompress.quantization.load import load
+
+    predictor: Any = load(directory)
+    if predictor.kind == "spans":
+        if len(examples) % 2:
+            raise ConfigError(
+                'this model reads a question and its context: predict FOLDER "Who wrote it?" '
+                '"Ada Lovelace wrote it in 1843."'
+            )
+        pairs = list(zip(examples[::2], examples[1::2], strict=True))
+        for (question, _), best in zip(pairs, predictor(pairs), strict=True):
+            yield f"{best['answer']} {best['score']:.4f}  {question}"
+    elif predictor.kind == "tokens":
+        found = predictor(list(examples), aggregation_strategy="simple")
+        for text, entities in zip(examples, found, strict=True):
+            yield text
+            for entity in entities:
+                words = text[entity["start"] : entity["end"]]
+                yield f"  {entity['entity_group']} {entity['score']:.4f}  {words}"
+            if not entities:
+                yield "  no entities"
+    else:
+        for text, best in zip(examples, predictor(list(examples)), strict=True):
+            yield f"{best['label']} {best['score']:.4f}  {text}"

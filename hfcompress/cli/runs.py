@@ -20,9 +20,9 @@ def report_command(options: argparse.Namespace, console: Console) -> int:
         OutputError: no results, or a folder that cannot be written.
         ConfigError: several runs of different metrics.
     """
+    from hfcompress.sweep.comparison import report_runs
     from hfcompress.sweep.results import RunDirectory
     from hfcompress.sweep.run import report
-    from hfcompress.sweep.several import report_runs
 
     folders = [Path(folder) for folder in options.directories]
     if len(folders) > 1:

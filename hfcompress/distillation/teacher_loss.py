@@ -41,9 +41,8 @@ from hfcompress.models.outputs import KIND_NAMES, VECTORS
 from hfcompress.training.hard_loss import Task
 from hfcompress.training.outputs import (
     Inputs,
+    counted_tokens,
     infer_task,
-    is_tagger,
-    token_mask,
 )
 from hfcompress.training.trainer import count_rows
 
@@ -190,18 +189,8 @@ class TeacherLoss:
                 pair.layers.add_vector_projection(logits, taught.logits)
 
     def position_mask(self, inputs: Inputs) -> Tensor | None:
-        """Return the mask of logits that count, or None for all rows.
-
-        Tokens count where they are no padding, and those of taggers where they have a label: no
-        teacher was trained on what it says of the other pieces of a word (-100).
-        """
-        if self.task not in ("tokens", "spans"):
-            return None
-        mask, labels = token_mask(self.student, inputs), inputs.get("labels")
-        if labels is None or not is_tagger(self.student):
-            return mask
-        labelled: Tensor = labels != -100
-        return labelled if mask is None else labelled & (mask != 0)
+        """Return the mask of logits that count: of tokens, or None for all rows."""
+        return counted_tokens(self.student, inputs) if self.task in ("tokens", "spans") else None
 
     def part_counts(self, inputs: Inputs) -> dict[str, Tensor]:
         """Return what each term averages over in a batch: rows, positions or tokens."""

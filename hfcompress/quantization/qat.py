@@ -175,11 +175,8 @@ def quantizable(model: nn.Module, config: QuantizationConfig) -> dict[str, nn.Mo
             continue
         if id(module.weight) not in tied:
             found[name] = module
-    return {
-        name: module
-        for name, module in found.items()
-        if name not in excluded and not has_own_forward(module)
-    }
+    excluded |= {name for name, module in found.items() if has_own_forward(module)}
+    return {name: module for name, module in found.items() if name not in excluded}
 
 
 def _union(first: Tensor, second: Tensor) -> Tensor:

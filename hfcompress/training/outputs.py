@@ -79,9 +79,17 @@ def is_causal(model: nn.Module) -> bool:
     return type(unwrapped(model)).__name__ in _CAUSAL
 
 
-def is_tagger(model: nn.Module) -> bool:
-    """Return whether a model of transformers classifies tokens."""
-    return type(unwrapped(model)).__name__.endswith("ForTokenClassification")
+def counted_tokens(model: nn.Module, inputs: Inputs) -> Tensor | None:
+    """Return which tokens count in a loss on a teacher's outputs, or None where all do.
+
+    Tokens count where they are no padding, and those of taggers where they have a label: no
+    teacher was trained on what it says of the other pieces of a word (-100).
+    """
+    mask, labels = token_mask(model, inputs), inputs.get("labels")
+    if labels is None or not type(unwrapped(model)).__name__.endswith("ForTokenClassification"):
+        return mask
+    labelled: Tensor = labels != -100
+    return labelled if mask is None else labelled & (mask != 0)
 
 
 def token_mask(model: nn.Module, inputs: Inputs) -> Tensor | None:

@@ -13,9 +13,8 @@ import hfcompress.benchmarking.feasibility as module
 from hfcompress import QuantizationConfig, feasibility, quantize
 from hfcompress.benchmarking.memory import Memory
 from hfcompress.cli.commands import main
-from hfcompress.measure.energy import estimated_energy
 from hfcompress.measure.macs import count_macs
-from hfcompress.measure.profiles import PROFILES
+from hfcompress.measure.profiles import PROFILES, estimated_energy
 from hfcompress.quantization.manifest import MANIFEST
 from hfcompress.report.feasibility import feasibility_figure
 from tests.tiny_models import tiny_bert

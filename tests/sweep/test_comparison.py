@@ -13,8 +13,8 @@ from scipy.stats import binomtest
 from hfcompress import Recipe, compare_runs, run
 from hfcompress.cli import main
 from hfcompress.errors import BadInputError, ConfigError, OutputError
+from hfcompress.sweep.comparison import report_runs
 from hfcompress.sweep.results import RunDirectory
-from hfcompress.sweep.several import report_runs
 
 
 @pytest.fixture
