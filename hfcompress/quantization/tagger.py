@@ -68,8 +68,9 @@ class Tagger(Predictor):
         if "text" not in manifest:
             self._tokenizer: Any = None
             return
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self._config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        here = {"local_files_only": True, "trust_remote_code": False}
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, **here)  # nosec B615 # a folder
+        self._config = AutoConfig.from_pretrained(folder, **here)  # nosec B615 # a folder
 
     def __call__(  # type: ignore[override]  # tags have places in the text, labels have none
         self, examples: object, batch_size: int = 32, **options: Any
