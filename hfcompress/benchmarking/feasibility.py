@@ -21,9 +21,8 @@ from hfcompress.measure.profiles import (
     Profile,
     estimated_energy,
 )
-from hfcompress.models.loading import ModelConfig, load_model
+from hfcompress.quantization.backends.torch import TorchEngine
 from hfcompress.quantization.manifest import MANIFEST, read_manifest
-from hfcompress.tasks.registry import task_of_checkpoint
 from hfcompress.utils import Fields, Progress
 
 _MANIFEST_TOKENS = 32  # that a saved folder's multiply-accumulates were counted for
@@ -109,8 +108,7 @@ def feasibility(
     config = BenchConfig(
         batch=(1,), length=(length,), threads=(1,), engine=("torch-fp32",), memory=False
     )
-    notes: list[str] = []
-    subjects = find_subjects(names, config, notes.append, progress.stage)
+    subjects = find_subjects(names, config, progress.note, progress.stage)
     rows = list(timed_rows(points_of(config, subjects), subjects, config, progress))
     return [
         _needs(subject, float(row["median"]), length, progress)
@@ -155,11 +153,11 @@ def _is_quantized(subject: Subject) -> bool:
 def _macs(subject: Subject, length: int) -> tuple[int, int] | None:
     """Return multiply-accumulates in floating point and with integer weights; None if unknown."""
     if not _is_quantized(subject):
-        task = task_of_checkpoint(subject.source)
-        model = load_model(ModelConfig(path=subject.source), task, processor=False).model
+        engine = subject.open(1)
+        assert isinstance(engine, TorchEngine)
         arrays = make_inputs(subject.spec, 1, length)
         inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return count_macs(model, inputs).total, 0
+        return count_macs(engine.model, inputs).total, 0
     done = read_manifest(Path(subject.source))["done"]
     if "total_macs" not in done:
         return None

@@ -94,7 +94,13 @@ def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     one = tokenizer.convert_ids_to_tokens(len(tokenizer) // 2)
     inner = tokenizer(str(one), add_special_tokens=False)["input_ids"]
     whole = tokenizer(str(one))["input_ids"]
-    place = next(n for n in range(len(whole)) if whole[n : n + len(inner)] == inner)
+    places = [n for n in range(len(whole)) if whole[n : n + len(inner)] == inner]
+    if not inner or not places:
+        raise ModelError(
+            f"the tokenizer does not keep the token {one!r} together, so that its special tokens "
+            f"cannot be told from it; give the teacher's own tokenizer"
+        )
+    place = places[0]
     return whole[:place], whole[place + len(inner) :]
 
 

@@ -253,12 +253,21 @@ def batches_key(batches: list[dict[str, Tensor]]) -> str:
     return digest.hexdigest()[:16]
 
 
+_PLAIN = (bool, int, float, str, bytes, tuple, type(None))
+
+
 def function_key(function: object) -> str:
-    """A function's name and a digest of its own code; what it calls is not looked into."""
+    """A function's name, a digest of its own code, its defaults and what a partial was given.
+
+    What it calls, and what it encloses, is not looked into: a counter would change it.
+    """
     inner = getattr(function, "func", function)  # functools.partial
     code = getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
     name = getattr(inner, "__qualname__", type(inner).__qualname__)
     given = [repr(value) for value in getattr(function, "args", ())]
+    given += [f"{key}={value!r}" for key, value in getattr(function, "keywords", {}).items()]
+    defaults = getattr(inner, "__defaults__", None) or ()
+    given += [repr(value) for value in defaults if isinstance(value, _PLAIN)]
     if not isinstance(code, CodeType):
         return f"{name} {given}"
     return f"{name} {hashlib.sha256(_code(code)).hexdigest()[:12]} {' '.join(given)}".strip()

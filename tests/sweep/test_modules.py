@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from hfcompress.cli import main
 from hfcompress.errors import BadInputError, ConfigError, ModelError
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.recipes.step_configs import FinetuneConfig
+from hfcompress.sweep.evaluation import function_key
 from hfcompress.sweep.module_steps import ModuleStep
 from hfcompress.sweep.modules import sweep_module
 from hfcompress.training.loops import evaluate, train_one_epoch
@@ -212,6 +215,21 @@ def test_another_module_does_not_share_a_folder(tmp_path: Path) -> None:
     sweep_module(Mlp(), right, output=tmp_path / "run", draw=False)
     with pytest.raises(BadInputError, match="contains results of another"):
         sweep_module(Mlp(), right, output=tmp_path / "run", draw=False)
+
+
+def test_functions_are_told_apart_by_the_plain_values_that_they_were_given() -> None:
+    def measured(model: nn.Module, metric: str = "accuracy", scale: float = 1.0) -> float:
+        return scale * len(metric)
+
+    def times(scale: float) -> Callable[[nn.Module], float]:
+        return lambda model, scale=scale: measured(model, scale=scale)  # type: ignore[misc]
+
+    given = [
+        measured, partial(measured, metric="f1"), partial(measured, metric="mcc"), times(1.0),
+        times(2.0),
+    ]  # fmt: skip
+    assert len({function_key(one) for one in given}) == len(given)
+    assert function_key(times(2.0)) == function_key(times(2.0))
 
 
 def test_quantized_models_are_what_evaluate_is_given() -> None:
