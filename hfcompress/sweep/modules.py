@@ -90,7 +90,8 @@ def sweep_module(
         grid: dotted fields and the values of each, as a recipe has them:
             ``{"prune.sparsity": [0, 0.5]}``; or several grids.
         loader: what steps calibrate on; any loader.
-        output: the run's folder; nothing is written where None.
+        output: the run's folder, which the same call resumes; nothing is written where None.
+            Other data inside ``evaluate`` are not noticed: give another folder for them.
         metric: what ``evaluate`` measures; names of rates are shown in percent.
         seed: of what is random, where the grid names none.
         name: of the page.
