@@ -253,10 +253,19 @@ def _images(
             failed.append(error)
 
 
-def readable_rows(rows: Dataset, column: str) -> tuple[Dataset, list[UnreadableImageError]]:
-    """The rows whose image can be read, and the errors of the others."""
+def readable_rows(
+    rows: Dataset, column: str, side: str, dropped: dict[str, int]
+) -> tuple[Dataset, tuple[str, ...]]:
+    """The rows whose image can be read, and a note that names those of the others.
+
+    Args:
+        rows: of one side.
+        column: of images.
+        side: for the reason in ``dropped``.
+        dropped: receives how many rows were left out.
+    """
     if is_array_column(rows, column):
-        return rows, []
+        return rows, ()
     keep: list[int] = []
     failed: list[UnreadableImageError] = []
     for index, row in enumerate(_undecoded(rows, column).select_columns(column)):
@@ -265,7 +274,11 @@ def readable_rows(rows: Dataset, column: str) -> tuple[Dataset, list[UnreadableI
             keep.append(index)
         except UnreadableImageError as error:
             failed.append(error)
-    return (rows.select(keep) if failed else rows), failed
+    if not failed:
+        return rows, ()
+    dropped[f"{side}: unreadable image"] = len(failed)
+    names = ", ".join(error.name for error in failed[:_NAMED])
+    return rows.select(keep), (f"left out: {names}",)
 
 
 def unreadable_images(failed: Sequence[UnreadableImageError]) -> DataError:

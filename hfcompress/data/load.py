@@ -170,10 +170,8 @@ def examples_of(
         if side == "eval" or need_train:
             found = labelled(rows, row_names[side], classes, columns, side, dropped)
             if modality == "image" and config.skip_unreadable:
-                found, failed = readable_rows(found, columns[0])
-                if failed:
-                    dropped[f"{side}: unreadable image"] = len(failed)
-                    notes = (*notes, f"left out: {', '.join(error.name for error in failed[:50])}")
+                found, left_out = readable_rows(found, columns[0], side, dropped)
+                notes = (*notes, *left_out)
             sides[side] = found
     limited = divided(sides, config, need_train)
     for side, kept in limited.items():
@@ -207,6 +205,10 @@ def _targeted(
         for side, rows in reversed(list(raw.items()))
         if side == "eval" or need_train
     }
+    if modality == "image" and config.skip_unreadable:
+        for side, rows in sides.items():
+            sides[side], left_out = readable_rows(rows, columns[0], side, dropped)
+            notes = (*notes, *left_out)
     both = divided(sides, config, need_train)
     measured = both["eval"]
     if measured is None or not len(measured):
