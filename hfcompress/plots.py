@@ -9,7 +9,7 @@ Models go in, or data: the rows of `hfcompress.run`, `hfcompress.bench` or a pip
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from hfcompress.quantization.weight_levels import weight_levels
 from hfcompress.report.bench import bench_figure
 from hfcompress.report.classes import class_figure
 from hfcompress.report.curve import curve_figure
+from hfcompress.report.feasibility import feasibility_figure
 from hfcompress.report.heatmap import heatmap_figure
 from hfcompress.report.pipeline import bars_figure
 from hfcompress.report.plotting import (
@@ -32,6 +33,7 @@ from hfcompress.report.plotting import (
     new_figure,
     style_axes,
 )
+from hfcompress.report.rows import Row
 from hfcompress.report.scatter import file_size_figure, speedup_figure, student_figure
 from hfcompress.report.temperature import TEMPERATURES, temperature_figure
 from hfcompress.report.weights import (
@@ -56,8 +58,8 @@ heatmap = heatmap_figure
 
 __all__ = [
     "accuracy_and_latency", "accuracy_and_size", "accuracy_curve", "bit_widths", "class_bars",
-    "heatmap", "integer_levels", "latency_bars", "pipeline_bars", "softmax_temperatures",
-    "students", "weight_cells", "weight_histograms",
+    "feasibility_chart", "heatmap", "integer_levels", "latency_bars", "pipeline_bars",
+    "softmax_temperatures", "students", "weight_cells", "weight_histograms",
 ]  # fmt: skip
 
 
@@ -176,6 +178,26 @@ def bit_widths(
     axes.set_ylabel(metric_label(metric))
     add_legend(axes)
     return figure
+
+
+class _Needs(Protocol):
+    """What `hfcompress.feasibility` says of a model."""
+
+    def to_dict(self) -> Row: ...
+
+
+def feasibility_chart(found: Sequence[_Needs | Row]) -> Figure:
+    """Return a cell for each model and place: "fits", or what speaks against it.
+
+    Args:
+        found: what `hfcompress.feasibility` returned, or the rows of its ``--json``.
+
+    Raises:
+        BadInputError: no model.
+    """
+    if not found:
+        raise BadInputError("there is no model to draw; give what hfcompress.feasibility returned")
+    return feasibility_figure([one if isinstance(one, dict) else one.to_dict() for one in found])
 
 
 def _titled(given: Given | Mapping[str, Given]) -> dict[str, Given]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from benchmarks.tables import ROOT
 from hfcompress.models.cross_encoder import AutoCrossEncoder
+from tests.plain_networks import NETWORKS, CourseStudent
 from tests.tasks.asked import save_reader
 from tests.tasks.ranked import reranker_folder
 from tests.test_readme import blocks_of, read
@@ -19,12 +21,12 @@ from tests.tiny_images import convnet, image_batches
 from tests.tiny_models import tiny_bert
 from tests.tiny_tokenizers import FILLER, GOOD, tiny_tokenizer
 
-# The calls of modules.md and deployment.md run in tests/quantization, on networks with the layers
-# that they name; phone engines need an environment of their own.
+# The calls of deployment.md run in tests/quantization; phone engines need an environment of their
+# own.
 PAGES = [
     page
     for page in sorted((ROOT / "docs").rglob("*.md"))
-    if "```python\n" in read(page) and page.stem not in ("modules", "deployment")
+    if "```python\n" in read(page) and page.stem != "deployment"
 ]
 
 
@@ -71,6 +73,17 @@ def rows_of(batches: list[dict[str, torch.Tensor]]) -> list[dict[str, Any]]:
     ]
 
 
+def modules() -> dict[str, Any]:
+    """Networks with the layers that modules.md names, and a loader."""
+    teacher, student = NETWORKS["course teacher"], NETWORKS["course student"]
+    model = teacher.model()
+    shutil.rmtree("small")  # another page's
+    return {
+        "model": model, "student": student.model(), "Network": CourseStudent,
+        "loader": student.loader(8, 4), "optimizer": torch.optim.SGD(model.parameters(), lr=1e-3),
+    }  # fmt: skip
+
+
 class Network(torch.nn.Module):
     """A network of one's own."""
 
@@ -90,6 +103,8 @@ def test_the_examples_of_a_page_run_from_top_to_bottom(page: Path, names: dict[s
     pytest.importorskip("onnxruntime")
     if page.stem == "images":
         names["batches"] = image_batches()
+    if page.stem == "modules":
+        names |= modules()
     for text in blocks_of(page, "python"):
         if "CompressTarget" in text:  # a search takes long; tests/search runs it
             continue

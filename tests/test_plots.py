@@ -10,6 +10,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from hfcompress import plots
+from hfcompress.benchmarking.feasibility import Feasibility, Verdict
 from hfcompress.errors import BadInputError, HfcompressError
 from hfcompress.pruning.familiar import prune_model_by_magnitude
 from tests.plain_networks import NETWORKS
@@ -69,3 +70,16 @@ def test_refuses_nothing_to_draw() -> None:
         plots.bit_widths({})
     with pytest.raises(HfcompressError, match="lost"):
         plots.weight_cells(NETWORKS["mlp"].model(), ["lost"])
+
+
+def test_the_feasibility_chart_takes_what_feasibility_returned() -> None:
+    found = Feasibility(
+        "net", "onnxruntime-int8", 70_000, 300_000, 0.1, 1000, None,
+        (Verdict("phone", ()), Verdict("watch", ("0.3 MB in memory, 0.2 MB at most",))),
+    )  # fmt: skip
+    for given in (found, found.to_dict()):
+        shown = " ".join(texts(plots.feasibility_chart([given])).split())
+        assert "fits" in shown
+        assert "0.2 MB at most" in shown
+    with pytest.raises(BadInputError, match="there is no model to draw"):
+        plots.feasibility_chart([])
