@@ -7,7 +7,7 @@ class ids from 0.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -201,6 +201,7 @@ class Quality(FormerPlain):
         drop_low, drop_high: interval of ``drop`` by paired bootstrap, where `mcnemar` does not
             apply: the metric is not of one right or wrong class for each example.
         paired_p: two-sided p-value of no difference, likewise.
+        folds: as `count_folds`, of accuracy against a dense model; else None.
     """
 
     metric: str
@@ -215,6 +216,7 @@ class Quality(FormerPlain):
     drop_low: float | None = None
     drop_high: float | None = None
     paired_p: float | None = None
+    folds: dict[str, list[int]] | None = field(default=None, repr=False)
 
     def with_drop(self, drop: float, interval: tuple[float, float], p: float) -> Quality:
         """A copy with the comparison by paired bootstrap."""
@@ -266,7 +268,36 @@ def compare(
         agreement=None if dense is None else agreement(classes, dense),
         mcnemar_p=None if dense is None else mcnemar(classes, dense, truth),
         drop=None if dense is None else compute_metric(metric, dense, truth) - value,
+        folds=None if dense is None or metric != "accuracy" else count_folds(classes, dense, truth),
     )
+
+
+def count_folds(
+    own: npt.ArrayLike, dense: npt.ArrayLike, labels: npt.ArrayLike, folds: int = 10
+) -> dict[str, list[int]]:
+    """Count in each fold of the examples what accuracy and its comparison are made of.
+
+    With them a model can be chosen on some folds and measured on another (cross-validation, Stone
+    1974). Example i is in fold i modulo ``folds``, so that rows in an order are spread.
+
+    Returns:
+        By fold: examples (``n``), those that the model gets ``right``, on which both ``agree``,
+        that only the dense model gets right (``lost``), that only this one does (``gained``).
+
+    Raises:
+        DataError: the arrays differ in length.
+    """
+    mine, truth = _paired(own, labels)
+    theirs, _ = _paired(dense, labels)
+    right, before = mine == truth, theirs == truth
+    counted = {
+        "n": np.ones_like(right), "right": right, "agree": mine == theirs,
+        "lost": before & ~right, "gained": right & ~before,
+    }  # fmt: skip
+    return {
+        name: [int(found[start::folds].sum()) for start in range(folds)]
+        for name, found in counted.items()
+    }
 
 
 def _paired(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[Classes, Classes]:

@@ -2,9 +2,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
-from hfcompress.report.findings import sweet_spot, sweet_spot_sentence, within_noise
+from hfcompress.measure.evaluation import compare
+from hfcompress.report.findings import (
+    cross_validated_loss,
+    sweet_spot,
+    sweet_spot_sentence,
+    within_noise,
+)
 from hfcompress.report.page import headline
 from hfcompress.report.rows import (
     compressed_points,
@@ -215,3 +222,68 @@ def test_rows_to_choose_on_decide_and_the_measured_ones_are_reported() -> None:
     count = len(measured) - 1  # the dense one
     assert f"(the best of {count} on these rows, which flatters it" in sweet_spot_sentence(measured)
     assert "flatters" not in sweet_spot_sentence(measured[:2])
+
+
+def _answers(rng: np.random.Generator, right: float, n: int) -> tuple[Any, Any]:
+    """Labels of two classes, and the answers of a model that gets a share of them right."""
+    labels = rng.integers(0, 2, n)
+    return labels, np.where(rng.random(n) < right, labels, 1 - labels)
+
+
+def _measured(loss: float, trials: int, seed: int, n: int = 872) -> list[dict[str, Any]]:
+    """Rows of a dense model and of trials of which each loses as much in truth."""
+    rng = np.random.default_rng(seed)
+    labels, dense = _answers(rng, 0.9, n)
+    rows: list[dict[str, Any]] = []
+    for trial in range(trials + 1):
+        chance = np.where(dense == labels, (0.03 + loss) / 0.9, 0.03 / 0.1)
+        own = np.where(rng.random(n) < chance, 1 - dense, dense) if trial else dense
+        sparsity = 0.5 if trial else 0.0
+        name = f"method {trial}" if trial else "dense"
+        found = compare("accuracy", own, labels, dense).to_dict()
+        rows.append({"method": name, "requested_sparsity": sparsity,
+                     "actual_sparsity": sparsity, **found})  # fmt: skip
+    return rows
+
+
+def test_the_cross_validated_loss_is_that_of_new_rows_where_the_best_of_many_looks_better() -> None:
+    flattered, honest = [], []
+    for seed in range(40):
+        rows = _measured(0.01, 12, seed)
+        best, lost = sweet_spot(rows), cross_validated_loss(rows)
+        assert lost is not None
+        flattered.append(best.drop if best and best.drop is not None else 0.0)
+        honest.append(lost)
+    assert np.mean(flattered) < 0  # no loss to be seen, and a gain of luck
+    assert abs(np.mean(honest) - 0.01) < 3 * np.std(honest) / np.sqrt(len(honest))
+    assert np.std(honest) / np.sqrt(len(honest)) < 0.003
+
+
+def test_the_cross_validated_loss_by_hand() -> None:
+    labels = np.zeros(20, np.int64)
+    dense = np.zeros(20, np.int64)
+    own, other = dense.copy(), dense.copy()
+    own[[0, 10]] = 1  # both in the first fold
+    other[[3]] = 1
+    rows = [
+        {"method": name, "requested_sparsity": sparsity, "actual_sparsity": sparsity,
+         **compare("accuracy", found, labels, dense).to_dict()}
+        for name, sparsity, found in (("dense", 0.0, dense), ("a", 0.5, own), ("b", 0.5, other))
+    ]  # fmt: skip
+    assert rows[1]["folds"]["lost"] == [2, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+    # Chosen without fold 0, a loses nothing and b one: a, which loses 2 there. Without fold 3 b
+    # loses nothing and a two: b, which loses 1 there. On the others b is the better one.
+    assert cross_validated_loss(rows) == pytest.approx(3 / 20)
+    text = sweet_spot_sentence(rows)
+    assert text.endswith(
+        "(the best of 2: chosen on nine tenths of the rows, it loses 15.0 points on the other)."
+    )
+
+
+def test_no_cross_validated_loss_without_counts_for_each_fold() -> None:
+    rows = _measured(0.0, 2, 0)
+    assert cross_validated_loss(rows) is not None
+    assert cross_validated_loss([rows[0], {**rows[1], "folds": None}]) is None
+    assert cross_validated_loss(_measured(0.0, 2, 0, n=9)) is None
+    assert cross_validated_loss([*rows, *_measured(0.0, 2, 0, n=500)]) is None
+    assert cross_validated_loss([]) is None
