@@ -103,6 +103,7 @@ class StepCache:
             if not damaged:
                 mark_used(folder)
                 self.done(key)
+                shutil.rmtree(self._partial(key), ignore_errors=True)  # its maker may have died
                 return _load(folder, like)
             problem = f"{', '.join(damaged)} differ from what was written"
         except Exception as error:  # what a cut file raises depends on where it is cut

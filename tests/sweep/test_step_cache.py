@@ -124,6 +124,16 @@ def test_a_disk_that_is_full_costs_the_entry(
     assert not list((tmp_path / "steps").iterdir())
 
 
+def test_checkpoints_beside_a_finished_entry_are_removed(tmp_path: Path) -> None:
+    cache, model, heard = StepCache(tmp_path), tiny_bert(), Notes()
+    cache.put("key", model, {"updates": 3}, heard)
+    unfinished = cache.partial("key", heard)  # as a kill leaves it that comes between the two
+    assert unfinished is not None
+    (unfinished / "checkpoint-3").mkdir()
+    assert cache.get("key", model, heard) is not None
+    assert not unfinished.exists()
+
+
 def test_the_entry_of_a_faster_process_stays(tmp_path: Path) -> None:
     cache, model, heard = StepCache(tmp_path), tiny_bert(), Notes()
     cache.put("key", model, {"updates": 3}, heard)
