@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 from collections.abc import Mapping
 from dataclasses import field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
@@ -274,6 +275,10 @@ def _describe(
         message = str(details["msg"]).removeprefix("Value error, ")
         return f"{field}: {message}" if location else f"{where}: {message}"
     message = str(details["msg"]).removeprefix("Input ")
+    if kind == "literal_error" and isinstance(value, str):
+        choices = re.findall("'(.*?)'", str(details["ctx"]["expected"]))
+        hint = nearest(value, choices)
+        return f"{field} {message}, not {shown(value)}{hint if hint.endswith('?') else ''}"
     message = message.replace("valid tuple", "list").replace("valid dictionary", "mapping")
     return f"{field} {message}, not {shown(value)}"
 

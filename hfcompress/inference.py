@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from inspect import Parameter
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
@@ -27,6 +28,19 @@ _LOGITS = ("logits", "start_logits", "end_logits")
 Batches: TypeAlias = "Iterable[tuple[NDArray[np.int64], Batch]]"
 LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions")
 """Columns with labels, whatever the model calls them."""
+
+
+@contextmanager
+def placed(model: nn.Module, device: str | None) -> Iterator[None]:
+    """Have a model on a device, and back where it was afterwards; None leaves it there."""
+    home = next((parameter.device for parameter in model.parameters()), None)
+    try:
+        if device is not None and home is not None:
+            model.to(device)
+        yield
+    finally:
+        if device is not None and home is not None:
+            model.to(home)
 
 
 @torch.inference_mode()

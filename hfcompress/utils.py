@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from typing_extensions import TypeIs
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:  # it takes seconds to import
     from transformers.pytorch_utils import Conv1D
 
 Plain = TypeVar("Plain", covariant=True)
+Device = Literal["cpu", "cuda", "mps"]
+"""Where models train and predict."""
 
 
 def require(module: str, extra: str) -> ModuleType:

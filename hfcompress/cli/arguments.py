@@ -8,14 +8,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from hfcompress.cli.verbs import VERBS, add_verb
+from hfcompress.cli.verbs import VERBS, add_run_arguments, add_verb
 from hfcompress.version import __version__
 
 _PROGRAM = "hfcompress"
 WITH_ROWS = {
-    "run", "sensitivity", "compress", "bench", "feasibility", "report", "compare", *VERBS,
+    "run", "sensitivity", "compress", "bench", "feasibility", "report", "compare", "inspect",
+    "check", "certify", "predict", "validate", "recipes", *VERBS,
 }  # fmt: skip
-"""Commands whose result is rows."""
+"""Commands whose result can be lines of JSON."""
 _EPILOG = (
     "Documentation and examples: README.md; every recipe starts with the command that runs it."
 )
@@ -28,8 +29,10 @@ class Parser(argparse.ArgumentParser):
         """Print the sentence and exit."""
         if wrong := re.match(r"argument .*: invalid choice: '(.*?)' \(choose from (.*)\)", message):
             known = [name.strip(" '") for name in wrong[2].split(",")]
-            what = "command" if self.prog == _PROGRAM else message.split(":")[0]
-            message = f"unknown {what} {wrong[1]!r}{_near(wrong[1], known)}"
+            what, hint = "command", _near(wrong[1], known)
+            if self.prog != _PROGRAM:
+                what, hint = message.split(":")[0], hint or f"; known are: {', '.join(known)}"
+            message = f"unknown {what} {wrong[1]!r}{hint}"
         self.exit(2, f"error: {message}; write: {self.prog} --help\n")
 
     def parse_args(  # type: ignore[override]
@@ -71,6 +74,7 @@ def make_parser(command: str | None = None) -> Parser:
     run = _command(commands, "run", "run a recipe; go on where it stopped")
     _recipe_arguments(run)
     _resume_arguments(run)
+    add_run_arguments(run)
     run.add_argument("--output", metavar="DIR", help="folder of the run (default: runs/NAME)")
     run.add_argument("--workers", type=int, default=1, metavar="N", help="trials side by side")
     run.add_argument(
@@ -89,7 +93,11 @@ def make_parser(command: str | None = None) -> Parser:
     )
     _recipe_arguments(sensitivity)
     _resume_arguments(sensitivity)
+    add_run_arguments(sensitivity)
     sensitivity.add_argument("--output", metavar="DIR", help="folder (default: runs/NAME-layers)")
+    sensitivity.add_argument(
+        "--dry-run", action="store_true", help="print what would be done; prune and write nothing"
+    )
 
     validate = _command(commands, "validate", "check a recipe without loading anything")
     _recipe_arguments(validate)
@@ -232,6 +240,11 @@ def _compress_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--task", default="text-classification", help="decides the Auto class")
     parser.add_argument("--output", metavar="DIR", help="folder (default runs/compress-MODEL)")
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help="print what would be tried, with predicted sizes; train and write nothing",
+    )  # fmt: skip
+    add_run_arguments(parser)
     _wait_argument(parser)
 
 

@@ -18,15 +18,16 @@ from hfcompress.cli.output import (
     note_on,
     plan_table,
     prediction_lines,
+    prediction_rows,
     print_json,
     settings_lines,
     show_rows,
     show_written,
 )
 from hfcompress.cli.runs import compare_command, report_command
-from hfcompress.cli.verbs import VERBS
+from hfcompress.cli.verbs import VERBS, run_overrides
 from hfcompress.errors import HfcompressError
-from hfcompress.utils import quiet_libraries
+from hfcompress.utils import quiet_libraries, size_text
 
 if TYPE_CHECKING:  # rich takes tenths of a second to import, and torch takes seconds
     from rich.console import Console
@@ -100,7 +101,9 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.recipes.schema import load_recipe
     from hfcompress.sweep.run import run
 
-    recipe = load_recipe(find_recipe(options.recipe), options.set, note_on(console, options))
+    recipe = load_recipe(
+        find_recipe(options.recipe), run_overrides(options), note_on(console, options)
+    )
     output = Path(options.output or Path("runs") / recipe.name)
     if options.dry_run:
         return _show_plan(recipe, output, options, console)
@@ -123,7 +126,10 @@ def _verb(options: argparse.Namespace, console: Console) -> int:
 
     recipe = verb_recipe(options.command, vars(options))
     if options.dry_run:
-        console.print(dump_yaml(recipe.to_dict()).rstrip())
+        if options.json:
+            print_json([recipe.to_dict()])
+        else:
+            console.print(dump_yaml(recipe.to_dict()).rstrip())
         return 0
     output = Path(options.output or Path("runs") / recipe.name)
     with Display(console, options.quiet) as display:
@@ -168,10 +174,11 @@ def _show_plan(recipe: Recipe, output: Path, options: argparse.Namespace, consol
         found = plan(recipe, output, display, trust_remote_code=options.trust_remote_code)
     if options.json:
         print_json([found.to_dict()])
-    for line in settings_lines(found):
-        console.print(line)
-    if found.steps:
-        console.print(plan_table(found))
+    else:
+        for line in settings_lines(found):
+            console.print(line)
+        if found.steps:
+            console.print(plan_table(found))
     console.print(found.sentence)
     return 0
 
@@ -198,10 +205,14 @@ def _sensitivity(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.cli.display import Display
     from hfcompress.recipes.library import find_recipe
     from hfcompress.recipes.schema import load_recipe
-    from hfcompress.sweep.sensitivity import run_sensitivity
+    from hfcompress.sweep.sensitivity import layers_recipe, run_sensitivity
 
-    recipe = load_recipe(find_recipe(options.recipe), options.set, note_on(console, options))
+    recipe = load_recipe(
+        find_recipe(options.recipe), run_overrides(options), note_on(console, options)
+    )
     output = Path(options.output or Path("runs") / f"{recipe.name}-layers")
+    if options.dry_run:
+        return _show_plan(layers_recipe(recipe), output, options, console)
     with Display(console, options.quiet) as display:
         result = run_sensitivity(recipe, output, display, **_resume_options(options))
     worst = sorted(result.rows, key=lambda row: -row["drop"])[:5]
@@ -225,7 +236,9 @@ def _validate(options: argparse.Namespace, console: Console) -> int:
     recipe = load_recipe(path, options.set, note_on(console, options))
     trials = expand(recipe)
     console.print(f"{path} is a valid recipe with {len(trials)} trial{'s' * (len(trials) != 1)}:")
-    for trial in trials:
+    if options.json:
+        print_json({"trial": trial.index, "settings": trial.settings} for trial in trials)
+    for trial in trials if not options.json else ():
         steps = ", ".join(step.name for step in trial.steps) or "measure only"
         varies = ", ".join(f"{field}={value}" for field, value in trial.settings.items())
         console.print(f"  {trial.index:3d}  {steps}  {varies}")
@@ -235,7 +248,7 @@ def _validate(options: argparse.Namespace, console: Console) -> int:
 def _compress(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.cli.display import Display
     from hfcompress.report.pipeline import pipeline_rows
-    from hfcompress.search.compress import compress, data_config
+    from hfcompress.search.compress import compress, data_config, plan_search
     from hfcompress.search.target import CompressTarget
 
     names = CompressTarget.model_fields.keys() - {"latency"}
@@ -243,10 +256,22 @@ def _compress(options: argparse.Namespace, console: Console) -> int:
     shape = {name: getattr(options, name) for name in ("batch_size", "length", "fixed")}
     target = CompressTarget.from_dict({**given, "latency": shape}, "compress")
     output = Path(options.output or Path("runs") / f"compress-{Path(options.model).name}")
+    data, seed = data_config(options.data, options.set), options.seed or 0
+    if options.dry_run:
+        with Display(console, options.quiet) as display:
+            planned = plan_search(
+                options.model, data, target, task=options.task, progress=display, seed=seed,
+                device=options.device,
+            )  # fmt: skip
+        if options.json:
+            print_json(planned)
+        for one in planned if not options.json else ():
+            console.print(f"{size_text(one['bytes']):>9s}  {one['candidate']}")
+        return 0
     with Display(console, options.quiet) as display:
         result = compress(
-            options.model, data_config(options.data, options.set), target,
-            output=output, task=options.task, progress=display, wait=options.wait,
+            options.model, data, target, output=output, task=options.task, progress=display,
+            wait=options.wait, seed=seed, device=options.device,
         )  # fmt: skip
     if options.json:
         print_json(result.rows)
@@ -274,7 +299,9 @@ def _certify(options: argparse.Namespace, console: Console) -> int:
             options.dense, options.small, data, options.max_drop, options.confidence,
             task=options.task, progress=display,
         )  # fmt: skip
-    console.print(found.sentence, markup=False)
+    if options.json:
+        print_json([found.to_dict()])
+    console.print(found.sentence)
     return 0 if found.certain else 1
 
 
@@ -294,21 +321,16 @@ def _feasibility(options: argparse.Namespace, console: Console) -> int:
 
 
 def _inspect(options: argparse.Namespace, console: Console) -> int:
-    from hfcompress.cli.display import Display
-    from hfcompress.cli.inspect import inspect_model
+    from hfcompress.cli.inspect import inspect_command
 
-    with Display(console, options.quiet) as display:
-        display.stage("loading")
-        tables, text = inspect_model(options.model, options.task, options.profiles)
-    for table in tables:
-        console.print(table)
-    console.print(text)
-    return 0
+    return inspect_command(options, console)
 
 
 def _predict(options: argparse.Namespace, console: Console) -> int:
-
-    for line in prediction_lines(options.directory, options.examples):
+    rows = prediction_rows(options.directory, options.examples)
+    if options.json:
+        print_json(rows)
+    for line in prediction_lines(rows) if not options.json else ():
         console.print(line)
     return 0
 
@@ -329,7 +351,8 @@ def _bench(options: argparse.Namespace, console: Console) -> int:
     else:
         console.print(environment_line(result.environment))
         console.print(bench_table(result.rows))
-    console.print(f"written to {options.output}: bench.png, bench.json, bench.csv")
+    if not options.quiet:
+        console.print(f"written to {options.output}: bench.png, bench.json, bench.csv")
     return 0
 
 
@@ -342,8 +365,11 @@ def _cache(options: argparse.Namespace, console: Console) -> int:
 def _recipes(options: argparse.Namespace, console: Console) -> int:
     from hfcompress.recipes.library import headline, shipped_recipes
 
-    for name, path in shipped_recipes().items():
-        console.print(f"{name:28s} {headline(path)}")
+    found = {name: headline(path) for name, path in shipped_recipes().items()}
+    if options.json:
+        print_json({"name": name, "shows": text} for name, text in found.items())
+    for name, text in found.items() if not options.json else ():
+        console.print(f"{name:28s} {text}")
     return 0
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from hfcompress.benchmarking.check import CheckReport, check
 from hfcompress.benchmarking.feasibility import feasibility
 from hfcompress.calibration.moments import weight_of
 from hfcompress.cli.display import Display
+from hfcompress.cli.output import print_json
 from hfcompress.measure.profiles import MEGABYTE, Fit, fits_of_bytes, fits_of_model
 from hfcompress.measure.size import CompressionMetrics
 from hfcompress.measure.weights import analyze_weight_distribution
@@ -28,7 +30,16 @@ from hfcompress.tasks.registry import find_task, task_of_checkpoint
 from hfcompress.utils import Row, atomic_write
 
 
-def inspect_model(path: str, task: str | None, profiles: bool = False) -> tuple[list[Table], str]:
+@dataclass(frozen=True)
+class Inspected:
+    """What `inspect_model` finds: the same figures as tables, one sentence and plain data."""
+
+    tables: list[Table]
+    sentence: str
+    row: Row
+
+
+def inspect_model(path: str, task: str | None, profiles: bool = False) -> Inspected:
     """Tables of a model's size and layers, and a closing sentence.
 
     Args:
@@ -41,7 +52,7 @@ def inspect_model(path: str, task: str | None, profiles: bool = False) -> tuple[
         ModelError: a quantized folder that cannot be read, or a checkpoint of no known task.
     """
     if (Path(path) / MANIFEST).is_file():
-        return _inspect_quantized(Path(path), profiles)
+        return _inspect_quantized(path, profiles)
     known = task_of_checkpoint(path) if task is None else find_task(task)
     model = load_model(ModelConfig(path=path), known).model
     matrices = weight_matrices(model)
@@ -53,15 +64,39 @@ def inspect_model(path: str, task: str | None, profiles: bool = False) -> tuple[
         f"{'' if family else ' (not in the table of known families)'}; "
         f"{len(targets)} of {len(matrices)} layers are pruned by default"
     )
-    second = _fits(fits_of_model(model)) if profiles else _layers(model, set(targets))
-    return [_totals(metrics), second], closing
+    fits = fits_of_model(model) if profiles else []
+    row: Row = {
+        "model": path,
+        "architecture": type(model).__name__,
+        "pruned_by_default": sorted(targets),
+        **metrics.to_dict(),
+        **({"profiles": [asdict(fit) for fit in fits]} if profiles else {}),
+    }
+    second = _fits(fits) if profiles else _layers(model, set(targets))
+    return Inspected([_totals(metrics), second], closing, row)
+
+
+def inspect_command(options: argparse.Namespace, console: Console) -> int:
+    """Run ``hfcompress inspect``; returns the exit code."""
+    with Display(console, options.quiet) as display:
+        display.stage("loading")
+        found = inspect_model(options.model, options.task, options.profiles)
+    if options.json:
+        print_json([found.row])
+    for table in found.tables if not options.json else ():
+        console.print(table)
+    console.print(found.sentence)
+    return 0
 
 
 def check_command(options: argparse.Namespace, console: Console) -> int:
     """Run ``hfcompress check``; returns the exit code, 1 where a verb fails."""
     with Display(console, options.quiet) as display:
         report = check(options.model, display)
-    console.print(check_table(report))
+    if options.json:
+        print_json([report.to_dict()])
+    else:
+        console.print(check_table(report))
     return 0 if report.passed else 1
 
 
@@ -73,9 +108,10 @@ def feasibility_rows(options: argparse.Namespace, console: Console) -> list[Row]
     if not options.json:
         console.print(feasibility_table(rows))
     for note in dict.fromkeys(note for item in found for note in item.notes):
-        console.print(note, markup=False)
+        console.print(note)
     picture = atomic_write(options.picture, draw_feasibility(rows))
-    console.print(f"written to {picture}", markup=False)
+    if not options.quiet:
+        console.print(f"written to {picture}")
     return rows
 
 
@@ -94,9 +130,9 @@ def check_table(report: CheckReport) -> Table:
     return table
 
 
-def _inspect_quantized(folder: Path, profiles: bool) -> tuple[list[Table], str]:
+def _inspect_quantized(path: str, profiles: bool) -> Inspected:
     """What a quantized folder says of itself."""
-    manifest = read_manifest(folder)
+    manifest = read_manifest(Path(path))
     done = manifest["done"]
     table = Table(title="quantized")
     table.add_column("what")
@@ -110,8 +146,17 @@ def _inspect_quantized(folder: Path, profiles: bool) -> tuple[list[Table], str]:
         *((f"left alone: {why}", str(count)) for why, count in done["left_alone"].items()),
     ):
         table.add_row(name, text)
-    tables = [table, *([_fits(fits_of_bytes(done["bytes"]))] if profiles else [])]
-    return tables, f"{manifest['model']}, reads {', '.join(manifest['inputs'])}"
+    fits = fits_of_bytes(done["bytes"]) if profiles else []
+    row: Row = {
+        "model": path,
+        "architecture": manifest["model"],
+        "backend": manifest["backend"],
+        "inputs": list(manifest["inputs"]),
+        **done,
+        **({"profiles": [asdict(fit) for fit in fits]} if profiles else {}),
+    }
+    tables = [table, *([_fits(fits)] if profiles else [])]
+    return Inspected(tables, f"{manifest['model']}, reads {', '.join(manifest['inputs'])}", row)
 
 
 def _fits(fits: Sequence[Fit]) -> Table:

@@ -23,7 +23,7 @@ _MOST_LINES = 50  # of a plan
 def print_json(rows: Iterable[Row]) -> None:
     """Print each row as one line of JSON on standard output."""
     for row in rows:
-        print(json.dumps(row))
+        print(json.dumps(row, default=float))  # numpy's numbers
 
 
 def note_on(console: Console, options: argparse.Namespace) -> Callable[[str], None]:
@@ -79,8 +79,8 @@ def plan_table(found: Plan) -> Table:
     return table
 
 
-def prediction_lines(directory: str | Path, examples: Sequence[str]) -> Iterator[str]:
-    """Yield what a model's folder answers: labels, entities, or answers to questions.
+def prediction_rows(directory: str | Path, examples: Sequence[str]) -> list[Row]:
+    """Return what a model's folder answers: labels, entities, or answers to questions.
 
     Args:
         directory: that ``quantize(...).save`` wrote.
@@ -101,17 +101,30 @@ def prediction_lines(directory: str | Path, examples: Sequence[str]) -> Iterator
                 '"Ada Lovelace wrote it in 1843."'
             )
         pairs = list(zip(examples[::2], examples[1::2], strict=True))
-        for (question, _), best in zip(pairs, predictor(pairs), strict=True):
-            yield f"{best['answer']} {best['score']:.4f}  {question}"
-    elif predictor.kind == "tokens":
-        found = predictor(list(examples), aggregation_strategy="simple")
-        for text, entities in zip(examples, found, strict=True):
-            yield text
-            for entity in entities:
-                words = text[entity["start"] : entity["end"]]
-                yield f"  {entity['entity_group']} {entity['score']:.4f}  {words}"
-            if not entities:
-                yield "  no entities"
-    else:
-        for text, best in zip(examples, predictor(list(examples)), strict=True):
-            yield f"{best['label']} {best['score']:.4f}  {text}"
+        found = zip(pairs, predictor(pairs), strict=True)
+        return [{"question": question, **best} for (question, _), best in found]
+    if predictor.kind == "tokens":
+        tagged = predictor(list(examples), aggregation_strategy="simple")
+        return [
+            {"text": text, "entities": [dict(entity) for entity in entities]}
+            for text, entities in zip(examples, tagged, strict=True)
+        ]
+    labelled = zip(examples, predictor(list(examples)), strict=True)
+    return [{"text": text, **best} for text, best in labelled]
+
+
+def prediction_lines(rows: Iterable[Row]) -> Iterator[str]:
+    """Yield the lines that show `prediction_rows`."""
+    for row in rows:
+        if "question" in row:
+            yield f"{row['answer']} {row['score']:.4f}  {row['question']}"
+            continue
+        if "label" in row:
+            yield f"{row['label']} {row['score']:.4f}  {row['text']}"
+            continue
+        yield row["text"]
+        for entity in row["entities"]:
+            words = row["text"][entity["start"] : entity["end"]]
+            yield f"  {entity['entity_group']} {entity['score']:.4f}  {words}"
+        if not row["entities"]:
+            yield "  no entities"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
+
+from hfcompress.utils import Device
 
 if TYPE_CHECKING:
     from hfcompress.config import StepConfig
@@ -18,7 +20,7 @@ VERBS = {
     "quantize": "int8 for an engine, with what deploys it",
 }
 # What every verb has; fields of the same name are written behind --set.
-_COMMON = {"model", "data", "set", "task", "output", "seed", "dry_run"}
+_COMMON = {"model", "data", "set", "task", "output", "seed", "device", "dry_run"}
 
 
 def step_config(verb: str) -> type[StepConfig]:
@@ -26,6 +28,24 @@ def step_config(verb: str) -> type[StepConfig]:
     from hfcompress.recipes.step_configs import STEP_CONFIGS
 
     return STEP_CONFIGS[verb]
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of every command that trains or measures; they are a recipe's fields."""
+    parser.add_argument("--seed", type=int, metavar="N", help="of everything random (default 0)")
+    parser.add_argument(
+        "--device", choices=get_args(Device),
+        help="where models train and predict (default: a GPU that is there trains)",
+    )  # fmt: skip
+
+
+def run_overrides(options: argparse.Namespace) -> list[str]:
+    """Return ``--set``, ``--seed`` and ``--device`` of a command line as overrides of a recipe."""
+    given = {name: getattr(options, name, None) for name in ("seed", "device")}
+    return [
+        *options.set,
+        *(f"{name}={value}" for name, value in given.items() if value is not None),
+    ]
 
 
 def add_verb(parser: argparse.ArgumentParser, verb: str, with_fields: bool) -> None:
@@ -45,7 +65,7 @@ def add_verb(parser: argparse.ArgumentParser, verb: str, with_fields: bool) -> N
         help="any other field of a recipe: data.text=sentence, measure.metric=f1",
     )  # fmt: skip
     parser.add_argument("--task", help="default: what the model was saved for")
-    parser.add_argument("--seed", type=int, metavar="N", help="of everything random (default 0)")
+    add_run_arguments(parser)
     parser.add_argument("--output", metavar="DIR", help=f"folder (default: runs/{verb}-MODEL)")
     parser.add_argument(
         "--dry-run", action="store_true", help="show the recipe of this command and stop"
@@ -86,12 +106,15 @@ def verb_recipe(verb: str, options: Mapping[str, object]) -> Recipe:
         for name, value in options.items()
         if name.startswith("field.")
     }
+    fields = fields_of_options(step_config(verb), given)
+    step_config(verb).from_dict(fields, verb)  # before the model is looked up
     data: dict[str, object] = {
         "name": f"{verb}-{Path(model).name.partition('@')[0]}",
         "model": model,
         "task": options["task"] or task_of_checkpoint(model).name,
-        "steps": [{verb: fields_of_options(step_config(verb), given)}],
+        "steps": [{verb: fields}],
         "seed": options["seed"] or 0,
+        "device": options["device"],
         "save_models": True,
     }
     if options["data"] is not None:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from hfcompress.errors import ConfigError
+
 _PACKAGES = (
     "hfcompress", "torch", "transformers", "datasets", "evaluate", "accelerate", "optimum", "numpy",
 )  # fmt: skip
@@ -31,6 +33,21 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def check_device(device: str | None) -> None:
+    """Refuse a device that this machine lacks; None is wherever things are.
+
+    Args:
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+
+    Raises:
+        ConfigError: torch does not find it.
+    """
+    kind = "cpu" if device is None else device.partition(":")[0]
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not found.get(kind, True):
+        raise ConfigError(f"device {device} is not there (torch finds none); write device: cpu")
 
 
 def cpu_abilities() -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 
 from hfcompress.config import nearest
 from hfcompress.errors import ConfigError
+from hfcompress.measure.environment import check_device
 from hfcompress.utils import FormerPlain
 
 
@@ -162,8 +163,7 @@ def _time(
 def _synchronizer(device: torch.device) -> Callable[[], object]:
     if device.type != "cuda":
         return lambda: None
-    if not torch.cuda.is_available():
-        raise ConfigError(f"device {device} is not there; write device='cpu'")
+    check_device(str(device))
     return lambda: torch.cuda.synchronize(device)
 
 

@@ -149,8 +149,16 @@ def _trial(given: Steps, index: int, settings: Fields, seed: int) -> Trial:
 _INDEXED = re.compile(r"steps\[(\d+)\]\.(.+)")
 
 
-def locate(field: str, steps: Steps, where: str) -> tuple[int, str, str]:
+def locate(
+    field: str, steps: Steps, where: str, others: Collection[str] = ()
+) -> tuple[int, str, str]:
     """Which step a dotted field names: (place, step name, field inside the step).
+
+    Args:
+        field: ``STEP.FIELD`` or ``steps[PLACE].FIELD``.
+        steps: of a recipe.
+        where: the beginning of an error's sentence.
+        others: further names that may have been meant.
 
     Raises:
         ConfigError: no such step, several of them, or no such field.
@@ -167,9 +175,10 @@ def locate(field: str, steps: Steps, where: str) -> tuple[int, str, str]:
         places = [index for index, known in enumerate(names) if known == name]
         if not places or not inner:
             known = [*dict.fromkeys(f"{item}.…" for item in names if item), "seed"]
+            hint = nearest(name, [*filter(None, names), *others])
             raise ConfigError(
                 f"{where}{field} names no field; write STEP.FIELD or seed, where STEP is one of "
-                f"the recipe's steps ({', '.join(known)})"
+                f"the recipe's steps ({', '.join(known)}){hint if hint.endswith('?') else ''}"
             )
         if len(places) > 1:
             raise ConfigError(
@@ -265,7 +274,7 @@ def apply_override(data: Fields, override: str, known: Collection[str]) -> tuple
     if head not in known or key.startswith("steps["):
         steps = list(data.get("steps") or [])
         check_names(steps)
-        place, name, inner = locate(key, steps, "--set ")
+        place, name, inner = locate(key, steps, "--set ", known)
         steps[place] = {name: with_value(steps[place][name] or {}, inner.split("."), value)}
         return _without_grid_field({**data, "steps": steps}, key)
     path = key.split(".")

@@ -29,7 +29,7 @@ from hfcompress.recipes.step_configs import STEP_CONFIGS
 from hfcompress.recipes.yaml import MAX_BYTES, parse_yaml
 from hfcompress.tasks.registry import find_task
 from hfcompress.training.tracking import Tracker
-from hfcompress.utils import Fields
+from hfcompress.utils import Device, Fields
 
 
 class LatencyConfig(Config):
@@ -138,6 +138,11 @@ class Recipe(Config):
         "stand without a list",
     )
     seed: int = Field(0, ge=0, description="of everything random")
+    device: Device | None = Field(
+        None,
+        description="where models train and predict; calibration, pruning, timing and engines stay "
+        "on the processor. By default training alone uses a GPU that is there",
+    )
     reference: ReferenceConfig | None = Field(None, description="published figures")
     track: tuple[Tracker, ...] = Field(
         (),

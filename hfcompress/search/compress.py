@@ -37,7 +37,7 @@ from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.run import report
 from hfcompress.sweep.trial import Runner
 from hfcompress.tasks.registry import untrained_head
-from hfcompress.utils import Fields, Progress, Row, check_pretrained, size_text
+from hfcompress.utils import Device, Fields, Progress, Row, check_pretrained, size_text
 
 if TYPE_CHECKING:
     from hfcompress.quantization.model import Processor
@@ -46,6 +46,7 @@ SEARCH = "search.json"
 MEASURED = "measured.json"
 # Predictions of size are this exact; a candidate that is further away is not tried.
 _SLACK = 1.05
+_NO_DATA = "compress learns from examples and measures on others: give data (--data FOLDER)"
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def compress(
     cache: StepCache | None = None,
     seed: int = 0,
     wait: bool = False,
+    device: Device | None = None,
 ) -> CompressResult:
     """Find a small and fast model that meets a target::
 
@@ -109,6 +111,7 @@ def compress(
         cache: where results of training steps are kept.
         seed: for sampling, initialisation and training.
         wait: wait where another process is at work in the folder.
+        device: where models train and predict, as in a recipe.
 
     Raises:
         DataError: no data.
@@ -118,16 +121,14 @@ def compress(
     """
     check_pretrained(model, "compress", "compress_module takes any module")
     if data is None:
-        raise DataError(
-            "compress learns from examples and measures on others: give data (--data FOLDER)"
-        )
+        raise DataError(_NO_DATA)
     progress, store = progress or Progress(), RunDirectory(Path(output))
     started = time.monotonic()
     with ExitStack() as stack:
         if store.path.is_dir():  # refused before what takes time
             stack.enter_context(store.locked(wait, progress.note))
         whole = _experiment(
-            model, data, target, processor, task, seed, progress, cache or StepCache()
+            model, data, target, processor, task, seed, progress, cache or StepCache(), device
         )
         experiment = for_choosing(whole)
         wanted = _small_enough(candidates(experiment, target), target)
@@ -138,6 +139,35 @@ def compress(
         search = Search(experiment, target, store, runner, rows, deadline)
         _try(search, wanted)
         return _result(search, _measured(search, whole))
+
+
+def plan_search(
+    model: str,
+    data: Data | None,
+    target: CompressTarget,
+    *,
+    task: str = "text-classification",
+    progress: Progress | None = None,
+    seed: int = 0,
+    device: Device | None = None,
+) -> list[Fields]:
+    """Return what `compress` would try, in its order: name, predicted bytes, steps.
+
+    Model and data are read, and all is checked; nothing is trained or written.
+
+    Raises:
+        HfcompressError: as `compress`.
+    """
+    if data is None:
+        raise DataError(_NO_DATA)
+    whole = _experiment(
+        model, data, target, None, task, seed, progress or Progress(), StepCache(), device
+    )
+    wanted = _small_enough(candidates(for_choosing(whole), target), target)
+    return [
+        {"candidate": one.name, "bytes": one.bytes, "steps": list(one.trained or one.steps)}
+        for one in wanted
+    ]
 
 
 def _try(search: Search, wanted: list[Candidate]) -> None:
@@ -187,6 +217,7 @@ def _experiment(
     seed: int,
     progress: Progress,
     cache: StepCache,
+    device: Device | None = None,
 ) -> Experiment:
     config, splits = as_data(data)
     if config.choose is None:
@@ -210,6 +241,7 @@ def _experiment(
                 "macs": False,
             },
             "seed": seed,
+            "device": device,
         },
         "compress",
     )

@@ -23,7 +23,7 @@ from hfcompress.models.outputs import VECTORS
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.shrinking.vocabulary.tokenizer import CutTokenizer
 from hfcompress.tasks.task import Task
-from hfcompress.utils import Progress
+from hfcompress.utils import Device, Progress
 
 # Enough for stable second moments of sentence classifiers; more is slower and hardly better.
 CALIBRATION_ROWS = 1024
@@ -155,6 +155,7 @@ class Context:
         logs: the folder of trackers' logs, and what one training is called in it; None without a
             run's folder.
         shared: what steps of several trials share (calibration), by key.
+        device: where training happens; None takes a GPU where there is one.
     """
 
     examples: Examples
@@ -168,6 +169,7 @@ class Context:
     workdir: Path | None = None
     logs: tuple[Path, str] | None = None
     shared: dict[str, Calibration] = field(default_factory=dict)
+    device: Device | None = None
 
     def training_rows(self, step: str) -> Encoded:
         """The training side.

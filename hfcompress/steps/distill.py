@@ -78,7 +78,8 @@ def distill_step(
         )
         return DistillationTrainer(args=arguments, teacher=follows, **common)
 
-    with set_up(student, config), fast_attention(teacher):
+    device = context.device
+    with set_up(student, config, device), fast_attention(teacher, device):
         done, _ = train_with(build, student, context, rows)
     report = StepReport(details=done).with_details(
         teacher_layers=layers,
@@ -176,7 +177,7 @@ def _cached(
         hidden = list((options["layer_map"] or uniform_layer_map(own, other)).values())
     processor = context.processor
     try:
-        with fast_attention(teacher):
+        with fast_attention(teacher, context.device):
             cache = TeacherCache.build(
                 teacher,
                 rows.rows,

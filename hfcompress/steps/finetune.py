@@ -44,6 +44,6 @@ def finetune(
     def build(**common: Any) -> Trainer:
         return Trainer(args=trainer_arguments(TrainingArguments, config, context, rows), **common)
 
-    with set_up(model, config):
+    with set_up(model, config, context.device):
         done, _ = train_with(build, model, context, rows, callbacks)
     return StepReport(details=done)

@@ -187,7 +187,7 @@ def _train(
             )
             return PruningTrainer(args=arguments, loss_terms=terms, prune=pruner, **common)
 
-        stack.enter_context(set_up(model, config))
+        stack.enter_context(set_up(model, config, context.device))
         done, trainer = train_with(build, model, context, rows)
     return StepReport(details={**done, "sparsity": trainer.pruning.sparsity})
 

@@ -36,7 +36,7 @@ from hfcompress.steps.checkpoints import kept_loss, last_checkpoint, save_whole
 from hfcompress.steps.context import Context
 from hfcompress.storage.temporary import temporary_folder
 from hfcompress.training.tracking import check_tracker, logs_in
-from hfcompress.utils import Progress
+from hfcompress.utils import Device, Progress
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 TrainerType = TypeVar("TrainerType", bound=Trainer)
@@ -161,7 +161,7 @@ def trainer_arguments(
         "weight_decay": config.weight_decay,
         "label_smoothing_factor": config.label_smoothing,
         "bf16": config.bf16,
-        "use_cpu": not torch.accelerator.is_available(),
+        "use_cpu": trains_on_processor(context.device),
         # Rows of like length together: no time spent on padding.
         "train_sampling_strategy": "random" if rows.lengths is None else "group_by_length",
         "save_strategy": "no" if context.workdir is None else "epoch",
@@ -174,6 +174,11 @@ def trainer_arguments(
         "remove_unused_columns": False,
     }
     return kind(**{**arguments, **more})
+
+
+def trains_on_processor(device: Device | None) -> bool:
+    """Whether training with a recipe's ``device`` leaves the GPU alone, or finds none."""
+    return device == "cpu" or not torch.accelerator.is_available()
 
 
 def training_view(rows: Encoded, config: FinetuneConfig) -> Encoded:
@@ -262,13 +267,13 @@ class ProgressCallback(TrainerCallback):
 
 
 @contextmanager
-def set_up(model: PreTrainedModel, config: FinetuneConfig) -> Iterator[None]:
+def set_up(model: PreTrainedModel, config: FinetuneConfig, device: Device | None) -> Iterator[None]:
     """Dropout, frozen embeddings, attention and memory format while a model trains."""
     with ExitStack() as stack:
         if isinstance(config, (RecoverConfig, DistillConfig)):
             stack.enter_context(dropout(model, config.dropout))
             stack.enter_context(frozen_embeddings(model, config.freeze_embeddings))
-        stack.enter_context(fast_attention(model))
+        stack.enter_context(fast_attention(model, device))
         stack.enter_context(memory_format(model, config.channels_last))
         yield
 
@@ -303,10 +308,10 @@ def frozen_embeddings(model: PreTrainedModel, freeze: bool) -> Iterator[None]:
 
 
 @contextmanager
-def fast_attention(model: PreTrainedModel) -> Iterator[None]:
+def fast_attention(model: PreTrainedModel, device: Device | None = None) -> Iterator[None]:
     """Plain attention on a CPU, where torch's fused one makes the backward pass slower."""
     before = model.config._attn_implementation
-    change = before == "sdpa" and not torch.accelerator.is_available()
+    change = before == "sdpa" and trains_on_processor(device)
     try:
         if change:
             model.set_attn_implementation("eager")

@@ -23,6 +23,7 @@ from hfcompress.data.encode import Batch, Encoded, text_limit
 from hfcompress.data.load import Examples, align_examples, fingerprint, hold_out
 from hfcompress.data.windows import window_fields
 from hfcompress.errors import ConfigError, HfcompressError, ModelError
+from hfcompress.measure.environment import check_device
 from hfcompress.measure.metrics import check_metric, trust_metric
 from hfcompress.models.loading import LoadedModel, Processor, check_source, load_model
 from hfcompress.models.outputs import KIND_NAMES, OutputKind
@@ -192,8 +193,7 @@ class Experiment:
         measured = recipe.measure.replace(metric=self.metric).non_default_fields()
         stored = [way.to_dict() for way in recipe.embedding]
         parts = [prefixes[-1], self.eval_hash, measured, *([stored] if stored else [])]
-        row_hash = content_hash(parts)
-        return replace(trial, prefixes=tuple(prefixes), row_hash=row_hash)
+        return replace(trial, prefixes=tuple(prefixes), row_hash=content_hash(parts))
 
     def start(self, trial: Trial) -> ModelState:
         """What the trial starts from, with a copy of the model."""
@@ -239,6 +239,7 @@ class Experiment:
             workdir=self.cache.partial(key, self.progress) if key and trains else None,
             logs=(self.logs, key) if key and self.logs is not None else None,
             shared=self.shared,
+            device=self.recipe.device,
         )
 
 
@@ -263,9 +264,10 @@ def prepare(
         output: the run's folder, where trackers keep their logs.
 
     Raises:
-        BadInputError: a source, column, label, split, metric or target that does not fit.
+        BadInputError: a source, device, column, label, split, metric or target that does not fit.
     """
     check_trust(recipe, trust_remote_code)
+    check_device(recipe.device)
     trials = expand(recipe)
     check_trackers([*recipe.track, *_trackers(trials)], output)
     task = find_task(recipe.task)
@@ -290,7 +292,6 @@ def prepare(
     for note in (*examples.notes, *touched_layers(loaded.model, trials)):
         progress.note(note)
     progress.stage("encoding the data")
-    train = examples.train if need_rows else None
     longest = text_limit(recipe.data.max_length, loaded.model)
     first = Encoding(task, loaded.processor, examples, longest, need_rows)
     for side in (first.train, first.eval):  # now, so that what cannot be encoded shows at once
@@ -302,7 +303,7 @@ def prepare(
         examples=examples,
         loaded=loaded,
         first=first,
-        train_hash=fingerprint(train, examples.columns),
+        train_hash=fingerprint(examples.train if need_rows else None, examples.columns),
         eval_hash=fingerprint(examples.eval, examples.columns),
         progress=progress,
         cache=cache,
@@ -391,13 +392,12 @@ def _check_model(recipe: Recipe, loaded: LoadedModel, trials: list[Trial], rows:
     """Refuse steps that do not fit the model before any of them runs."""
     check_storage(loaded.model, recipe.embedding)
     check_length(loaded.model, recipe.measure.latency)
-    task = find_task(recipe.task)
     checked: set[str] = set()
     for trial in trials:
         if loaded.new_head and not trial.trains_after(0):
+            why = untrained_head(loaded.model.config, recipe.model.name, find_task(recipe.task))
             raise ModelError(
-                f"{untrained_head(loaded.model.config, recipe.model.name, task)}; "
-                f"add a finetune step, or give a model fine-tuned for this task"
+                f"{why}; add a finetune step, or give a model fine-tuned for this task"
             )
         for step in trial.steps:
             key = content_hash([step.name, _checked_fields(step.config)])

@@ -46,11 +46,9 @@ def run_sensitivity(
         BadInputError: as `run`.
     """
     check_trust(recipe, trust_remote_code)
-    layers, sparsities = _layers(recipe), _sparsities(recipe)
-    grid = {"prune.targets": tuple([name] for name in layers), "prune.sparsity": sparsities}
-    steps = (*recipe.steps[:-1], {"prune": {**recipe.steps[-1]["prune"], "sparsity": 0.5}})
-    measure = recipe.measure.replace(every_step=False)
-    plan = recipe.replace(grid=(grid,), steps=steps, measure=measure)
+    plan = layers_recipe(recipe)
+    layers = [name for (name,) in plan.grid[0]["prune.targets"]]
+    sparsities = plan.grid[0]["prune.sparsity"]
     result = run(
         plan, output, progress, cache, draw=False, trust_remote_code=trust_remote_code, wait=wait,
         retry_failed=retry_failed, fail_fast=fail_fast,
@@ -60,6 +58,19 @@ def run_sensitivity(
         write_csv(result.rows, folder / "results.csv")
         atomic_write(folder / "heatmap.png", _heatmap(result.rows, layers, sparsities))
     return result
+
+
+def layers_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe whose grid prunes each target layer alone at each sparsity.
+
+    Raises:
+        ConfigError: as `run_sensitivity`.
+    """
+    layers, sparsities = _layers(recipe), _sparsities(recipe)
+    grid = {"prune.targets": tuple([name] for name in layers), "prune.sparsity": sparsities}
+    steps = (*recipe.steps[:-1], {"prune": {**recipe.steps[-1]["prune"], "sparsity": 0.5}})
+    measure = recipe.measure.replace(every_step=False)
+    return recipe.replace(grid=(grid,), steps=steps, measure=measure)
 
 
 def _layers(recipe: Recipe) -> list[str]:

@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
-from hfcompress.inference import checking_pays, predict, predict_checked, without_labels
+from hfcompress.inference import (
+    checking_pays,
+    placed,
+    predict,
+    predict_checked,
+    without_labels,
+)  # fmt: skip
 from hfcompress.measure.macs import count_macs
 from hfcompress.measure.size import calculate_model_size, calculate_sparsity, count_parameters
 from hfcompress.models.architectures import default_targets
@@ -172,15 +178,14 @@ class Runner:
             rows = (encoding.eval, size, experiment.progress.work, encoding.batches(size))
             if isinstance(model, QuantizedModel):
                 self.predictions[key] = model.predict(*rows)
-            elif (
-                measure.precision == "auto"
-                and experiment.examples.kind == "classification"
-                and checking_pays(model, encoding.eval)
-            ):
-                found = predict_checked(model, *rows)
-                self.predictions[key], self._exact_rows[key] = found.logits, found.exact_rows
-            else:
-                self.predictions[key] = predict(model, *rows)
+                return key, self.predictions[key]
+            known = measure.precision == "auto" and experiment.examples.kind == "classification"
+            with placed(model, experiment.recipe.device):
+                if known and checking_pays(model, encoding.eval):
+                    found = predict_checked(model, *rows)
+                    self.predictions[key], self._exact_rows[key] = found.logits, found.exact_rows
+                else:
+                    self.predictions[key] = predict(model, *rows)
         return key, self.predictions[key]
 
     def dense_state(self, trial: Trial) -> ModelState:
@@ -299,7 +304,8 @@ class Runner:
         assert encoding.choose is not None
         if isinstance(state.model, QuantizedModel):
             return state.model.predict(encoding.choose, size)
-        return predict(state.model, encoding.choose, size)
+        with placed(state.model, self.experiment.recipe.device):
+            return predict(state.model, encoding.choose, size)
 
     def label(self, trial: Trial) -> str:
         """What the trial's line in the plot is called."""

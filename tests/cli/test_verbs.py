@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 from hfcompress.cli import main
 from hfcompress.cli.arguments import make_parser
-from hfcompress.cli.verbs import VERBS, step_config, verb_recipe
+from hfcompress.cli.verbs import VERBS, run_overrides, step_config, verb_recipe
+from hfcompress.models.loading import ModelConfig, load_model
+from hfcompress.quantization.config import QuantizationConfig
+from hfcompress.quantization.quantize import quantize
 from hfcompress.recipes.library import find_recipe, shipped_recipes
 from hfcompress.recipes.schema import Recipe
+from hfcompress.tasks.registry import find_task
 
 
 @pytest.fixture
@@ -101,6 +106,8 @@ def test_a_dry_run_shows_a_recipe_that_can_be_run(
         (["prnue", "x"], "unknown command 'prnue'; did you mean 'prune'?"),
         (["prune", "x", "--sparsty", "1"], "did you mean '--sparsity'?"),
         (["run", "x", "--workrs=2"], "did you mean '--workers'?"),
+        (["run", "x", "--device", "cdua"], "did you mean 'cuda'?"),
+        (["run", "x", "--engine", "threads"], "known are: process, ray"),
     ],
 )
 def test_misspelt_words_are_answered_with_the_nearest(
@@ -121,7 +128,14 @@ def test_misspelt_words_are_answered_with_the_nearest(
         (["prune", "MODEL", "--sparsity", "0.5"], "add --data DATA"),
         (["prune", "MODEL", "--data", "ROWS", "--sparsity", "2"], "sparsity"),
         (["prune", "MODEL", "--data", "ROWS", "--method", "magnitde"], "magnitude"),
-        (["prune", "MODEL", "--data", "ROWS", "--set", "data.txt=x"], "did you mean 'text'?"),
+        (
+            ["prune", "MODEL", "--data", "ROWS", "--sparsity", "0.5", "--set", "data.txt=x"],
+            "did you mean 'text'?",
+        ),
+        (["quantize", "none", "--data", "x", "--backend", "onnxruntme"], "mean 'onnxruntime'?"),
+        (["validate", "quickstart", "--set", "modle=x"], "did you mean 'model'?"),
+        (["validate", "quickstart", "--set", "prnue.sparsity=0.5"], "did you mean 'prune'?"),
+        (["validate", "quickstart", "--set", "device=cud"], "did you mean 'cuda'?"),
     ],
 )
 def test_what_does_not_fit_is_one_line(
@@ -131,6 +145,67 @@ def test_what_does_not_fit_is_one_line(
     paths = {"MODEL": str(model_folder), "ROWS": str(rows)}
     assert main([paths.get(item, item) for item in arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_every_run_takes_a_seed_and_a_device(model_folder: Path, rows: Path) -> None:
+    pruned = recipe(
+        "prune", str(model_folder), "--data", str(rows), "--sparsity", "0.5", "--device", "cpu"
+    )  # fmt: skip
+    assert pruned.device == "cpu"
+    options = make_parser("run").parse_args(
+        ["run", "quickstart", "--set", "measure.macs=false", "--seed", "4", "--device", "mps"]
+    )
+    assert run_overrides(options) == ["measure.macs=false", "seed=4", "device=mps"]
+    assert make_parser("compress").parse_args(["compress", "x", "--seed", "5"]).seed == 5
+
+
+def test_results_are_lines_of_json(
+    model_folder: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+
+    def lines(*arguments: str) -> list[dict[str, Any]]:
+        assert main([*arguments, "--json"]) == 0
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    model, data = str(model_folder), ["--data", str(rows)]
+    [planned] = lines("prune", model, *data, "--sparsity", "0.5", "--dry-run")
+    assert planned["steps"][0]["prune"]["sparsity"] == 0.5
+    [found] = lines("inspect", model, "--profiles")
+    assert (
+        found["parameters"] == BertForSequenceClassification.from_pretrained(model).num_parameters()
+    )
+    assert {fit["profile"]["name"] for fit in found["profiles"]} >= {"phone", "watch"}
+    assert {row["name"] for row in lines("recipes")} == set(shipped_recipes())
+    assert "settings" in lines("validate", "quickstart")[0]
+    tried = lines("compress", model, *data, "--max-size", "10MB", "--dry-run")
+    assert tried[0]["steps"][-1]["quantize"]
+    assert tried[0]["bytes"] < 10_000_000
+    (tmp_path / "layers.yaml").write_text(
+        f"{{model: {model}, data: {rows}, steps: [{{prune: {{}}}}],"
+        " grid: {prune.sparsity: [0.5, 0.9]}}"
+    )
+    [plan] = lines("sensitivity", "layers.yaml", "--dry-run")
+    layers = {item["prune.targets"][0] for item in plan["pending"]}
+    assert plan["trials"] == 2 * len(layers)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_predictions_are_lines_of_json(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = load_model(ModelConfig(path=str(model_folder)), find_task("text-classification"))
+    small = quantize(loaded.model, QuantizationConfig(backend="torch"))
+    small.save(tmp_path / "small", loaded.processor)
+    assert main(["predict", str(tmp_path / "small"), "good one", "bad one", "--json"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["text"] for row in found] == ["good one", "bad one"]
+    assert all(0 < row["score"] <= 1 for row in found)
+    assert main(["predict", str(tmp_path / "small"), "good one"]) == 0
+    label, score, *text = capsys.readouterr().out.split()  # int8 of one text, not of two
+    assert (label, text) == (found[0]["label"], ["good", "one"])
+    assert float(score) == pytest.approx(found[0]["score"], abs=0.01)
 
 
 def test_quiet_shows_the_table_alone(
