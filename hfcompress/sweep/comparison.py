@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfcompress.errors import ConfigError, HfcompressError, OutputError
+from hfcompress.measure.bootstrap import compare_units
 from hfcompress.measure.comparison import (
     LOWER_IS_BETTER,
     Difference,
@@ -87,9 +88,10 @@ def compare_runs(*runs: str | Path) -> RunComparison:
     """Say which of several runs, or rows of runs, is better, and how sure that is.
 
     Where two rows have kept their answers on the same rows of data they are compared pair by pair:
-    accuracy by McNemar's exact test (1947), other metrics by paired bootstrap. Others are compared
-    by their 95 % intervals, which finds less. With more than two rows the p-values hold for all of
-    them together (Holm 1979).
+    accuracy by McNemar's exact test (1947), other metrics by paired bootstrap over the task's own
+    units: rows, sentences of taggers, questions, pairs or queries. Others are compared by their
+    95 % intervals, which finds less. With more than two rows the p-values hold for all of them
+    together (Holm 1979).
 
     Args:
         runs: folders of runs. A folder stands for the row that its page names; ``FOLDER:3`` for
@@ -169,6 +171,8 @@ def _paired(first: _Entry, second: _Entry, metric: str) -> Difference | None:
     if asked is None or second.references is None or not {"logits"} <= ours.keys() & theirs.keys():
         return None
     same = asked.rows == second.references.rows and asked.task == second.references.task
+    if same and "units" in ours and "units" in theirs:
+        return _by_units(metric, asked.task, ours["units"], theirs["units"])
     logits, others = ours["logits"], theirs["logits"]
     if not same or not np.array_equal(asked.values, second.references.values):
         return None
@@ -178,6 +182,21 @@ def _paired(first: _Entry, second: _Entry, metric: str) -> Difference | None:
         return _by_task(metric, asked, logits, others)
     except HfcompressError:  # a metric that the task itself does not have
         return None
+
+
+def _by_units(
+    metric: str, task: str, first: NDArray[Any], second: NDArray[Any]
+) -> Difference | None:
+    """The paired bootstrap over a task's units (sentences, questions, pairs, queries); None where
+    the two have not the same ones."""
+    if first.shape != second.shape or not len(first):
+        return None
+    value = find_task(task).of_units
+    found = compare_units(metric, value(metric, second), len(first), value(metric, first))
+    assert found.drop is not None
+    return Difference(
+        found.drop, found.drop_low, found.drop_high, found.paired_p, "paired bootstrap", len(first)
+    )
 
 
 def _by_task(

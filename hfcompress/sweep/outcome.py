@@ -75,6 +75,7 @@ def perform(runner: Runner, trial: Trial, folder: Path | None) -> Outcome:
         if folder is None:
             return Outcome(trial.settings, trial.row_hash, finished.row)
         weights = _weights(runner, trial, finished)
+        answers = _answers(runner.experiment, finished)
         if runner.experiment.recipe.save_models:
             _save(runner.experiment, trial, finished, folder / "models")
     except INTERRUPTS:
@@ -82,12 +83,19 @@ def perform(runner: Runner, trial: Trial, folder: Path | None) -> Outcome:
     except BaseException as error:  # whatever a library raises: a panic of Rust is no Exception
         return failed(trial, error)
     predictions: Predictions = {
-        finished.row["hash"]: finished.logits,
+        finished.row["hash"]: answers,
         f"dense-{trial.dense_prefix}": finished.dense_logits,
     }
     return Outcome(
         trial.settings, trial.row_hash, finished.row, predictions=predictions, weights=weights
     )
+
+
+def _answers(experiment: Experiment, finished: Finished) -> dict[str, NDArray[Any]]:
+    """The logits and, where the task has them, what the metric is computed from in each unit."""
+    task, asked = finished.state.task, experiment.references
+    units = task.units(experiment.metric, finished.logits, asked)
+    return {"logits": finished.logits, **({} if units is None else {"units": units})}
 
 
 def failed(trial: Trial, error: BaseException) -> Outcome:

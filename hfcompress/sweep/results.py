@@ -47,7 +47,7 @@ class References:
     """What the logits of a run are compared with.
 
     Attributes:
-        values: of the measured rows, as their task has them.
+        values: of the measured rows, as their task has them; empty where units are compared.
         rows: content hash of the measured rows.
         task: name of the task.
     """
@@ -275,7 +275,8 @@ class RunDirectory:
         return dict(load_file(str(path))) if path.is_file() else {}
 
     def save_references(self, references: object, rows: str, task: str) -> None:
-        """Keep what the logits are compared with, where that is an array; once.
+        """Keep what the logits are compared with, once: an array, or no more than which rows and
+        task, where the units of a metric are kept with the logits.
 
         Args:
             references: of the measured rows, as their task has them.
@@ -283,8 +284,9 @@ class RunDirectory:
             task: name of the task.
         """
         path = self.path / "predictions" / f"{REFERENCES}.safetensors"
-        if isinstance(references, np.ndarray) and not path.is_file():
-            kept = {"references": np.ascontiguousarray(references)}
+        if not path.is_file():
+            values = references if isinstance(references, np.ndarray) else np.empty(0)
+            kept = {"references": np.ascontiguousarray(values)}
             atomic_write(path, save(kept, {"rows": rows, "task": task}))
 
     def references(self) -> References | None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hfcompress.data.config import DataConfig
 from hfcompress.errors import DataError, ModelError
-from hfcompress.measure.bootstrap import Value, compare_units
+from hfcompress.measure.bootstrap import Value, compare_units, of_mean
 from hfcompress.measure.evaluation import (
     ClassAccuracy,
     Quality,
@@ -189,6 +189,13 @@ class Classification:
             for name, n, own, other in zip(names, truth.sum(0), ours, theirs, strict=True)
             if n
         ]
+
+    def units(self, metric: str, outputs: npt.ArrayLike, references: object) -> None:
+        """Return None: outputs and references are arrays of rows, and kept as they are."""
+
+    def of_units(self, metric: str, units: NDArray[np.float64]) -> Value:
+        """Return the mean of rows' values."""
+        return of_mean(units[:, 0])
 
     def right(self, outputs: npt.ArrayLike, references: object) -> NDArray[np.bool_] | None:
         """Return whether each row's class is the right one; None for several labels or numbers."""

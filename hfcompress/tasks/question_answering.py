@@ -14,7 +14,7 @@ from hfcompress.config import nearest
 from hfcompress.data.config import DataConfig
 from hfcompress.errors import DataError, ModelError
 from hfcompress.measure.answers import ANSWER_METRICS, answer_score
-from hfcompress.measure.bootstrap import compare_units, of_mean
+from hfcompress.measure.bootstrap import Value, compare_units, of_mean
 from hfcompress.measure.evaluation import ClassAccuracy, Quality
 from hfcompress.models.loading import AutoClass, Modality, Processor
 from hfcompress.tasks.outputs import Logits, OutputKind
@@ -285,6 +285,19 @@ class QuestionAnswering:
         same = None if other is None else float(np.mean(np.array(own) == np.array(other)))
         assert values[0] is not None
         return compare_units(metric, values[0], len(own), values[1], same)
+
+    def units(self, metric: str, outputs: object, references: object) -> NDArray[np.float64]:
+        """Return the metric of each question, [questions, 1].
+
+        Raises:
+            DataError: as `quality`.
+        """
+        asked = cast(AskedQuestions, references)
+        return asked.scores(metric, asked.predicted(outputs))[:, None]
+
+    def of_units(self, metric: str, units: NDArray[np.float64]) -> Value:
+        """Return the mean over some questions."""
+        return of_mean(units[:, 0])
 
     def by_class(
         self, outputs: object, references: object, dense: object, names: Sequence[str]

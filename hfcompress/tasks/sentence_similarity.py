@@ -138,8 +138,8 @@ class SentenceSimilarity:
         Raises:
             DataError: another metric, or vectors that do not fit.
         """
-        value, units = _value(name, outputs, cast(Pairs, references))
-        return value(np.arange(units))
+        units = _units(name, outputs, cast(Pairs, references))
+        return self.of_units(name, units)(np.arange(len(units)))
 
     def quality(
         self, metric: str, outputs: Vectors, references: object, dense: Vectors | None = None
@@ -151,10 +151,27 @@ class SentenceSimilarity:
             DataError: as `metric`.
         """
         pairs = cast(Pairs, references)
-        value, units = _value(metric, outputs, pairs)
-        other = None if dense is None else _value(metric, dense, pairs)[0]
+        units = _units(metric, outputs, pairs)
+        value = self.of_units(metric, units)
+        other = None if dense is None else self.of_units(metric, _units(metric, dense, pairs))
         kept = None if dense is None else kept_neighbours(outputs, dense)
-        return compare_units(metric, value, units, other, kept)
+        return compare_units(metric, value, len(units), other, kept)
+
+    def units(self, metric: str, outputs: Vectors, references: object) -> NDArray[np.float64]:
+        """Return the cosine and the score of each pair, [pairs, 2]; of a ranking metric its value
+        for each query, [queries, 1].
+
+        Raises:
+            DataError: as `metric`.
+        """
+        return _units(metric, outputs, cast(Pairs, references))
+
+    def of_units(self, metric: str, units: NDArray[np.float64]) -> Value:
+        """Return the correlation of some pairs, or the mean over some queries."""
+        if metric not in SIMILARITY_METRICS:
+            return of_mean(units[:, 0])
+        correlation = spearman if metric == "spearman" else _pearson
+        return lambda chosen: correlation(units[chosen, 0], units[chosen, 1])
 
     def by_class(
         self, outputs: Vectors, references: object, dense: Vectors, names: Sequence[str]
@@ -214,19 +231,17 @@ def stored_qualities(
     return found
 
 
-def _value(name: str, vectors: Vectors, pairs: Pairs) -> tuple[Value, int]:
-    """Return a metric of some units, and the number of units: pairs, or queries."""
+def _units(name: str, vectors: Vectors, pairs: Pairs) -> NDArray[np.float64]:
+    """Return what a metric is computed from: a row for each pair, or query."""
     pairs.check(vectors)
     unit = unit_vectors(vectors)
     if name in SIMILARITY_METRICS:
         cosines = (unit[pairs.first] * unit[pairs.second]).sum(1).astype(np.float64)
-        correlation = spearman if name == "spearman" else _pearson
-        return lambda units: correlation(cosines[units], pairs.scores[units]), len(cosines)
+        return np.stack([cosines, pairs.scores], axis=1)
     if not is_ranking_metric(name):
         known = _METRICS["similarity"]
         raise DataError(f"{name!r} is not a metric of sentence-similarity{nearest(name, known)}")
-    values = np.array(_by_query(name, unit, pairs))
-    return of_mean(values), len(values)
+    return np.array(_by_query(name, unit, pairs))[:, None]
 
 
 def _pearson(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:

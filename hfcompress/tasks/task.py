@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfcompress.data.config import DataConfig
+from hfcompress.measure.bootstrap import Value
 from hfcompress.measure.evaluation import ClassAccuracy, Quality
 from hfcompress.models.loading import AutoClass, Modality, Processor
 from hfcompress.tasks.outputs import OutputKind
@@ -146,6 +147,20 @@ class Task(Protocol):
         names: Sequence[str],
     ) -> list[ClassAccuracy]:
         """Return a metric of each class, of both models; empty where that says nothing new."""
+        ...
+
+    def units(
+        self, metric: str, outputs: NDArray[np.float32], references: object
+    ) -> NDArray[np.float64] | None:
+        """Return what a metric is computed from, [units, parts]: a row for each sentence, question,
+        pair or query; None where outputs and references are kept as they are.
+
+        Rows of two models on the same data are compared by it, whatever their tokenizers.
+        """
+        ...
+
+    def of_units(self, metric: str, units: NDArray[np.float64]) -> Value:
+        """Return the metric as a function of the numbers of units, from what `units` gave."""
         ...
 
     def right(self, outputs: NDArray[np.float32], references: object) -> NDArray[np.bool_] | None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hfcompress.config import nearest
 from hfcompress.data.config import DataConfig
 from hfcompress.errors import DataError, ModelError
-from hfcompress.measure.bootstrap import compare_units, of_mean
+from hfcompress.measure.bootstrap import Value, compare_units, of_mean
 from hfcompress.measure.evaluation import ClassAccuracy, Quality
 from hfcompress.measure.ranking import (
     RANKING_METRICS,
@@ -177,6 +177,18 @@ class TextRanking:
             first, theirs = (_first_passages(scores, asked) for scores in (outputs, dense))
             same = float((first == theirs).mean())
         return compare_units(metric, of_mean(own), len(own), other, same)
+
+    def units(self, metric: str, outputs: Scores, references: object) -> NDArray[np.float64]:
+        """Return the metric of each query, [queries, 1].
+
+        Raises:
+            DataError: as `metric`.
+        """
+        return _by_query(metric, outputs, cast(Rankings, references))[:, None]
+
+    def of_units(self, metric: str, units: NDArray[np.float64]) -> Value:
+        """Return the mean over some queries."""
+        return of_mean(units[:, 0])
 
     def by_class(
         self, outputs: Scores, references: object, dense: Scores, names: Sequence[str]

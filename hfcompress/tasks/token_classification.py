@@ -230,7 +230,7 @@ class TokenClassification:
             DataError: as `quality`.
         """
         asked = cast(TaggedWords, references)
-        value = _value(name, asked.predicted(outputs), asked)
+        value = self.of_units(name, _counts(name, asked.predicted(outputs), asked))
         return value(np.arange(len(asked.starts) - 1))
 
     def quality(
@@ -246,11 +246,24 @@ class TokenClassification:
         other = None if dense is None else asked.predicted(dense)
         return compare_units(
             metric,
-            _value(metric, own, asked),
+            self.of_units(metric, _counts(metric, own, asked)),
             len(asked.starts) - 1,
-            None if other is None else _value(metric, other, asked),
+            None if other is None else self.of_units(metric, _counts(metric, other, asked)),
             None if other is None else agreement(own, other),
         )
+
+    def units(self, metric: str, outputs: object, references: object) -> NDArray[np.float64]:
+        """Return what a metric counts in each sentence, [sentences, counts].
+
+        Raises:
+            DataError: as `quality`.
+        """
+        asked = cast(TaggedWords, references)
+        return _counts(metric, asked.predicted(outputs), asked)
+
+    def of_units(self, metric: str, units: NDArray[np.float64]) -> Value:
+        """Return the metric of some sentences, from their counts."""
+        return of_sums(units, _share if metric == "accuracy" else _ENTITY_METRICS[metric])
 
     def by_class(
         self, outputs: object, references: object, dense: object, names: Sequence[str]
@@ -277,20 +290,23 @@ class TokenClassification:
         return None
 
 
-def _value(name: str, predicted: NDArray[np.int64], asked: TaggedWords) -> Value:
-    """Return a metric of some sentences."""
+def _share(right_and_all: NDArray[np.float64]) -> float:
+    return float(right_and_all[0] / right_and_all[1]) if right_and_all[1] else 0.0
+
+
+def _counts(name: str, predicted: NDArray[np.int64], asked: TaggedWords) -> NDArray[np.float64]:
+    """Return what a metric counts in each sentence."""
     if name == "accuracy":
         ends = asked.starts
         right = np.concatenate([[0], np.cumsum(predicted == asked.tags)])[ends]
-        sums = np.stack([np.diff(right), np.diff(ends)], axis=1).astype(np.float64)
-        return of_sums(sums, lambda both: float(both[0] / both[1]) if both[1] else 0.0)
+        return np.stack([np.diff(right), np.diff(ends)], axis=1).astype(np.float64)
     if name not in _ENTITY_METRICS:
         raise DataError(
             f"{name!r} is not a metric of token-classification{nearest(name, list(_METRICS))}"
         )
     found = _entities(asked.names)
     counts = entity_counts(predicted, asked.tags, asked.starts, found)
-    return of_sums(counts.reshape(len(counts), -1), _ENTITY_METRICS[name])
+    return counts.reshape(len(counts), -1).astype(np.float64)
 
 
 def _entities(names: Sequence[str]) -> TagSet:

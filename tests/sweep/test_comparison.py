@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, spearmanr
 
 from hfcompress import Recipe, compare_runs, run
 from hfcompress.cli import main
 from hfcompress.errors import BadInputError, ConfigError, OutputError
 from hfcompress.sweep.comparison import report_runs
 from hfcompress.sweep.results import RunDirectory
+from tests.tasks.asked import asked_rows, save_reader
+from tests.tasks.ranked import ranked_rows, reranker_folder
+from tests.tasks.tagged import save_tagger, tagged_rows, write_rows
 
 
 @pytest.fixture
@@ -94,6 +98,62 @@ def test_f1_is_compared_by_paired_bootstrap(
     comparison = found.rows[1]["comparison"]
     assert comparison["test"] == "paired bootstrap"
     assert comparison["value"] == pytest.approx(found.rows[0]["value"] - found.rows[1]["value"])
+
+
+SOURCES: dict[str, tuple[Callable[..., Path], Callable[..., list[dict[str, Any]]], int]] = {
+    "token-classification": (save_tagger, tagged_rows, 12),
+    "question-answering": (save_reader, asked_rows, 12),
+    "text-ranking": (reranker_folder, ranked_rows, 12),
+}
+
+
+@pytest.mark.parametrize("task", SOURCES)
+def test_models_that_answer_in_parts_are_compared_over_their_own_units(
+    task: str, tmp_path: Path
+) -> None:
+    save, rows, units = SOURCES[task]
+    data = write_rows(tmp_path / "rows.jsonl", rows(12))
+    made = {
+        "model": str(save(tmp_path / "model")), "data": {"path": str(data), "eval_fraction": 0.5},
+        "task": task, "measure": {"macs": False}, "steps": [{"prune": {}}],
+    }  # fmt: skip
+    for name, sparsity in (("a", 0.0), ("b", 0.9)):
+        steps = [{"prune": {"sparsity": sparsity}}]
+        run(Recipe.from_dict({**made, "steps": steps}, name), tmp_path / name, draw=False)
+    found = compare_runs(tmp_path / "a", tmp_path / "b")
+    comparison = found.rows[1]["comparison"]
+    assert (comparison["test"], comparison["n"]) == ("paired bootstrap", units)
+    assert comparison["value"] == pytest.approx(found.rows[0]["value"] - found.rows[1]["value"])
+    # Each row was compared with its dense model, which is what the first run measured.
+    pruned = next(one for one in found.rows if one["run"] == "b")
+    sign = 1 if pruned["verdict"] != "best" else -1
+    assert comparison["p"] == pytest.approx(pruned["paired_p"])
+    assert sign * comparison["value"] == pytest.approx(pruned["drop"])
+
+
+def test_pairs_are_compared_over_pairs_and_other_units_by_intervals(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    scores = generator.random(80)
+    close, far = (scores + generator.normal(0, spread, 80) for spread in (0.1, 1.0))
+    folders = []
+    for name, cosines in (("a", close), ("b", far), ("c", far[:70])):
+        value = float(spearmanr(cosines, scores[: len(cosines)]).statistic)
+        folders.append(written(tmp_path / name, row(name, value, metric="spearman")))
+        store = RunDirectory(tmp_path / name)
+        units = np.stack([cosines, scores[: len(cosines)]], 1)
+        store.save_predictions(name, {"logits": np.zeros((9, 2), np.float32), "units": units})
+        store.save_references(object(), "rows", "sentence-similarity")
+    found = compare_runs(folders[0], folders[1]).rows[1]["comparison"]
+    assert (found["test"], found["n"]) == ("paired bootstrap", 80)
+    draws = [generator.integers(0, 80, 80) for _ in range(400)]
+    apart = [
+        spearmanr(close[d], scores[d]).statistic - spearmanr(far[d], scores[d]).statistic
+        for d in draws
+    ]
+    low, high = np.quantile(apart, [0.025, 0.975])
+    assert found["low"] == pytest.approx(low, abs=0.06)
+    assert found["high"] == pytest.approx(high, abs=0.06)
+    assert compare_runs(folders[0], folders[2]).rows[1]["comparison"]["test"] == "intervals"
 
 
 def test_without_intervals_nothing_is_claimed(tmp_path: Path) -> None:
