@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from hfcompress.report.rows import (
     metric_text,
     number,
     point_of,
+    points_and_rows,
     points_text,
 )
 
@@ -111,10 +113,12 @@ def _rows_to_choose_on(rows: Sequence[Row]) -> list[Row] | None:
 
 def _sweet_spot(rows: Sequence[Row]) -> Point | None:
     dense = dense_point(rows)
-    if dense is None:
-        return None
+    return None if dense is None else _furthest(compressed_points(rows).values(), dense)
+
+
+def _furthest(lines: Iterable[Sequence[Point]], dense: Point) -> Point | None:
     found: list[Point] = []
-    for line in compressed_points(rows).values():
+    for line in lines:
         for point in line:
             if not within_noise(point, dense):
                 break
@@ -159,9 +163,6 @@ def _chosen_text(rows: Sequence[Row]) -> str:
     )
 
 
-_FOLDS = ("n", "right", "agree", "lost", "gained")
-
-
 def cross_validated_loss(rows: Sequence[Row]) -> float | None:
     """What the choice of the sweet spot loses on rows that it was not chosen on.
 
@@ -172,50 +173,47 @@ def cross_validated_loss(rows: Sequence[Row]) -> float | None:
 
     Returns:
         The loss as a fraction; None where a row has no counts for each tenth (metrics other than
-        accuracy).
+        accuracy), or no dense row was measured.
     """
     table = [row.get("folds") for row in rows]
     if not all(table) or len({str(found["n"]) for found in table if found}) != 1:
         return None
-    counts = np.array([[found[name] for name in _FOLDS] for found in table if found])
-    sizes = counts[0, 0]
-    if not sizes.all():  # fewer rows than folds
+    names = ("n", "right", "agree", "lost", "gained")
+    counts = np.array([[found[name] for name in names] for found in table if found])
+    sizes, dense = counts[0, 0], dense_point(rows)
+    own = [place for place, row in enumerate(rows) if is_dense(row)]
+    if not sizes.all() or dense is None or not own:  # fewer rows than folds
         return None
-    lost = 0.0
-    for fold, size in enumerate(sizes):
-        best = _sweet_spot(_on_folds(rows, np.delete(counts, fold, axis=2).sum(axis=2)))
+    lines, lost = points_and_rows(rows), 0.0
+    for fold in range(len(sizes)):
+        others = np.delete(counts, fold, axis=2).sum(axis=2)
+        parts = [
+            [(_measured_by(point, others[members]), members) for point, members in line]
+            for line in lines.values()
+        ]
+        best = _furthest(
+            [[point for point, _ in line] for line in parts], _measured_by(dense, others[own])
+        )
         if best is not None:
-            line = compressed_points(_on_folds(rows, counts[:, :, fold]))[best.method]
-            (same,) = [point for point in line if point.sparsity == best.sparsity]
-            lost += size * (same.drop or 0.0)
-    return float(lost / sizes.sum())
+            (members,) = [found for line in parts for point, found in line if point is best]
+            lost += float((counts[members, 3, fold] - counts[members, 4, fold]).mean())
+    return lost / int(sizes.sum())
 
 
-def _on_folds(rows: Sequence[Row], counts: NDArray[np.int64]) -> list[Row]:
-    """Rows with what they measure on some of the examples; ``counts``: [rows, `_FOLDS`]."""
+def _measured_by(point: Point, counts: NDArray[np.int64]) -> Point:
+    """A point as some of the examples measure it; ``counts``: [its rows, n right agree ...]."""
     from scipy.stats import binom
 
     n, right, agree, lost, gained = counts.T
     p_values = np.minimum(1.0, 2 * binom.cdf(np.minimum(lost, gained), lost + gained, 0.5))
-    found: list[Row] = []
-    for place, row in enumerate(rows):
-        value = float(right[place] / n[place])
-        shift = value - (number(row, "value") or 0.0)
-        moved = {
-            name: None if (old := number(row, name)) is None else old + shift
-            for name in ("low", "high")
-        }
-        found.append(
-            {
-                **row,
-                **moved,
-                "value": value,
-                "mcnemar_p": float(p_values[place]),
-                "drop": float((lost[place] - gained[place]) / n[place]),
-                "agreement": float(agree[place] / n[place]),
-            }
-        )
-    return found
+    value = float((right / n).mean())
+    low, high = (
+        None if end is None else end + value - point.value for end in (point.low, point.high)
+    )
+    return replace(
+        point, value=value, low=low, high=high, drop=float(((lost - gained) / n).mean()),
+        p=float(np.median(p_values)), agreement=float((agree / n).mean()),
+    )  # fmt: skip
 
 
 def is_about_size(rows: Sequence[Row]) -> bool:

@@ -232,17 +232,25 @@ def dense_points(rows: Sequence[Row]) -> dict[str, Point]:
 
 def compressed_points(rows: Sequence[Row]) -> dict[str, list[Point]]:
     """Method -> its points by rising sparsity, without dense rows and rows without a value."""
-    groups: dict[tuple[str, float], list[Row]] = {}
-    for row in rows:
+    return {
+        name: [point for point, _ in line] for name, line in points_and_rows(rows).items()
+    }  # fmt: skip
+
+
+def points_and_rows(rows: Sequence[Row]) -> dict[str, list[tuple[Point, list[int]]]]:
+    """The same as `compressed_points`, each point with the places of its rows."""
+    groups: dict[tuple[str, float], list[int]] = {}
+    for place, row in enumerate(rows):
         if is_dense(row) or number(row, "value") is None or _sparsity(row) is None:
             continue
         requested = number(row, "requested_sparsity")
         sparsity = requested if requested is not None else round(_sparsity(row) or 0.0, 3)
-        groups.setdefault((method_of(row), sparsity), []).append(row)
-    lines: dict[str, list[Point]] = {}
-    for (method, _), members in groups.items():
-        lines.setdefault(method, []).append(average(method, members))
-    return {name: sorted(line, key=lambda point: point.sparsity) for name, line in lines.items()}
+        groups.setdefault((method_of(row), sparsity), []).append(place)
+    lines: dict[str, list[tuple[Point, list[int]]]] = {}
+    for (method, _), places in groups.items():
+        point = average(method, [rows[place] for place in places])
+        lines.setdefault(method, []).append((point, places))
+    return {name: sorted(line, key=lambda pair: pair[0].sparsity) for name, line in lines.items()}
 
 
 def point_of(row: Row) -> Point | None:
