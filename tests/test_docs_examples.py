@@ -14,6 +14,7 @@ from benchmarks.tables import ROOT
 from hfcompress.models.cross_encoder import AutoCrossEncoder
 from tests.plain_networks import NETWORKS, CourseStudent
 from tests.tasks.asked import save_reader
+from tests.tasks.masked import save_backbone
 from tests.tasks.ranked import reranker_folder
 from tests.test_readme import blocks_of, read
 from tests.tiny_embeddings import embedding_folder
@@ -49,6 +50,7 @@ def names(
     AutoCrossEncoder.from_pretrained(reranker_folder(Path("reranker"))).save_pretrained("reranker")
     embedding_folder(Path("embedder"))
     save_reader(Path("reader"))
+    save_backbone(Path("backbone"))
     words = [*GOOD, *FILLER]
     texts = [f"{words[i % 15]} {words[i % 7]} {words[i % 4]}" for i in range(32)]
     batches = [dict(tokenizer(texts[i : i + 8], padding=True, return_tensors="pt")) for i in (0, 8)]

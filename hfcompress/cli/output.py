@@ -80,7 +80,7 @@ def plan_table(found: Plan) -> Table:
 
 
 def prediction_rows(directory: str | Path, examples: Sequence[str]) -> list[Row]:
-    """Return what a model's folder answers: labels, entities, or answers to questions.
+    """Return what a model's folder answers: labels, entities, tokens, or answers to questions.
 
     Args:
         directory: that ``quantize(...).save`` wrote.
@@ -109,8 +109,15 @@ def prediction_rows(directory: str | Path, examples: Sequence[str]) -> list[Row]
             {"text": text, "entities": [dict(entity) for entity in entities]}
             for text, entities in zip(examples, tagged, strict=True)
         ]
+    if predictor.kind == "masked":
+        return [{"text": text, "masks": _by_mask(predictor(text))} for text in examples]
     labelled = zip(examples, predictor(list(examples)), strict=True)
     return [{"text": text, **best} for text, best in labelled]
+
+
+def _by_mask(found: list[Any]) -> list[list[Row]]:
+    """Return the answers for each mask of a text; of one mask the pipeline gives them alone."""
+    return found if isinstance(found[0], list) else [found]
 
 
 def prediction_lines(rows: Iterable[Row]) -> Iterator[str]:
@@ -123,6 +130,10 @@ def prediction_lines(rows: Iterable[Row]) -> Iterator[str]:
             yield f"{row['label']} {row['score']:.4f}  {row['text']}"
             continue
         yield row["text"]
+        for one in (one for place in row.get("masks", ()) for one in place):
+            yield f"  {one['token_str']} {one['score']:.4f}  {one['sequence']}"
+        if "masks" in row:
+            continue
         for entity in row["entities"]:
             words = row["text"][entity["start"] : entity["end"]]
             yield f"  {entity['entity_group']} {entity['score']:.4f}  {words}"

@@ -329,7 +329,7 @@ def align_examples(examples: Examples, loaded: LoadedModel, name: str) -> Exampl
             f"model {name!r} gives {len(own)} numbers and the data have {len(examples.labels)}; "
             f"name as many columns in data.label, or add a finetune step, which trains a new head"
         )
-    if examples.kind in ("regression", "spans"):
+    if examples.kind in ("regression", "spans", "masked"):
         return examples
     alignment = loaded.alignment or align_labels(examples.labels, own)
     if alignment is None:

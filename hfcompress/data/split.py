@@ -65,8 +65,9 @@ def split(rows: Dataset | None, config: DataConfig) -> tuple[Dataset, Dataset]:
     numbered = Dataset.from_dict({"row": range(len(rows))})
     parts = numbered.train_test_split(test_size=config.eval_fraction, seed=config.seed)
     sides = [list(parts[name]["row"]) for name in ("train", "test")]
-    labels = rows["label"][:]
-    if not all(isinstance(label, int) for label in labels):  # not one class for each row
+    labels = rows["label"][:] if "label" in rows.column_names else []
+    # Rows without labels, or with other ones than one class each.
+    if not labels or not all(isinstance(label, int) for label in labels):
         return rows.select(sides[0]), rows.select(sides[1])
     train, measured = _balanced(sides[0], sides[1], labels, config.eval_fraction)
     return rows.select(train), rows.select(measured)

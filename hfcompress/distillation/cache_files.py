@@ -31,6 +31,7 @@ from hfcompress.data.encode import Encoded
 from hfcompress.distillation.teacher_outputs import TEACHER_PREFIX
 from hfcompress.distillation.teachers import Teacher
 from hfcompress.errors import DataError
+from hfcompress.models.outputs import BY_TOKEN
 from hfcompress.training.hard_loss import Task
 from hfcompress.utils import atomic_write, file_digest, has_digest
 
@@ -274,7 +275,7 @@ class CacheBuild:
         """Return the arrays' shapes, from the outputs of the first batch."""
         specs = []
         for name, tensor in found.items():
-            by_token = name != "logits" or self.task in ("tokens", "spans")
+            by_token = name != "logits" or self.task in BY_TOKEN
             # Images have equal sizes, so their states are stored by row, maps or tokens.
             by_token = by_token and self.data.lengths is not None
             dtype = "float32" if name == "logits" else "float16"

@@ -13,6 +13,7 @@ from hfcompress.distillation.teacher_outputs import TEACHER_PREFIX
 from hfcompress.distillation.teachers import TeacherLike
 from hfcompress.errors import ConfigError, DataError, ModelError
 from hfcompress.models.labels import label_key
+from hfcompress.models.outputs import BY_TOKEN
 from hfcompress.training.outputs import infer_task
 
 
@@ -94,7 +95,7 @@ def check_tokenizers(
     mine, theirs = tokenizers
     models = [teacher for teacher in teachers if isinstance(teacher, nn.Module)]
     own_columns = any(name.startswith(TEACHER_PREFIX) for name in columns)
-    by_token = config.compares_layers or (config.task or infer_task(student)) in ("tokens", "spans")
+    by_token = config.compares_layers or (config.task or infer_task(student)) in BY_TOKEN
     if not (
         isinstance(mine, PreTrainedTokenizerBase) and isinstance(theirs, PreTrainedTokenizerBase)
     ):

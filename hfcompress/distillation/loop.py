@@ -180,7 +180,7 @@ def _losses(
     with torch.no_grad():
         theirs = logits_in(_ask(teacher, batch, maps))
     labels = batch.get("labels")
-    counted = labels != -100 if labels is not None and loss.task == "tokens" else None
+    counted = labels != -100 if labels is not None and loss.task in ("tokens", "masked") else None
     total = loss.alpha * loss.soft(mine, theirs, counted)
     if loss.alpha < 1:
         hard = loss_of_logits(student, mine, batch["labels"], None)

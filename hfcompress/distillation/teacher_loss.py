@@ -37,7 +37,7 @@ from hfcompress.distillation.vector_losses import (
 from hfcompress.errors import ConfigError, DataError, ModelError
 from hfcompress.inference import logits_in, with_decoder_inputs
 from hfcompress.models.architectures import blocks, family_of
-from hfcompress.models.outputs import KIND_NAMES, VECTORS
+from hfcompress.models.outputs import BY_TOKEN, KIND_NAMES, VECTORS
 from hfcompress.training.hard_loss import Task
 from hfcompress.training.outputs import (
     Inputs,
@@ -190,7 +190,7 @@ class TeacherLoss:
 
     def position_mask(self, inputs: Inputs) -> Tensor | None:
         """Return the mask of logits that count: of tokens, or None for all rows."""
-        return counted_tokens(self.student, inputs) if self.task in ("tokens", "spans") else None
+        return counted_tokens(self.student, inputs) if self.task in BY_TOKEN else None
 
     def part_counts(self, inputs: Inputs) -> dict[str, Tensor]:
         """Return what each term averages over in a batch: rows, positions or tokens."""
@@ -256,8 +256,8 @@ class TeacherLoss:
         self, logits: Tensor, taught: TeacherOutputs, mask: Tensor | None
     ) -> dict[str, Tensor]:
         theirs = taught.logits
-        if self.task in ("tokens", "spans"):
-            dimension = 1 if self.task == "tokens" else 2
+        if self.task in BY_TOKEN:
+            dimension = 2 if self.task == "spans" else 1
             theirs = fit_tokens(theirs, logits.shape[dimension], dimension)
         terms: dict[str, Tensor] = {}
         if self.weights.get("soft_loss"):

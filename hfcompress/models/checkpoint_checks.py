@@ -131,7 +131,9 @@ def check_tensors(model: nn.Module, info: Mapping[str, Iterable[Any]], name: str
     """
     missing, mismatched = set(info["missing_keys"]), {item[0] for item in info["mismatched_keys"]}
     base = base_prefix(model)
-    loaded = model.state_dict().keys() - missing
+    # A head's tensor that is tied to an embedding is there without the file's saying so.
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    loaded = model.state_dict().keys() - missing - tied
     parts = {_part(key, base) for key in loaded}
     for key in sorted(missing):
         if _part(key, base) in parts and not key.endswith(_MAY_BE_MISSING):

@@ -11,6 +11,7 @@ OutputKind = Literal[
     "multi_label",
     "regression",
     "tokens",
+    "masked",
     "spans",
     "similarity",
     "retrieval",
@@ -20,7 +21,8 @@ OutputKind = Literal[
 
 ``classification``: (batch, classes), one class per example. ``multi_label``: (batch, labels), each
 true or false. ``regression``: (batch, targets), the logits are the numbers asked for. ``tokens``:
-(batch, tokens, classes), one class per token; of a language model the classes are its vocabulary.
+(batch, tokens, classes), one class per token; of a causal language model the classes are its
+vocabulary. ``masked``: (batch, tokens, vocabulary), the token that is behind a mask.
 ``spans``: (batch, 2, tokens), scores of the first and the last token of an answer. ``similarity``
 and ``retrieval``: (batch, size), a vector for each text, compared with scored pairs, or to find a
 query's passages. ``ranking``: (batch, 1), the log-odds that a passage answers its query.
@@ -44,6 +46,7 @@ KIND_NAMES: Mapping[OutputKind, str] = MappingProxyType(
         "multi_label": "several labels for an example",
         "regression": "a number for each example",
         "tokens": "a label for each token",
+        "masked": "the token behind a mask",
         "spans": "the first and the last token of an answer",
         "similarity": "a vector for each text",
         "retrieval": "a vector for each text",
@@ -76,5 +79,5 @@ def output_kind(problem_type: str | None, num_labels: int) -> OutputKind:
 VECTORS: tuple[OutputKind, ...] = ("similarity", "retrieval")
 """Kinds whose outputs are vectors: there are no labels and no head."""
 
-BY_TOKEN: tuple[OutputKind, ...] = ("tokens", "spans")
+BY_TOKEN: tuple[OutputKind, ...] = ("tokens", "masked", "spans")
 """Kinds whose outputs are of tokens, so that an example has as many as it has tokens."""

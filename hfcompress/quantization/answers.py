@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfcompress.inference import Logits
+from hfcompress.models.outputs import BY_TOKEN
 from hfcompress.quantization.engine import Arrays
 from hfcompress.tasks.outputs import OutputKind
 
@@ -52,7 +53,7 @@ def distributions(parts: Sequence[Logits], batches: Sequence[Arrays], kind: Outp
 def _text_tokens(logits: Logits, batch: Arrays, kind: OutputKind) -> Logits:
     if kind == "spans":
         logits = logits.transpose(0, 2, 1)
-    elif kind != "tokens":
+    elif kind not in BY_TOKEN:
         return logits
     found: Logits = logits[_is_text(logits.shape[1], batch)]
     return found

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from hfcompress.data.levels import eight_bits
 from hfcompress.quantization.pixels import make_pixels, open_upright
-from hfcompress.tasks.outputs import OutputKind, label_scores, word_scores
+from hfcompress.tasks.outputs import OutputKind, label_scores, masked_tokens, word_scores
 
 _IMAGE_SCRIPT = '''\
 """Classify images with this folder: python example.py photo.jpg another.png
@@ -240,12 +240,28 @@ _SCORES = _Answers(
     '["who wrote Hamlet", "Hamlet is a play by Shakespeare", "Hamlet is a village"]',
     "[(sentences[0], passage) for passage in sentences[1:]]",
 )
+_MASKED = _Answers(
+    'Find the token behind a mask with this folder: python example.py "a [MASK] film"',
+    "MaskedLM",
+    (label_scores, masked_tokens),
+    """\
+    scores = label_scores(logits, manifest["output"])
+    tokenizer = make_tokenizer(manifest["text"])
+    for sentence, row, tokens in zip(sentences, rows, scores):
+        for place in masked_tokens(row.tokens, tokens, manifest["text"]["mask_token"], 5):
+            for number, score in place:
+                token = tokenizer.decode([number], skip_special_tokens=False)
+                print(f"{score:.4f} {token} {sentence}")
+""",
+    '["a " + read("hfcompress.json")["text"]["mask_token"] + " film"]',
+)
 _ANSWERS: Mapping[OutputKind, _Answers] = MappingProxyType(
     {
         "classification": _LABELS,
         "multi_label": _LABELS,
         "regression": _LABELS,
         "tokens": _TAGS,
+        "masked": _MASKED,
         "ranking": _SCORES,
     }
 )

@@ -32,6 +32,7 @@ def load(
         hfcompress.load("embeddings").encode(texts)    # vectors, of an embedding model's folder
         hfcompress.load("reranker").predict(pairs)     # scores, of a reranker's folder
         hfcompress.load("reader")(question="Who?", context="Ada did.")    # an answer
+        hfcompress.load("backbone")("a [MASK] film")   # the likeliest tokens
 
     Args:
         directory: the folder, or its name on the hub (``org/name``, ``org/name@REVISION``).
@@ -70,6 +71,10 @@ def load(
         from hfcompress.quantization.tagger import Tagger  # transformers' pipelines take long
 
         return Tagger(directory, engine, labels, manifest, shape)
+    if kind == "masked":
+        from hfcompress.quantization.mask_filler import MaskFiller
+
+        return MaskFiller(directory, engine, labels, manifest, shape)
     if kind == "ranking":
         from hfcompress.quantization.reranker import Reranker
 

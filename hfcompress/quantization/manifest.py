@@ -33,6 +33,7 @@ class TextSettings(TypedDict):
 
     ``inputs`` are the names that the tokenizer gives. Folders of earlier versions lack it,
     ``truncation_side`` (right), ``pad_type_id`` (0) and ``split_special_tokens`` (false).
+    ``mask_token`` is that of models that find the token behind a mask.
     """
 
     max_length: int
@@ -43,6 +44,7 @@ class TextSettings(TypedDict):
     pad_type_id: NotRequired[int]
     split_special_tokens: NotRequired[bool]
     inputs: NotRequired[list[str]]
+    mask_token: NotRequired[str]
 
 
 class ImageSettings(TypedDict):

@@ -25,6 +25,7 @@ from hfcompress.data.encode import Encoded, text_limit
 from hfcompress.errors import ModelError, OutputError, first_line
 from hfcompress.inference import Batches, Logits, predict_with
 from hfcompress.models.modeling_embedding import EmbeddingModel, save_layout
+from hfcompress.models.outputs import BY_TOKEN
 from hfcompress.models.upload import push
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.coverage import Coverage
@@ -105,7 +106,7 @@ class QuantizedModel(FormerPlain):
         """
         placed = dict(zip(self.engine.inputs, tensors, strict=False))
         logits = torch.from_numpy(self.logits({**placed, **inputs}))
-        if self.kind == "tokens":
+        if self.kind in ("tokens", "masked"):
             return cast(SequenceClassifierOutput, TokenClassifierOutput(logits=logits))
         if self.kind == "spans":
             found: Any = QuestionAnsweringModelOutput()
@@ -118,7 +119,7 @@ class QuantizedModel(FormerPlain):
     def kind(self) -> OutputKind:
         """What the logits mean."""
         task = infer_task(self.source)
-        if task in ("tokens", "spans", "ranking"):
+        if task in (*BY_TOKEN, "ranking"):
             return task
         config = getattr(self.source, "config", None)
         return output_kind(getattr(config, "problem_type", None), self.outputs)
@@ -223,7 +224,7 @@ def _write(
     manifest["digests"] = file_digests(folder, manifest)
     texts = {
         MANIFEST: json.dumps(manifest, indent=2) + "\n",
-        "README.md": card or default_card(quantized),
+        "README.md": card or default_card(quantized, manifest),
     }
     if "text" in manifest or "image" in manifest:
         texts["example.py"] = _example(quantized, manifest)
@@ -255,7 +256,7 @@ def _move_graph(engine: Engine, folder: Path, graph: Graph) -> None:
         os.replace(folder / file.name, target.with_name(name))
 
 
-def default_card(quantized: QuantizedModel) -> str:
+def default_card(quantized: QuantizedModel, manifest: Manifest) -> str:
     """Return a README.md that says what was quantized, what was not, and why."""
     config, coverage = quantized.config, quantized.coverage
     what = '"photo.jpg"' if IMAGE_INPUT in quantized.engine.inputs else '"a sentence"'
@@ -263,6 +264,9 @@ def default_card(quantized: QuantizedModel) -> str:
     use, words = f"{call}({what})", what
     if quantized.kind == "ranking":
         use, words = '.predict(("a query", "a passage"))', '"a query" "a passage"'
+    if quantized.kind == "masked":
+        use = '(f"a {model.tokenizer.mask_token} film")'
+        words = f'"a {manifest["text"]["mask_token"] if "text" in manifest else "[MASK]"} film"'
     if quantized.kind == "spans":
         use = '(question="Who wrote it?", context="Ada Lovelace did.")'
         words = '"Who wrote it?" "Ada Lovelace did."'
@@ -276,7 +280,8 @@ def default_card(quantized: QuantizedModel) -> str:
         "What stays in floating point:\n",
         *(f"- {count} modules: {reason}" for reason, count in coverage.reasons.items()),
         f"\nUse it: `python example.py {words}`, or\n",
-        f'```python\nimport hfcompress\n\nprint(hfcompress.load("FOLDER"){use})\n```',
+        '```python\nimport hfcompress\n\nmodel = hfcompress.load("FOLDER")',
+        f"print(model{use})\n```",
     ]
     return "\n".join(lines) + "\n"
 
@@ -355,7 +360,7 @@ def text_settings(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> TextS
     padding = tokenizer.pad_token_id
     if padding is None:  # decoders find the last token of a text by their config's
         padding = getattr(getattr(model, "config", None), "pad_token_id", None)
-    return {
+    settings: TextSettings = {
         "max_length": _longest_text(tokenizer, model),
         "pad_id": int(padding or 0),
         "pad_token": str(tokenizer.pad_token or "[PAD]"),
@@ -367,6 +372,9 @@ def text_settings(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> TextS
             name for name in TEXT_INPUTS if name in ("input_ids", *tokenizer.model_input_names)
         ],
     }
+    if infer_task(model) == "masked":
+        settings["mask_token"] = str(tokenizer.mask_token)
+    return settings
 
 
 def read_text_settings(directory: Path, model: nn.Module) -> TextSettings:

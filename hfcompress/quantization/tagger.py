@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hfcompress.quantization.manifest import Manifest
 
 
-class _EngineModel(PreTrainedModel):  # type: ignore[no-untyped-call]
+class EngineModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     """An engine as transformers calls a model."""
 
     def __init__(self, config: PreTrainedConfig, predictor: Predictor) -> None:
@@ -105,7 +105,7 @@ class Tagger(Predictor):
             raise DataError("nothing to tag; give at least one text")
         try:
             tag: Any = _Pipeline(  # type: ignore[no-untyped-call]
-                model=_EngineModel(self._config, self), tokenizer=self._tokenizer
+                model=EngineModel(self._config, self), tokenizer=self._tokenizer
             )
             found: list[Any] = tag(texts, batch_size=batch_size, **options)
         except (KeyError, TypeError, ValueError) as error:

@@ -71,3 +71,22 @@ def word_scores(
         if tokens:
             words.append((word, scores[tokens[0]]))
     return words
+
+
+def masked_tokens(
+    tokens: Sequence[str], scores: Logits, mask: str, count: int
+) -> list[list[tuple[int, float]]]:
+    """Return the likeliest tokens behind each mask of a text, with scores, the likeliest first.
+
+    Args:
+        tokens: of the text.
+        scores: [tokens, vocabulary].
+        mask: the mask token.
+        count: how many.
+    """
+    found = []
+    for place, token in enumerate(tokens):
+        if token == mask:
+            best = np.argsort(-scores[place], kind="stable")[:count]
+            found.append([(int(number), float(scores[place][number])) for number in best])
+    return found

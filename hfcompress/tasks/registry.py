@@ -10,6 +10,7 @@ from hfcompress.errors import ConfigError, ModelError
 from hfcompress.models.checkpoint_checks import folder_errors
 from hfcompress.models.download import Commit, from_hub
 from hfcompress.models.loading import ModelConfig, model_source
+from hfcompress.tasks.fill_mask import FILL_MASK
 from hfcompress.tasks.image_classification import IMAGE_CLASSIFICATION
 from hfcompress.tasks.question_answering import QUESTION_ANSWERING
 from hfcompress.tasks.sentence_similarity import SENTENCE_SIMILARITY
@@ -25,6 +26,7 @@ _ALL: tuple[Task, ...] = (
     TEXT_CLASSIFICATION,
     TOKEN_CLASSIFICATION,
     QUESTION_ANSWERING,
+    FILL_MASK,
     IMAGE_CLASSIFICATION,
     SENTENCE_SIMILARITY,
     TEXT_RANKING,

@@ -29,11 +29,11 @@ _CAUSAL = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
 _TOKENS = frozenset(
     {
         *MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values(),
-        *MODEL_FOR_MASKED_LM_MAPPING_NAMES.values(),
         *MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values(),
         *_CAUSAL,
     }
 )
+_MASKED = frozenset(MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()) - _TOKENS
 
 
 def infer_task(model: nn.Module, label: object = None) -> Task:
@@ -50,6 +50,8 @@ def infer_task(model: nn.Module, label: object = None) -> Task:
     name, config = type(model).__name__, getattr(model, "config", None)
     if name in MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values():
         return "spans"
+    if name in _MASKED:
+        return "masked"
     if name in _TOKENS:
         return "tokens"
     if config is not None and is_cross_encoder(config):
@@ -82,11 +84,13 @@ def is_causal(model: nn.Module) -> bool:
 def counted_tokens(model: nn.Module, inputs: Inputs) -> Tensor | None:
     """Return which tokens count in a loss on a teacher's outputs, or None where all do.
 
-    Tokens count where they are no padding, and those of taggers where they have a label: no
-    teacher was trained on what it says of the other pieces of a word (-100).
+    Tokens count where they are no padding, and those of taggers and of masked language models where
+    they have a label: no teacher was trained on what it says of the other pieces of a word, or of
+    tokens that are neither masked nor replaced (-100).
     """
     mask, labels = token_mask(model, inputs), inputs.get("labels")
-    if labels is None or not type(unwrapped(model)).__name__.endswith("ForTokenClassification"):
+    name = type(unwrapped(model)).__name__
+    if labels is None or not (name.endswith("ForTokenClassification") or name in _MASKED):
         return mask
     labelled: Tensor = labels != -100
     return labelled if mask is None else labelled & (mask != 0)

@@ -20,6 +20,7 @@ from hfcompress.sweep.run import run
 from hfcompress.utils import Progress
 from tests.hub_server import HubServer, folder_files, serving
 from tests.tasks.asked import asked_rows, reader
+from tests.tasks.masked import masked_bert, plain_rows
 from tests.tasks.tagged import TAGS, tagged_rows, write_rows
 from tests.tiny_models import tiny_bert
 from tests.tiny_tokenizers import sentence, tiny_tokenizer
@@ -85,10 +86,11 @@ SOURCES: dict[str, tuple[Any, Any]] = {
     "multi-label": (
         lambda: named(tiny_bert(5), FEELINGS, "multi_label_classification"), feelings,
     ),
+    "backbone": (masked_bert, lambda: (None, plain_rows(160))),
 }  # fmt: skip
 KINDS = {"ner": "tokens", "qa-distilbert-squad": "spans", "pairs-mrpc": "classification",
          "mnli": "classification", "regression-stsb": "regression",
-         "multi-label": "multi_label"}  # fmt: skip
+         "multi-label": "multi_label", "backbone": "masked"}  # fmt: skip
 
 
 @pytest.fixture(params=[*SOURCES])
@@ -146,7 +148,7 @@ def written(name: str, folder: Path) -> Path:
     if name == "mnli":
         rows = [{**row, "label": ENTAILMENT[row["label"]]} for row in rows]
     for file, part in (("train", rows[:128]), ("dev", rows[128:])):
-        if name in ("ner", "qa-distilbert-squad", "multi-label"):
+        if name in ("ner", "qa-distilbert-squad", "multi-label", "backbone"):
             write_rows(folder / f"{file}.jsonl", part)
         else:
             lines = ["\t".join(part[0]), *("\t".join(map(str, row.values())) for row in part)]

@@ -1,4 +1,4 @@
-"""Models that answer for each token (taggers, readers) go through every verb."""
+"""Models that answer for each token (taggers, readers, backbones) go through every verb."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from hfcompress.search.compress import compress
 from hfcompress.search.target import CompressTarget
 from hfcompress.sweep.run import run
 from tests.tasks.asked import asked_rows, save_reader
+from tests.tasks.masked import plain_rows, save_backbone
 from tests.tasks.tagged import save_tagger, tagged_rows, write_rows
 
 TASKS: dict[str, tuple[Callable[..., Path], Callable[..., list[dict[str, Any]]]]] = {
     "token-classification": (save_tagger, tagged_rows),
     "question-answering": (save_reader, asked_rows),
+    "fill-mask": (save_backbone, plain_rows),
 }
 
 
@@ -78,13 +80,15 @@ def test_compress_finds_a_folder_that_answers(
     answer: Any = hfcompress.load(folder)
     if task == "question-answering":
         assert answer(question="the good film", context="a fine plot")["answer"] in "a fine plot"
+    elif task == "fill-mask":
+        assert {"token_str", "sequence"} <= answer("good [MASK]")[0].keys()
     else:
         assert {"entity", "word"} <= answer("good film", ignore_labels=[])[0].keys()
 
 
 def test_vocabulary_and_new_texts_are_made_of_the_words(source: dict[str, Any], task: str) -> None:
     steps: list[dict[str, Any]] = [{"vocabulary": {"min_count": 1}}]
-    if task == "token-classification":  # augmentation makes single texts
+    if task != "question-answering":  # augmentation makes single texts
         steps.append(
             {
                 "distill": {
