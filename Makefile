@@ -3,6 +3,8 @@
 # make lint   ruff, mypy, bandit, and pip-audit where its list can be reached
 # make docs   builds the documentation's site in build/site
 # make dist   builds wheel and sdist in dist/, and checks what they carry
+# make floors passes a short suite with the lowest versions that pyproject.toml allows
+# make newest passes it with the newest versions that there are (of torch: TORCH below)
 # make bench  all benchmarks; lists the figures that are not met. With SST-2 as local files:
 #             make bench BENCH="--data FOLDER"   (train.tsv and dev.tsv)
 
@@ -14,7 +16,12 @@ TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint docs dist bench clean
+# A file or two of each library that the package builds on.
+SHORT := tests/test_public.py tests/checkpoint/test_save.py tests/models/test_surgery.py \
+	tests/data/test_load.py tests/measure/test_evaluation.py tests/report/test_write.py \
+	tests/cli/test_commands.py tests/training/test_loops.py
+
+.PHONY: demo test lint docs dist floors newest bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -35,9 +42,20 @@ docs: $(VENV)/.docs
 
 dist: $(VENV)/.release
 	rm -rf dist
-	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python release.py source build/source
+	$(BIN)/python -m build --outdir dist build/source
 	$(BIN)/python -m twine check --strict dist/*
 	$(BIN)/python release.py dist
+
+# In environments of their own, made anew; libraries of another age warn of what is to come.
+floors newest:
+	rm -rf build/$@
+	$(PYTHON) -m venv build/$@
+	$(PYTHON) release.py floors > build/floors.txt
+	build/$@/bin/python -m pip install --quiet $(TORCH)
+	build/$@/bin/python -m pip install --quiet --editable '.[dev]' \
+		$(if $(filter floors,$@),--constraint build/floors.txt)
+	OMP_NUM_THREADS=1 build/$@/bin/python -m pytest -W default $(SHORT)
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(BENCH)

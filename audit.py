@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import TypedDict
-
-from typing_extensions import NotRequired
+from typing import NotRequired, TypedDict
 
 KNOWN: dict[str, str] = {}
 """Vulnerability -> the day on which it was looked at, and why it may stay."""

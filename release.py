@@ -1,13 +1,17 @@
-"""Check what a wheel and an sdist carry; `make dist` runs it on those that it has built.
+"""What `make dist` and `make floors` need.
 
-python release.py dist
+python release.py source FOLDER   # what is built, README.md as a package index shows it
+python release.py dist            # check what the wheel and the sdist carry
+python release.py floors          # the lowest versions that pyproject.toml allows
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import tarfile
+import tomllib
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
@@ -16,8 +20,14 @@ ROOT = Path(__file__).parent
 PACKAGE = "hfcompress"
 
 
-def main(folder: str) -> int:
+def main(folder: str, target: str = "build/source") -> int:
     """Print what is missing or does not agree; returns the exit code."""
+    if folder == "floors":
+        print("\n".join(floors((ROOT / "pyproject.toml").read_text(encoding="utf-8"))))
+        return 0
+    if folder == "source":
+        write_source(ROOT, Path(target))
+        return 0
     built = sorted(Path(folder).glob("*.whl")) + sorted(Path(folder).glob("*.tar.gz"))
     if len(built) != 2:
         print(f"{folder} has {len(built)} files to check; build one wheel and one sdist")
@@ -31,6 +41,49 @@ def main(folder: str) -> int:
     if not problems:
         print(f"{', '.join(path.name for path in built)}: recipes, page and licence are in them")
     return 1 if problems else 0
+
+
+def write_source(root: Path, folder: Path) -> None:
+    """Copy what is built into a folder; README.md as a package index can show it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(
+        root / PACKAGE, folder / PACKAGE, ignore=shutil.ignore_patterns("__pycache__")
+    )  # fmt: skip
+    for name in ("pyproject.toml", "LICENSE", "CHANGELOG.md", "CITATION.cff"):
+        shutil.copy(root / name, folder / name)
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    text = (root / "README.md").read_text(encoding="utf-8")
+    shown = standalone(text, project.get("urls", {}).get("Repository"))
+    (folder / "README.md").write_text(shown, encoding="utf-8")
+
+
+def standalone(text: str, repository: str | None) -> str:
+    """Return a page whose links do not need the files beside it.
+
+    Args:
+        text: Markdown with links to files of the repository.
+        repository: its address, which links are made absolute with; without one a link becomes its
+            text and a picture goes.
+    """
+
+    def rewritten(link: re.Match[str]) -> str:
+        picture, words, path = link.groups()
+        if repository is None:
+            return "" if picture else words
+        kind = "raw" if picture else "blob"
+        return f"{picture}[{words}]({repository.rstrip('/')}/{kind}/HEAD/{path})"
+
+    return re.sub(r"(!?)\[([^\]]*)\]\((?!\w+:|#)([^)\s]+)\)", rewritten, text)
+
+
+def floors(pyproject: str) -> list[str]:
+    """The package's own dependencies as pip's constraints, each at its lowest version.
+
+    Args:
+        pyproject: text of a pyproject.toml.
+    """
+    part = pyproject.partition("\ndependencies = [")[2].partition("\n]")[0]
+    return [f"{name}=={version}" for name, version in re.findall(r'"([\w-]+)>=([\d.]+)', part)]
 
 
 def names_in(path: Path) -> set[str]:
@@ -70,4 +123,4 @@ def versions_apart(root: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else "dist"))
+    sys.exit(main(*(sys.argv[1:] or ["dist"])))

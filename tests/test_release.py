@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -20,6 +22,26 @@ def made(root: Path, *names: str) -> None:
 
 def test_the_versions_of_this_repository_agree() -> None:
     assert release.versions_apart(release.ROOT) == []
+
+
+def test_floors_are_the_lowest_versions_that_are_allowed() -> None:
+    text = (release.ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    declared = tomllib.loads(text)["project"]["dependencies"]
+    found = release.floors(text)
+    assert [one.replace("==", ">=") for one in found] == [one.split(",")[0] for one in declared]
+
+
+def test_the_page_of_a_package_index_needs_no_file_beside_it(tmp_path: Path) -> None:
+    release.write_source(release.ROOT, tmp_path / "source")
+    shown = (tmp_path / "source" / "README.md").read_text(encoding="utf-8")
+    assert not re.findall(r"\]\((?!https?:|#)", shown)
+    assert (tmp_path / "source" / "hfcompress" / "recipes" / "shipped" / "ner.yaml").is_file()
+    text = "![a curve](docs/a.png) [more](docs/b.md#c), [site](https://x.org), [below](#d)"
+    assert release.standalone(text, None) == " more, [site](https://x.org), [below](#d)"
+    assert release.standalone(text, "https://host/us/") == (
+        "![a curve](https://host/us/raw/HEAD/docs/a.png) "
+        "[more](https://host/us/blob/HEAD/docs/b.md#c), [site](https://x.org), [below](#d)"
+    )
 
 
 def test_what_is_missing_is_named(

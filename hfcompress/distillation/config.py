@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
-from typing_extensions import Self
 
 from hfcompress.config import Config
 from hfcompress.data.config import DataConfig

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import cast
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from hfcompress.distillation.checks import check_teacher
 from hfcompress.distillation.config import (

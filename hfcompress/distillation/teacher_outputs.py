@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from hfcompress.training.outputs import LABELS, Inputs
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import NotRequired
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from hfcompress.errors import ConfigError, DataError
 from hfcompress.measure.metrics import CONFUSION_METRICS, Classes, confusion_matrix, evaluate_metric

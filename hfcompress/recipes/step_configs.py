@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
-from typing_extensions import Self
 
 from hfcompress.config import Config, StepConfig, nearest, shown
 from hfcompress.data.images import ImageAugmentation

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from pydantic import Field, field_validator, model_validator
-from typing_extensions import Self
 
 from hfcompress.config import Config
 from hfcompress.quantization.config import MODES, Backend
