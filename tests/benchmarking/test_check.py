@@ -30,6 +30,7 @@ def by_verb(model: str | PreTrainedModel, engines: tuple[str, ...] = TORCH) -> d
     return {verb.verb: verb for verb in check(model, engines=engines).verbs}
 
 
+@pytest.mark.usefixtures("shared_exports")
 def test_every_verb_of_a_known_family_works_and_leaves_the_model() -> None:
     model = tiny_bert().train(True)
     before = weights_hash(model)
