@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
-from hfcompress.measure.evaluation import compare
+from hfcompress.measure.evaluation import compare, count_folds
 from hfcompress.report.findings import (
     cross_validated_loss,
     sweet_spot,
@@ -224,25 +225,28 @@ def test_rows_to_choose_on_decide_and_the_measured_ones_are_reported() -> None:
     assert "flatters" not in sweet_spot_sentence(measured[:2])
 
 
-def _answers(rng: np.random.Generator, right: float, n: int) -> tuple[Any, Any]:
-    """Labels of two classes, and the answers of a model that gets a share of them right."""
-    labels = rng.integers(0, 2, n)
-    return labels, np.where(rng.random(n) < right, labels, 1 - labels)
-
-
 def _measured(loss: float, trials: int, seed: int, n: int = 872) -> list[dict[str, Any]]:
-    """Rows of a dense model and of trials of which each loses as much in truth."""
+    """Rows of a dense model of 90 % and of trials of which each loses as much in truth."""
     rng = np.random.default_rng(seed)
-    labels, dense = _answers(rng, 0.9, n)
+    labels = rng.integers(0, 2, n)
+    dense = np.where(rng.random(n) < 0.9, labels, 1 - labels)
     rows: list[dict[str, Any]] = []
     for trial in range(trials + 1):
         chance = np.where(dense == labels, (0.03 + loss) / 0.9, 0.03 / 0.1)
         own = np.where(rng.random(n) < chance, 1 - dense, dense) if trial else dense
-        sparsity = 0.5 if trial else 0.0
-        name = f"method {trial}" if trial else "dense"
-        found = compare("accuracy", own, labels, dense).to_dict()
-        rows.append({"method": name, "requested_sparsity": sparsity,
-                     "actual_sparsity": sparsity, **found})  # fmt: skip
+        folds = count_folds(own, dense, labels)
+        lost, gained = sum(folds["lost"]), sum(folds["gained"])
+        value, sparsity = sum(folds["right"]) / n, 0.5 if trial else 0.0
+        half = 1.96 * np.sqrt(value * (1 - value) / n)
+        p_value = min(1.0, 2 * float(binom.cdf(min(lost, gained), lost + gained, 0.5)))
+        rows.append(
+            {
+                "method": f"method {trial}" if trial else "dense", "requested_sparsity": sparsity,
+                "actual_sparsity": sparsity, "metric": "accuracy", "value": value,
+                "low": value - half, "high": value + half, "drop": (lost - gained) / n,
+                "mcnemar_p": p_value, "agreement": sum(folds["agree"]) / n, "folds": folds,
+            }
+        )  # fmt: skip
     return rows
 
 
