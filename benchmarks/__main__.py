@@ -38,6 +38,8 @@ BENCHMARKS = {
     "structured_quality": True,
     "quantize_quality": True,
     "vision_quality": False,
+    "course": False,
+    "course_studies": False,
     "pipeline": True,
 }
 

@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, made from benchmarks/results/ and nothing else.
+"""The tables of results.md and studies.md in docs/, made from benchmarks/results/ and nothing else.
 
     python -m benchmarks.tables
 
@@ -15,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "docs" / "results.md",)
+PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "studies.md")
 FigureRow = dict[str, Any]
 """One figure as benchmarks/results/*.json holds it: name, value, unit, low, high, target, met."""
 _CELL = re.compile(r"(?P<row>.+), (?P<column>\d+%|\d+:\d+), (?P<unit>\w+)")

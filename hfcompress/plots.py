@@ -22,7 +22,7 @@ from hfcompress.report.bench import bench_figure
 from hfcompress.report.classes import class_figure
 from hfcompress.report.curve import curve_figure
 from hfcompress.report.feasibility import feasibility_figure
-from hfcompress.report.heatmap import heatmap_figure
+from hfcompress.report.heatmap import heatmap_figure, settings_figure
 from hfcompress.report.pipeline import bars_figure
 from hfcompress.report.plotting import (
     add_legend,
@@ -55,11 +55,12 @@ pipeline_bars = bars_figure
 latency_bars = bench_figure
 class_bars = class_figure
 heatmap = heatmap_figure
+settings_heatmap = settings_figure
 
 __all__ = [
     "accuracy_and_latency", "accuracy_and_size", "accuracy_curve", "bit_widths", "class_bars",
     "feasibility_chart", "heatmap", "integer_levels", "latency_bars", "pipeline_bars",
-    "softmax_temperatures", "students", "weight_cells", "weight_histograms",
+    "settings_heatmap", "softmax_temperatures", "students", "weight_cells", "weight_histograms",
 ]  # fmt: skip
 
 
@@ -197,7 +198,7 @@ def feasibility_chart(found: Sequence[_Needs | Row]) -> Figure:
     """
     if not found:
         raise BadInputError("there is no model to draw; give what hfcompress.feasibility returned")
-    return feasibility_figure([one if isinstance(one, dict) else one.to_dict() for one in found])
+    return feasibility_figure([one if isinstance(one, Mapping) else one.to_dict() for one in found])
 
 
 def _titled(given: Given | Mapping[str, Given]) -> dict[str, Given]:

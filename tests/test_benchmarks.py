@@ -6,14 +6,21 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from torch.utils.data import TensorDataset
 
 from benchmarks._clock import CpuClock
+from benchmarks._course import accuracy, fit, loader, lost, quick
 from benchmarks._figures import Figure, kept_figures, report, spread
+from benchmarks.course import ROWS, Unfolded
+from benchmarks.course_studies import STUDIES, bars, figures_of, row_of
 from benchmarks.oneshot_quality import ONE_SHOT, OURS, SPARSITIES, without_the_easy
 from benchmarks.tables import render
 from hfcompress.recipes.library import find_recipe
 from hfcompress.recipes.schema import expand, load_recipe
+from tests.plain_networks import NETWORKS
 
 
 @pytest.mark.parametrize(
@@ -82,3 +89,48 @@ def test_the_one_shot_grid_has_three_seeds_where_the_target_allows_no_loss() -> 
     for (method, sparsity), found in seeds.items():
         every = method == OURS and ONE_SHOT[sparsity] == 0
         assert found == ({0, 1, 2} if every else {1})
+
+
+def test_the_course_compares_models_on_the_same_images() -> None:
+    dense, small = np.arange(100) < 90, np.arange(100) % 10 < 8
+    figure = accuracy("x", small, ">= 50")
+    assert (figure.value, figure.met) == (80.0, True)
+    assert figure.low is not None
+    assert figure.low < 80 < (figure.high or 0)
+    figure = lost("x", dense, small, 5)
+    assert (figure.value, figure.target, figure.met) == (10.0, "<= 5", False)
+    assert figure.low is not None
+    assert figure.low < 10 < (figure.high or 0)
+    assert lost("x", dense, dense).value == 0
+
+
+def test_training_channels_last_leaves_the_usual_order_and_holds_zeros() -> None:
+    network = NETWORKS["course student"]
+    model, data = network.model(), TensorDataset(*network.rows(128))
+    with torch.no_grad():
+        model.get_parameter("conv2.weight")[:5] = 0
+    before = model.get_parameter("conv1.weight").clone()
+    fit(model, loader(data), 1, holds_zeros=True)
+    weight = model.get_parameter("conv2.weight")
+    assert weight.is_contiguous()
+    assert weight.dtype == torch.float32
+    assert not weight[:5].any()
+    assert not torch.equal(before, model.get_parameter("conv1.weight"))
+    with quick(model):
+        model(data.tensors[0])  # its view needs the usual order
+    assert not model.get_submodule("pool")._forward_hooks
+
+
+def test_a_convolution_by_patches_is_the_convolution() -> None:
+    torch.manual_seed(0)
+    conv, rows = torch.nn.Conv2d(4, 6, 3, padding=1), torch.randn(2, 4, 8, 8)
+    torch.testing.assert_close(Unfolded(conv)(rows), conv(rows))
+
+
+def test_studies_average_seeds() -> None:
+    rows = [row_of("a", np.arange(10) < count, 0.5, seed) for seed, count in enumerate((8, 9))]
+    (figure,) = figures_of("kinds", rows)
+    assert (figure.name, figure.value, figure.low, figure.high) == ("kinds: a 50 %", 85, 80, 90)
+    assert len(bars(["a"], [figure]).axes) == 1
+    assert len(ROWS) >= 9
+    assert next(iter(STUDIES)) == "bits"

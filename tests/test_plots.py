@@ -65,7 +65,17 @@ def test_pictures_of_rows() -> None:
     assert isinstance(plots.heatmap(["conv1"], [0.5, 0.9], [[0.8, 0.2]]), Figure)
 
 
+def test_a_heatmap_of_two_settings_leaves_open_what_is_missing() -> None:
+    figure = plots.settings_heatmap(
+        {0.5: {1: 0.9, 4: 0.92}, 1.0: {4: 0.91}}, "alpha", "temperature"
+    )
+    shown = texts(figure).split()
+    assert {"90.0", "92.0", "91.0", "–", "alpha", "temperature", "0.5", "4"} <= set(shown)
+
+
 def test_refuses_nothing_to_draw() -> None:
+    with pytest.raises(BadInputError, match="there is no value to draw"):
+        plots.settings_heatmap({}, "alpha", "temperature")
     with pytest.raises(BadInputError, match="there is no value to draw"):
         plots.bit_widths({})
     with pytest.raises(HfcompressError, match="lost"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hfcompress.errors import BadInputError
 from hfcompress.report.plotting import (
     GREY,
+    add_title,
     metric_label,
     metric_scale,
     new_figure,
@@ -76,6 +77,44 @@ def heatmap_figure(
         label = f"drop of {metric_label(metric, 'points' if scale == 100 else None)}"
     bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
     bar.set_label(label)
+    return figure
+
+
+def settings_figure(
+    values: Mapping[float, Mapping[float, float]],
+    rows: str,
+    columns: str,
+    metric: str = "accuracy",
+    title: str | None = None,
+) -> Figure:
+    """The metric by two settings, such as alpha and temperature, as a heatmap.
+
+    Args:
+        values: value of the first setting -> of the second -> the metric; what is missing is left
+            open.
+        rows, columns: names of the settings.
+        metric: the metric of the values.
+        title: above the axes.
+
+    Raises:
+        BadInputError: no value.
+    """
+    along = sorted({column for line in values.values() for column in line})
+    if not along:
+        raise BadInputError("there is no value to draw; give {0.5: {1: 0.91, 2: 0.92}}")
+    scale = metric_scale(metric)
+    lines = [[values[row].get(column, np.nan) for column in along] for row in values]
+    shown = scale * np.array(lines, dtype=np.float64)
+    figure = new_figure(2.4 + 0.75 * len(along), 1.6 + 0.4 * len(values))
+    axes = figure.add_subplot()
+    image = axes.imshow(shown, aspect="auto", cmap="cividis")
+    axes.set_xticks(range(len(along)), [f"{value:g}" for value in along])
+    axes.set_yticks(range(len(values)), [f"{value:g}" for value in values])
+    axes.set_xlabel(columns)
+    axes.set_ylabel(rows)
+    add_title(axes, title)
+    _write_cells(axes, image, shown, scale)
+    figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02).set_label(metric_label(metric))
     return figure
 
 
