@@ -119,12 +119,6 @@ def pixels(data: TensorDataset, rows: int | None = None) -> TensorDataset:
     return TensorDataset(images[:rows, 0, 2:30, 2:30].flatten(1), labels[:rows])
 
 
-def patches(data: TensorDataset, rows: int | None = None) -> TensorDataset:
-    """Images without padding, [rows, 1, 28, 28]."""
-    images, labels = data.tensors
-    return TensorDataset(images[:rows, :1, 2:30, 2:30], labels[:rows])
-
-
 class Signals(nn.Module):
     """A signal of 28 channels and 28 steps, an image read row by row: Conv1d, then a GRU or not."""
 

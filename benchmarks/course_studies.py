@@ -4,15 +4,15 @@
         --pictures docs/studies
 
 The data are those of `benchmarks.course`, whose --work folder gives the trained student. The other
-networks are small: the perceptron 784-300-100-10, a ViT of four layers, and Conv1d with a GRU over
-the rows of pixels. --only NAME makes one study (--only list names them).
+networks are small: the perceptron 784-300-100-10, and Conv1d with a GRU over the rows of pixels.
+--only NAME makes one study (--only list names them).
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,6 @@ from matplotlib import figure as pictures
 from rich.console import Console
 from torch import nn
 from torch.utils.data import TensorDataset
-from transformers import ViTConfig, ViTForImageClassification
 
 from benchmarks._course import (
     DATA,
@@ -34,7 +33,6 @@ from benchmarks._course import (
     accuracy,
     fit,
     loader,
-    patches,
     pixels,
     right,
     signals,
@@ -53,7 +51,6 @@ from hfcompress import (
     plots,
     prune,
     quantize_layer_weights,
-    shrink,
 )
 from hfcompress.pruning.keep_zeros import at_each_step
 from hfcompress.pruning.targets import weight_matrices
@@ -170,54 +167,6 @@ def rounded(model: nn.Module, count: int, per_channel: bool = True) -> nn.Module
         grid = quantize_layer_weights(weight, count, per_channel=per_channel)
         weight.data = dequantize_layer_weights(grid)
     return copied
-
-
-def kinds(setting: Setting) -> tuple[list[Figure], pictures.Figure]:
-    """Zeros anywhere, zeros by pattern, heads and neurons, layers: each trained for one epoch."""
-    dense = setting.kept("vit", vision_transformer, partial(_trained_vit, setting))
-    data, test = patches(setting.train, ROWS), patches(setting.test)
-    cases: dict[str, Mapping[float, PruningConfig | ShrinkConfig]] = {
-        "unstructured (alps)": {
-            share: PruningConfig(method="alps", sparsity=share) for share in (0.5, 0.75, 0.875)
-        },
-        "N:M (alps)": {
-            1 - kept / group: PruningConfig(method="alps", pattern=f"{kept}:{group}")
-            for kept, group in ((2, 4), (1, 4), (1, 8))
-        },
-        "heads and neurons": {share: ShrinkConfig(macs=1 - share) for share in (0.5, 0.75, 0.875)},
-        "whole layers": {share: ShrinkConfig(layers=round(4 - 4 * share)) for share in (0.5, 0.75)},
-    }
-    rows = [row_of("dense", right(dense, test), 0.0)]
-    some = TensorDataset(*(tensor[:512] for tensor in data.tensors))
-    for method, configs in cases.items():
-        for share, config in configs.items():
-            model = copy.deepcopy(dense)
-            zeros = isinstance(config, PruningConfig)
-            if isinstance(config, PruningConfig):
-                prune(model, config, loader(some))
-            else:
-                shrink(model, config, loader(some))
-            fit(model, loader(data), 1, 1e-3, holds_zeros=zeros)
-            rows.append(row_of(method, right(model, test), share))
-    drawn = plots.accuracy_curve(rows)
-    drawn.axes[0].set_xlabel("weights of the layers that are zero or gone (%)")
-    return figures_of("kinds", rows), drawn
-
-
-def vision_transformer() -> nn.Module:
-    """Four layers of 64, 16 patches of 7 x 7 pixels."""
-    return ViTForImageClassification(
-        ViTConfig(
-            image_size=28, patch_size=7, num_channels=1, hidden_size=64, num_hidden_layers=4,
-            num_attention_heads=4, intermediate_size=128,
-            id2label={number: str(number) for number in range(10)},
-        )
-    )  # fmt: skip
-
-
-def _trained_vit(setting: Setting) -> nn.Module:
-    torch.manual_seed(0)
-    return fit(vision_transformer(), loader(patches(setting.train, 2 * ROWS)), 6)
 
 
 def schedules(setting: Setting) -> tuple[list[Figure], pictures.Figure]:
@@ -406,7 +355,6 @@ def signal(setting: Setting) -> tuple[list[Figure], pictures.Figure]:
 SIGNAL_ROWS = ("dense", "half the products", "trained", "80 % zeros", "trained again", "int8")
 STUDIES: dict[str, Study] = {
     "bits": bits,
-    "kinds": kinds,
     "schedules": schedules,
     "temperatures": temperatures,
     "orders": orders,

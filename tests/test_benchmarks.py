@@ -124,13 +124,15 @@ def test_training_channels_last_leaves_the_usual_order_and_holds_zeros() -> None
 def test_a_convolution_by_patches_is_the_convolution() -> None:
     torch.manual_seed(0)
     conv, rows = torch.nn.Conv2d(4, 6, 3, padding=1), torch.randn(2, 4, 8, 8)
-    torch.testing.assert_close(Unfolded(conv)(rows), conv(rows))
+    found = Unfolded(conv)(rows)
+    torch.testing.assert_close(found, conv(rows))
+    assert found.is_contiguous()  # for a view behind it
 
 
 def test_studies_average_seeds() -> None:
     rows = [row_of("a", np.arange(10) < count, 0.5, seed) for seed, count in enumerate((8, 9))]
-    (figure,) = figures_of("kinds", rows)
-    assert (figure.name, figure.value, figure.low, figure.high) == ("kinds: a 50 %", 85, 80, 90)
+    (figure,) = figures_of("schedules", rows)
+    assert (figure.name, figure.value, figure.low, figure.high) == ("schedules: a 50 %", 85, 80, 90)
     assert len(bars(["a"], [figure]).axes) == 1
     assert len(ROWS) >= 9
     assert next(iter(STUDIES)) == "bits"
