@@ -22,6 +22,7 @@ from hfcompress.inference import predict
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.quantize import quantize
 from hfcompress.recipes.schema import parse_recipe
+from hfcompress.sweep import comparison
 from hfcompress.sweep.run import run
 from hfcompress.tasks import fill_mask
 from hfcompress.tasks.fill_mask import FILL_MASK as TASK
@@ -103,6 +104,22 @@ def test_lower_is_better_and_paired_over_texts() -> None:
         DataError, match="compare models that divide the texts into the same tokens"
     ):
         TASK.metric("accuracy", outputs[1:], asked)
+
+
+def test_rows_of_two_runs_are_compared_over_texts() -> None:
+    data = encoded()
+    asked, outputs = TASK.references(data, []), predict(masked_bert(), data, 16)
+    worse = outputs.copy()
+    worse[:, 0] -= 0.5
+    name = "pseudo_perplexity"
+    first, second = (TASK.units(name, part, asked) for part in (outputs, worse))
+    found = comparison._by_units(name, TASK.name, first, second)
+    assert found is not None
+    assert (found.n, found.test) == (12, "paired bootstrap")
+    assert found.value == pytest.approx(-TASK.quality(name, outputs, asked, worse).drop)  # type: ignore[operator]
+    assert found.value > 0
+    second[0, 1] += 1  # other tokens
+    assert comparison._by_units(name, TASK.name, first, second) is None
 
 
 def test_long_texts_are_read_in_windows_and_each_token_counts_once() -> None:
