@@ -4,6 +4,7 @@
 # make docs   builds the documentation's site in build/site
 # make dist   builds wheel and sdist in dist/, and checks what they carry
 # make floors passes a short suite with the lowest versions that pyproject.toml allows
+# make audit-page  looks for what bars people from the report page, by axe-core in Chromium (node)
 # make newest passes it with the newest versions that there are (of torch: TORCH below)
 # make bench  all benchmarks; lists the figures that are not met. With SST-2 as local files:
 #             make bench BENCH="--data FOLDER"   (train.tsv and dev.tsv)
@@ -21,7 +22,7 @@ SHORT := tests/test_public.py tests/checkpoint/test_save.py tests/models/test_su
 	tests/data/test_load.py tests/measure/test_evaluation.py tests/report/test_write.py \
 	tests/cli/test_commands.py tests/training/test_loops.py
 
-.PHONY: demo test lint docs dist floors newest bench clean
+.PHONY: demo test lint docs dist floors newest audit-page bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -56,6 +57,13 @@ floors newest:
 	build/$@/bin/python -m pip install --quiet --editable '.[dev]' \
 		$(if $(filter floors,$@),--constraint build/floors.txt)
 	OMP_NUM_THREADS=1 build/$@/bin/python -m pytest -W default $(SHORT)
+
+audit-page: $(VENV)/.core
+	mkdir -p build/audit
+	cp benchmarks/audit_page.mjs build/audit
+	cd build/audit && npm install --silent --ignore-scripts axe-core@4.14.1 puppeteer-core@25.16.0
+	$(BIN)/python -m tests.report.big_page build/audit/page.html
+	node build/audit/audit_page.mjs build/audit/page.html "$$(command -v chromium)"
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(BENCH)

@@ -62,6 +62,7 @@ def test_the_page_holds_the_points_of_its_table_and_asks_nobody() -> None:
     assert json.loads(found[1])["points"] == json.loads(json.dumps(chart_of(ROWS)))["points"]
     assert page.count("data-row=") == len(result_table(ROWS).lines)
     assert "default-src 'none'" in page
+    assert page.index("<main>") < page.index("<h1>") < page.index("</main>")  # a landmark
     assert "</script><b>" not in page
     assert re.findall(r"""(?:src|href)=["'](?!data:)""", page) == []
 
