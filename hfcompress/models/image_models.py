@@ -142,8 +142,12 @@ def plain_processor(
                 f"model.{name} has {len(values)} values and the model reads {channels} "
                 f"channels; write one for each"
             )
-        centre[name] = list(values or [_DEFAULT_CENTRE] * channels)
-    return ViTImageProcessorPil(size={"height": size, "width": size}, **centre)
+    even = [_DEFAULT_CENTRE] * channels
+    return ViTImageProcessorPil(
+        size={"height": size, "width": size},
+        image_mean=list(mean or even),
+        image_std=list(std or even),
+    )
 
 
 class _TimmConfig(TypedDict, total=False):

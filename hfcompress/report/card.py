@@ -269,7 +269,7 @@ def _summary(row: Row, base_model: str | None) -> str:
 
 def _explanation(metric: str) -> str:
     return (
-        f"The drop is the dense model's {markdown_text(metric)} minus this model's; p "
+        f"The drop is by how much {markdown_text(metric)} is worse than the dense model's; p "
         "tests whether they differ on the same examples. Zeros alone make a model neither smaller "
         "on disk nor faster in dense kernels.\n"
     )

@@ -18,7 +18,7 @@ _MEANINGS = {
     "bytes in int8": "share of the weights' bytes that became int8",
     "MACs in int8": "share of the multiply-accumulates that are computed in int8",
     "95 % interval": "of the metric, over examples: Wilson's for accuracy, bootstrap for others",
-    "drop": "the dense model's metric minus this one's, in points",
+    "drop": "by how much the metric is worse than the dense model's, in points",
     "worst class": "the class that lost most against the dense model",
     "agreement": "share of examples on which it answers as the dense model does",
     "McNemar p": "probability that two equally good models differ as much on these examples",

@@ -119,11 +119,12 @@ def settings_figure(
 
 
 def _write_cells(axes: Axes, image: AxesImage, shown: NDArray[np.float64], scale: float) -> None:
+    colours = np.asarray(image.cmap(image.norm(shown)))
     for (line, column), value in np.ndenumerate(shown):
         if not np.isfinite(value):
             axes.text(column, line, "–", ha="center", va="center", fontsize=8, color=GREY)
             continue
-        red, green, blue, _ = image.cmap(image.norm(value))
+        red, green, blue, _ = colours[line, column]
         light = 0.299 * red + 0.587 * green + 0.114 * blue > 0.5
         text = f"{value:.1f}" if scale == 100 else f"{value:.3f}"
         text = "0.0" if text == "-0.0" else text.replace("-", "−")

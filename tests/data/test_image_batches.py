@@ -96,8 +96,9 @@ def test_some_rows_in_another_order() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grey_images_for_models_of_one_and_three_channels(channels: int) -> None:
-    centre = {"image_mean": [0.25] * channels, "image_std": [0.5] * channels}
-    processor = ViTImageProcessorPil(size=SQUARE, **centre)
+    processor = ViTImageProcessorPil(
+        size=SQUARE, image_mean=[0.25] * channels, image_std=[0.5] * channels
+    )
     for grey in (True, False):
         ((_, batch),) = encoded(pictures(grey=grey), processor).batches(8)
         assert batch["pixel_values"].shape == (5, channels, 12, 12)

@@ -269,7 +269,7 @@ def test_the_cross_validated_loss_by_hand() -> None:
     own, other = dense.copy(), dense.copy()
     own[[0, 10]] = 1  # both in the first fold
     other[[3]] = 1
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"method": name, "requested_sparsity": sparsity, "actual_sparsity": sparsity,
          **compare("accuracy", found, labels, dense).to_dict()}
         for name, sparsity, found in (("dense", 0.0, dense), ("a", 0.5, own), ("b", 0.5, other))

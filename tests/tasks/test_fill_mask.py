@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForMaskedLM, BertForMaskedLM, pipeline
+from transformers import AutoModelForMaskedLM, BertConfig, pipeline
 
 import hfcompress
 from hfcompress.cli.commands import main
@@ -326,7 +326,7 @@ def test_refuses_tokenizers_and_columns_that_do_not_fit() -> None:
         DataError, match=r"one column of text and finds sentence1 and sentence2; wr"
     ):
         TASK.load(DataConfig(path="data"), need_train=False, splits={"train": pairs})
-    bart = BertForMaskedLM.config_class(is_encoder_decoder=True)
+    bart = BertConfig(is_encoder_decoder=True)
     with pytest.raises(ModelError, match="is an encoder-decoder; fill-mask takes encoders"):
         TASK.check_head(bart, "bart")
     data = encoded()

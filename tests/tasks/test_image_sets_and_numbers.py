@@ -46,8 +46,12 @@ def write_images(folder: Path, kind: str, described: bool, count: int = 24) -> P
             pixels[SIDE // 2 :, :, 2] += np.uint8(150 * blue)
             Image.fromarray(pixels).save(home / f"{split}{place}.png")
             names = "|".join(name for name, on in zip(LABELS, (red, blue), strict=True) if on)
-            said = {"columns": [red, blue], "lists": [names], "number": [red + blue / 2]}[kind]
-            rows.append([f"{split}{place}.png", *said])
+            every: dict[str, list[object]] = {
+                "columns": [red, blue],
+                "lists": [names],
+                "number": [red + blue / 2],
+            }
+            rows.append([f"{split}{place}.png", *every[kind]])
         with table.open("w", newline="") as stream:
             csv.writer(stream).writerows(rows)
     return folder
@@ -68,7 +72,7 @@ def test_reads_tables_and_folders(kind: str, described: bool, tmp_path: Path) ->
     assert found.kind == ("regression" if kind == "number" else "multi_label")
     assert found.labels == {"columns": LABELS, "lists": sorted(LABELS), "number": ["score"]}[kind]
     data = TASK.encode(found, found.eval, PROCESSOR, None)
-    asked = TASK.references(data)
+    asked = np.asarray(TASK.references(data), np.float64)
     assert asked.shape == (len(found.eval), len(found.labels))
     pixels = data.collate([data.rows[place] for place in range(len(data))])["pixel_values"]
     red = pixels[:, 0, : SIDE // 2].mean((1, 2)) > 0
