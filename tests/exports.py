@@ -39,7 +39,12 @@ def structure_of(model: nn.Module, **more: object) -> str:
         "config": {name: settings[name] for name in settings if name not in _NOT_IN_A_GRAPH},
         "modules": modules,
         "weights": [
-            (name, value.dtype, value.shape, bool((value == value.flatten()[:1]).all()))
+            (
+                name,
+                value.dtype,
+                value.shape,
+                bool((value == (value.flatten()[:1] if value.numel() else 0)).all()),
+            )
             for name, value in _tensors(model).items()
         ],
         **more,

@@ -222,3 +222,13 @@ def folded_norms(model: nn.Module, inputs: Mapping[str, Tensor]) -> set[str]:
         for handle in handles:
             handle.remove()
     return found
+
+
+def without_weights(model: nn.Module) -> set[str]:
+    """Names of modules that have no weight left: shrinking has removed all their units."""
+    weights = {name: getattr(module, "weight", None) for name, module in model.named_modules()}
+    return {
+        name
+        for name, weight in weights.items()
+        if isinstance(weight, Tensor) and not weight.numel()
+    }

@@ -30,6 +30,7 @@ from hfcompress.quantization.coverage import (
     excluded_modules,
     is_convolutional,
     share_of_convolutions,
+    without_weights,
 )
 from hfcompress.quantization.distance import check_distance, compared_rows, measure_distance
 from hfcompress.quantization.engine import Arrays, Engine, FileEngine
@@ -89,10 +90,10 @@ def quantize(
         )
     kind = infer_task(model)
     backend = import_backend(config.backend)
-    excluded = excluded_modules(model, config)
+    excluded, empty = excluded_modules(model, config), without_weights(model)
 
     def make(kept: Collection[str]) -> tuple[Engine, set[str]]:
-        return backend.quantize_model(model, config, excluded | set(kept), batches)
+        return backend.quantize_model(model, config, excluded | empty | set(kept), batches)
 
     mixed = None
     with evaluation_mode(given):
@@ -105,7 +106,8 @@ def quantize(
         # Who states how much may be lost (mixed) gets a model within that, whatever is lost.
         distance = measure_distance(engine, rows, dense, bool(batches), kind)
         lost = check_distance(model, config, distance, rows, mixed is not None and mixed.holds)
-    why = dict.fromkeys(excluded, "excluded by the config")
+    why = dict.fromkeys(empty, "shrinking left it no weights")
+    why |= dict.fromkeys(excluded, "excluded by the config")
     why |= dict.fromkeys(mixed.names if mixed else (), "kept in fp32 by mixed precision")
     coverage = cover(
         model,

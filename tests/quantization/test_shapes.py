@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from hfcompress import load
-from hfcompress.errors import ConfigError, DataError
+from hfcompress.checkpoint.save import record_shapes
+from hfcompress.errors import ConfigError, DataError, ModelError
+from hfcompress.models.sublayers import sublayers
+from hfcompress.models.surgery import keep_units
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.engine import Arrays, Shapes, StaticShape, with_static_shape
 from hfcompress.quantization.model import QuantizedModel
@@ -19,7 +22,7 @@ from hfcompress.recipes.schema import LatencyConfig
 from hfcompress.sweep.timing import time_model
 from tests.quantization.quantized import quantized
 from tests.tiny_images import image_model
-from tests.tiny_models import text_batches, text_model, tiny_bert
+from tests.tiny_models import logits, shrinkable_model, text_batches, text_model, tiny_bert
 from tests.tiny_tokenizers import tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("shared_exports")
@@ -171,3 +174,29 @@ def test_timing_compiles_for_the_shape_that_it_measures(monkeypatch: pytest.Monk
         config = LatencyConfig(batch_size=2, length=8, repeats=1, warmup=0, fixed=wanted)
         assert time_model(made, tiny_bert(), config)["fixed"] is wanted
     assert asked == [(2, 8)]
+
+
+@pytest.mark.parametrize("kind", ["heads", "neurons"])
+@pytest.mark.parametrize("backend", ["torch", "onnxruntime", "openvino"])
+def test_a_layer_that_lost_all_its_units_stays_as_it_is(
+    backend: str, kind: str, tmp_path: Path
+) -> None:
+    if backend != "torch":
+        pytest.importorskip(backend)
+    model = shrinkable_model("bert")
+    sublayer = next(found for found in sublayers(model) if found.kind == kind)
+    keep_units(model, sublayer, [])
+    record_shapes(model)
+    config, inputs = QuantizationConfig(backend=backend), text_batches()[0]
+    if backend == "openvino":
+        with pytest.raises(ModelError, match="reads no layer without units"):
+            quantize(model, config, [inputs])
+        return
+    made = quantize(model, config)
+    rows = {row.name: row for row in made.coverage.modules}
+    assert rows[sublayer.name].why == "shrinking left it no weights"
+    assert rows["classifier"].quantized
+    expected = logits(model, inputs).numpy()
+    assert np.abs(made.logits(inputs) - expected).max() < 0.5 * np.ptp(expected)
+    again = load(made.save(tmp_path / "folder"))
+    np.testing.assert_allclose(again.logits(inputs), made.logits(inputs), atol=1e-5)

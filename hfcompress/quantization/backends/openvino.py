@@ -28,6 +28,7 @@ from hfcompress.quantization.backends.openvino_graph import (
     quantize_tables,
 )
 from hfcompress.quantization.config import QuantizationConfig
+from hfcompress.quantization.coverage import without_weights
 from hfcompress.quantization.distance import WARN, compared_rows, relative_error
 from hfcompress.quantization.engine import (
     Arrays,
@@ -191,10 +192,15 @@ def quantize_model(
 
     Raises:
         MissingExtraError: a package is not installed.
-        ModelError: torch cannot export the model, its outputs differ, or OpenVINO or NNCF fails
-            on the graph; the message then names the fp32 ONNX file.
+        ModelError: a layer without units, torch cannot export the model, its outputs differ, or
+            OpenVINO or NNCF fails on the graph; the message then names the fp32 ONNX file.
     """
     openvino = require("openvino", "openvino")
+    if empty := sorted(without_weights(model)):
+        raise ModelError(
+            f"OpenVINO reads no layer without units, and shrinking has removed all of {empty[0]}; "
+            f"use backend onnxruntime or torch"
+        )
     if config.resolved_mode == "static":
         require("nncf", "openvino")
     folder = temporary_folder()
