@@ -20,14 +20,20 @@ ROOT = Path(__file__).parent
 PACKAGE = "hfcompress"
 
 
-def main(folder: str, target: str = "build/source") -> int:
-    """Print what is missing or does not agree; returns the exit code."""
-    if folder == "floors":
+def main(arguments: list[str]) -> int:
+    """Do what the first argument says; returns the exit code."""
+    what, *rest = arguments or ["dist"]
+    if what == "floors":
         print("\n".join(floors((ROOT / "pyproject.toml").read_text(encoding="utf-8"))))
         return 0
-    if folder == "source":
-        write_source(ROOT, Path(target))
+    if what == "source":
+        write_source(ROOT, Path(*rest))
         return 0
+    return check(what)
+
+
+def check(folder: str) -> int:
+    """Print what a folder's wheel and sdist lack or do not agree on; returns the exit code."""
     built = sorted(Path(folder).glob("*.whl")) + sorted(Path(folder).glob("*.tar.gz"))
     if len(built) != 2:
         print(f"{folder} has {len(built)} files to check; build one wheel and one sdist")
@@ -82,8 +88,8 @@ def floors(pyproject: str) -> list[str]:
     Args:
         pyproject: text of a pyproject.toml.
     """
-    part = pyproject.partition("\ndependencies = [")[2].partition("\n]")[0]
-    return [f"{name}=={version}" for name, version in re.findall(r'"([\w-]+)>=([\d.]+)', part)]
+    needed = "\n".join(tomllib.loads(pyproject)["project"]["dependencies"])
+    return [f"{name}=={version}" for name, version in re.findall(r"([\w-]+)>=([\d.]+)", needed)]
 
 
 def names_in(path: Path) -> set[str]:
@@ -123,4 +129,4 @@ def versions_apart(root: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*(sys.argv[1:] or ["dist"])))
+    sys.exit(main(sys.argv[1:]))

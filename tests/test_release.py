@@ -55,7 +55,7 @@ def test_what_is_missing_is_named(
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(release, "ROOT", tmp_path)
     folder = tmp_path / "dist"
-    assert release.main(str(folder)) == 2
+    assert release.check(str(folder)) == 2
     folder.mkdir()
     with zipfile.ZipFile(folder / "x.whl", "w") as wheel:
         for name in ("hfcompress/a.py", "hfcompress/version.py", "x.dist-info/licenses/LICENSE"):
@@ -63,7 +63,7 @@ def test_what_is_missing_is_named(
     with tarfile.open(folder / "x.tar.gz", "w:gz") as sdist:
         sdist.add(tmp_path / "hfcompress", "x-1.0/hfcompress")
     capsys.readouterr()
-    assert release.main(str(folder)) == 1
+    assert release.check(str(folder)) == 1
     assert capsys.readouterr().out.splitlines() == [
         "x.whl lacks hfcompress/recipes/b.yaml", "x.tar.gz lacks LICENSE",
     ]  # fmt: skip

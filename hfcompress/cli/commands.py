@@ -218,11 +218,11 @@ def _sensitivity(options: argparse.Namespace, console: Console) -> int:
     worst = sorted(result.rows, key=lambda row: -row["drop"])[:5]
     if options.json:
         print_json(result.rows)
-    if worst and not options.json:
+    elif worst:
         console.print("the layers that lose most:")
-    for row in worst if not options.json else ():
-        layer, sparsity = row["settings"]["prune.targets"][0], row["requested_sparsity"]
-        console.print(f"  {row['drop']:+.2%} at {sparsity:.0%}  {layer}")
+        for row in worst:
+            layer, sparsity = row["settings"]["prune.targets"][0], row["requested_sparsity"]
+            console.print(f"  {row['drop']:+.2%} at {sparsity:.0%}  {layer}")
     if worst:
         show_written(output, console, options)
     return _show_failures(result, console)
@@ -238,7 +238,8 @@ def _validate(options: argparse.Namespace, console: Console) -> int:
     console.print(f"{path} is a valid recipe with {len(trials)} trial{'s' * (len(trials) != 1)}:")
     if options.json:
         print_json({"trial": trial.index, "settings": trial.settings} for trial in trials)
-    for trial in trials if not options.json else ():
+        return 0
+    for trial in trials:
         steps = ", ".join(step.name for step in trial.steps) or "measure only"
         varies = ", ".join(f"{field}={value}" for field, value in trial.settings.items())
         console.print(f"  {trial.index:3d}  {steps}  {varies}")
@@ -265,7 +266,8 @@ def _compress(options: argparse.Namespace, console: Console) -> int:
             )  # fmt: skip
         if options.json:
             print_json(planned)
-        for one in planned if not options.json else ():
+            return 0
+        for one in planned:
             console.print(f"{size_text(one['bytes']):>9s}  {one['candidate']}")
         return 0
     with Display(console, options.quiet) as display:
@@ -330,7 +332,8 @@ def _predict(options: argparse.Namespace, console: Console) -> int:
     rows = prediction_rows(options.directory, options.examples)
     if options.json:
         print_json(rows)
-    for line in prediction_lines(rows) if not options.json else ():
+        return 0
+    for line in prediction_lines(rows):
         console.print(line)
     return 0
 
@@ -368,7 +371,8 @@ def _recipes(options: argparse.Namespace, console: Console) -> int:
     found = {name: headline(path) for name, path in shipped_recipes().items()}
     if options.json:
         print_json({"name": name, "shows": text} for name, text in found.items())
-    for name, text in found.items() if not options.json else ():
+        return 0
+    for name, text in found.items():
         console.print(f"{name:28s} {text}")
     return 0
 

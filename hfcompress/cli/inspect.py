@@ -83,8 +83,8 @@ def inspect_command(options: argparse.Namespace, console: Console) -> int:
         found = inspect_model(options.model, options.task, options.profiles)
     if options.json:
         print_json([found.row])
-    for table in found.tables if not options.json else ():
-        console.print(table)
+    else:
+        console.print(*found.tables, sep="\n")
     console.print(found.sentence)
     return 0
 

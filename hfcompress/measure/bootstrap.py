@@ -18,6 +18,8 @@ from hfcompress.measure.evaluation import RESAMPLES, Quality
 Units = NDArray[np.int64]
 Value: TypeAlias = Callable[[Units], float]
 """Numbers of units, some several times -> the metric on them."""
+LOWER_IS_BETTER = frozenset({"rmse", "pseudo_perplexity"})
+"""Metrics that are errors: their drop is how much they have risen."""
 
 
 def of_sums(sums: NDArray[np.float64], value: Callable[[NDArray[np.float64]], float]) -> Value:
@@ -46,7 +48,6 @@ def compare_units(
     dense: Value | None = None,
     agreement: float | None = None,
     *,
-    lower_is_better: bool = False,
     level: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -59,7 +60,6 @@ def compare_units(
         n: number of units.
         dense: of the dense model, on the same units.
         agreement: share of the answers that both models give; None where it is not known.
-        lower_is_better: of an error; its drop is how much it has risen.
         level: coverage of the intervals, in (0, 1).
         resamples: draws.
         seed: of the draws.
@@ -84,7 +84,7 @@ def compare_units(
     )  # fmt: skip
     if dense is None:
         return found
-    sign = -1.0 if lower_is_better else 1.0
+    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     drops = sign * (np.array([dense(units) for units in draws]) - own)
     drop_low, drop_high = np.quantile(drops, shares)
     return found.with_drop(

@@ -21,8 +21,6 @@ from hfcompress.measure.evaluation import RESAMPLES, predicted_classes
 from hfcompress.measure.metrics import CONFUSION_METRICS
 
 Test = Literal["McNemar", "paired bootstrap", "intervals"]
-LOWER_IS_BETTER = frozenset({"rmse", "pseudo_perplexity"})
-"""Metrics that are errors."""
 SIGNIFICANCE = 0.05
 _Z95 = float(norm.ppf(0.975))
 

@@ -232,13 +232,12 @@ def dense_points(rows: Sequence[Row]) -> dict[str, Point]:
 
 def compressed_points(rows: Sequence[Row]) -> dict[str, list[Point]]:
     """Method -> its points by rising sparsity, without dense rows and rows without a value."""
-    return {
-        name: [point for point, _ in line] for name, line in points_and_rows(rows).items()
-    }  # fmt: skip
+    lines = points_and_rows(rows)
+    return {name: [point for point, _ in line] for name, line in lines.items()}
 
 
 def points_and_rows(rows: Sequence[Row]) -> dict[str, list[tuple[Point, list[int]]]]:
-    """The same as `compressed_points`, each point with the places of its rows."""
+    """As `compressed_points`, each point with the places of the rows that it averages."""
     groups: dict[tuple[str, float], list[int]] = {}
     for place, row in enumerate(rows):
         if is_dense(row) or number(row, "value") is None or _sparsity(row) is None:

@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfcompress.errors import ConfigError, HfcompressError, OutputError
-from hfcompress.measure.bootstrap import compare_units
+from hfcompress.measure.bootstrap import LOWER_IS_BETTER, compare_units
 from hfcompress.measure.comparison import (
-    LOWER_IS_BETTER,
     Difference,
     compare_classes,
     compare_intervals,
@@ -189,18 +188,11 @@ def _by_units(
 ) -> Difference | None:
     """The paired bootstrap over a task's units (sentences, questions, pairs, queries); None where
     the two have not the same ones."""
-    if first.shape != second.shape or not len(first):
+    known = find_task(task)
+    if not len(first) or not known.same_units(first, second):
         return None
-    if metric == "pseudo_perplexity" and (first[:, 1] != second[:, 1]).any():
-        return None  # the texts are other tokens for the two
-    value = find_task(task).of_units
-    found = compare_units(
-        metric,
-        value(metric, second),
-        len(first),
-        value(metric, first),
-        lower_is_better=metric in LOWER_IS_BETTER,
-    )
+    own, dense = (known.of_units(metric, units) for units in (second, first))
+    found = compare_units(metric, own, len(first), dense)
     assert found.drop is not None
     return Difference(
         found.drop, found.drop_low, found.drop_high, found.paired_p, "paired bootstrap", len(first)

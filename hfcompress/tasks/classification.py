@@ -162,7 +162,6 @@ class Classification:
             len(asked),
             None if dense is None else _value(metric, dense, asked),
             same,
-            lower_is_better=metric == "rmse",
         )
 
     def by_class(
@@ -196,6 +195,10 @@ class Classification:
     def of_units(self, metric: str, units: NDArray[np.float64]) -> Value:
         """Return the mean of rows' values."""
         return of_mean(units[:, 0])
+
+    def same_units(self, first: NDArray[np.float64], second: NDArray[np.float64]) -> bool:
+        """Return whether both are of as many rows."""
+        return first.shape == second.shape
 
     def right(self, outputs: npt.ArrayLike, references: object) -> NDArray[np.bool_] | None:
         """Return whether each row's class is the right one; None for several labels or numbers."""

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from hfcompress.config import nearest
 from hfcompress.data.config import DataConfig
 from hfcompress.errors import DataError, ModelError
-from hfcompress.measure.bootstrap import Value, compare_units, of_sums
-from hfcompress.measure.evaluation import ClassAccuracy, Quality
+from hfcompress.measure.bootstrap import Value, of_sums
 from hfcompress.models.loading import AutoClass, Modality, Processor
 from hfcompress.tasks.outputs import Logits, OutputKind
+from hfcompress.tasks.task import ByUnits
 
 if TYPE_CHECKING:  # they import torch, transformers and datasets
     from datasets import Dataset
@@ -64,7 +64,7 @@ class MaskedTexts:
         return found
 
 
-class FillMask:
+class FillMask(ByUnits):
     """The token behind a mask; a `hfcompress.tasks.task.Task`.
 
     An output is of a masked token: the log-probability of the true one, whether it is the
@@ -203,43 +203,12 @@ class FillMask:
         _, first = np.unique(texts, return_index=True)
         return MaskedTexts(np.append(first, len(texts)))
 
-    def metric(self, name: str, outputs: object, references: object) -> float:
-        """Return a metric's value.
-
-        Raises:
-            DataError: as `quality`.
-        """
-        units = self.units(name, outputs, references)
-        return self.of_units(name, units)(np.arange(len(units)))
-
-    def quality(
-        self, metric: str, outputs: object, references: object, dense: object = None
-    ) -> Quality:
-        """Return a metric with interval over texts, and the comparison with a dense model;
-        ``agreement`` is the share of tokens for which both take the same one for the likeliest.
-
-        Raises:
-            DataError: another metric, or outputs that do not fit.
-        """
-        units, other, same = self.units(metric, outputs, references), None, None
-        if dense is not None:
-            other = self.of_units(metric, self.units(metric, dense, references))
-            same = float((np.asarray(outputs)[:, 2] == np.asarray(dense)[:, 2]).mean())
-        return compare_units(
-            metric,
-            self.of_units(metric, units),
-            len(units),
-            other,
-            same,
-            lower_is_better=metric == _METRICS[0],
-        )
-
-    def units(self, metric: str, outputs: object, references: object) -> NDArray[np.float64]:
+    def units(self, metric: str, outputs: Logits, references: object) -> NDArray[np.float64]:
         """Return the sum of log-probabilities, or of tokens that are found, and the number of
         masked tokens, of each text, [texts, 2].
 
         Raises:
-            DataError: as `quality`.
+            DataError: another metric, or outputs that do not fit.
         """
         if metric not in _METRICS:
             raise DataError(
@@ -256,15 +225,13 @@ class FillMask:
             return of_sums(units, lambda both: float(both[0] / both[1]))
         return of_sums(units, lambda both: float(np.exp(-both[0] / both[1])))
 
-    def by_class(
-        self, outputs: object, references: object, dense: object, names: Sequence[str]
-    ) -> list[ClassAccuracy]:
-        """Return nothing: a vocabulary has too many classes."""
-        return []
+    def same_units(self, first: NDArray[np.float64], second: NDArray[np.float64]) -> bool:
+        """Return whether both divide the texts into as many tokens."""
+        return super().same_units(first, second) and bool((first[:, 1] == second[:, 1]).all())
 
-    def right(self, outputs: object, references: object) -> NDArray[np.bool_] | None:
-        """Return None: a text may be right in part."""
-        return None
+    def agreement(self, outputs: Logits, dense: Logits, references: object) -> float:
+        """Return the share of masked tokens for which both take the same one for the likeliest."""
+        return float((outputs[:, 2] == dense[:, 2]).mean())
 
 
 def _own_tokens(found: Sequence[Window], mask: int) -> list[NDArray[np.int64]]:

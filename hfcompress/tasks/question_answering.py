@@ -14,11 +14,12 @@ from hfcompress.config import nearest
 from hfcompress.data.config import DataConfig
 from hfcompress.errors import DataError, ModelError
 from hfcompress.measure.answers import ANSWER_METRICS, answer_score
-from hfcompress.measure.bootstrap import Value, compare_units, of_mean
-from hfcompress.measure.evaluation import ClassAccuracy, Quality
+from hfcompress.measure.bootstrap import Value, of_mean
+from hfcompress.measure.evaluation import ClassAccuracy
 from hfcompress.models.loading import AutoClass, Modality, Processor
 from hfcompress.tasks.outputs import Logits, OutputKind
 from hfcompress.tasks.spans import best_span
+from hfcompress.tasks.task import ByUnits
 
 if TYPE_CHECKING:  # they import torch, transformers and datasets
     from datasets import Dataset
@@ -120,7 +121,7 @@ class AskedQuestions:
         return np.array([answer_score(metric, answer, right) for answer, right in pairs])
 
 
-class QuestionAnswering:
+class QuestionAnswering(ByUnits):
     """The part of a context that answers a question; a `hfcompress.tasks.task.Task`.
 
     A context longer than the model is read in windows that overlap. A window without the answer is
@@ -257,40 +258,11 @@ class QuestionAnswering:
             not all(answer["text"] for answer in answers),
         )
 
-    def metric(self, name: str, outputs: object, references: object) -> float:
-        """Return a metric's value.
-
-        Raises:
-            DataError: as `quality`.
-        """
-        asked = cast(AskedQuestions, references)
-        return float(asked.scores(name, asked.predicted(outputs)).mean())
-
-    def quality(
-        self, metric: str, outputs: object, references: object, dense: object = None
-    ) -> Quality:
-        """Return a metric with interval over questions, and the comparison with a dense model;
-        ``agreement`` is the share of questions to which both give the same answer.
-
-        Raises:
-            DataError: another metric, or outputs that do not fit.
-        """
-        asked = cast(AskedQuestions, references)
-        own = asked.predicted(outputs)
-        other = None if dense is None else asked.predicted(dense)
-        values = [
-            None if given is None else of_mean(asked.scores(metric, given))
-            for given in (own, other)
-        ]
-        same = None if other is None else float(np.mean(np.array(own) == np.array(other)))
-        assert values[0] is not None
-        return compare_units(metric, values[0], len(own), values[1], same)
-
-    def units(self, metric: str, outputs: object, references: object) -> NDArray[np.float64]:
+    def units(self, metric: str, outputs: Logits, references: object) -> NDArray[np.float64]:
         """Return the metric of each question, [questions, 1].
 
         Raises:
-            DataError: as `quality`.
+            DataError: another metric, or outputs that do not fit.
         """
         asked = cast(AskedQuestions, references)
         return asked.scores(metric, asked.predicted(outputs))[:, None]
@@ -300,7 +272,7 @@ class QuestionAnswering:
         return of_mean(units[:, 0])
 
     def by_class(
-        self, outputs: object, references: object, dense: object, names: Sequence[str]
+        self, outputs: Logits, references: object, dense: Logits, names: Sequence[str]
     ) -> list[ClassAccuracy]:
         """Return the F1 of questions with and without an answer, of both models; empty where all
         have one."""
@@ -317,9 +289,12 @@ class QuestionAnswering:
             if side.any()
         ]  # fmt: skip
 
-    def right(self, outputs: object, references: object) -> NDArray[np.bool_] | None:
-        """Return None: an answer may be right in part."""
-        return None
+    def agreement(self, outputs: Logits, dense: Logits, references: object) -> float:
+        """Return the share of questions to which both give the same answer."""
+        asked = cast(AskedQuestions, references)
+        return float(
+            np.mean(np.array(asked.predicted(outputs)) == np.array(asked.predicted(dense)))
+        )
 
 
 def _without_answer(rows: Dataset) -> tuple[str, ...]:

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from hfcompress.config import nearest
 from hfcompress.data.config import DataConfig
 from hfcompress.errors import ConfigError, DataError
-from hfcompress.measure.bootstrap import Value, compare_units, of_mean
-from hfcompress.measure.evaluation import ClassAccuracy, Quality
+from hfcompress.measure.bootstrap import Value, of_mean
 from hfcompress.measure.ranking import (
     RANKING_METRICS,
     is_ranking_metric,
@@ -26,6 +25,7 @@ from hfcompress.measure.ranking import (
 from hfcompress.measure.vectors import EmbeddingConfig, read_vectors, store_vectors
 from hfcompress.models.loading import AutoClass, Modality, Processor
 from hfcompress.models.outputs import OutputKind
+from hfcompress.tasks.task import ByUnits
 
 if TYPE_CHECKING:  # they import torch, transformers and datasets
     from datasets import Dataset
@@ -68,7 +68,7 @@ class Pairs:
             raise DataError("a vector has NaN or infinity; check the model's weights and dtype")
 
 
-class SentenceSimilarity:
+class SentenceSimilarity(ByUnits):
     """One vector for each text; a `hfcompress.tasks.task.Task`.
 
     A side of the data is a table of pairs; each different text is encoded once.
@@ -132,39 +132,25 @@ class SentenceSimilarity:
         _, (first, second) = unique_texts(data.source[name][:] for name in names)
         return Pairs(first, second, np.asarray(data.source["label"][:], np.float64))
 
-    def metric(self, name: str, outputs: Vectors, references: object) -> float:
-        """Return a metric's value.
-
-        Raises:
-            DataError: another metric, or vectors that do not fit.
-        """
-        units = _units(name, outputs, cast(Pairs, references))
-        return self.of_units(name, units)(np.arange(len(units)))
-
-    def quality(
-        self, metric: str, outputs: Vectors, references: object, dense: Vectors | None = None
-    ) -> Quality:
-        """Return a metric with its interval over pairs or queries, and the comparison with a dense
-        model; ``agreement`` is the share of each text's ten nearest neighbours that are kept.
-
-        Raises:
-            DataError: as `metric`.
-        """
-        pairs = cast(Pairs, references)
-        units = _units(metric, outputs, pairs)
-        value = self.of_units(metric, units)
-        other = None if dense is None else self.of_units(metric, _units(metric, dense, pairs))
-        kept = None if dense is None else kept_neighbours(outputs, dense)
-        return compare_units(metric, value, len(units), other, kept)
-
     def units(self, metric: str, outputs: Vectors, references: object) -> NDArray[np.float64]:
         """Return the cosine and the score of each pair, [pairs, 2]; of a ranking metric its value
         for each query, [queries, 1].
 
         Raises:
-            DataError: as `metric`.
+            DataError: another metric, or vectors that do not fit.
         """
-        return _units(metric, outputs, cast(Pairs, references))
+        pairs = cast(Pairs, references)
+        pairs.check(outputs)
+        unit = unit_vectors(outputs)
+        if metric in SIMILARITY_METRICS:
+            cosines = (unit[pairs.first] * unit[pairs.second]).sum(1).astype(np.float64)
+            return np.stack([cosines, pairs.scores], axis=1)
+        if not is_ranking_metric(metric):
+            known = _METRICS["similarity"]
+            raise DataError(
+                f"{metric!r} is not a metric of sentence-similarity{nearest(metric, known)}"
+            )
+        return np.array(_by_query(metric, unit, pairs))[:, None]
 
     def of_units(self, metric: str, units: NDArray[np.float64]) -> Value:
         """Return the correlation of some pairs, or the mean over some queries."""
@@ -173,15 +159,9 @@ class SentenceSimilarity:
         correlation = spearman if metric == "spearman" else _pearson
         return lambda chosen: correlation(units[chosen, 0], units[chosen, 1])
 
-    def by_class(
-        self, outputs: Vectors, references: object, dense: Vectors, names: Sequence[str]
-    ) -> list[ClassAccuracy]:
-        """Return nothing: there are no classes."""
-        return []
-
-    def right(self, outputs: Vectors, references: object) -> NDArray[np.bool_] | None:
-        """Return None: a similarity is right by degrees."""
-        return None
+    def agreement(self, outputs: Vectors, dense: Vectors, references: object) -> float:
+        """Return the share of each text's ten nearest neighbours that are kept."""
+        return kept_neighbours(outputs, dense)
 
 
 def check_storage(model: object, ways: Iterable[EmbeddingConfig]) -> None:
@@ -229,19 +209,6 @@ def stored_qualities(
         }
         found.append({**stored, **quality.to_dict()})
     return found
-
-
-def _units(name: str, vectors: Vectors, pairs: Pairs) -> NDArray[np.float64]:
-    """Return what a metric is computed from: a row for each pair, or query."""
-    pairs.check(vectors)
-    unit = unit_vectors(vectors)
-    if name in SIMILARITY_METRICS:
-        cosines = (unit[pairs.first] * unit[pairs.second]).sum(1).astype(np.float64)
-        return np.stack([cosines, pairs.scores], axis=1)
-    if not is_ranking_metric(name):
-        known = _METRICS["similarity"]
-        raise DataError(f"{name!r} is not a metric of sentence-similarity{nearest(name, known)}")
-    return np.array(_by_query(name, unit, pairs))[:, None]
 
 
 def _pearson(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:

@@ -7,6 +7,7 @@ with are the task's own ``references``, made from the encoded rows; nobody else 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfcompress.data.config import DataConfig
-from hfcompress.measure.bootstrap import Value
+from hfcompress.measure.bootstrap import Value, compare_units
 from hfcompress.measure.evaluation import ClassAccuracy, Quality
 from hfcompress.models.loading import AutoClass, Modality, Processor
 from hfcompress.tasks.outputs import OutputKind
@@ -163,6 +164,79 @@ class Task(Protocol):
         """Return the metric as a function of the numbers of units, from what `units` gave."""
         ...
 
+    def same_units(self, first: NDArray[np.float64], second: NDArray[np.float64]) -> bool:
+        """Return whether what `units` gave for two models is of the same units."""
+        ...
+
     def right(self, outputs: NDArray[np.float32], references: object) -> NDArray[np.bool_] | None:
         """Return whether each answer is right; None where answers are right by degrees."""
         ...
+
+
+class ByUnits(ABC):
+    """What tasks share whose metric is computed from numbers of units: sentences, questions, pairs.
+
+    A task says what these numbers are (`units`), what the metric makes of them (`of_units`), and
+    what it means that two models agree.
+    """
+
+    @abstractmethod
+    def units(
+        self, metric: str, outputs: NDArray[np.float32], references: object
+    ) -> NDArray[np.float64]:
+        """See `Task.units`."""
+
+    @abstractmethod
+    def of_units(self, metric: str, units: NDArray[np.float64]) -> Value:
+        """See `Task.of_units`."""
+
+    @abstractmethod
+    def agreement(
+        self, outputs: NDArray[np.float32], dense: NDArray[np.float32], references: object
+    ) -> float:
+        """Return the share of the answers that both models give."""
+
+    def same_units(self, first: NDArray[np.float64], second: NDArray[np.float64]) -> bool:
+        """Return whether both are of as many units."""
+        return first.shape == second.shape
+
+    def metric(self, name: str, outputs: NDArray[np.float32], references: object) -> float:
+        """Return a metric's value.
+
+        Raises:
+            DataError: another metric, or outputs that do not fit.
+        """
+        units = self.units(name, outputs, references)
+        return self.of_units(name, units)(np.arange(len(units)))
+
+    def quality(
+        self,
+        metric: str,
+        outputs: NDArray[np.float32],
+        references: object,
+        dense: NDArray[np.float32] | None = None,
+    ) -> Quality:
+        """Return a metric with its interval over units, and the comparison with a dense model.
+
+        Raises:
+            DataError: another metric, or outputs that do not fit.
+        """
+        units, other, same = self.units(metric, outputs, references), None, None
+        if dense is not None:
+            other = self.of_units(metric, self.units(metric, dense, references))
+            same = self.agreement(outputs, dense, references)
+        return compare_units(metric, self.of_units(metric, units), len(units), other, same)
+
+    def by_class(
+        self,
+        outputs: NDArray[np.float32],
+        references: object,
+        dense: NDArray[np.float32],
+        names: Sequence[str],
+    ) -> list[ClassAccuracy]:
+        """Return nothing: there are no classes."""
+        return []
+
+    def right(self, outputs: NDArray[np.float32], references: object) -> NDArray[np.bool_] | None:
+        """Return None: a unit is right by degrees."""
+        return None

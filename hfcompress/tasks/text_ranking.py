@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from hfcompress.config import nearest
 from hfcompress.data.config import DataConfig
 from hfcompress.errors import DataError, ModelError
-from hfcompress.measure.bootstrap import Value, compare_units, of_mean
-from hfcompress.measure.evaluation import ClassAccuracy, Quality
+from hfcompress.measure.bootstrap import Value, of_mean
 from hfcompress.measure.ranking import (
     RANKING_METRICS,
     by_query,
@@ -23,6 +22,7 @@ from hfcompress.measure.ranking import (
 )
 from hfcompress.models.loading import AutoClass, Modality, Processor
 from hfcompress.models.outputs import OutputKind
+from hfcompress.tasks.task import ByUnits
 
 if TYPE_CHECKING:  # they import torch, transformers and datasets
     from datasets import Dataset
@@ -77,7 +77,7 @@ class Rankings:
             raise DataError("a score is NaN or infinity; check the model's weights and dtype")
 
 
-class TextRanking:
+class TextRanking(ByUnits):
     """A score for each query and passage; a `hfcompress.tasks.task.Task`.
 
     The passages of a query are the rows that have the query.
@@ -152,37 +152,11 @@ class TextRanking:
         assert data.groups is not None
         return Rankings.of(data.groups, data.labels.astype(np.float64)[:, 0])
 
-    def metric(self, name: str, outputs: Scores, references: object) -> float:
-        """Return the mean of a metric over queries.
-
-        Raises:
-            DataError: another metric, or scores that do not fit.
-        """
-        return float(_by_query(name, outputs, cast(Rankings, references)).mean())
-
-    def quality(
-        self, metric: str, outputs: Scores, references: object, dense: Scores | None = None
-    ) -> Quality:
-        """Return a metric with its interval over queries, and the comparison with a dense model;
-        ``agreement`` is the share of queries with the same first passage.
-
-        Raises:
-            DataError: as `metric`.
-        """
-        asked = cast(Rankings, references)
-        own = _by_query(metric, outputs, asked)
-        other = same = None
-        if dense is not None:
-            other = of_mean(_by_query(metric, dense, asked))
-            first, theirs = (_first_passages(scores, asked) for scores in (outputs, dense))
-            same = float((first == theirs).mean())
-        return compare_units(metric, of_mean(own), len(own), other, same)
-
     def units(self, metric: str, outputs: Scores, references: object) -> NDArray[np.float64]:
         """Return the metric of each query, [queries, 1].
 
         Raises:
-            DataError: as `metric`.
+            DataError: another metric, or scores that do not fit.
         """
         return _by_query(metric, outputs, cast(Rankings, references))[:, None]
 
@@ -190,15 +164,11 @@ class TextRanking:
         """Return the mean over some queries."""
         return of_mean(units[:, 0])
 
-    def by_class(
-        self, outputs: Scores, references: object, dense: Scores, names: Sequence[str]
-    ) -> list[ClassAccuracy]:
-        """Return nothing: there are no classes."""
-        return []
-
-    def right(self, outputs: Scores, references: object) -> NDArray[np.bool_] | None:
-        """Return None: a ranking is right by degrees."""
-        return None
+    def agreement(self, outputs: Scores, dense: Scores, references: object) -> float:
+        """Return the share of queries with the same first passage."""
+        asked = cast(Rankings, references)
+        first, theirs = (_first_passages(scores, asked) for scores in (outputs, dense))
+        return float((first == theirs).mean())
 
 
 def _by_query(name: str, scores: Scores, asked: Rankings) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hfcompress.config import nearest
 from hfcompress.data.config import DataConfig
 from hfcompress.errors import DataError, ModelError
-from hfcompress.measure.bootstrap import Value, compare_units, of_sums
+from hfcompress.measure.bootstrap import Value, of_sums
 from hfcompress.measure.entities import (
     TagSet,
     entity_counts,
@@ -25,9 +25,10 @@ from hfcompress.measure.entities import (
     f1_of_types,
     tag_set,
 )
-from hfcompress.measure.evaluation import ClassAccuracy, Quality, agreement, predicted_classes
+from hfcompress.measure.evaluation import ClassAccuracy, agreement, predicted_classes
 from hfcompress.models.loading import AutoClass, Modality, Processor
 from hfcompress.tasks.outputs import Logits, OutputKind
+from hfcompress.tasks.task import ByUnits
 
 if TYPE_CHECKING:  # they import torch, transformers and datasets
     from datasets import Dataset
@@ -81,7 +82,7 @@ class TaggedWords:
         return classes[self.order]
 
 
-class TokenClassification:
+class TokenClassification(ByUnits):
     """One tag for each word; a `hfcompress.tasks.task.Task`.
 
     A word is answered for by its first token. Texts longer than the model are read in windows that
@@ -223,40 +224,11 @@ class TokenClassification:
         starts = np.concatenate([first, [len(order)]])
         return TaggedWords(tags[tags >= 0][order], order, starts, tuple(labels))
 
-    def metric(self, name: str, outputs: object, references: object) -> float:
-        """Return a metric's value.
-
-        Raises:
-            DataError: as `quality`.
-        """
-        asked = cast(TaggedWords, references)
-        value = self.of_units(name, _counts(name, asked.predicted(outputs), asked))
-        return value(np.arange(len(asked.starts) - 1))
-
-    def quality(
-        self, metric: str, outputs: object, references: object, dense: object = None
-    ) -> Quality:
-        """Return a metric with interval over sentences, and the comparison with a dense model.
-
-        Raises:
-            DataError: a metric that tags without entities do not have, or outputs that do not fit.
-        """
-        asked = cast(TaggedWords, references)
-        own = asked.predicted(outputs)
-        other = None if dense is None else asked.predicted(dense)
-        return compare_units(
-            metric,
-            self.of_units(metric, _counts(metric, own, asked)),
-            len(asked.starts) - 1,
-            None if other is None else self.of_units(metric, _counts(metric, other, asked)),
-            None if other is None else agreement(own, other),
-        )
-
-    def units(self, metric: str, outputs: object, references: object) -> NDArray[np.float64]:
+    def units(self, metric: str, outputs: Logits, references: object) -> NDArray[np.float64]:
         """Return what a metric counts in each sentence, [sentences, counts].
 
         Raises:
-            DataError: as `quality`.
+            DataError: a metric that tags without entities do not have, or outputs that do not fit.
         """
         asked = cast(TaggedWords, references)
         return _counts(metric, asked.predicted(outputs), asked)
@@ -266,7 +238,7 @@ class TokenClassification:
         return of_sums(units, _share if metric == "accuracy" else _ENTITY_METRICS[metric])
 
     def by_class(
-        self, outputs: object, references: object, dense: object, names: Sequence[str]
+        self, outputs: Logits, references: object, dense: Logits, names: Sequence[str]
     ) -> list[ClassAccuracy]:
         """Return the F1 of each type of entity, of both models; empty for tags of other things."""
         asked = cast(TaggedWords, references)
@@ -285,9 +257,10 @@ class TokenClassification:
             if n
         ]
 
-    def right(self, outputs: object, references: object) -> NDArray[np.bool_] | None:
-        """Return None: a sentence may be right in part."""
-        return None
+    def agreement(self, outputs: Logits, dense: Logits, references: object) -> float:
+        """Return the share of words that both give the same tag."""
+        asked = cast(TaggedWords, references)
+        return agreement(asked.predicted(outputs), asked.predicted(dense))
 
 
 def _share(right_and_all: NDArray[np.float64]) -> float:

@@ -93,7 +93,7 @@ def test_equal_models_do_not_differ_and_a_worse_one_does() -> None:
     value, worse = number_metric("rmse", found, truth), number_metric("rmse", 3 * found, truth)
     same = compare_units("rmse", value, 80, value)
     assert (same.drop, same.paired_p) == (0.0, 1.0)
-    other = compare_units("rmse", worse, 80, value, lower_is_better=True)
+    other = compare_units("rmse", worse, 80, value)
     assert other.drop is not None
     assert other.drop > 0
     assert other.paired_p is not None

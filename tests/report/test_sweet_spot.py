@@ -280,7 +280,7 @@ def test_the_cross_validated_loss_by_hand() -> None:
     assert cross_validated_loss(rows) == pytest.approx(3 / 20)
     text = sweet_spot_sentence(rows)
     assert text.endswith(
-        "(the best of 2: chosen on nine tenths of the rows, it loses 15.0 points on the other)."
+        "(the best of 2: chosen on nine tenths of the rows, it loses 15.0 points on the tenth)."
     )
 
 
