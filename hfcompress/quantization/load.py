@@ -68,11 +68,11 @@ def load(
     check_engine_inputs(directory, manifest, engine)
     check_digests(directory, manifest, descriptions=True)
     if kind == "tokens":
-        from hfcompress.quantization.tagger import Tagger  # transformers' pipelines take long
+        from hfcompress.quantization.pipelines import Tagger  # transformers' pipelines take long
 
         return Tagger(directory, engine, labels, manifest, shape)
     if kind == "masked":
-        from hfcompress.quantization.mask_filler import MaskFiller
+        from hfcompress.quantization.pipelines import MaskFiller
 
         return MaskFiller(directory, engine, labels, manifest, shape)
     if kind == "ranking":

@@ -287,7 +287,7 @@ def test_refuses_what_cannot_be_filled(tmp_path: Path) -> None:
         fill(["a [MASK]", "a film"])
     with pytest.raises(DataError, match="example 0 is 3; give a text"):
         fill([3])
-    with pytest.raises(DataError, match="nothing to fill"):
+    with pytest.raises(DataError, match="got no text"):
         fill([])
     with pytest.raises(ConfigError, match="top_k is 0"):
         fill("a [MASK]", top_k=0)

@@ -76,7 +76,7 @@ def test_one_text_alone_is_one_of_many(model: Any, tmp_path: Path) -> None:
         )
     with pytest.raises(DataError, match="example 1 is 3; give a text"):
         tag(["film", 3])
-    with pytest.raises(DataError, match="nothing to tag"):
+    with pytest.raises(DataError, match="got no text"):
         tag([])
     with pytest.raises(ConfigError, match="refuses the options"):
         tag("film", aggregation_strategy="sometimes")
