@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks._figures import Figure
+from benchmarks._figures import Figure, kept_figures, parse_arguments, report
 from hfcompress import keep_zeros, load_module, save_module, train_one_epoch
 from hfcompress.data.image_formats import read_array
+from hfcompress.errors import MissingExtraError
 from hfcompress.inference import logits_in
 from hfcompress.measure.comparison import compare_right
 from hfcompress.measure.evaluation import confidence_interval
 from hfcompress.quantization.model import QuantizedModel
+from hfcompress.utils import quiet_libraries
 
 DATA = "/usr/share/datasets/fashion-mnist"
 FILES = {"train": "train", "test": "t10k"}
@@ -89,6 +93,50 @@ class Setting:
     def right(self, model: nn.Module | QuantizedModel) -> Right:
         """Which of the test images a model knows."""
         return right(model, self.test)
+
+
+def make_figures(
+    benchmark: str,
+    text: str | None,
+    names: Sequence[str],
+    make: Callable[[str, Setting, argparse.Namespace], Iterable[Figure]],
+    folder: str,
+    **options: str,
+) -> None:
+    """Make the figures that are not there yet, one part after the other, and write them all.
+
+    Args:
+        benchmark: its name.
+        text: of ``--help``.
+        names: of the parts.
+        make: the figures of a part, from its name, the setting and the command's arguments.
+        folder: of the kept figures, in ``--work``.
+        options: further arguments, with their help.
+    """
+    quiet_libraries()
+    torch.set_num_threads(1)
+    arguments = parse_arguments(
+        text,
+        data="folder with the four IDX files",
+        work="folder of what is made",
+        only="make one part only",
+        kept="yes: write the parts that are there, and make none",
+        **options,
+    )
+    if arguments.only not in (None, *names):
+        raise SystemExit(f"--only takes one of: {', '.join(names)}")
+    setting = Setting(Path(arguments.work or "runs/course"), Path(arguments.data or DATA))
+    figures, console = list[Figure](), Console(stderr=True)
+    for name in [arguments.only] if arguments.only else names:
+        path = setting.work / folder / f"{name.replace(' ', '-')}.json"
+        if arguments.kept and not path.is_file():
+            console.print(f"{name}: not made yet")
+            continue
+        try:
+            figures += kept_figures(path, partial(make, name, setting, arguments))
+        except MissingExtraError as error:
+            console.print(f"{name}: left out: {error}", markup=False)
+    report(figures, benchmark, None if arguments.only else arguments.json)
 
 
 def loader(data: TensorDataset, seed: int = 0) -> Batches:

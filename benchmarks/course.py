@@ -4,7 +4,7 @@
 
 The course's two convolutional networks (136,874 and 750,346 parameters, the larger with
 ``x.view(-1, 2048)``) learn Fashion-MNIST, padded to 3x32x32. Modules and rows are kept in --work,
-so that a run that was cut goes on; --only NAME makes one row (--only list names them), so that a
+so that a run that was cut goes on; --only NAME makes one row (--only list says which), so that a
 phone engine can run in an environment of its own:
 
     OTHER/bin/python -m benchmarks.course --only "int8 in executorch"
@@ -18,27 +18,25 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks._course import (
-    DATA,
     Setting,
     Signals,
     accuracy,
     fit,
     loader,
     lost,
+    make_figures,
     quick,
     right,
     scheduled,
     signals,
 )
-from benchmarks._figures import Figure, kept_figures, parse_arguments, report
+from benchmarks._figures import Figure
 from hfcompress import (
     CompressionPipeline,
     PipelineResult,
@@ -63,7 +61,7 @@ from hfcompress.errors import MissingExtraError
 from hfcompress.measure.latency import LatencyReport
 from hfcompress.quantization.engine import FileEngine
 from hfcompress.sweep.module_steps import AnyModel, ModuleStep
-from hfcompress.utils import quiet_libraries, require
+from hfcompress.utils import require
 from tests.plain_networks import CourseStudent, CourseTeacher
 
 EPOCHS, TEACHER_EPOCHS, RECOVERY, LONGER = 6, 4, 5, 2
@@ -78,30 +76,9 @@ ALL = ("Conv2d", "Linear")  # what is pruned; by default the last layer stays de
 
 def main() -> None:
     """Make every row that is not there yet, and write them all."""
-    quiet_libraries()
-    torch.set_num_threads(1)
-    arguments = parse_arguments(
-        __doc__,
-        data="folder with the four IDX files",
-        work="folder of the rows and modules",
-        only="make one row only; list names them",
-        kept="yes: write the rows that are there, and make none",
+    make_figures(
+        "course", __doc__, list(ROWS), lambda name, setting, _: ROWS[name](setting), "rows"
     )
-    if arguments.only == "list":
-        Console().print("\n".join(ROWS))
-        return
-    setting = Setting(Path(arguments.work or "runs/course"), Path(arguments.data or DATA))
-    figures = []
-    for name in [arguments.only] if arguments.only else ROWS:
-        path = setting.work / "rows" / f"{name.replace(' ', '-')}.json"
-        if arguments.kept and not path.is_file():
-            Console(stderr=True).print(f"{name}: not made yet")
-            continue
-        try:
-            figures += kept_figures(path, partial(ROWS[name], setting))
-        except MissingExtraError as error:
-            Console(stderr=True).print(f"{name}: left out: {error}", markup=False)
-    report(figures, "course", None if arguments.only else arguments.json)
 
 
 # --- the networks ------------------------------------------------------------------------------

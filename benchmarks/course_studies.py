@@ -5,11 +5,12 @@
 
 The data are those of `benchmarks.course`, whose --work folder gives the trained student. The other
 networks are small: the perceptron 784-300-100-10, and Conv1d with a GRU over the rows of pixels.
---only NAME makes one study (--only list names them).
+--only NAME makes one study (--only list says which).
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import itertools
 from collections.abc import Callable, Sequence
@@ -21,23 +22,22 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib import figure as pictures
-from rich.console import Console
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from benchmarks._course import (
-    DATA,
     Perceptron,
     Right,
     Setting,
     accuracy,
     fit,
     loader,
+    make_figures,
     pixels,
     right,
     signals,
 )
-from benchmarks._figures import Figure, kept_figures, parse_arguments, report
+from benchmarks._figures import Figure
 from benchmarks.course import INT8, signal_network, student
 from hfcompress import (
     CompressionPipeline,
@@ -58,7 +58,7 @@ from hfcompress.pruning.training_config import LotteryConfig, ProgressiveConfig
 from hfcompress.pruning.training_masks import TrainingMasks
 from hfcompress.report.plotting import colour_of, new_figure, png_bytes, style_bar_axes
 from hfcompress.sweep.module_steps import ModuleStep
-from hfcompress.utils import atomic_write, quiet_libraries
+from hfcompress.utils import atomic_write
 
 BITS = (8, 6, 5, 4, 3, 2)
 ROWS = 10_000
@@ -75,34 +75,14 @@ Row = dict[str, Any]
 
 def main() -> None:
     """Make every study that is not there yet, and write them all."""
-    quiet_libraries()
-    torch.set_num_threads(1)
-    arguments = parse_arguments(
-        __doc__,
-        data="folder with the four IDX files",
-        work="folder of what is made",
-        only="make one study only; list names them",
-        kept="yes: write the studies that are there, and make none",
-        pictures="folder of the pictures",
-    )
-    if arguments.only == "list":
-        Console().print("\n".join(STUDIES))
-        return
-    setting = Setting(Path(arguments.work or "runs/course"), Path(arguments.data or DATA))
+    pictures = {"pictures": "folder of the pictures"}
+    make_figures("course_studies", __doc__, list(STUDIES), _made, "studies", **pictures)
+
+
+def _made(name: str, setting: Setting, arguments: argparse.Namespace) -> list[Figure]:
     folder = Path(arguments.pictures or setting.work / "studies")
-    figures = []
-    for name in [arguments.only] if arguments.only else STUDIES:
-        path = setting.work / "studies" / f"{name}.json"
-        if arguments.kept and not path.is_file():
-            Console(stderr=True).print(f"{name}: not made yet")
-            continue
-        figures += kept_figures(path, partial(_made, name, setting, folder / f"{name}.png"))
-    report(figures, "course_studies", None if arguments.only else arguments.json)
-
-
-def _made(name: str, setting: Setting, picture: Path) -> list[Figure]:
     figures, drawn = STUDIES[name](setting)
-    atomic_write(picture, png_bytes(drawn))
+    atomic_write(folder / f"{name}.png", png_bytes(drawn))
     return figures
 
 
