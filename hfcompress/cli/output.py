@@ -125,17 +125,16 @@ def prediction_lines(rows: Iterable[Row]) -> Iterator[str]:
     for row in rows:
         if "question" in row:
             yield f"{row['answer']} {row['score']:.4f}  {row['question']}"
-            continue
-        if "label" in row:
+        elif "label" in row:
             yield f"{row['label']} {row['score']:.4f}  {row['text']}"
-            continue
-        yield row["text"]
-        for one in (one for place in row.get("masks", ()) for one in place):
-            yield f"  {one['token_str']} {one['score']:.4f}  {one['sequence']}"
-        if "masks" in row:
-            continue
-        for entity in row["entities"]:
-            words = row["text"][entity["start"] : entity["end"]]
-            yield f"  {entity['entity_group']} {entity['score']:.4f}  {words}"
-        if not row["entities"]:
-            yield "  no entities"
+        elif "masks" in row:
+            yield row["text"]
+            for one in (one for place in row["masks"] for one in place):
+                yield f"  {one['token_str']} {one['score']:.4f}  {one['sequence']}"
+        else:
+            yield row["text"]
+            for entity in row["entities"]:
+                words = row["text"][entity["start"] : entity["end"]]
+                yield f"  {entity['entity_group']} {entity['score']:.4f}  {words}"
+            if not row["entities"]:
+                yield "  no entities"

@@ -84,7 +84,7 @@ def distill_step(
     report = StepReport(details=done).with_details(
         teacher_layers=layers,
         teacher_parameters=count_parameters(teacher),
-        # A vocabulary is too wide for the picture that these are of.
+        # What is kept of a masked token is a probability, and no logits to draw.
         teacher_logits=[]
         if context.examples.kind == "masked"
         else teacher_logits(teacher, context.eval),
