@@ -159,7 +159,8 @@ def _chosen_text(rows: Sequence[Row]) -> str:
     metric = metric_of(rows)
     change = "nothing" if lost <= 0 else f"{points_text(metric, lost).lstrip('+')} points"
     return (
-        f" (the best of {count}: chosen on nine tenths of the rows, it loses {change} on the tenth)"
+        f" (the best of {count}: chosen on nine tenths of the rows and measured on the rest, it "
+        f"loses {change})"
     )
 
 

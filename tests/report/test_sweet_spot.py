@@ -279,9 +279,8 @@ def test_the_cross_validated_loss_by_hand() -> None:
     # loses nothing and a two: b, which loses 1 there. On the others b is the better one.
     assert cross_validated_loss(rows) == pytest.approx(3 / 20)
     text = sweet_spot_sentence(rows)
-    assert text.endswith(
-        "(the best of 2: chosen on nine tenths of the rows, it loses 15.0 points on the tenth)."
-    )
+    assert "(the best of 2: chosen on nine tenths of the rows and measured on the rest" in text
+    assert text.endswith("it loses 15.0 points).")
 
 
 def test_no_cross_validated_loss_without_counts_for_each_fold() -> None:
