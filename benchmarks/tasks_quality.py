@@ -11,8 +11,8 @@ widths by magnitude, distilled alike), and becomes int8 in ONNX Runtime (blocks 
 activations by token; the engine's plain dynamic way). A figure is the mean over the seeds of the
 difference from the seed's own dense model; its spread is the smallest and largest, of one seed its
 paired interval, and the note has the number of seeds and the standard error of one's difference.
-STS-B is the published model's embeddings, made smaller as the recipe ``embeddings-shrink`` says, one
-seed.
+STS-B is the published model's embeddings, made smaller as the recipe ``embeddings-shrink`` says, in
+one seed.
 
 Runs are kept in --work, so that one that was cut goes on; --only NAME,NAME measures some data sets,
 --verbs zeros,half,int8 some verbs; int8 must be among them.
