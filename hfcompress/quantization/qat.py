@@ -160,7 +160,7 @@ def quantization_aware(model: nn.Module, config: QuantizationConfig) -> Iterator
 
 
 def quantizable(model: nn.Module, config: QuantizationConfig) -> dict[str, nn.Module]:
-    """Return the modules that a config's backend quantizes, by name.
+    """Return the modules that a config's backend quantizes, by name; not those without weights.
 
     Raises:
         TargetError: an ``exclude`` pattern that matches nothing.
@@ -173,7 +173,7 @@ def quantizable(model: nn.Module, config: QuantizationConfig) -> dict[str, nn.Mo
     for name, module in compressible_modules(model).items():
         if isinstance(module, nn.Conv2d) and not arithmetic.convolutions:
             continue
-        if id(module.weight) not in tied:
+        if id(module.weight) not in tied and module.weight.numel():
             found[name] = module
     excluded |= {name for name, module in found.items() if has_own_forward(module)}
     return {name: module for name, module in found.items() if name not in excluded}

@@ -127,7 +127,9 @@ def _vocabularies(experiment: Experiment) -> dict[int | None, int]:
     model = experiment.loaded.model
     everything: dict[int | None, int] = {None: int(getattr(model.config, "vocab_size", 0) or 0)}
     texts = experiment.examples.train
-    if experiment.examples.modality != "text" or texts is None:
+    examples = experiment.examples
+    # Pseudo-perplexities over other tokens cannot be compared.
+    if examples.modality != "text" or examples.kind == "masked" or texts is None:
         return everything
     rows = column_texts(texts, experiment.examples.columns)
     try:

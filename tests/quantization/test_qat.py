@@ -15,6 +15,8 @@ from transformers import Trainer, TrainingArguments
 from hfcompress import PruningCallback, PruningConfig, PruningTrainingConfig, prune
 from hfcompress.errors import ConfigError, TargetError
 from hfcompress.layers.affine import dequantize_layer_weights, quantize_layer_weights
+from hfcompress.models.sublayers import sublayers
+from hfcompress.models.surgery import keep_units
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.qat import (
     Arithmetic,
@@ -26,7 +28,7 @@ from hfcompress.quantization.qat import (
     quantization_aware,
 )
 from hfcompress.quantization.quantize import quantize
-from tests.tiny_models import logits, text_batches, text_model
+from tests.tiny_models import logits, shrinkable_model, text_batches, text_model
 
 
 class Rows(torch.utils.data.Dataset[dict[str, Tensor]]):
@@ -215,6 +217,18 @@ def test_a_training_that_fails_leaves_the_weights_alone() -> None:
         raise RuntimeError("no more")
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert "forward" not in vars(model.classifier)
+
+
+def test_a_layer_that_shrinking_left_empty_stays_as_it_is() -> None:
+    model = shrinkable_model("bert")
+    keep_units(model, next(part for part in sublayers(model) if part.kind == "neurons"), [])
+    inputs, config = text_batches()[0], QuantizationConfig(backend="torch")
+    expected = logits(model, inputs)
+    with quantization_aware(model, config) as fake:
+        assert "bert.encoder.layer.0.intermediate.dense" not in fake.modules
+        assert "bert.encoder.layer.1.intermediate.dense" in fake.modules
+        rounded = logits(model, inputs)
+    assert 0 < (rounded - expected).abs().max() < 0.5 * (expected.max() - expected.min())
 
 
 def test_bad_input() -> None:

@@ -35,7 +35,7 @@ def test_a_new_head_learns_to_rank_and_passes_through_the_steps(tmp_path: Path) 
         {"finetune": {"epochs": 10, "batch_size": 10, "learning_rate": 3e-3}},
         {"distill": {**DISTILL, "cache": True}},
         {"prune": {"sparsity": 0.2}},
-        {"quantize": {"backend": "onnxruntime"}},
+        {"quantize": {"backend": "onnxruntime", "reduce_range": True}},
     ]
     recipe = plan(tmp_path, *steps, labels=2, save_models=True, measure={"every_step": True})
     found = run(parse_recipe(recipe), tmp_path / "run")

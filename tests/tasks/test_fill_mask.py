@@ -243,7 +243,8 @@ TEXTS = ["a [MASK] film", "the [MASK] was [MASK]", "good good good music is [MAS
 def test_folders_answer_as_the_pipeline(tmp_path: Path, backend: str, mode: str) -> None:
     pytest.importorskip(backend)
     model, tokenizer = masked_bert(), tiny_tokenizer()
-    config = QuantizationConfig.from_dict({"backend": backend, "mode": mode})
+    narrow = {"reduce_range": True} if (backend, mode) == ("onnxruntime", "dynamic") else {}
+    config = QuantizationConfig.from_dict({"backend": backend, "mode": mode, **narrow})
     folder = quantize(model, config).save(tmp_path / "folder", tokenizer)
     fill: Any = hfcompress.load(folder)
     if mode == "dynamic":

@@ -158,7 +158,7 @@ def _answers_alike(folder: Path, images: list[str], capsys: pytest.CaptureFixtur
         scores = [[part["score"] for part in found] for found in (own, theirs, one)]
         np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)
         # torch's int8 has one scale for the activations of a batch.
-        np.testing.assert_allclose(sorted(scores[0]), sorted(scores[2]), atol=0.05)
+        np.testing.assert_allclose(sorted(scores[0]), sorted(scores[2]), atol=0.1)
     line = f"{alone[0][0]['label']} {alone[0][0]['score']:.4f}  {images[0]}"
     assert main(["predict", str(folder), images[0]]) == 0
     assert capsys.readouterr().out.strip() == line

@@ -382,7 +382,9 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        # Attention masks are finfo.min, and NNCF takes means of many; what that spoils is measured.
+        overflow = np.errstate(over="ignore", invalid="ignore")
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), overflow:
             # nncf 3.4, 2026-11: caused by its own use of torch and numpy.
             warnings.filterwarnings("ignore", module=r"(nncf|openvino)\b")
             yield
