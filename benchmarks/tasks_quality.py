@@ -69,12 +69,12 @@ DATA = {
     "mrpc": TaskData(
         "MRPC accuracy", "text-classification",
         {"text": ["sentence1", "sentence2"], "label": "label", "max_length": 128},
-        {"epochs": 4, "learning_rate": 1e-4}, PAIRS,
+        {"epochs": 3, "learning_rate": 1e-4}, PAIRS,
     ),
     "sick": TaskData(
         "SICK accuracy", "text-classification",
         {"text": ["premise", "hypothesis"], "label": "label", "max_length": 96},
-        {"epochs": 4, "learning_rate": 1e-4}, PAIRS,
+        {"epochs": 3, "learning_rate": 1e-4}, PAIRS,
     ),
     "wnut17": TaskData(
         "WNUT-17 entity F1", "token-classification",
