@@ -105,7 +105,7 @@ def image_rows(rows: Dataset, column: str, processor: object) -> tuple[Dataset, 
             pass  # an image that cannot be read must not stop the training later
         if failed:
             raise unreadable_images(failed)
-        raw = _undecoded(rows, column)
+        raw = undecoded(rows, column)
         return raw.with_transform(_Loader(column, maker)), ImageCollator(scale, shift)
     kept = np.empty((len(rows), *first.shape[1:]), first.dtype)
     done = 0
@@ -246,7 +246,7 @@ def _images(
         for chunk in array_chunks(rows, column):
             yield from (from_array(array).convert(wanted) for array in chunk)
         return
-    for index, row in enumerate(_undecoded(rows, column).select_columns(column)):
+    for index, row in enumerate(undecoded(rows, column).select_columns(column)):
         try:
             yield open_image(row[column], f"row {index}", grey)
         except UnreadableImageError as error:
@@ -268,7 +268,7 @@ def readable_rows(
         return rows, ()
     keep: list[int] = []
     failed: list[UnreadableImageError] = []
-    for index, row in enumerate(_undecoded(rows, column).select_columns(column)):
+    for index, row in enumerate(undecoded(rows, column).select_columns(column)):
         try:
             open_image(row[column], f"row {index}")
             keep.append(index)
@@ -292,7 +292,7 @@ def unreadable_images(failed: Sequence[UnreadableImageError]) -> DataError:
     )
 
 
-def _undecoded(rows: Dataset, column: str) -> Dataset:
+def undecoded(rows: Dataset, column: str) -> Dataset:
     """The rows with images as paths and bytes, so that an error can name the file."""
     if isinstance(rows.features[column], datasets.Image):
         return rows.cast_column(column, datasets.Image(decode=False))

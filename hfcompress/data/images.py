@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _ORIENTATION = 0x0112
+_TURNED = (5, 6, 7, 8)
+"""Orientations that swap height and width."""
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 """Pillow's modes of more than 8 bits a value, all of them grey."""
 
@@ -59,13 +61,65 @@ def open_image(value: object, where: str, grey: bool = False) -> Image:
     Raises:
         UnreadableImageError: no image, or one that is cut short; the sentence names the file.
     """
-    name = where
-    if isinstance(value, dict) and value.get("path"):
-        name = str(value["path"]) if Path(value["path"]).is_file() else f"{value['path']}, {where}"
     try:
         return upright(_decode(value), grey)
     except (*_PILLOW_ERRORS, _bomb_error()) as error:
-        raise UnreadableImageError(_problem(error), name) from None
+        raise UnreadableImageError(_problem(error), _named(value, where)) from None
+
+
+def open_mask(value: object, where: str) -> NDArray[np.integer[Any]]:
+    """One mask: the number of each pixel, [height, width]; of a palette the place in it.
+
+    Args:
+        value: as `open_image` takes it, or lists of numbers.
+        where: the row, for messages; a file's own name goes before it.
+
+    Raises:
+        UnreadableImageError: no image, one that is cut short, or one of colours.
+    """
+    try:
+        whole = isinstance(value, (list, np.ndarray))
+        array = np.asarray(value if whole else _decode(value))
+    except (*_PILLOW_ERRORS, _bomb_error()) as error:
+        raise UnreadableImageError(_problem(error), _named(value, where)) from None
+    if array.ndim == 3 and array.shape[-1] and (array == array[..., :1]).all():
+        array = array[..., 0]
+    if array.ndim != 2 or array.dtype.kind not in "biu" or not array.size:
+        raise UnreadableImageError(
+            "a mask has one class number for each pixel, and this is an image of colours",
+            _named(value, where),
+        )
+    return array.astype(np.uint8) if array.dtype.kind == "b" else array
+
+
+def image_size(value: object, where: str) -> tuple[int, int]:
+    """Height and width of an image as `open_image` gives it, mostly without decoding it.
+
+    Args:
+        value, where: as there.
+
+    Raises:
+        UnreadableImageError: as there.
+    """
+    from PIL import Image
+
+    try:
+        if isinstance(value, dict) and {"bytes", "path"} & value.keys():
+            stored = value.get("bytes")
+            with Image.open(io.BytesIO(stored) if stored else value["path"]) as opened:
+                turned = opened.getexif().get(_ORIENTATION, 1) in _TURNED
+                return (opened.width, opened.height) if turned else (opened.height, opened.width)
+    except (*_PILLOW_ERRORS, _bomb_error()) as error:
+        raise UnreadableImageError(_problem(error), _named(value, where)) from None
+    image = open_image(value, where)
+    return image.height, image.width
+
+
+def _named(value: object, where: str) -> str:
+    """A file's own name before the row."""
+    if isinstance(value, dict) and value.get("path"):
+        return str(value["path"]) if Path(value["path"]).is_file() else f"{value['path']}, {where}"
+    return where
 
 
 def _bomb_error() -> type[Exception]:

@@ -41,7 +41,7 @@ from hfcompress.data.targets import Targets, find_targets, targeted
 from hfcompress.errors import DataError, ModelError
 from hfcompress.models.labels import Alignment, align_labels, label_names, numbers_of, unlike_labels
 from hfcompress.models.loading import LoadedModel, Modality
-from hfcompress.models.outputs import VECTORS, OutputKind
+from hfcompress.models.outputs import VECTORS, OutputKind, ignored_label
 
 _TEXT = (Value("string"), Value("large_string"))
 
@@ -61,6 +61,7 @@ class Examples:
         dropped: what was left out, as ``reason -> rows``.
         notes: what was decided on the user's behalf, one sentence each.
         choose: rows of the training side that candidates are chosen on; None without them.
+        ignored: class number of pixels that count nowhere, where masks are compared.
     """
 
     train: Dataset | None
@@ -73,6 +74,7 @@ class Examples:
     choose: Dataset | None = None
     kind: OutputKind = "classification"
     config: DataConfig | None = None
+    ignored: int = 255
 
     def aligned(self, alignment: Alignment) -> Examples:
         """The same examples with the class numbers and the order of a model.
@@ -321,9 +323,11 @@ def align_examples(examples: Examples, loaded: LoadedModel, name: str) -> Exampl
         ModelError: the labels do not correspond.
         DataError: labels that may count the model's classes from 0 or from 1.
     """
+    own = label_names(loaded.model.config)
+    if examples.kind == "pixels":  # the numbers in masks are the model's own
+        return replace(examples, labels=own, ignored=ignored_label(loaded.model.config))
     if loaded.new_head or examples.kind in (*VECTORS, "ranking"):
         return examples
-    own = label_names(loaded.model.config)
     if examples.kind == "regression" and len(own) != len(examples.labels):
         raise ModelError(
             f"model {name!r} gives {len(own)} numbers and the data have {len(examples.labels)}; "

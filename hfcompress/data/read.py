@@ -103,7 +103,7 @@ def _read_files(
         )
     found, notes = DatasetDict(), list[str]()
     for item in files:
-        split = _split_name(item) if len(files) > 1 else "train"
+        split = split_name(item) if len(files) > 1 else "train"
         rows, more = _read_file(item, source, config, modality)
         notes += more
         found[split] = concatenate_datasets([found[split], rows]) if split in found else rows
@@ -181,7 +181,8 @@ def _format(path: Path) -> str | None:
     return _FORMATS.get(suffixes[-1]) if suffixes else None
 
 
-def _split_name(path: Path) -> str:
+def split_name(path: Path) -> str:
+    """Return the split that a file or folder is named after; its first word where none is."""
     words = path.name.split(".")[0].lower().replace("-", "_").split("_")
     return next((_SPLIT_NAMES[word] for word in words if word in _SPLIT_NAMES), words[0])
 

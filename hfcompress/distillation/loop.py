@@ -22,6 +22,7 @@ from hfcompress.inference import call_model, logits_in
 from hfcompress.measure.macs import evaluation_mode
 from hfcompress.tasks.loaders import Batch, Loader, named_batches
 from hfcompress.training.loops import loss_of_logits, task_of, to_device
+from hfcompress.training.outputs import no_label
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,8 @@ def _losses(
     with torch.no_grad():
         theirs = logits_in(_ask(teacher, batch, maps))
     labels = batch.get("labels")
-    counted = labels != -100 if labels is not None and loss.task in ("tokens", "masked") else None
+    by_place = labels is not None and loss.task in ("tokens", "masked", "pixels")
+    counted = labels != no_label(student) if labels is not None and by_place else None
     total = loss.alpha * loss.soft(mine, theirs, counted)
     if loss.alpha < 1:
         hard = loss_of_logits(student, mine, batch["labels"], None)

@@ -150,7 +150,8 @@ def soft_loss(
         task: what the logits mean.
         mask: non-zero where something counts: (batch,) for classification, multi_label and
             regression; (batch, tokens) for tokens, and for spans, whose distribution is over the
-            tokens. None counts all.
+            tokens; (batch, height, width) for pixels, of any size: each logit has the nearest
+            pixel's. None counts all.
 
     Raises:
         ConfigError: a temperature that is not above 0.
@@ -164,6 +165,11 @@ def soft_loss(
         return sigmoid_divergence(student_logits, teacher_logits, temperature, mask)
     if task == "regression":
         return logits_mse(student_logits, teacher_logits, task, mask)
+    if task == "pixels":
+        mask = _on_grid(mask, student_logits)
+        student_logits, teacher_logits = (
+            logits.movedim(1, -1) for logits in (student_logits, teacher_logits)
+        )
     return kl_divergence(student_logits, teacher_logits, temperature, mask)
 
 
@@ -185,6 +191,8 @@ def logits_mse(
     difference = (student_logits - teacher_logits.detach()).square()
     if task == "spans":
         return masked_mean(difference, None if mask is None else mask.unsqueeze(-2))
+    if task == "pixels":
+        return masked_mean(difference.mean(1), _on_grid(mask, student_logits))
     return masked_mean(difference.mean(-1), mask)
 
 
@@ -260,6 +268,14 @@ def span_divergence(
         student_logits = student_logits.masked_fill(padding, lowest)
         teacher_logits = teacher_logits.masked_fill(padding, lowest)
     return kl_divergence(student_logits, teacher_logits, temperature)
+
+
+def _on_grid(mask: Tensor | None, logits: Tensor) -> Tensor | None:
+    """Return a mask of pixels on the grid of logits, (batch, height, width)."""
+    if mask is None:
+        return None
+    size = (logits.shape[-2], logits.shape[-1])
+    return F.interpolate(mask[:, None].float(), size=size, mode="nearest")[:, 0]
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -24,6 +24,7 @@ from hfcompress.distillation.teacher_outputs import (
     QUERY,
     LayerStates,
     TeacherOutputs,
+    fit_pixels,
     fit_tokens,
 )
 from hfcompress.distillation.teachers import Teacher, TeacherLike, as_teacher
@@ -36,11 +37,11 @@ from hfcompress.distillation.vector_losses import (
 from hfcompress.errors import ConfigError, DataError, ModelError
 from hfcompress.inference import logits_in, with_decoder_inputs
 from hfcompress.models.architectures import blocks, family_of
-from hfcompress.models.outputs import BY_TOKEN, KIND_NAMES, VECTORS
+from hfcompress.models.outputs import BY_PLACE, BY_TOKEN, KIND_NAMES, VECTORS
 from hfcompress.training.hard_loss import Task
 from hfcompress.training.outputs import (
     Inputs,
-    counted_tokens,
+    counted_places,
     infer_task,
 )
 from hfcompress.training.trainer import count_rows
@@ -188,8 +189,8 @@ class TeacherLoss:
                 pair.layers.add_vector_projection(logits, taught.logits)
 
     def position_mask(self, inputs: Inputs) -> Tensor | None:
-        """Return the mask of logits that count: of tokens, or None for all rows."""
-        return counted_tokens(self.student, inputs) if self.task in BY_TOKEN else None
+        """Return the mask of logits that count: of tokens or pixels, or None for all rows."""
+        return counted_places(self.student, inputs) if self.task in BY_PLACE else None
 
     def part_counts(self, inputs: Inputs) -> dict[str, Tensor]:
         """Return what each term averages over in a batch: rows, positions or tokens."""
@@ -258,6 +259,8 @@ class TeacherLoss:
         if self.task in BY_TOKEN:
             dimension = 2 if self.task == "spans" else 1
             theirs = fit_tokens(theirs, logits.shape[dimension], dimension)
+        elif self.task == "pixels":
+            theirs = fit_pixels(theirs, logits)
         terms: dict[str, Tensor] = {}
         if self.weights.get("soft_loss"):
             terms["soft_loss"] = self.soft(logits, theirs, mask)

@@ -55,7 +55,8 @@ class TeacherOutputs(LayerStates):
 
     Attributes:
         logits: (batch, classes); (batch, tokens, classes) for tokens; (batch, 2, tokens), start
-            and end, for spans; (batch, targets) for regression.
+            and end, for spans; (batch, classes, height, width) for pixels; (batch, targets) for
+            regression.
     """
 
     logits: Tensor
@@ -82,6 +83,19 @@ def fit_tokens(tensor: Tensor, tokens: int, *dimensions: int) -> Tensor:
         elif missing < 0:
             tensor = tensor.narrow(dimension, 0, tokens)
     return tensor
+
+
+def fit_pixels(tensor: Tensor, student: Tensor) -> Tensor:
+    """Return a teacher's logits of pixels on the student's grid, bilinear between its own.
+
+    Args:
+        tensor: the teacher's, (batch, classes, height, width).
+        student: the student's; only its height and width are read.
+    """
+    size = (student.shape[-2], student.shape[-1])
+    if tensor.shape[-2:] == size:
+        return tensor
+    return torch.nn.functional.interpolate(tensor, size, mode="bilinear", align_corners=False)
 
 
 ROW = "row"

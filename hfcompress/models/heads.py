@@ -31,6 +31,8 @@ def align_head(
     if labels is None:
         return None
     own = label_names(settings)
+    if kind == "pixels":
+        return _align_masks(settings, labels, own, name, new_head)
     if new_head and not _answers(settings, kind):
         return None
     if kind in ("regression", "ranking"):  # numbers have no names that could differ
@@ -39,6 +41,31 @@ def align_head(
     found = align_labels(labels, own, new_head)
     if found is None and not new_head:
         raise ModelError(unlike_labels(labels, own, f"model {name!r}"))
+    return found
+
+
+def _align_masks(
+    settings: PreTrainedConfig, labels: list[str], own: list[str], name: str, new_head: bool
+) -> Alignment | None:
+    """As `align_head`, where the data are masks of class numbers: without names of classes the
+    model's own head is kept.
+
+    Raises:
+        ModelError: names in another order than the model's, or other names and no new head.
+    """
+    heads = [str(head) for head in settings.architectures or ()]
+    if not any(head.endswith("ForSemanticSegmentation") for head in heads):
+        return None
+    if are_default_names(labels):
+        return Alignment(tuple(range(len(own))), tuple(own))
+    found = align_labels(labels, own, new_head)
+    if found is None and not new_head:
+        raise ModelError(unlike_labels(labels, own, f"model {name!r}"))
+    if found is not None and found.places != tuple(range(len(labels))):
+        raise ModelError(
+            f"data.labels are {', '.join(labels)} and model {name!r} has {', '.join(own)}; masks "
+            f"hold class numbers, so name them in the model's order"
+        )
     return found
 
 

@@ -13,6 +13,7 @@ OutputKind = Literal[
     "tokens",
     "masked",
     "spans",
+    "pixels",
     "similarity",
     "retrieval",
     "ranking",
@@ -23,8 +24,9 @@ OutputKind = Literal[
 true or false. ``regression``: (batch, targets), the logits are the numbers asked for. ``tokens``:
 (batch, tokens, classes), one class per token; of a causal language model the classes are its
 vocabulary. ``masked``: (batch, tokens, vocabulary), the token that is behind a mask.
-``spans``: (batch, 2, tokens), scores of the first and the last token of an answer. ``similarity``
-and ``retrieval``: (batch, size), a vector for each text, compared with scored pairs, or to find a
+``spans``: (batch, 2, tokens), scores of the first and the last token of an answer. ``pixels``:
+(batch, classes, height, width), one class per pixel, often on a coarser grid. ``similarity`` and
+``retrieval``: (batch, size), a vector for each text, compared with scored pairs, or to find a
 query's passages. ``ranking``: (batch, 1), the log-odds that a passage answers its query.
 """
 
@@ -48,6 +50,7 @@ KIND_NAMES: Mapping[OutputKind, str] = MappingProxyType(
         "tokens": "a label for each token",
         "masked": "the token behind a mask",
         "spans": "the first and the last token of an answer",
+        "pixels": "a class for each pixel",
         "similarity": "a vector for each text",
         "retrieval": "a vector for each text",
         "ranking": "one score for a query and a passage",
@@ -81,3 +84,15 @@ VECTORS: tuple[OutputKind, ...] = ("similarity", "retrieval")
 
 BY_TOKEN: tuple[OutputKind, ...] = ("tokens", "masked", "spans")
 """Kinds whose outputs are of tokens, so that an example has as many as it has tokens."""
+
+BY_PLACE: tuple[OutputKind, ...] = (*BY_TOKEN, "pixels")
+"""Kinds with outputs for each token or pixel of an example."""
+
+
+def ignored_label(config: object) -> int:
+    """Return the label that a model's own loss leaves out: that of segmentation models is in their
+    config, others have -100."""
+    for name in ("semantic_loss_ignore_index", "loss_ignore_index"):
+        if isinstance(found := getattr(config, name, None), int):
+            return found
+    return -100

@@ -84,9 +84,9 @@ def distill_step(
     report = StepReport(details=done).with_details(
         teacher_layers=layers,
         teacher_parameters=count_parameters(teacher),
-        # What is kept of a masked token is a probability, and no logits to draw.
+        # What is kept of a masked token or of an image are numbers, and no logits to draw.
         teacher_logits=[]
-        if context.examples.kind == "masked"
+        if context.examples.kind in ("masked", "pixels")
         else teacher_logits(teacher, context.eval),
     )
     return state.after(config, report, student), report

@@ -28,6 +28,7 @@ from hfcompress.data.encode import Encoded, encode_texts
 from hfcompress.data.image_batches import ImageCollator
 from hfcompress.data.images import augment_images
 from hfcompress.data.load import load_texts
+from hfcompress.data.masks import MaskCollator
 from hfcompress.distillation.text_augmentation import mixed_texts
 from hfcompress.errors import ConfigError
 from hfcompress.pruning.targets import select_targets
@@ -35,6 +36,7 @@ from hfcompress.recipes.step_configs import DistillConfig, FinetuneConfig, Recov
 from hfcompress.steps.checkpoints import kept_loss, last_checkpoint, save_whole
 from hfcompress.steps.context import Context
 from hfcompress.storage.temporary import temporary_folder
+from hfcompress.training.outputs import infer_task
 from hfcompress.training.tracking import check_tracker, logs_in
 from hfcompress.utils import Device, Progress
 
@@ -183,7 +185,7 @@ def trains_on_processor(device: Device | None) -> bool:
 
 def training_view(rows: Encoded, config: FinetuneConfig) -> Encoded:
     """The rows as training shows them: images in random views, in the memory format asked for."""
-    if not isinstance(rows.collate, ImageCollator):
+    if not isinstance(rows.collate, (ImageCollator, MaskCollator)):
         return rows
     augmentation = config.image_augmentation
     change = None if augmentation is None else partial(augment_images, config=augmentation)
@@ -225,6 +227,10 @@ def check_training(model: nn.Module, config: Any) -> None:
                 raise ConfigError(
                     "image_augmentation and channels_last are for models that read images; "
                     "leave them out"
+                )
+            if part.image_augmentation and infer_task(model) == "pixels":
+                raise ConfigError(
+                    "image_augmentation changes images and not their masks; leave it out"
                 )
         distillation = getattr(part, "distillation", None)
         if isinstance(part, RecoverConfig) and distillation and distillation.compares_passages:

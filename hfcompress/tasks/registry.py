@@ -12,6 +12,7 @@ from hfcompress.models.download import Commit, from_hub
 from hfcompress.models.loading import ModelConfig, model_source
 from hfcompress.tasks.fill_mask import FILL_MASK
 from hfcompress.tasks.image_classification import IMAGE_CLASSIFICATION
+from hfcompress.tasks.image_segmentation import IMAGE_SEGMENTATION
 from hfcompress.tasks.question_answering import QUESTION_ANSWERING
 from hfcompress.tasks.sentence_similarity import SENTENCE_SIMILARITY
 from hfcompress.tasks.task import Task
@@ -28,6 +29,7 @@ _ALL: tuple[Task, ...] = (
     QUESTION_ANSWERING,
     FILL_MASK,
     IMAGE_CLASSIFICATION,
+    IMAGE_SEGMENTATION,
     SENTENCE_SIMILARITY,
     TEXT_RANKING,
 )
@@ -38,6 +40,7 @@ _OWN_SYNONYMS = {
     "feature-extraction": SENTENCE_SIMILARITY.name,
     "reranking": TEXT_RANKING.name,
     "cross-encoder": TEXT_RANKING.name,
+    "semantic-segmentation": IMAGE_SEGMENTATION.name,
 }
 
 

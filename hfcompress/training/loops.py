@@ -13,7 +13,7 @@ from hfcompress.errors import ConfigError, DataError, ModelError
 from hfcompress.inference import call_model, logits_in
 from hfcompress.measure.evaluation import compute_metric
 from hfcompress.tasks.loaders import Batch, Loader, named_batches
-from hfcompress.training.hard_loss import Task, hard_loss
+from hfcompress.training.hard_loss import Task, at_labels, hard_loss
 from hfcompress.training.outputs import infer_task
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -85,7 +85,10 @@ def evaluate(model: nn.Module | Runs, loader: Loader, metric: str | Metric | Non
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         outputs = call_model(model, inputs) if isinstance(model, nn.Module) else model(**inputs)
         logits, wanted = logits_in(outputs).float().cpu(), batch["labels"].cpu()
-        check_labels(logits, wanted, task_of(network, wanted))
+        task = task_of(network, wanted)
+        check_labels(logits, wanted, task)
+        if task == "pixels":
+            logits, wanted = at_labels(logits, wanted)
         found.append(logits.flatten(0, -2) if wanted.dim() == logits.dim() - 1 else logits)
         labels.append(wanted.flatten() if wanted.dim() == logits.dim() - 1 else wanted)
     return _score(torch.cat(found), torch.cat(labels), metric)
@@ -154,6 +157,13 @@ def check_labels(logits: Tensor, labels: Tensor, task: Task) -> None:
                 f"labels of type {labels.dtype} and shape {list(labels.shape)} do not fit logits "
                 f"of shape {list(logits.shape)}; class labels must be integers: write "
                 f"labels.long()"
+            )
+        return
+    if task == "pixels":
+        if logits.dim() != 4 or labels.dim() != 3 or len(labels) != len(logits):
+            raise DataError(
+                f"labels of shape {list(labels.shape)} do not fit logits of shape "
+                f"{list(logits.shape)}; give a mask for each image, [rows, height, width]"
             )
         return
     if labels.shape not in (logits.shape[:1], logits.shape[:-1]):

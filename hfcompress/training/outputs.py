@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
@@ -19,6 +20,7 @@ from transformers.models.auto.modeling_auto import (
 from hfcompress.inference import LABELS as LABELS
 from hfcompress.models.cross_encoder import is_cross_encoder
 from hfcompress.models.modeling_embedding import EmbeddingModel
+from hfcompress.models.outputs import ignored_label
 from hfcompress.tasks.outputs import KIND_OF_PROBLEM
 from hfcompress.training.hard_loss import Task
 from hfcompress.utils import unwrapped
@@ -34,6 +36,7 @@ _TOKENS = frozenset(
     }
 )
 _MASKED = frozenset(MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()) - _TOKENS
+_PIXELS = frozenset(MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.values())
 
 
 def infer_task(model: nn.Module, label: object = None) -> Task:
@@ -42,7 +45,7 @@ def infer_task(model: nn.Module, label: object = None) -> Task:
     Args:
         model: any model; wrappers (LoRA, ``torch.compile``) do not change its task.
         label: the label of one row, if any; a vector of floats means multi_label, of class
-            numbers tokens; one float means regression.
+            numbers tokens, a mask of them pixels; one float means regression.
     """
     model = unwrapped(model)
     if isinstance(model, EmbeddingModel):
@@ -52,6 +55,8 @@ def infer_task(model: nn.Module, label: object = None) -> Task:
         return "spans"
     if name in _MASKED:
         return "masked"
+    if name in _PIXELS:
+        return "pixels"
     if name in _TOKENS:
         return "tokens"
     if config is not None and is_cross_encoder(config):
@@ -73,6 +78,8 @@ def _task_of_label(label: object) -> Task:
         return "classification"
     if values.is_floating_point():
         return "multi_label" if values.dim() and values.numel() > 1 else "regression"
+    if values.dim() == 2:
+        return "pixels"
     return "tokens" if values.dim() else "classification"
 
 
@@ -81,15 +88,25 @@ def is_causal(model: nn.Module) -> bool:
     return type(unwrapped(model)).__name__ in _CAUSAL
 
 
-def counted_tokens(model: nn.Module, inputs: Inputs) -> Tensor | None:
-    """Return which tokens count in a loss on a teacher's outputs, or None where all do.
+def no_label(model: nn.Module) -> int:
+    """Return the label that a model's loss leaves out: -100, or that of pixels in its config."""
+    inner = unwrapped(model)
+    pixels = type(inner).__name__ in _PIXELS
+    return ignored_label(getattr(inner, "config", None)) if pixels else -100
+
+
+def counted_places(model: nn.Module, inputs: Inputs) -> Tensor | None:
+    """Return which tokens or pixels count in a loss on a teacher's outputs, or None where all do.
 
     Tokens count where they are no padding, and those of taggers and of masked language models where
     they have a label: no teacher was trained on what it says of the other pieces of a word, or of
-    tokens that are neither masked nor replaced (-100).
+    tokens that are neither masked nor replaced (-100). Pixels count where they have a label.
     """
-    mask, labels = token_mask(model, inputs), inputs.get("labels")
+    labels = inputs.get("labels")
     name = type(unwrapped(model)).__name__
+    if name in _PIXELS:
+        return None if labels is None else labels != no_label(model)
+    mask = token_mask(model, inputs)
     if labels is None or not (name.endswith("ForTokenClassification") or name in _MASKED):
         return mask
     labelled: Tensor = labels != -100

@@ -24,6 +24,7 @@ from hfcompress.training.outputs import (
     is_transformers,
     labels_of,
     loss_of,
+    no_label,
 )
 from hfcompress.training.shares import ItemCount, LoggedParts, UpdateShares
 from hfcompress.utils import unwrapped
@@ -249,7 +250,7 @@ class TermsTrainer(Trainer):
             labels = inputs["shift_labels"]
         elif shifts and labels.dim() > 1:
             labels = labels[..., 1:]
-        return (labels != -100).sum()
+        return (labels != no_label(cast(nn.Module, self.model))).sum()
 
     def loss_divisor(self, items: Items) -> float:
         """Return the number by which ``Trainer`` will divide the loss of a batch."""
