@@ -173,7 +173,7 @@ def quantizable(model: nn.Module, config: QuantizationConfig) -> dict[str, nn.Mo
     for name, module in compressible_modules(model).items():
         if isinstance(module, nn.Conv2d) and not arithmetic.convolutions:
             continue
-        if id(module.weight) not in tied and module.weight.numel():
+        if id(module.weight) not in tied and module.get_parameter("weight").numel():
             found[name] = module
     excluded |= {name for name, module in found.items() if has_own_forward(module)}
     return {name: module for name, module in found.items() if name not in excluded}
