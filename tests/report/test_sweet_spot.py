@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.special import bdtr
 
 from hfcompress.measure.evaluation import compare, count_folds
 from hfcompress.report.findings import (
@@ -227,22 +227,29 @@ def test_rows_to_choose_on_decide_and_the_measured_ones_are_reported() -> None:
 
 def _measured(loss: float, trials: int, seed: int, n: int = 872) -> list[dict[str, Any]]:
     """Rows of a dense model of 90 % and of trials of which each loses as much in truth."""
+    return _rows_of([(f"method {trial}", 0.5, loss) for trial in range(1, trials + 1)], seed, n)
+
+
+def _rows_of(
+    trials: list[tuple[str, float, float]], seed: int, n: int = 872
+) -> list[dict[str, Any]]:
+    """Rows of a dense model of 90 %, and of trials: method, sparsity, and the loss in truth."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, n)
     dense = np.where(rng.random(n) < 0.9, labels, 1 - labels)
     rows: list[dict[str, Any]] = []
-    for trial in range(trials + 1):
+    for method, sparsity, loss in [("dense", 0.0, 0.0), *trials]:
         chance = np.where(dense == labels, (0.03 + loss) / 0.9, 0.03 / 0.1)
-        own = np.where(rng.random(n) < chance, 1 - dense, dense) if trial else dense
+        own = np.where(rng.random(n) < chance, 1 - dense, dense) if sparsity else dense
         folds = count_folds(own, dense, labels)
         lost, gained = sum(folds["lost"]), sum(folds["gained"])
-        value, sparsity = sum(folds["right"]) / n, 0.5 if trial else 0.0
+        value = sum(folds["right"]) / n
         half = 1.96 * np.sqrt(value * (1 - value) / n)
-        p_value = min(1.0, 2 * float(binom.cdf(min(lost, gained), lost + gained, 0.5)))
+        p_value = min(1.0, 2 * float(bdtr(min(lost, gained), lost + gained, 0.5)))
         rows.append(
             {
-                "method": f"method {trial}" if trial else "dense", "requested_sparsity": sparsity,
-                "actual_sparsity": sparsity, "metric": "accuracy", "value": value,
+                "method": method, "requested_sparsity": sparsity,
+                "actual_sparsity": sparsity, "metric": "accuracy", "value": value, "n": n,
                 "low": value - half, "high": value + half, "drop": (lost - gained) / n,
                 "mcnemar_p": p_value, "agreement": sum(folds["agree"]) / n, "folds": folds,
             }
@@ -261,6 +268,36 @@ def test_the_cross_validated_loss_is_that_of_new_rows_where_the_best_of_many_loo
     assert np.mean(flattered) < 0  # no loss to be seen, and a gain of luck
     assert abs(np.mean(honest) - 0.01) < 3 * np.std(honest) / np.sqrt(len(honest))
     assert np.std(honest) / np.sqrt(len(honest)) < 0.003
+
+
+def test_choosing_on_all_rows_is_as_good_as_on_a_share_of_many_and_better_than_of_few() -> None:
+    losses = {0.3: 0.0, 0.4: 0.002, 0.5: 0.005, 0.6: 0.01, 0.7: 0.02, 0.8: 0.04, 0.9: 0.1}
+    trials = [(f"{times}", sparsity, times * loss) for times in (1, 2)
+              for sparsity, loss in losses.items()]  # fmt: skip
+    truth = {(method, sparsity): loss for method, sparsity, loss in trials}
+    measured = [_rows_of(trials, seed) for seed in range(30)]
+
+    def in_truth(n: int | None) -> float:
+        """What the sweet spot loses in truth, chosen on other rows or (None) on the measured."""
+        found = []
+        for seed, rows in enumerate(measured):
+            other = rows if n is None else _rows_of(trials, 1000 + seed, n)
+            keys = ("value", "low", "high", "drop", "mcnemar_p", "agreement", "n")
+            best = sweet_spot(
+                [{**row, "choice": {key: one[key] for key in keys}}
+                 for row, one in zip(rows, other, strict=True)]
+            )  # fmt: skip
+            found.append(0.0 if best is None else truth[best.method, best.requested or 0.0])
+        return float(np.mean(found))
+
+    of_all = in_truth(None)
+    said = float(np.mean([cross_validated_loss(rows) or 0.0 for rows in measured]))
+    spots = [spot for rows in measured if (spot := sweet_spot(rows)) is not None]
+    seen = float(np.mean([spot.drop or 0.0 for spot in spots]))
+    assert abs(in_truth(692) - of_all) < 0.005  # a tenth of SST-2's 6,920 training rows
+    assert in_truth(87) > 2 * of_all  # a tenth of 870: too few to see a loss
+    assert abs(said - of_all) < 0.004  # what the headline says of the choice
+    assert seen < 0.7 * of_all  # the sweet spot's own drop, which flatters
 
 
 def test_the_cross_validated_loss_by_hand() -> None:
