@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,8 @@ def plan_table(found: Plan) -> Table:
 
 
 def prediction_rows(directory: str | Path, examples: Sequence[str]) -> list[Row]:
-    """Return what a model's folder answers: labels, entities, tokens, or answers to questions.
+    """Return what a model's folder answers: labels, entities, tokens, shares of pixels, or answers
+    to questions.
 
     Args:
         directory: that ``quantize(...).save`` wrote.
@@ -111,6 +113,8 @@ def prediction_rows(directory: str | Path, examples: Sequence[str]) -> list[Row]
         ]
     if predictor.kind == "masked":
         return [{"text": text, "masks": _by_mask(predictor(text))} for text in examples]
+    if predictor.kind == "pixels":
+        return [{"text": path, "segments": _shares(predictor(path))} for path in examples]
     labelled = zip(examples, predictor(list(examples)), strict=True)
     return [{"text": text, **best} for text, best in labelled]
 
@@ -120,6 +124,14 @@ def _by_mask(found: list[Any]) -> list[list[Row]]:
     return found if isinstance(found[0], list) else [found]
 
 
+def _shares(found: list[Any]) -> list[Row]:
+    """Return the labels of an image and their shares of its pixels."""
+    return [
+        {"label": one["label"], "share": one["mask"].histogram()[255] / math.prod(one["mask"].size)}
+        for one in found
+    ]
+
+
 def prediction_lines(rows: Iterable[Row]) -> Iterator[str]:
     """Yield the lines that show `prediction_rows`."""
     for row in rows:
@@ -127,6 +139,9 @@ def prediction_lines(rows: Iterable[Row]) -> Iterator[str]:
             yield f"{row['answer']} {row['score']:.4f}  {row['question']}"
         elif "label" in row:
             yield f"{row['label']} {row['score']:.4f}  {row['text']}"
+        elif "segments" in row:
+            yield row["text"]
+            yield from (f"  {one['label']} {one['share']:.4f}" for one in row["segments"])
         elif "masks" in row:
             yield row["text"]
             for one in (one for place in row["masks"] for one in place):

@@ -14,11 +14,13 @@ from hfcompress.tasks.outputs import OutputKind
 
 PADDING = -10000.0
 """Logit of a token that is padding: finite, because infinities give NaN in a KL divergence."""
+PLACES = 32
+"""Places in height and in width at which the logits of an image are compared."""
 
 
 def output_values(parts: Sequence[Logits], batches: Sequence[Arrays], kind: OutputKind) -> Logits:
     """Return the logits that count, [outputs, columns]: of rows, or of tokens that are text; of
-    answers the two ends of each token.
+    answers the two ends of each token; of pixels those of `PLACES` x `PLACES` at most.
 
     Args:
         parts: logits of each batch.
@@ -53,6 +55,9 @@ def distributions(parts: Sequence[Logits], batches: Sequence[Arrays], kind: Outp
 def _text_tokens(logits: Logits, batch: Arrays, kind: OutputKind) -> Logits:
     if kind == "spans":
         logits = logits.transpose(0, 2, 1)
+    elif kind == "pixels":
+        down, right = (max(1, size // PLACES) for size in logits.shape[2:])
+        return logits[:, :, ::down, ::right].transpose(0, 2, 3, 1).reshape(-1, logits.shape[1])
     elif kind not in BY_TOKEN:
         return logits
     found: Logits = logits[_is_text(logits.shape[1], batch)]

@@ -1,4 +1,4 @@
-"""``example.py`` of a deployable folder: imports only the engine, and `tokenizers` or `pillow`."""
+"""``example.py`` of a folder of a model of texts: imports only the engine, and `tokenizers`."""
 
 from __future__ import annotations
 
@@ -7,47 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from hfcompress.data.levels import eight_bits
-from hfcompress.quantization.pixels import make_pixels, open_upright
 from hfcompress.tasks.outputs import OutputKind, label_scores, masked_tokens, word_scores
 
-_IMAGE_SCRIPT = '''\
-"""Classify images with this folder: python example.py photo.jpg another.png
-
-Needs: pip install {packages}
-"""
-
-import json
-import sys
-from pathlib import Path
-
-import numpy as np
-{imports}
-
-FOLDER = Path(__file__).parent
-
-
-def read(name):
-    return json.loads((FOLDER / name).read_text(encoding="utf-8"))
-
-
-{reading}
-
-{scores}
-
-{run}
-
-def main(paths):
-    manifest, labels = read("hfcompress.json"), read("config.json")["id2label"]
-    pixels = make_pixels([open_upright(path) for path in paths], manifest["image"])
-    logits = np.asarray(run({{"pixel_values": pixels}}))
-    for path, row in zip(paths, label_scores(logits, manifest["output"])):
-        print(f"{{labels[str(row.argmax())]}} {{row.max():.4f}} {{path}}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:] or sys.exit("give image files: python example.py photo.jpg"))
-'''
 _TEXT_SCRIPT = '''\
 """{title}
 
@@ -371,41 +332,26 @@ def embedding_script(backend: str, graph: str) -> str:
     )
 
 
-def example_script(backend: str, images: bool = False, kind: OutputKind = "classification") -> str:
-    """Return the text of ``example.py``.
+def example_script(backend: str, kind: OutputKind = "classification") -> str:
+    """Return the text of ``example.py`` of a model that reads sentences.
 
     Args:
         backend: the engine that it uses.
-        images: whether it reads image files instead of sentences.
         kind: what the logits mean.
     """
     packages, imports, run = ENGINES[backend]
-    if not images:
-        tokenizers = " tokenizers" if backend not in ("torch", "torchao") else ""
-        answers = _ANSWERS[kind]
-        imports, run = (
-            text.replace("SequenceClassification", answers.head) for text in (imports, run)
-        )
-        return _TEXT_SCRIPT.format(
-            title=answers.title,
-            packages=packages + tokenizers,
-            imports=imports,
-            scores="\n\n".join(source_of(function) for function in answers.functions),
-            run=run,
-            examples=answers.examples,
-            answer=answers.answer,
-            default=answers.default,
-        )
-    imports, run = (text.replace("ForSequence", "ForImage") for text in (imports, run))
-    reading = "\n\n".join(
-        source_of(function) for function in (eight_bits, open_upright, make_pixels)
-    )
-    return _IMAGE_SCRIPT.format(
-        packages=f"{packages} numpy pillow",
+    tokenizers = " tokenizers" if backend not in ("torch", "torchao") else ""
+    answers = _ANSWERS[kind]
+    imports, run = (text.replace("SequenceClassification", answers.head) for text in (imports, run))
+    return _TEXT_SCRIPT.format(
+        title=answers.title,
+        packages=packages + tokenizers,
         imports=imports,
-        reading=reading,
-        scores=source_of(label_scores),
+        scores="\n\n".join(source_of(function) for function in answers.functions),
         run=run,
+        examples=answers.examples,
+        answer=answers.answer,
+        default=answers.default,
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from hfcompress.models.cross_encoder import is_cross_encoder, is_cross_encoder_folder
 from hfcompress.models.download import local_folder
 from hfcompress.models.embedding_layout import has_layout
-from hfcompress.models.outputs import BY_TOKEN
+from hfcompress.models.outputs import BY_PLACE
 from hfcompress.quantization.backends import import_backend
 from hfcompress.quantization.manifest import (
     MANIFEST,
@@ -33,6 +33,7 @@ def load(
         hfcompress.load("reranker").predict(pairs)     # scores, of a reranker's folder
         hfcompress.load("reader")(question="Who?", context="Ada did.")    # an answer
         hfcompress.load("backbone")("a [MASK] film")   # the likeliest tokens
+        hfcompress.load("segmenter").predict("photo.jpg")    # a mask for each label
 
     Args:
         directory: the folder, or its name on the hub (``org/name``, ``org/name@REVISION``).
@@ -63,7 +64,7 @@ def load(
     labels = read_labels(directory)
     kind = read_output_kind(directory, manifest, len(labels))
     check_digests(directory, manifest, descriptions=False)
-    prepare = None if kind in BY_TOKEN else find_preparation(directory, manifest)
+    prepare = None if kind in BY_PLACE else find_preparation(directory, manifest)
     engine = import_backend(manifest["backend"]).load_engine(directory, threads)
     check_engine_inputs(directory, manifest, engine)
     check_digests(directory, manifest, descriptions=True)
@@ -75,6 +76,10 @@ def load(
         from hfcompress.quantization.pipelines import MaskFiller
 
         return MaskFiller(directory, engine, labels, manifest, shape)
+    if kind == "pixels":
+        from hfcompress.quantization.pipelines import Segmenter
+
+        return Segmenter(directory, engine, labels, manifest, shape)
     if kind == "ranking":
         from hfcompress.quantization.reranker import Reranker
 

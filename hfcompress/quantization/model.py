@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import (
     QuestionAnsweringModelOutput,
+    SemanticSegmenterOutput,
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
@@ -25,12 +26,13 @@ from hfcompress.data.encode import Encoded, text_limit
 from hfcompress.errors import ModelError, OutputError, first_line
 from hfcompress.inference import Batches, Logits, predict_with
 from hfcompress.models.modeling_embedding import EmbeddingModel, save_layout
-from hfcompress.models.outputs import BY_TOKEN
+from hfcompress.models.outputs import BY_PLACE
 from hfcompress.models.upload import push
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.coverage import Coverage
 from hfcompress.quantization.engine import SPAN_OUTPUTS, Engine, FileEngine
 from hfcompress.quantization.example_script import embedding_script, example_script
+from hfcompress.quantization.image_script import image_script
 from hfcompress.quantization.inputs import as_batches
 from hfcompress.quantization.manifest import (
     FORMAT,
@@ -64,6 +66,9 @@ _DEFAULT_MAX_LENGTH = 512
 _NO_LIMIT = 10**6
 """From here on ``model_max_length`` means that a tokenizer has no limit."""
 Side = Literal["left", "right"]
+_OUTPUTS: dict[OutputKind, Any] = {
+    **dict.fromkeys(("tokens", "masked"), TokenClassifierOutput), "pixels": SemanticSegmenterOutput,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class QuantizedModel(FormerPlain):
         notes: warnings for the user, one sentence each.
         mixed: what mixed precision keeps in fp32; None without mixed precision.
         distance: how far its logits are from the fp32 model's.
-        outputs: number of logits of a row, or of a token.
+        outputs: number of logits of a row, a token or a pixel.
     """
 
     engine: Engine
@@ -106,20 +111,19 @@ class QuantizedModel(FormerPlain):
         """
         placed = dict(zip(self.engine.inputs, tensors, strict=False))
         logits = torch.from_numpy(self.logits({**placed, **inputs}))
-        if self.kind in ("tokens", "masked"):
-            return cast(SequenceClassifierOutput, TokenClassifierOutput(logits=logits))
         if self.kind == "spans":
             found: Any = QuestionAnsweringModelOutput()
             for name, part in zip(SPAN_OUTPUTS, logits.unbind(1), strict=True):
                 found[name] = part
             return cast(SequenceClassifierOutput, found)
-        return SequenceClassifierOutput(logits=logits)
+        made = _OUTPUTS.get(self.kind, SequenceClassifierOutput)(logits=logits)
+        return cast(SequenceClassifierOutput, made)
 
     @property
     def kind(self) -> OutputKind:
         """What the logits mean."""
         task = infer_task(self.source)
-        if task in (*BY_TOKEN, "ranking"):
+        if task in (*BY_PLACE, "ranking"):
             return task
         config = getattr(self.source, "config", None)
         return output_kind(getattr(config, "problem_type", None), self.outputs)
@@ -238,7 +242,7 @@ def _example(quantized: QuantizedModel, manifest: Manifest) -> str:
         return embedding_script(backend, manifest.get("graph", ""))
     if quantized.kind == "spans":
         return question_script(backend)
-    return example_script(backend, "image" in manifest, quantized.kind)
+    return (image_script if "image" in manifest else example_script)(backend, quantized.kind)
 
 
 def _move_graph(engine: Engine, folder: Path, graph: Graph) -> None:
@@ -286,10 +290,6 @@ def default_card(quantized: QuantizedModel, manifest: Manifest) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _architecture(model: nn.Module) -> dict[str, list[str]]:
-    return {"architectures": [type(model).__name__]}
-
-
 def _write_config(quantized: QuantizedModel, path: Path) -> None:
     """Write ``config.json`` with its labels, which transformers leaves out where they are default.
 
@@ -300,7 +300,8 @@ def _write_config(quantized: QuantizedModel, path: Path) -> None:
         if not path.exists():
             quantized.source.config.save_pretrained(path.parent)
         return
-    text = config.to_json_string() if config else json.dumps(_architecture(quantized.source))
+    named_class = {"architectures": [type(quantized.source).__name__]}
+    text = config.to_json_string() if config else json.dumps(named_class)
     if path.exists():
         text = path.read_text(encoding="utf-8")
     named = (config.id2label if config else None) or {

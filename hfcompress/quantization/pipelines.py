@@ -1,4 +1,4 @@
-"""``Tagger`` and ``MaskFiller``: transformers' pipelines around an engine."""
+"""``Tagger``, ``MaskFiller`` and ``Segmenter``: transformers' pipelines around an engine."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from transformers import (
     AutoConfig,
     AutoTokenizer,
     FillMaskPipeline,
+    ImageSegmentationPipeline,
     PreTrainedConfig,
     PreTrainedModel,
     TokenClassificationPipeline,
 )
 from transformers.modeling_outputs import TokenClassifierOutput
 
-from hfcompress.errors import ConfigError, DataError, first_line
+from hfcompress.errors import ConfigError, DataError, ModelError, first_line
 from hfcompress.quantization.predictor import Predictor
+from hfcompress.quantization.preparation import ImagePreparation, SavedProcessor, open_example
 from hfcompress.tasks.outputs import OutputKind
 
 if TYPE_CHECKING:
@@ -38,6 +40,11 @@ class EngineModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         """Return the CPU, which engines run on."""
         return torch.device("cpu")
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return fp32, which engines read."""
+        return torch.float32
+
     def forward(self, **inputs: Tensor) -> TokenClassifierOutput:
         """Return the engine's logits."""
         arrays = {name: value.numpy() for name, value in inputs.items()}
@@ -50,6 +57,11 @@ class _Tagging(TokenClassificationPipeline):
 
 
 class _Filling(FillMaskPipeline):
+    def check_model_type(self, supported_models: object) -> None:
+        """Take an engine, which is in no list of models."""
+
+
+class _Segmenting(ImageSegmentationPipeline):
     def check_model_type(self, supported_models: object) -> None:
         """Take an engine, which is in no list of models."""
 
@@ -203,3 +215,70 @@ class MaskFiller(_OfPipeline):
                     f"example {place} has no {self.tokenizer.mask_token} in its first "
                     f"{self._longest} tokens; write it where a token is asked for"
                 )
+
+
+class Segmenter(Predictor):
+    """Images in, a mask for each label out, as ``pipeline("image-segmentation")`` gives them.
+
+    Args:
+        folder: with image processor and config.
+        engine, labels, manifest: as in `Predictor`.
+        shape: as in `load`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        engine: Engine,
+        labels: list[str],
+        manifest: Manifest,
+        shape: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(engine, labels, None, manifest, shape, "pixels")
+        self._reads: ImagePreparation | None = None
+        if not (folder / "preprocessor_config.json").is_file():
+            return
+        saved = SavedProcessor(folder)
+        self._reads, self._processor = ImagePreparation(saved), saved.processor
+        self._config = AutoConfig.from_pretrained(  # nosec B615 # a folder
+            folder, local_files_only=True, trust_remote_code=False
+        )
+
+    def __call__(  # type: ignore[override]  # a mask is no score
+        self, examples: object
+    ) -> list[Any]:
+        """Segment::
+
+            segment = hfcompress.load("segmenter")
+            segment("photo.jpg")    # [{"score": None, "label": "sky", "mask": <PIL.Image>}, ...]
+
+        Args:
+            examples: a path or an image, or a list of them; they are computed one by one, because
+                their sizes differ.
+
+        Returns:
+            For each image a list with a label for each class that is in it, in the order of the
+            classes, and its mask: an image of mode ``L`` of the same size, 255 where the class is;
+            that of the one image alone, where one is given. transformers gives no score of a class.
+
+        Raises:
+            DataError: no image, something that is not an image, or a folder without image
+                processor.
+        """
+        if self._reads is None:
+            raise DataError("the folder has no image processor; save the model with one")
+        rows, single = self._reads.rows(examples)
+        segment: Any = _Segmenting(  # type: ignore[no-untyped-call]
+            model=EngineModel(self._config, self), image_processor=self._processor
+        )
+        found = [segment(open_example(row).convert("RGB")) for row in rows]
+        if not found:
+            raise DataError("got no image; give at least one")
+        return found[0] if single else found
+
+    def predict(self, examples: object) -> list[Any]:
+        """Return what a call does."""
+        return self(examples)
+
+    def _scores(self, examples: object, text_pair: object, batch_size: int) -> Any:
+        raise ModelError("this model gives a class for each pixel, not scores of an image; call it")

@@ -222,7 +222,7 @@ class ImagePreparation:
 
     def __call__(self, rows: list[Row]) -> Arrays:
         """Return ``pixel_values``."""
-        return {IMAGE_INPUT: self._make([_open(row) for row in rows])}
+        return {IMAGE_INPUT: self._make([open_example(row) for row in rows])}
 
 
 class SavedProcessor:
@@ -230,6 +230,9 @@ class SavedProcessor:
 
     Args:
         folder: with ``preprocessor_config.json``.
+
+    Attributes:
+        processor: what it has loaded.
 
     Raises:
         ModelError: the processor cannot be loaded; code of the folder is not run.
@@ -239,7 +242,7 @@ class SavedProcessor:
         from transformers import AutoImageProcessor
 
         try:
-            self._processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]  # nosec B615
+            self.processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]  # nosec B615
                 folder, backend="pil", trust_remote_code=False, local_files_only=True
             )
         except Exception as error:  # a damaged file raises many kinds
@@ -251,7 +254,7 @@ class SavedProcessor:
     def __call__(self, images: list[Image]) -> Pixels:
         """Return float32 [images, channels, height, width]."""
         coloured = [image.convert("RGB") for image in images]
-        return np.asarray(self._processor(coloured, return_tensors="np")[IMAGE_INPUT])
+        return np.asarray(self.processor(coloured, return_tensors="np")[IMAGE_INPUT])
 
 
 def _is_image(given: object) -> bool:
@@ -271,7 +274,7 @@ def _image(row: object, place: int) -> Row:
     return row
 
 
-def _open(item: object) -> Image:
+def open_example(item: object) -> Image:
     """Open an image file, or take an image in memory, upright and with 8 bits a value.
 
     Raises:

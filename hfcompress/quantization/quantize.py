@@ -21,7 +21,7 @@ from hfcompress.inference import Logits, dense_logits
 from hfcompress.measure.environment import slow_int8
 from hfcompress.measure.macs import evaluation_mode
 from hfcompress.models.architectures import compressible_modules
-from hfcompress.models.outputs import BY_TOKEN
+from hfcompress.models.outputs import BY_TOKEN, OutputKind
 from hfcompress.quantization.backends import import_backend
 from hfcompress.quantization.config import MODES, QuantizationConfig
 from hfcompress.quantization.coverage import (
@@ -126,8 +126,12 @@ def quantize(
             f"{type(model).__name__} ({reasons}); choose another backend or mode"
         )
     notes = (*_notes(model, config), *_mixed_notes(mixed), *lost)
-    outputs = dense[0].shape[1 if kind == "spans" else -1]
+    outputs = dense[0].shape[1 if kind in ("spans", "pixels") else -1]
     return QuantizedModel(engine, config, coverage, given, notes, mixed, distance, outputs)
+
+
+_DIMENSIONS: dict[OutputKind, int] = {**dict.fromkeys(BY_TOKEN, 3), "pixels": 4}
+"""Of logits whose kind has not a row of them for each example."""
 
 
 def _dense(model: Classifier, rows: Sequence[Arrays]) -> list[Logits]:
@@ -146,8 +150,8 @@ def _dense(model: Classifier, rows: Sequence[Arrays]) -> list[Logits]:
         raise CalibrationError(
             f"{name} cannot read the calibration rows ({', '.join(rows[0])}): {first_line(error)}"
         ) from error
-    by_token = infer_task(model) in BY_TOKEN
-    if any(logits.ndim != 2 + by_token for logits in dense):
+    dimensions = _DIMENSIONS.get(infer_task(model), 2)
+    if any(logits.ndim != dimensions for logits in dense):
         raise ModelError(
             f"{name} gives logits of the shape {list(dense[0].shape)}; quantize takes models with "
             f"one row of logits for each example"

@@ -139,6 +139,7 @@ _QUESTION = ('"Who wrote it?"', '"Ada Lovelace wrote it in 1843."')
 _USES = {
     "text-classification": (*_PIPELINE, '("a sentence")'),
     "image-classification": (*_PIPELINE, '("photo.jpg")'),
+    "image-segmentation": (*_PIPELINE, '("photo.jpg")'),
     "fill-mask": (*_PIPELINE, '(f"a {model.tokenizer.mask_token} film")'),
     "sentence-similarity": (
         "sentence_transformers import SentenceTransformer",

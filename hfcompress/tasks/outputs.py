@@ -90,3 +90,20 @@ def masked_tokens(
             best = np.argsort(-scores[place], kind="stable")[:count]
             found.append([(int(number), float(scores[place][number])) for number in best])
     return found
+
+
+def pixel_classes(logits: Logits, height: int, width: int) -> NDArray[np.int64]:
+    """Return the class of each pixel of an image, bilinear between the logits of a model's grid.
+
+    Args:
+        logits: [classes, rows, columns] of one image.
+        height, width: of the image.
+    """
+    full: Logits = np.asarray(logits, np.float32)
+    for axis, wanted in ((1, height), (2, width)):
+        size = full.shape[axis]
+        places = np.clip((np.arange(wanted) + 0.5) * (size / wanted) - 0.5, 0, size - 1)
+        weights = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(size))).astype(np.float32)
+        full = np.moveaxis(np.tensordot(weights, full, ([1], [axis])), 0, axis)
+    classes: NDArray[np.int64] = full.argmax(0)
+    return classes

@@ -19,6 +19,7 @@ from hfcompress.inference import dense_logits
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.engine import Arrays
 from hfcompress.quantization.example_script import example_script
+from hfcompress.quantization.image_script import image_script
 from hfcompress.quantization.inputs import as_batches, as_classifier
 from hfcompress.quantization.phone import RowEngine, modules_of_sizes, static_rows
 from hfcompress.quantization.quantize import quantize
@@ -96,7 +97,8 @@ def test_litert_refuses_what_needs_names_of_modules() -> None:
 @pytest.mark.parametrize("backend", PHONES)
 def test_example_scripts_compile(backend: str) -> None:
     for images in (True, False):
-        compile(example_script(backend, images), "example.py", "exec")
+        script = image_script(backend) if images else example_script(backend)
+        compile(script, "example.py", "exec")
 
 
 @pytest.mark.parametrize("mode", MODES)
