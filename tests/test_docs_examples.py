@@ -16,6 +16,7 @@ from tests.plain_networks import NETWORKS, CourseStudent
 from tests.tasks.asked import save_reader
 from tests.tasks.masked import save_backbone
 from tests.tasks.ranked import reranker_folder
+from tests.tasks.segmented import pictures, save_segformer
 from tests.test_readme import blocks_of, read
 from tests.tiny_embeddings import embedding_folder
 from tests.tiny_images import convnet, image_batches
@@ -51,6 +52,8 @@ def names(
     embedding_folder(Path("embedder"))
     save_reader(Path("reader"))
     save_backbone(Path("backbone"))
+    save_segformer(Path("segmenter"))
+    pictures(1)[0][0].save("photo.jpg")
     words = [*GOOD, *FILLER]
     texts = [f"{words[i % 15]} {words[i % 7]} {words[i % 4]}" for i in range(32)]
     batches = [dict(tokenizer(texts[i : i + 8], padding=True, return_tensors="pt")) for i in (0, 8)]

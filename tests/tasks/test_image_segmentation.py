@@ -11,22 +11,34 @@ import torch
 from datasets import Dataset, Image
 from numpy.typing import NDArray
 from PIL import Image as Pillow
+from transformers import AutoModelForSemanticSegmentation
 
+import hfcompress
+from hfcompress.checkpoint.save import save_compressed
 from hfcompress.data.config import DataConfig
 from hfcompress.data.load import align_examples
 from hfcompress.data.masks import OUTSIDE, Masks, read_masks
-from hfcompress.errors import ConfigError, DataError, ModelError
+from hfcompress.distillation.config import DistillationLossConfig
+from hfcompress.distillation.losses import soft_loss
+from hfcompress.distillation.teacher_loss import TeacherLoss
+from hfcompress.errors import ConfigError, DataError, ModelError, TargetError
 from hfcompress.inference import predict
+from hfcompress.measure.size import count_parameters
 from hfcompress.models.loading import LoadedModel
 from hfcompress.recipes.schema import parse_recipe
+from hfcompress.shrinking.config import ShrinkConfig
+from hfcompress.shrinking.shrink import shrink
 from hfcompress.sweep import comparison
 from hfcompress.sweep.run import run
 from hfcompress.tasks import image_segmentation
 from hfcompress.tasks.image_segmentation import IMAGE_SEGMENTATION as TASK
 from hfcompress.tasks.image_segmentation import SegmentedImages
 from hfcompress.tasks.registry import find_task, infer_task
+from hfcompress.training.hard_loss import at_labels, hard_loss
+from hfcompress.training.loops import evaluate
 from tests.tasks.segmented import (
     CLASSES,
+    SIDE,
     pictures,
     processor,
     save_segformer,
@@ -340,3 +352,94 @@ def test_finds_the_task_by_synonym_and_by_the_head() -> None:
     config = tiny_segformer().config
     config.architectures = ["SegformerForSemanticSegmentation"]
     assert infer_task(config, "m") is TASK
+
+
+# --- distilling and shrinking ------------------------------------------------------------------
+
+
+def test_the_teacher_is_followed_where_pixels_have_a_label() -> None:
+    found = examples()
+    ((_, batch),) = TASK.encode(found, found.train, processor(), None).batches(6)
+    student, teacher = tiny_segformer(0), tiny_segformer(1)
+    with TeacherLoss(student, teacher, DistillationLossConfig(temperature=2.0)) as terms:
+        assert terms.task == "pixels"
+        outputs = student(pixel_values=batch["pixel_values"])
+        taught = terms(student, batch, outputs)["soft_loss"]
+        counts = terms.part_counts(batch)
+    labelled = batch["labels"] != 255
+    assert counts["soft_loss"] == labelled.sum()
+    on_grid = labelled[:, ::4, ::4]  # the nearest pixel of each logit
+    assert not on_grid.all()
+    with torch.no_grad():
+        theirs = teacher(pixel_values=batch["pixel_values"]).logits
+    own, other = (
+        (logits.movedim(1, -1)[on_grid] / 2).double().log_softmax(-1)
+        for logits in (outputs.logits, theirs)
+    )
+    expected = 4 * (other.exp() * (other - own)).sum(-1).mean().item()
+    assert taught.item() == pytest.approx(terms.weights["soft_loss"] * expected, rel=1e-4)
+
+
+def test_a_teacher_on_another_grid_is_resized() -> None:
+    student, teacher = tiny_segformer(0), tiny_segformer(1, strides=[2, 2])
+    images = torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    outputs = student(pixel_values=images)
+    with TeacherLoss(student, teacher, DistillationLossConfig(temperature=1.0)) as terms:
+        found = terms(student, {"pixel_values": images}, outputs)["soft_loss"]
+    with torch.no_grad():
+        theirs = teacher(pixel_values=images).logits
+    assert theirs.shape[-1] == 2 * outputs.logits.shape[-1]
+    halved = torch.nn.functional.interpolate(theirs, scale_factor=0.5, mode="bilinear")
+    assert found.item() == pytest.approx(soft_loss(outputs.logits, halved, 1.0, "pixels").item())
+
+
+def test_the_loss_on_masks_is_the_models_own() -> None:
+    model, found = tiny_segformer(), examples()
+    ((_, batch),) = TASK.encode(found, found.train, processor(), None).batches(6)
+    outputs = model(**batch)
+    own = hard_loss(outputs.logits, batch["labels"], "pixels")
+    assert own.item() == pytest.approx(outputs.loss.item(), rel=1e-5)
+    full, labels = at_labels(outputs.logits, batch["labels"])
+    counted = labels != -100
+    right = (full.argmax(-1) == labels)[counted].float().mean().item()
+    assert evaluate(model, [batch]) == pytest.approx(right)
+    with pytest.raises(DataError, match=r"give a mask for each image, \[rows, height, width\]"):
+        evaluate(model, [{**batch, "labels": torch.zeros(6).long()}])
+
+
+def test_a_shrunk_model_is_what_is_reloaded(tmp_path: Path) -> None:
+    model, images = tiny_segformer(), torch.randn(4, 3, SIDE, SIDE)
+    shrink(model, ShrinkConfig(macs=0.8, calibration_rows=4), [{"pixel_values": images}])
+    save_compressed(model, tmp_path / "shrunk")
+    kind: Any = AutoModelForSemanticSegmentation
+    again = kind.from_pretrained(tmp_path / "shrunk")
+    assert count_parameters(again) < count_parameters(tiny_segformer())
+    with torch.inference_mode():
+        assert torch.equal(again(images).logits, model(images).logits)
+
+
+def test_a_student_of_fewer_layers_is_refused_and_nothing_changes(tmp_path: Path) -> None:
+    steps: list[dict[str, Any]] = [{"distill": {"student": {"layers": 1}, "max_steps": 1}}]
+    with pytest.raises(TargetError, match="where the heads and neurons of 'segformer' are is not"):
+        run(parse_recipe({**written(tmp_path), "steps": steps}), draw=False)
+
+
+def test_every_step_of_a_recipe(tmp_path: Path) -> None:
+    steps = [
+        {"prune": {"sparsity": 0.3}},
+        {"distill": {"max_steps": 2, "batch_size": 4}},
+        {"quantize": {"backend": "torch"}},
+    ]
+    asked = parse_recipe({**written(tmp_path), "steps": steps, "save_models": True})
+    made = run(asked, tmp_path / "out")
+    assert made.failures == []
+    assert made.rows[0]["metric"] == "mean_iou"
+    (folder,) = (found.parent for found in (tmp_path / "out").glob("**/hfcompress.json"))
+    card = (folder / "README.md").read_text()
+    assert "pipeline_tag: image-segmentation" in card
+    assert 'model("photo.jpg")' in card
+    segment: Any = hfcompress.load(folder)
+    names = {one["label"] for image, _ in pictures(3) for one in segment.predict(image)}
+    assert names <= set(CLASSES)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "mean_iou" in page
