@@ -5,6 +5,7 @@
 # make dist   builds wheel and sdist in dist/, and checks what they carry
 # make floors passes a short suite with the lowest versions that pyproject.toml allows
 # make audit-page  looks for what bars people from the report page, by axe-core in Chromium (node)
+# make layouts opens our int8 embedding folders with sentence-transformers' own engines
 # make newest passes it with the newest versions that there are (of torch: TORCH below)
 # make bench  all benchmarks; lists the figures that are not met. With SST-2 as local files:
 #             make bench BENCH="--data FOLDER"   (train.tsv and dev.tsv)
@@ -22,7 +23,7 @@ SHORT := tests/test_public.py tests/checkpoint/test_save.py tests/models/test_su
 	tests/data/test_load.py tests/measure/test_evaluation.py tests/report/test_write.py \
 	tests/cli/test_commands.py tests/training/test_loops.py
 
-.PHONY: demo test lint docs dist floors newest audit-page bench clean
+.PHONY: demo test lint docs dist floors newest layouts audit-page bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -57,6 +58,23 @@ floors newest:
 	build/$@/bin/python -m pip install --quiet --editable '.[dev]' \
 		$(if $(filter floors,$@),--constraint build/floors.txt)
 	OMP_NUM_THREADS=1 build/$@/bin/python -m pytest -W default $(SHORT)
+
+# Each engine of sentence-transformers in an environment of its own: they do not install together.
+# optimum-intel asks for torchvision, which embeddings do not need.
+layouts: $(VENV)/.bench
+	rm -rf build/layouts
+	$(BIN)/python -m benchmarks.layouts write build/layouts/made
+	$(PYTHON) -m venv build/layouts/onnx
+	build/layouts/onnx/bin/python -m pip install --quiet $(TORCH)
+	build/layouts/onnx/bin/python -m pip install --quiet sentence-transformers==5.2.0 \
+		transformers==4.57.1 'optimum-onnx[onnxruntime]==0.1.0'
+	$(PYTHON) -m venv build/layouts/openvino
+	build/layouts/openvino/bin/python -m pip install --quiet $(TORCH)
+	build/layouts/openvino/bin/python -m pip install --quiet sentence-transformers==6.2.0 \
+		transformers==5.5.4 optimum==2.3.0 openvino==2026.4.1
+	build/layouts/openvino/bin/python -m pip install --quiet --no-deps optimum-intel==2.2.0
+	build/layouts/onnx/bin/python benchmarks/layouts.py check build/layouts/made onnx
+	build/layouts/openvino/bin/python benchmarks/layouts.py check build/layouts/made openvino
 
 audit-page: $(VENV)/.core
 	mkdir -p build/audit

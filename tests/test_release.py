@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
 import tarfile
 import tomllib
 import zipfile
@@ -29,6 +31,26 @@ def test_floors_are_the_lowest_versions_that_are_allowed() -> None:
     declared = tomllib.loads(text)["project"]["dependencies"]
     found = release.floors(text)
     assert [one.replace("==", ">=") for one in found] == [one.split(",")[0] for one in declared]
+
+
+def test_everything_that_is_imported_is_declared() -> None:
+    project = tomllib.loads((release.ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(one for extra in extras.values() for one in extra)]
+    declared = {re.split(r"[^\w.-]", one)[0].lower().replace("-", "_") for one in wanted}
+    packages = {"pyyaml": "yaml", "pillow": "PIL"}  # a package that is imported by another name
+    known = {packages.get(name, name) for name in declared}
+    # Parts of jinja2, pydantic and onnxscript, which are declared.
+    known |= {"markupsafe", "pydantic_core", "onnx_ir", "hfcompress"}
+    for path in (release.ROOT / "hfcompress").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                found = isinstance(node, ast.ImportFrom) and not node.level
+                names = [str(node.module)] if found else []  # type: ignore[attr-defined]
+            used = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
+            assert used <= known, f"{path.name}: {used - known} is not in pyproject.toml"
 
 
 def test_the_page_of_a_package_index_needs_no_file_beside_it(tmp_path: Path) -> None:
