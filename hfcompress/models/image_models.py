@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import torch
 from transformers import (
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 # Fields that the data decide, or that transformers writes itself.
 _NOT_YOURS = {"num_labels", "id2label", "label2id", "architectures", "transformers_version",
               "dtype", "torch_dtype", "problem_type", "_name_or_path"}  # fmt: skip
+_HEADS = {"AutoModelForImageClassification": "image classifier",
+          "AutoModelForSemanticSegmentation": "head for segmentation"}  # fmt: skip
 _DEFAULT_SIZE = 224
 _DEFAULT_CENTRE = 0.5
 
@@ -76,34 +78,37 @@ def size_of(config: PreTrainedConfig, image_size: int | None) -> int:
 
 
 def new_model(
-    config: PreTrainedConfig, labels: Sequence[str], seed: int, size: int
+    config: PreTrainedConfig,
+    labels: Sequence[str],
+    seed: int,
+    size: int,
+    auto_class: Any = AutoModelForImageClassification,
 ) -> PreTrainedModel:
-    """A randomly initialised image classifier that accepts one black image.
-
+    """A randomly initialised model of images that accepts one black image.
 
     Args:
         config: as `new_config` gives it; its labels are set.
         labels: the data's label names in order.
         seed: of the weights.
         size: side of the images in pixels.
+        auto_class: whose head it has.
 
     Raises:
-        ConfigError: a model type without an image classifier, or sizes that do not fit together.
+        ConfigError: a model type without such a head, or sizes that do not fit together.
     """
     config.id2label = dict(enumerate(labels))
     config.label2id = {name: index for index, name in enumerate(labels)}
     config.architectures = config.architectures or []  # DeiT's Auto class runs through them
     torch.manual_seed(seed)
     try:
-        model: PreTrainedModel = AutoModelForImageClassification.from_config(  # type: ignore[no-untyped-call]
-            config, dtype=torch.float32
-        ).eval()
+        model: PreTrainedModel = auto_class.from_config(config, dtype=torch.float32).eval()
         with torch.inference_mode():
             model(pixel_values=torch.zeros(1, channels_of_config(config), size, size))
     except Exception as error:  # sizes that do not fit show in as many ways as there are families
         if "Unrecognized configuration class" in str(error):
+            head = _HEADS[auto_class.__name__]
             raise ConfigError(
-                f"model.config.model_type {config.model_type!r} has no image classifier in "
+                f"model.config.model_type {config.model_type!r} has no {head} in "
                 f"transformers; models of text start from a checkpoint: give model a path"
             ) from None
         raise ConfigError(
@@ -122,6 +127,7 @@ def plain_processor(
     channels: int,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    masks: bool = False,
 ) -> BaseImageProcessor:
     """An image processor that resizes and normalises, for a model that has none.
 
@@ -129,11 +135,12 @@ def plain_processor(
         size: side of the images in pixels.
         channels: 1 for grey images, 3 for colours.
         mean, std: by channel, of values from 0 to 1; one half each by default.
+        masks: it also makes masks of a segmentation model's logits.
 
     Raises:
         ConfigError: not one mean or deviation for each channel.
     """
-    from transformers import ViTImageProcessorPil
+    from transformers import SegformerImageProcessorPil, ViTImageProcessorPil
 
     centre = {"image_mean": mean, "image_std": std}
     for name, values in centre.items():
@@ -143,7 +150,8 @@ def plain_processor(
                 f"channels; write one for each"
             )
     even = [_DEFAULT_CENTRE] * channels
-    return ViTImageProcessorPil(
+    kind = SegformerImageProcessorPil if masks else ViTImageProcessorPil
+    return kind(
         size={"height": size, "width": size},
         image_mean=list(mean or even),
         image_std=list(std or even),

@@ -296,17 +296,20 @@ def _new(
             "checkpoint: give model a path"
         )
     settings = new_config(config.config or {}, config.image_size)
-    processor = _own_processor(config, settings)
+    processor = _own_processor(config, settings, task)
     fingerprint = fingerprint_new(settings, processor)
     size = size_of(settings, config.image_size)
-    model = new_model(settings, labels or ["0", "1"], seed, size)
+    model = new_model(settings, labels or ["0", "1"], seed, size, task.auto_class())
     return LoadedModel(model, processor, True, fingerprint)
 
 
-def _own_processor(config: ModelConfig, settings: PreTrainedConfig) -> BaseImageProcessor:
+def _own_processor(
+    config: ModelConfig, settings: PreTrainedConfig, task: TaskOfModel
+) -> BaseImageProcessor:
     """The processor that the recipe describes."""
     size, channels = size_of(settings, config.image_size), channels_of_config(settings)
-    return plain_processor(size, channels, config.image_mean, config.image_std)
+    masks = task.auto_class().__name__.endswith("SemanticSegmentation")
+    return plain_processor(size, channels, config.image_mean, config.image_std, masks)
 
 
 def _load_processor(
@@ -319,7 +322,7 @@ def _load_processor(
     if task.modality == "text":
         return AutoTokenizer.from_pretrained(location, **options)  # nosec B615 # in options
     if config.image_size is not None or config.image_mean is not None or config.image_std:
-        return _own_processor(config, settings)
+        return _own_processor(config, settings, task)
     if settings.model_type == "timm_wrapper":
         return timm_processor(settings)
     # The PIL backend: torchvision is not needed, and it gives the same pixels everywhere.

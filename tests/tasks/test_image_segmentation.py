@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from datasets import Dataset, Image
 from numpy.typing import NDArray
 from PIL import Image as Pillow
-from transformers import AutoModelForSemanticSegmentation
+from transformers import AutoModelForSemanticSegmentation, pipeline
 
 import hfcompress
 from hfcompress.checkpoint.save import save_compressed
+from hfcompress.cli.commands import main
 from hfcompress.data.config import DataConfig
 from hfcompress.data.load import align_examples
 from hfcompress.data.masks import OUTSIDE, Masks, read_masks
@@ -38,6 +40,7 @@ from hfcompress.training.hard_loss import at_labels, hard_loss
 from hfcompress.training.loops import evaluate
 from tests.tasks.segmented import (
     CLASSES,
+    ONE_STAGE,
     SIDE,
     pictures,
     processor,
@@ -443,3 +446,28 @@ def test_every_step_of_a_recipe(tmp_path: Path) -> None:
     assert names <= set(CLASSES)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "mean_iou" in page
+
+
+def test_a_model_from_scratch_and_the_command_line(tmp_path: Path) -> None:
+    asked = written(tmp_path)
+    fields = {name: value for name, value in tiny_segformer(**ONE_STAGE).config.to_dict().items()
+              if name in ("decoder_hidden_size", *ONE_STAGE)}  # fmt: skip
+    recipe = {
+        **asked,
+        "model": {"config": {"model_type": "segformer", **fields}, "image_size": SIDE},
+        "data": {"path": asked["data"], "labels": list(CLASSES)},
+        "steps": [{"finetune": {"max_steps": 2, "batch_size": 4}}],
+        "save_models": True,
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["run", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "out")]) == 0
+    (folder,) = (found.parent for found in (tmp_path / "out").glob("**/config.json"))
+    ask: Any = pipeline("image-segmentation", model=str(folder), backend="pil")
+    assert {one["label"] for one in ask(pictures(1)[0][0])} <= set(CLASSES)
+    pruned = tmp_path / "pruned"
+    command = ["prune", str(folder), "--sparsity", "0.5", "--output", str(pruned)]
+    assert main([*command, "--data", str(asked["data"])]) == 0
+    kind: Any = AutoModelForSemanticSegmentation
+    (made,) = (found.parent for found in pruned.glob("**/config.json"))
+    weight = kind.from_pretrained(made).segformer.stages[0].blocks[0].mlp.fc1.weight
+    assert (weight == 0).float().mean().item() == pytest.approx(0.5, abs=0.01)
