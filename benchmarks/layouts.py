@@ -43,7 +43,7 @@ def write(folder: Path) -> None:
     rows = [dict(tokenizer(text, return_tensors="pt")) for text in TEXTS]
     for name, backend in BACKENDS.items():
         model = AutoEmbeddingModel.from_pretrained(source)
-        made = quantize(model, QuantizationConfig(backend=backend), rows)
+        made = quantize(model, QuantizationConfig.from_dict({"backend": backend}), rows)
         saved = made.save(folder / name, tokenizer)
         np.savetxt(folder / f"{name}-{VECTORS}", load(saved).encode(TEXTS))
 
