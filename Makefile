@@ -71,8 +71,9 @@ layouts: $(VENV)/.bench
 	$(PYTHON) -m venv build/layouts/openvino
 	build/layouts/openvino/bin/python -m pip install --quiet $(TORCH)
 	build/layouts/openvino/bin/python -m pip install --quiet sentence-transformers==6.2.0 \
-		transformers==5.5.4 optimum==2.3.0 openvino==2026.4.1
-	build/layouts/openvino/bin/python -m pip install --quiet --no-deps optimum-intel==2.2.0
+		transformers==5.5.4 optimum==2.3.0 openvino==2026.4.1 nncf==3.4.0 'requests>=2.33'
+	build/layouts/openvino/bin/python -m pip install --quiet --no-deps optimum-intel==2.2.0 \
+		openvino-tokenizers==2026.4.1
 	build/layouts/onnx/bin/python benchmarks/layouts.py check build/layouts/made onnx
 	build/layouts/openvino/bin/python benchmarks/layouts.py check build/layouts/made openvino
 
