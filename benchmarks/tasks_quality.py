@@ -20,6 +20,7 @@ Runs are kept in --work, so that one that was cut goes on; --only NAME,NAME meas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,11 +165,22 @@ def task_figures(
 def difference(name: str, rows: Sequence[Row], target: str | None) -> Figure:
     """The mean difference from the dense model, and the standard error of one seed's."""
     values = [-100 * row["drop"] for row in rows]
-    ends = [(-100 * row["drop_high"], -100 * row["drop_low"]) for row in rows]
-    low, high = (min(values), max(values)) if len(rows) > 1 else ends[0]
-    error = fmean(high - low for low, high in ends) / WIDTH
-    note = f"{len(rows)} seeds, standard error of one {error:.1f}"
+    errors = [standard_error(row) for row in rows]
+    half = errors[0] * WIDTH / 2
+    low, high = (
+        (min(values), max(values)) if len(rows) > 1 else (values[0] - half, values[0] + half)
+    )
+    note = f"seeds: {len(rows)}, standard error of one: {fmean(errors):.1f}"
     return Figure(name, fmean(values), "points", low, high, target, note)
+
+
+def standard_error(row: Row) -> float:
+    """Of the difference from the dense model, in points: of the paired interval, or of the rows
+    that only one of the two models has right."""
+    if row["drop_high"] is not None:
+        return 100 * float(row["drop_high"] - row["drop_low"]) / WIDTH
+    lost, gained = (sum(row["folds"][name]) for name in ("lost", "gained"))
+    return 100 * math.sqrt(lost + gained - (lost - gained) ** 2 / row["n"]) / float(row["n"])
 
 
 def embeddings(folder: Path, work: Path | None) -> Iterator[Figure]:
