@@ -41,23 +41,38 @@ def read_masks(config: DataConfig) -> tuple[DatasetDict, tuple[str, ...]]:
     """Return the rows of each split, of a folder of images and masks or of any other source.
 
     A folder has ``images/`` beside ``masks/`` (or ``annotations/``), or one folder of these for
-    each split, or folders of splits in them. An image and its mask have the same name.
+    each split, or folders of splits in them. An image and its mask have the same name. Other
+    files are tables with a column of images, or of their paths, and one of masks.
 
     Raises:
         SourceError: as `hfcompress.data.read.read`.
         DataError: as there; an image without a mask.
     """
     folder = resolve(config.path, "data").path
-    if folder is None or not folder.is_dir():
-        return read(config, "image")
-    sides = _sides(folder)
-    if not sides:
-        return read(config, "image")
+    sides = _sides(folder) if folder is not None and folder.is_dir() else {}
+    if folder is None or not sides:
+        raw, notes_read = read(config, "image")
+        beside = folder if folder is None or folder.is_dir() else folder.parent
+        return DatasetDict({name: _opened(raw[name], beside, config) for name in raw}), notes_read
     found, notes = DatasetDict(), list[str]()
     for name, (images, masks) in sides.items():
         found[name], more = _paired(images, masks, folder)
         notes += more
     return found, tuple(notes)
+
+
+def _opened(rows: Dataset, folder: Path | None, config: DataConfig) -> Dataset:
+    """Return rows with images in the place of the paths of masks, relative to the folder of their
+    file."""
+    named = one_label(config)
+    names = MASK_COLUMNS if named is None else (named,)
+    paths = (datasets.Value("string"), datasets.Value("large_string"))
+    column = next((name for name in names if rows.features.get(name) in paths), None)
+    if folder is None or column is None:
+        return rows
+    found = [None if path is None else str(folder / path) for path in rows[column][:]]
+    rows = rows.remove_columns(column).add_column(column, found)
+    return rows.cast_column(column, datasets.Image(decode=False))
 
 
 def _sides(folder: Path) -> dict[str, tuple[Path, Path]]:

@@ -234,6 +234,21 @@ def test_reads_folders_of_images_and_masks(tmp_path: Path) -> None:
     assert (len(found.train), len(found.eval)) == (3, 1)
 
 
+def test_reads_tables_of_paths_and_leaves_out_what_cannot_be_read(tmp_path: Path) -> None:
+    write_pictures(tmp_path, 3)
+    (tmp_path / "images").rename(tmp_path / "photos")
+    lines = ["image,mask", *(f"photos/0{place}.png,masks/0{place}.png" for place in range(3))]
+    (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n")
+    config = DataConfig(path=str(tmp_path / "rows.csv"))
+    found = TASK.load(config, need_train=False)
+    assert (found.columns, len(found.eval)) == (("image", "mask"), 3)
+    (tmp_path / "masks" / "01.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"cannot read this as an image: .*01.png"):
+        TASK.load(config, need_train=False)
+    found = TASK.load(config.replace(skip_unreadable=True), need_train=False)
+    assert (len(found.eval), found.dropped) == (2, {"eval: unreadable image": 1})
+
+
 @pytest.mark.parametrize(
     "names", [("image", "annotation"), ("pixel_values", "label"), ("img", "own")]
 )
