@@ -383,7 +383,7 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """The cross entropy of classes along dimension 1, or along the last one (tokens).
 
     Raises:
-        CalibrationError: labels of another shape.
+        CalibrationError: labels of another shape, or not integers.
     """
     if logits.dim() > 2 and labels.shape == logits.shape[:-1]:
         return cross_entropy(logits.flatten(0, -2), labels.flatten())
@@ -391,6 +391,11 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         raise CalibrationError(
             f"labels of the shape {list(labels.shape)} do not fit logits of the shape "
             f"{list(logits.shape)}; give one label for each row, pixel or token"
+        )
+    if labels.shape != logits.shape and labels.is_floating_point():
+        raise CalibrationError(
+            f"labels of type {labels.dtype} are not class numbers, which are integers: write "
+            f"labels.long()"
         )
     return cross_entropy(logits, labels)
 

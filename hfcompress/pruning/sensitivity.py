@@ -13,6 +13,7 @@ from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.inputs import unknown_inputs
 from hfcompress.pruning.prune import prune
 from hfcompress.pruning.targets import literal, select_targets
+from hfcompress.training.loops import as_number
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9)
 """What is tried on each layer by default."""
@@ -63,10 +64,11 @@ def sensitivity(
 
     Raises:
         TargetError, ModelError, CalibrationError: as `prune`.
+        ConfigError: ``evaluate`` returns no finite number.
     """
     modules = select_targets(model, config.targets, config.exclude)
     skipped = unknown_inputs(model, modules, config, calibration)
-    dense = evaluate(model)
+    dense = as_number(evaluate(model), "evaluate")
     rows = []
     for name, module in modules.items():
         if name in skipped:
@@ -76,7 +78,7 @@ def sensitivity(
             try:
                 alone = config.replace(sparsity=sparsity, targets=(literal(name),), exclude=None)
                 report = prune(model, alone, calibration)
-                value = evaluate(model)
+                value = as_number(evaluate(model), "evaluate")
             finally:
                 with torch.no_grad():
                     module.load_state_dict(before)
