@@ -25,6 +25,7 @@ from hfcompress.data.image_formats import read_array
 from hfcompress.errors import MissingExtraError
 from hfcompress.inference import logits_in
 from hfcompress.measure.comparison import compare_right
+from hfcompress.measure.environment import bf16_is_faster
 from hfcompress.measure.evaluation import confidence_interval
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.utils import quiet_libraries
@@ -233,7 +234,7 @@ def scheduled(model: nn.Module, steps: int, learning_rate: float) -> torch.optim
 
 @contextmanager
 def quick(*models: nn.Module) -> Iterator[None]:
-    """Convolutions in bf16 and channels last, which trains twice as fast; fp32 weights stay.
+    """Channels last, and bf16 where the processor has its products; fp32 weights stay.
 
     Pools put out the usual order, because ``x.view(-1, N)`` needs it.
     """
@@ -244,8 +245,10 @@ def quick(*models: nn.Module) -> Iterator[None]:
                 if isinstance(module, nn.MaxPool2d):
                     hook = module.register_forward_hook(lambda *given: given[-1].contiguous())
                     stack.callback(hook.remove)
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):  # weights change
-            yield
+        if bf16_is_faster(models[0]):  # elsewhere bf16 takes five times as long as fp32
+            weights_change = torch.autocast("cpu", torch.bfloat16, cache_enabled=False)
+            stack.enter_context(weights_change)
+        yield
     for model in models:
         model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 

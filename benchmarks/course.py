@@ -25,16 +25,12 @@ from torch.nn import functional as F
 
 from benchmarks._course import (
     Setting,
-    Signals,
     accuracy,
     fit,
-    loader,
     lost,
     make_figures,
     quick,
-    right,
     scheduled,
-    signals,
 )
 from benchmarks._figures import Figure
 from hfcompress import (
@@ -42,7 +38,6 @@ from hfcompress import (
     PipelineResult,
     PruningConfig,
     QuantizationConfig,
-    QuantizedModel,
     ShrinkConfig,
     SparseLinear,
     calculate_model_size,
@@ -59,9 +54,7 @@ from hfcompress import (
 )
 from hfcompress.errors import MissingExtraError
 from hfcompress.measure.latency import LatencyReport
-from hfcompress.quantization.engine import FileEngine
 from hfcompress.sweep.module_steps import AnyModel, ModuleStep
-from hfcompress.utils import require
 from tests.plain_networks import CourseStudent, CourseTeacher
 
 EPOCHS, TEACHER_EPOCHS, RECOVERY, LONGER = 6, 4, 5, 2
@@ -235,7 +228,6 @@ def pipeline(setting: Setting) -> Iterator[Figure]:
     yield Figure("teacher to int8, lost", points, "points", target="<= 1")
     smaller = round(calculate_model_size(dense) / last["bytes"], 1)
     yield Figure("teacher to int8, times smaller", smaller, "x", target=f">= {SMALL}")
-    smallest(setting, result)
 
 
 STEPS = ("distilled student", "fewer channels", "trained again", "int8")
@@ -254,17 +246,6 @@ def _pipeline(setting: Setting) -> PipelineResult:
     return CompressionPipeline(steps).run_module(
         dense, setting.rows(), setting.test, setting.work / "pipeline"
     )
-
-
-def smallest(setting: Setting, result: PipelineResult | None = None) -> nn.Module:
-    """The pipeline's network before int8."""
-
-    def made() -> nn.Module:
-        found = (result or _pipeline(setting)).model
-        assert isinstance(found, QuantizedModel)
-        return found.source
-
-    return setting.kept("smallest", CourseStudent, made)
 
 
 # --- sparse kernels ----------------------------------------------------------------------------
@@ -333,51 +314,6 @@ def layer_times(layer: nn.Module, count: int) -> LatencyReport:
     return timed({"dense": layer, "sparse": sparse}, rows)
 
 
-# --- microcontrollers --------------------------------------------------------------------------
-
-
-def signal_network(setting: Setting, gru: bool) -> nn.Module:
-    """A network of signals, trained on the labels."""
-
-    def train() -> nn.Module:
-        torch.manual_seed(0)
-        return fit(Signals(gru), loader(signals(setting.train)), LONGER)
-
-    return setting.kept(f"signals{'-gru' * gru}", partial(Signals, gru), train)
-
-
-def microcontroller(backend: str, setting: Setting) -> Iterator[Figure]:
-    """An image network and two of signals in full int8: bytes, memory, points lost."""
-    config = QuantizationConfig.from_dict({"backend": backend, "mode": "static"})
-    cases = {
-        "image": (smallest(setting), setting.test, setting.rows(256)),
-        "signal, Conv1d": (signal_network(setting, False), signals(setting.test), None),
-        "signal, Conv1d and GRU": (signal_network(setting, True), signals(setting.test), None),
-    }
-    for name, (model, test, rows) in cases.items():
-        small = quantize(model, config, rows or signals(setting.rows(256)))
-        label = f"microcontroller, {name}, {backend}"
-        yield Figure(f"{label}, file", round(small.bytes / 1000, 1), "KB", target="<= 1000")
-        yield Figure(f"{label}, planned memory", round(planned_memory(small) / 1000, 1), "KB")
-        share = round(100 * small.coverage.share_of_bytes, 1)
-        yield Figure(f"{label}, fp32 bytes that became int8", share, "%")
-        yield lost(f"{label}, lost", right(model, test), right(small, test), 0.3)
-
-
-def planned_memory(small: QuantizedModel) -> int:
-    """Bytes that an ExecuTorch file plans for activations, besides what its backend takes itself.
-
-    Raises:
-        MissingExtraError: executorch is not installed.
-    """
-    tools = require("executorch.exir._serialize._program", "executorch")
-    assert isinstance(small.engine, FileEngine)
-    (file,) = small.engine.files
-    read = tools.deserialize_pte_binary(file.read_bytes())
-    (plan,) = getattr(read, "program", read).execution_plan
-    return sum(plan.non_const_buffer_sizes)
-
-
 ROWS: dict[str, Callable[[Setting], Iterator[Figure]]] = {
     "networks": networks,
     "zeros": zeros,
@@ -387,7 +323,6 @@ ROWS: dict[str, Callable[[Setting], Iterator[Figure]]] = {
     "int8 in executorch": partial(int8, "executorch"),
     "all together": pipeline,
     "sparse kernels": sparse_kernels,
-    "microcontroller": partial(microcontroller, "executorch"),
 }
 """Row -> what makes its figures, in the order in which they are made."""
 

@@ -4,8 +4,8 @@
         --pictures docs/studies
 
 The data are those of `benchmarks.course`, whose --work folder gives the trained student. The other
-networks are small: the perceptron 784-300-100-10, and Conv1d with a GRU over the rows of pixels.
---only NAME makes one study (--only list says which).
+networks are small, such as the perceptron 784-300-100-10. --only NAME makes one study (--only list
+says which).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -35,15 +35,12 @@ from benchmarks._course import (
     make_figures,
     pixels,
     right,
-    signals,
 )
 from benchmarks._figures import Figure
-from benchmarks.course import INT8, signal_network, student
+from benchmarks.course import student
 from hfcompress import (
-    CompressionPipeline,
     PruningConfig,
     PruningTrainingConfig,
-    ShrinkConfig,
     dequantize_layer_weights,
     distill,
     find_ticket,
@@ -57,7 +54,6 @@ from hfcompress.pruning.targets import weight_matrices
 from hfcompress.pruning.training_config import LotteryConfig, ProgressiveConfig
 from hfcompress.pruning.training_masks import TrainingMasks
 from hfcompress.report.plotting import colour_of, new_figure, png_bytes, style_bar_axes
-from hfcompress.sweep.module_steps import ModuleStep
 from hfcompress.utils import atomic_write
 
 BITS = (8, 6, 5, 4, 3, 2)
@@ -75,15 +71,20 @@ Row = dict[str, Any]
 
 def main() -> None:
     """Make every study that is not there yet, and write them all."""
-    pictures = {"pictures": "folder of the pictures"}
-    make_figures("course_studies", __doc__, list(STUDIES), _made, "studies", **pictures)
+    make_studies("course_studies", __doc__, STUDIES)
 
 
-def _made(name: str, setting: Setting, arguments: argparse.Namespace) -> list[Figure]:
-    folder = Path(arguments.pictures or setting.work / "studies")
-    figures, drawn = STUDIES[name](setting)
-    atomic_write(folder / f"{name}.png", png_bytes(drawn))
-    return figures
+def make_studies(benchmark: str, text: str | None, studies: Mapping[str, Study]) -> None:
+    """Make the studies that are not there yet, their pictures too, and write them all."""
+
+    def made(name: str, setting: Setting, arguments: argparse.Namespace) -> list[Figure]:
+        folder = Path(arguments.pictures or setting.work / "studies")
+        figures, drawn = studies[name](setting)
+        atomic_write(folder / f"{name}.png", png_bytes(drawn))
+        return figures
+
+    options = {"pictures": "folder of the pictures"}
+    make_figures(benchmark, text, list(studies), made, "studies", **options)
 
 
 # --- networks, data, rows ----------------------------------------------------------------------
@@ -305,40 +306,11 @@ def bars(names: Sequence[str], figures: Sequence[Figure]) -> pictures.Figure:
     return drawn
 
 
-def signal(setting: Setting) -> tuple[list[Figure], pictures.Figure]:
-    """Conv1d and a GRU over 28 steps of 28 values: units, zeros, int8."""
-    data = loader(signals(setting.train))
-
-    def recover(model: nn.Module) -> nn.Module:
-        return fit(model, data, 1, 1e-3)
-
-    steps: list[ModuleStep] = [
-        ShrinkConfig(macs=0.5), recover, PruningConfig(method="alps", sparsity=0.8), recover, INT8,
-    ]  # fmt: skip
-    result = CompressionPipeline(steps).run_module(
-        signal_network(setting, True), signals(setting.rows()), signals(setting.test)
-    )
-    rows = [dict(row) for row in result.rows]
-    for row, name in zip(rows, SIGNAL_ROWS, strict=True):
-        row["method"] = name
-    figures = [
-        Figure(
-            f"signals: {row['method']}", round(100 * row["value"], 2), "%",
-            round(100 * row["low"], 2), round(100 * row["high"], 2),
-            note=f"{row['bytes']:,} bytes",
-        )
-        for row in rows
-    ]  # fmt: skip
-    return figures, plots.pipeline_bars(rows)
-
-
-SIGNAL_ROWS = ("dense", "half the products", "trained", "80 % zeros", "trained again", "int8")
 STUDIES: dict[str, Study] = {
     "bits": bits,
     "schedules": schedules,
     "temperatures": temperatures,
     "orders": orders,
-    "signals": signal,
 }
 
 

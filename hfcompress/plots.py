@@ -20,6 +20,7 @@ from hfcompress.measure.weights import analyze_weight_distribution, weight_grids
 from hfcompress.quantization.weight_levels import weight_levels
 from hfcompress.report.bench import bench_figure
 from hfcompress.report.classes import class_figure
+from hfcompress.report.costs import costs_figure
 from hfcompress.report.curve import curve_figure
 from hfcompress.report.feasibility import feasibility_figure
 from hfcompress.report.heatmap import heatmap_figure, settings_figure
@@ -50,6 +51,7 @@ Given = TypeVar("Given")
 accuracy_curve = curve_figure
 accuracy_and_size = file_size_figure
 accuracy_and_latency = speedup_figure
+accuracy_size_and_latency = costs_figure
 students = student_figure
 pipeline_bars = bars_figure
 latency_bars = bench_figure
@@ -58,9 +60,10 @@ heatmap = heatmap_figure
 settings_heatmap = settings_figure
 
 __all__ = [
-    "accuracy_and_latency", "accuracy_and_size", "accuracy_curve", "bit_widths", "class_bars",
-    "feasibility_chart", "heatmap", "integer_levels", "latency_bars", "pipeline_bars",
-    "settings_heatmap", "softmax_temperatures", "students", "weight_cells", "weight_histograms",
+    "accuracy_and_latency", "accuracy_and_size", "accuracy_curve", "accuracy_size_and_latency",
+    "bit_widths", "class_bars", "feasibility_chart", "heatmap", "integer_levels", "latency_bars",
+    "pipeline_bars", "settings_heatmap", "softmax_temperatures", "students", "weight_cells",
+    "weight_histograms",
 ]  # fmt: skip
 
 

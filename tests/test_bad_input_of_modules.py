@@ -64,7 +64,7 @@ READERS: dict[str, Verb] = {
     "quantize": lambda net, data: quantize(net, QuantizationConfig(backend="torch"), data),
     "sweep": lambda net, data: sweep_module(net, data, [HALF], loader=data),
     "pipeline": lambda net, data: CompressionPipeline([HALF]).run_module(net, data, data),
-    "compress": lambda net, data: compress_module(net, data, CompressTarget(max_size="9KB"), data),
+    "compress": lambda net, data: compress_module(net, data, CompressTarget(max_size=9000), data),
 }
 LEARNERS = ("taylor", "distill", "train", "evaluate", "sweep", "pipeline", "compress")
 
@@ -97,7 +97,7 @@ MEASURERS: dict[str, Verb] = {
     "sweep": lambda net, score: sweep_module(net, score, [HALF]),
     "pipeline": lambda net, score: CompressionPipeline([HALF]).run_module(net, None, score),
     "compress": lambda net, score: compress_module(
-        net, score, CompressTarget(max_size="9KB"), NETWORKS["mlp"].loader(16, 8)
+        net, score, CompressTarget(max_size=9000), NETWORKS["mlp"].loader(16, 8)
     ),
     "sensitivity": lambda net, score: sensitivity(net, HALF, score, (0.5,)),
     "progressive": lambda net, score: progressive(

@@ -15,6 +15,7 @@ from benchmarks._clock import CpuClock
 from benchmarks._course import accuracy, fit, loader, lost, quick
 from benchmarks._figures import Figure, kept_figures, report, spread
 from benchmarks.course import ROWS, Unfolded
+from benchmarks.course_phone import ROWS as PHONE_ROWS
 from benchmarks.course_studies import STUDIES, bars, figures_of, row_of
 from benchmarks.oneshot_quality import ONE_SHOT, OURS, SPARSITIES, without_the_easy
 from benchmarks.tables import render
@@ -134,5 +135,5 @@ def test_studies_average_seeds() -> None:
     (figure,) = figures_of("schedules", rows)
     assert (figure.name, figure.value, figure.low, figure.high) == ("schedules: a 50 %", 85, 80, 90)
     assert len(bars(["a"], [figure]).axes) == 1
-    assert len(ROWS) >= 9
+    assert len({*ROWS, *PHONE_ROWS}) >= 9
     assert next(iter(STUDIES)) == "bits"

@@ -65,6 +65,31 @@ def test_pictures_of_rows() -> None:
     assert isinstance(plots.heatmap(["conv1"], [0.5, 0.9], [[0.8, 0.2]]), Figure)
 
 
+def test_costs_are_drawn_by_bytes_and_by_milliseconds() -> None:
+    common = {"metric": "accuracy", "settings": {}, "steps": [], "n": 100}
+    rows = [
+        {**common, "method": "dense", "value": 0.9, "bytes": 4e6, "latency": {"measured": 8.0}},
+        {**common, "method": "2:4", "value": 0.88, "bytes": 2e6, "latency": {"measured": 7.0}},
+        {**common, "method": "1:4", "value": 0.8, "bytes": 1e6},
+        {**common, "method": "layers", "value": 0.85, "bytes": 3e6, "latency": {"measured": 5.0}},
+        {**common, "method": "layers", "value": 0.7, "bytes": 2e6, "latency": {"measured": 3.0}},
+    ]  # fmt: skip
+    figure = plots.accuracy_size_and_latency(rows)
+    left, right = figure.axes
+    assert "MB" in left.get_xlabel()
+    assert "milliseconds" in right.get_xlabel()
+    drawn = {
+        axes: [tuple(np.asarray(line.get_xdata(), float)) for line in axes.lines]
+        for axes in (left, right)
+    }
+    assert {(2.0, 3.0), (1.0,), (4.0,)} <= set(drawn[left])
+    assert {(3.0, 5.0), (7.0,), (8.0,)} <= set(drawn[right])
+    assert (1.0,) not in drawn[right]
+    shown = texts(figure)
+    assert "layers" in shown
+    assert "dense, 90.0" in shown
+
+
 def test_a_heatmap_of_two_settings_leaves_open_what_is_missing() -> None:
     figure = plots.settings_heatmap(
         {0.5: {1: 0.9, 4: 0.92}, 1.0: {4: 0.91}}, "alpha", "temperature"
