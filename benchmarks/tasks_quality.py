@@ -148,8 +148,9 @@ def task_figures(
     }
     dense = [100 * (ours["value"] + ours["drop"]) for ours, _ in found["int8"]]
     rows = found["int8"][0][0]["n"]
-    ends = (min(dense), max(dense)) if len(dense) > 1 else (None, None)
-    yield Figure(f"{task.name}, dense", fmean(dense), "points", *ends, note=f"{rows} measured")
+    low, high = (min(dense), max(dense)) if len(dense) > 1 else (None, None)
+    note = f"{rows} measured"
+    yield Figure(f"{task.name}, dense", fmean(dense), "points", low, high, note=note)
     titles = {
         "zeros": ("80 % zeros, one shot", "magnitude"),
         "half": ("half of the multiply-accumulates, distilled", "even widths by magnitude"),
