@@ -25,7 +25,7 @@ from hfcompress.errors import (
     TargetError,
     first_line,
 )
-from hfcompress.measure.environment import cpu_abilities
+from hfcompress.measure.environment import has_fast_bf16
 from hfcompress.measure.size import calculate_model_size
 from hfcompress.models.hub import fingerprint_folder
 from hfcompress.models.loading import LoadedModel, ModelConfig, load_model
@@ -37,8 +37,6 @@ from hfcompress.quantization.manifest import MANIFEST, read_manifest
 from hfcompress.quantization.quantize import quantize
 from hfcompress.tasks.registry import task_of_checkpoint
 from hfcompress.utils import cache_folder
-
-_FAST_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -179,7 +177,7 @@ def _of_checkpoint(
     for engine, kind in ENGINES.items():
         if config.engine is not None and engine not in config.engine:
             continue
-        if config.engine is None and "bf16" in engine and not _has_bf16():
+        if config.engine is None and "bf16" in engine and not has_fast_bf16():
             log(f"{engine} is left out: this processor has no bf16 instructions")
             continue
         try:
@@ -209,11 +207,6 @@ def _subject(path: str, name: str, engine: str, kind: EngineKind, loaded: Loaded
     folder = quantized_folder(loaded, kind)
     spec = input_spec(model.config, tuple(read_manifest(folder)["inputs"]))
     return _from_folder(folder, name, engine, spec, loaded.fingerprint)
-
-
-def _has_bf16() -> bool:
-    known = cpu_abilities()
-    return any(known.get(name) for name in _FAST_BF16)
 
 
 # Rows and tokens; enough for ranges of activations, because a bench measures speed only.

@@ -78,7 +78,9 @@ class TeacherTermsConfig(Config):
         None, description="what the logits mean; by default inferred from the student"
     )
     teacher_precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="bf16 runs the teacher under autocast, faster on hardware with bf16"
+        "fp32",
+        description="bf16 runs the teacher under autocast, faster on hardware with bf16; a "
+        "recipe's step on a CPU without runs it in fp32",
     )
 
     @property

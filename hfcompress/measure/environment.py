@@ -92,6 +92,26 @@ def slow_int8() -> str | None:
     )
 
 
+# Matrix products in bf16: AMX and AVX-512 on x86, and ARM's.
+FAST_BF16 = ("amx_bf16", "avx512_bf16", "bf16")
+
+
+def has_fast_bf16() -> bool:
+    """True where bf16 matrix products have instructions of their own."""
+    known = cpu_abilities()
+    return any(known.get(name) for name in FAST_BF16)
+
+
+def slow_bf16() -> str | None:
+    """One sentence for the user where training in bf16 is known to be slower than in fp32."""
+    if has_fast_bf16() or not cpu_abilities():
+        return None
+    return (
+        "bf16: this processor has no bf16 instructions, and would take several times as long; "
+        "it computes in fp32"
+    )
+
+
 def bf16_is_faster(model: nn.Module) -> bool:
     """True for an fp32 model on a processor with bf16 matrix products."""
     parameter = next(model.parameters())

@@ -57,7 +57,11 @@ class FinetuneConfig(StepConfig):
     track: Tracker | None = Field(
         None, description="also log the training there, into the run's folder (extra: track)"
     )
-    bf16: bool = Field(False, description="bfloat16 autocast: faster where the CPU or GPU has it")
+    bf16: bool = Field(
+        False,
+        description="bfloat16 autocast, faster where the CPU or GPU has it; a CPU without trains "
+        "in fp32, and says so",
+    )
     image_augmentation: ImageAugmentation | None = Field(
         None, description="random views of the training images"
     )

@@ -29,6 +29,7 @@ from hfcompress.recipes.step_configs import DistillConfig
 from hfcompress.steps.context import Context, ModelState, StepReport
 from hfcompress.steps.training import (
     check_training,
+    computes_in_fp32,
     fast_attention,
     set_up,
     train_with,
@@ -58,6 +59,10 @@ def distill_step(
         DataError: no training rows.
     """
     teacher = context.dense_model()
+    precision = config.distillation.teacher_precision
+    if precision == "bf16" and computes_in_fp32(context):
+        asked = config.distillation.replace(teacher_precision="fp32")
+        config = config.replace(distillation=asked)
     rows = training_rows(config, context)
     context.progress.stage(f"distilling on {len(rows):,} rows")
     student, layers = _student(state, teacher, config, context)

@@ -31,6 +31,7 @@ from hfcompress.data.load import load_texts
 from hfcompress.data.masks import MaskCollator
 from hfcompress.distillation.text_augmentation import mixed_texts
 from hfcompress.errors import ConfigError
+from hfcompress.measure.environment import slow_bf16
 from hfcompress.pruning.targets import select_targets
 from hfcompress.recipes.step_configs import DistillConfig, FinetuneConfig, RecoverConfig
 from hfcompress.steps.checkpoints import kept_loss, last_checkpoint, save_whole
@@ -162,7 +163,7 @@ def trainer_arguments(
         "warmup_steps": config.warmup,
         "weight_decay": config.weight_decay,
         "label_smoothing_factor": config.label_smoothing,
-        "bf16": config.bf16,
+        "bf16": config.bf16 and not computes_in_fp32(context),
         "use_cpu": trains_on_processor(context.device),
         # Rows of like length together: no time spent on padding.
         "train_sampling_strategy": "random" if rows.lengths is None else "group_by_length",
@@ -176,6 +177,14 @@ def trainer_arguments(
         "remove_unused_columns": False,
     }
     return kind(**{**arguments, **more})
+
+
+def computes_in_fp32(context: Context) -> bool:
+    """Whether a step that asks for bf16 trains in fp32, with a note: on a processor without it."""
+    slow = slow_bf16() if trains_on_processor(context.device) else None
+    if slow:
+        context.progress.note(slow)
+    return slow is not None
 
 
 def trains_on_processor(device: Device | None) -> bool:

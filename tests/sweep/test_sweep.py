@@ -148,7 +148,11 @@ def test_seeds_vary_training(make_recipe: Callable[..., Recipe]) -> None:
     assert run(recipe).rows[0]["weights_hash"] == rows[0]["weights_hash"]
 
 
-def test_finetuning_learns_and_every_field_changes_it(make_recipe: Callable[..., Recipe]) -> None:
+def test_finetuning_learns_and_every_field_changes_it(
+    make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hfcompress.steps.training.slow_bf16", lambda: None)
+
     def train(**fields: Any) -> dict[str, Any]:
         step = {"epochs": 8, "learning_rate": 1e-2, "batch_size": 8, **fields}
         row: dict[str, Any] = run(make_recipe(steps=[{"finetune": step}], grid={})).rows[0]
