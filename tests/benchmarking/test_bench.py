@@ -344,7 +344,7 @@ def test_engines_that_are_not_installed_are_named_with_their_pip_command(
 def test_a_processor_without_bf16_is_said(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hfcompress.benchmarking.subjects.cpu_abilities", dict)
+    monkeypatch.setattr("hfcompress.measure.environment.cpu_abilities", dict)
     monkeypatch.setattr("hfcompress.benchmarking.subjects.ENGINES", {
         name: ENGINES[name] for name in ("torch-fp32", "torch-bf16")
     })  # fmt: skip
