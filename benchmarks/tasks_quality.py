@@ -29,7 +29,6 @@ from statistics import fmean
 from rich.console import Console
 
 from benchmarks._figures import Figure, parse_arguments, report
-from hfcompress.measure.environment import cpu_abilities
 from hfcompress.recipes.library import find_recipe
 from hfcompress.recipes.schema import load_recipe, parse_recipe
 from hfcompress.sweep.run import run
@@ -95,7 +94,7 @@ DATA = {
 # fmt: on
 
 
-def verb_steps(verb: str, task: TaskData, fast: bool) -> tuple[list[Fields], list[Fields]]:
+def verb_steps(verb: str, task: TaskData) -> tuple[list[Fields], list[Fields]]:
     """The steps after the fine-tuning, and a grid of two: ours, then the plain way."""
     if verb == "zeros":
         prune = {"prune": {"method": "alps", "sparsity": 0.8, "calibration_rows": 512}}
@@ -103,11 +102,10 @@ def verb_steps(verb: str, task: TaskData, fast: bool) -> tuple[list[Fields], lis
     if verb == "int8":
         int8 = {"quantize": {"backend": "onnxruntime"}}
         return [int8], [{"quantize.block_size": [128]}, {}]
-    precision = "bf16" if fast else "fp32"
-    loss = {"alpha": 1, "temperature": 1, "hidden_weight": 3, "teacher_precision": precision}
+    loss = {"alpha": 1, "temperature": 1, "hidden_weight": 3, "teacher_precision": "bf16"}
     shrink = {"macs": 0.5, "multiple_of": 16, "calibration_rows": 640, "table_rows": 256}
     distill = {
-        "epochs": 6, "batch_size": 32, "learning_rate": 5e-4, "warmup": 0.05, "bf16": fast,
+        "epochs": 6, "batch_size": 32, "learning_rate": 5e-4, "warmup": 0.05, "bf16": True,
         "distillation": loss | task.distill,
     }  # fmt: skip
     plain = {"shrink.score": ["magnitude"], "shrink.repair": ["none"]}
@@ -116,9 +114,9 @@ def verb_steps(verb: str, task: TaskData, fast: bool) -> tuple[list[Fields], lis
 
 def rows_of(key: str, folder: Path, verb: str, seed: int, work: Path | None) -> Sequence[Row]:
     """The two rows of a verb and a seed: ours, then the plain way."""
-    task, fast = DATA[key], bool(cpu_abilities().get("avx512_bf16"))
-    finetune = {"batch_size": 32, "warmup": 0.1, "bf16": fast, **task.finetune}
-    steps, grid = verb_steps(verb, task, fast)
+    task = DATA[key]
+    finetune = {"batch_size": 32, "warmup": 0.1, "bf16": True, **task.finetune}
+    steps, grid = verb_steps(verb, task)
     recipe = parse_recipe(
         {
             "model": MODEL,

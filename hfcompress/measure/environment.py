@@ -117,5 +117,4 @@ def bf16_is_faster(model: nn.Module) -> bool:
     parameter = next(model.parameters())
     if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
         return False
-    abilities = cpu_abilities()
-    return bool(abilities.get("amx_bf16") or abilities.get("avx512_bf16"))
+    return has_fast_bf16()

@@ -62,7 +62,7 @@ def distill_step(
     precision = config.distillation.teacher_precision
     if precision == "bf16" and computes_in_fp32(context):
         asked = config.distillation.replace(teacher_precision="fp32")
-        config = config.replace(distillation=asked)
+        config = config.replace(bf16=False, distillation=asked)  # so that it is said once
     rows = training_rows(config, context)
     context.progress.stage(f"distilling on {len(rows):,} rows")
     student, layers = _student(state, teacher, config, context)
