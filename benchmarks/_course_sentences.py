@@ -35,7 +35,7 @@ from hfcompress.utils import Progress
 LENGTH = 64
 """Tokens of a sentence, padding included; longer ones are cut."""
 CALIBRATION_ROWS, ROUNDS = 256, 50
-TRAINING = ("finetune.epochs=1", "finetune.bf16=false")
+TRAINING = ("finetune.epochs=1",)
 SHRINKING = ("shrink.macs=0.5", "shrink.calibration_rows=512", "measure.latency=[]")
 """Changes to recipes/minilm-sst2-teacher.yaml and recipes/compress-10mb.yaml: engines are compared
 that run the same weights, so that little training suffices."""
