@@ -109,8 +109,8 @@ def test_a_folder_of_splits(write_data: Callable[..., Path], tmp_path: Path) -> 
 def test_saved_data_sets(tmp_path: Path) -> None:
     features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
     rows = Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, 1]}, features=features)
-    rows.save_to_disk(tmp_path / "one")
-    DatasetDict(train=rows, test=rows.select([0, 1])).save_to_disk(tmp_path / "many")
+    rows.save_to_disk(str(tmp_path / "one"))
+    DatasetDict(train=rows, test=rows.select([0, 1])).save_to_disk(str(tmp_path / "many"))
     assert load(tmp_path / "one").labels == ["no", "yes"]
     assert len(load(tmp_path / "many", eval="test").eval) == 2
     swapped = load(tmp_path / "one", labels=["yes", "no"])
@@ -155,7 +155,7 @@ def test_splits_that_order_their_labels_in_two_ways(tmp_path: Path) -> None:
         features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
         rows = {"text": ["a", "b"], "label": [0, 1]}
         sides[side] = Dataset.from_dict(rows, features=features)
-    DatasetDict(sides).save_to_disk(tmp_path / "set")
+    DatasetDict(sides).save_to_disk(str(tmp_path / "set"))
     found = load(tmp_path / "set", need_train=True)
     assert found.train is not None
     assert found.labels == ["Dog", "cat", "cow"]
