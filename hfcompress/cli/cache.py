@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from hfcompress.cli.display import Display
 from hfcompress.errors import ConfigError
 from hfcompress.storage.caches import (
     CacheEntry,
@@ -36,7 +37,7 @@ def cache_command(options: argparse.Namespace, console: Console) -> int:
     if most is not None or options.older_than is not None:
         removed = prune_cache(options.older_than, most)
     entries = cache_entries()
-    damage = {entry.path: find_damage(entry) for entry in entries} if options.verify else {}
+    damage = _damage(entries, console, options.quiet) if options.verify else {}
     if options.json:
         listed = [
             {**entry.to_dict(), **({"damage": damage[entry.path]} if damage else {})}
@@ -75,6 +76,17 @@ def _show(
     console.print(f"{_count(entries)}, {total}; {bound} (HFCOMPRESS_CACHE_LIMIT)")
     for folder in sorted({str(entry.path.parent) for entry in entries}):
         console.print(f"in {folder}")
+
+
+def _damage(entries: Sequence[CacheEntry], console: Console, quiet: bool) -> dict[Path, str | None]:
+    """What is wrong with each entry's files; reads all of them."""
+    found = {}
+    with Display(console, quiet) as display:
+        display.stage("reading what is kept")
+        for done, entry in enumerate(entries, 1):
+            found[entry.path] = find_damage(entry)
+            display.work(done, len(entries))
+    return found
 
 
 def _count(entries: Sequence[CacheEntry]) -> str:

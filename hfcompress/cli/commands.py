@@ -7,6 +7,7 @@ Ctrl-C, 143 by SIGTERM.
 from __future__ import annotations
 
 import argparse
+import importlib
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -21,22 +22,20 @@ from hfcompress.cli.output import (
     prediction_rows,
     print_json,
     settings_lines,
+    show_failures,
     show_rows,
     show_written,
 )
 from hfcompress.cli.runs import compare_command, report_command
 from hfcompress.cli.verbs import VERBS, run_overrides
 from hfcompress.errors import HfcompressError
-from hfcompress.utils import quiet_libraries, size_text
+from hfcompress.utils import quiet_libraries
 
 if TYPE_CHECKING:  # rich takes tenths of a second to import, and torch takes seconds
     from rich.console import Console
 
     from hfcompress.recipes.schema import Recipe
-    from hfcompress.sweep.run import SweepResult
 
-# These commands load no model, so importing transformers only to quiet it would cost seconds.
-_LOAD_NO_MODEL = {"cache", "completion", "recipes", "validate"}
 # These commands keep what is finished.
 _GO_ON = {"run", "sensitivity", "compress"}
 _LONGEST = 2000  # characters of an error
@@ -45,9 +44,7 @@ _LONGEST = 2000  # characters of an error
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = make_parser(next((word for word in arguments if word[:1] != "-"), None)).parse_args(
-        arguments
-    )
+    options = _parsed(arguments)
 
     from rich.text import Text
 
@@ -56,8 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     errors = Terminal(stderr=True, soft_wrap=True)
     mark = Text("error:", style="bold red")
     try:
-        if options.command not in _LOAD_NO_MODEL:
-            quiet_libraries()
+        _import_libraries(options)
         return _COMMANDS[options.command](options, _console(options))
     except HfcompressError as error:
         errors.print(mark, _one_line(error))
@@ -73,6 +69,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         errors.print(mark, f"{type(error).__name__}: {_one_line(error)} (--debug shows where)")
         return 1
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line. A verb's come from its config, which takes long to import."""
+    command = next((word for word in arguments if word[:1] != "-"), None)
+    if command not in VERBS:
+        return make_parser(command).parse_args(arguments)
+    from hfcompress.cli.display import Terminal, loading
+
+    with loading(Terminal(stderr=True), "--quiet" in arguments):
+        parser = make_parser(command)
+    return parser.parse_args(arguments)  # prints errors and help
+
+
+def _import_libraries(options: argparse.Namespace) -> None:
+    """Import what a command needs before it shows its own progress."""
+    if (module := _MODULES.get(options.command)) is None:
+        return
+    from hfcompress.cli.display import Terminal, loading
+
+    with loading(Terminal(stderr=True), options.quiet):
+        quiet_libraries()
+        importlib.import_module(module)
 
 
 def _console(options: argparse.Namespace) -> Console:
@@ -115,7 +134,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     show_rows(result.rows, console, options)
     if result.rows:
         show_written(output, console, options)
-    return _show_failures(result, console)
+    return show_failures(result, console)
 
 
 def _verb(options: argparse.Namespace, console: Console) -> int:
@@ -137,7 +156,7 @@ def _verb(options: argparse.Namespace, console: Console) -> int:
     show_rows(result.rows, console, options)
     for folder in sorted((output / "models").glob("[0-9]*")):
         console.print(f"the model: {folder}")
-    return _show_failures(result, console)
+    return show_failures(result, console)
 
 
 def _sparsify(options: argparse.Namespace, console: Console) -> int:
@@ -225,7 +244,7 @@ def _sensitivity(options: argparse.Namespace, console: Console) -> int:
             console.print(f"  {row['drop']:+.2%} at {sparsity:.0%}  {layer}")
     if worst:
         show_written(output, console, options)
-    return _show_failures(result, console)
+    return show_failures(result, console)
 
 
 def _validate(options: argparse.Namespace, console: Console) -> int:
@@ -247,64 +266,15 @@ def _validate(options: argparse.Namespace, console: Console) -> int:
 
 
 def _compress(options: argparse.Namespace, console: Console) -> int:
-    from hfcompress.cli.display import Display
-    from hfcompress.report.pipeline import pipeline_rows
-    from hfcompress.search.compress import compress, data_config, plan_search
-    from hfcompress.search.target import CompressTarget
+    from hfcompress.cli.search import compress_command
 
-    names = CompressTarget.model_fields.keys() - {"latency"}
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    shape = {name: getattr(options, name) for name in ("batch_size", "length", "fixed")}
-    target = CompressTarget.from_dict({**given, "latency": shape}, "compress")
-    output = Path(options.output or Path("runs") / f"compress-{Path(options.model).name}")
-    data, seed = data_config(options.data, options.set), options.seed or 0
-    if options.dry_run:
-        with Display(console, options.quiet) as display:
-            planned = plan_search(
-                options.model, data, target, task=options.task, progress=display, seed=seed,
-                device=options.device,
-            )  # fmt: skip
-        if options.json:
-            print_json(planned)
-            return 0
-        for one in planned:
-            console.print(f"{size_text(one['bytes']):>9s}  {one['candidate']}")
-        return 0
-    with Display(console, options.quiet) as display:
-        result = compress(
-            options.model, data, target, output=output, task=options.task, progress=display,
-            wait=options.wait, seed=seed, device=options.device,
-        )  # fmt: skip
-    if options.json:
-        print_json(result.rows)
-    elif result.rows:
-        console.print(pipeline_rows(result.rows))
-    console.print(result.sentence)
-    if result.model is None:
-        return 1
-    console.print(f'use it: hfcompress predict {result.model} "a sentence"')
-    if options.fixed:
-        batch = f"({options.batch_size}, {options.length})"
-        console.print(f'that fast in Python: load("{result.model}", shape={batch})')
-    return 0 if result.measured is None or result.measured.holds(target.max_drop) else 1
+    return compress_command(options, console)
 
 
 def _certify(options: argparse.Namespace, console: Console) -> int:
-    from hfcompress.cli.display import Display
-    from hfcompress.search.certify import certify
-    from hfcompress.search.compress import data_config
+    from hfcompress.cli.search import certify_command
 
-    data = data_config(options.data, options.set)
-    assert data is not None  # the option is required
-    with Display(console, options.quiet) as display:
-        found = certify(
-            options.dense, options.small, data, options.max_drop, options.confidence,
-            task=options.task, progress=display,
-        )  # fmt: skip
-    if options.json:
-        print_json([found.to_dict()])
-    console.print(found.sentence)
-    return 0 if found.certain else 1
+    return certify_command(options, console)
 
 
 def _check(options: argparse.Namespace, console: Console) -> int:
@@ -329,7 +299,11 @@ def _inspect(options: argparse.Namespace, console: Console) -> int:
 
 
 def _predict(options: argparse.Namespace, console: Console) -> int:
-    rows = prediction_rows(options.directory, options.examples)
+    from hfcompress.cli.display import Display
+
+    with Display(console, options.quiet) as display:
+        display.stage("predicting")
+        rows = prediction_rows(options.directory, options.examples)
     if options.json:
         print_json(rows)
         return 0
@@ -384,18 +358,6 @@ def _completion(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _show_failures(result: SweepResult, console: Console) -> int:
-    """Say which trials failed and why; the exit code."""
-    from rich.text import Text
-
-    for settings, reason in result.failures:
-        where = ", ".join(f"{key}={value}" for key, value in settings.items()) or "the only trial"
-        console.print(Text("failed:", style="red"), f"{where}: {reason}")
-    if result.failures:
-        console.print("the same command with --retry-failed runs the failed trials again")
-    return 1 if result.failures else 0
-
-
 _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
     "run": _run,
     "sensitivity": _sensitivity,
@@ -415,4 +377,23 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
     "sparsify": _sparsify,
     "push": _push,
     **dict.fromkeys(VERBS, _verb),
+}
+
+# What a command imports first; the others need neither torch nor transformers.
+_MODULES = {
+    "run": "hfcompress.sweep.run",
+    "sensitivity": "hfcompress.sweep.sensitivity",
+    "validate": "hfcompress.recipes.schema",
+    "compress": "hfcompress.cli.search",
+    "inspect": "hfcompress.cli.inspect",
+    "bench": "hfcompress.benchmarking.run",
+    "feasibility": "hfcompress.cli.inspect",
+    "report": "hfcompress.sweep.run",
+    "compare": "hfcompress.sweep.comparison",
+    "certify": "hfcompress.cli.search",
+    "check": "hfcompress.cli.inspect",
+    "predict": "hfcompress.quantization.load",
+    "sparsify": "hfcompress.checkpoint.save",
+    "push": "hfcompress.models.upload",
+    **dict.fromkeys(VERBS, "hfcompress.sweep.run"),
 }

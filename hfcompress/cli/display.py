@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +15,8 @@ from rich.text import Text
 from hfcompress.utils import Progress, Row, visible
 
 _BYTES = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1.0))
+_TEXT = TextColumn("{task.description:42.42}", markup=False)
+_BAR = BarColumn(bar_width=30)
 
 
 class Terminal(Console):
@@ -27,6 +29,24 @@ class Terminal(Console):
     def render_str(self, text: str, **settings: Any) -> Text:
         """As a console, with control characters spelt out."""
         return super().render_str(visible(text), **settings)
+
+
+def loading(console: Console, quiet: bool = False) -> AbstractContextManager[object]:
+    """Show a bar while the body imports libraries, which takes seconds; only in a terminal.
+
+    The bar is there before the body begins: an import can hold up the thread that moves it.
+
+    Args:
+        console: where to.
+        quiet: show nothing.
+    """
+    if quiet or not console.is_terminal:
+        return nullcontext()
+    bars = Bars(
+        _TEXT, _BAR, TimeElapsedColumn(), console=console, transient=True, redirect_stdout=False
+    )
+    bars.add_task("loading", total=None)
+    return bars
 
 
 LINES_EVERY = 10.0
@@ -47,8 +67,8 @@ class Display(Progress):
     def __init__(self, console: Console, quiet: bool = False) -> None:
         self.console, self.quiet = console, quiet
         self.bars = Bars(
-            TextColumn("{task.description:42.42}", markup=False),
-            BarColumn(bar_width=30),
+            _TEXT,
+            _BAR,
             TextColumn("{task.fields[count]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}", markup=False),
@@ -70,7 +90,8 @@ class Display(Progress):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bars.stop()
+        if not self.bars.disable:  # rich 13.7 ends disabled bars with an empty line
+            self.bars.stop()
         self._downloads.close()
 
     def sweep(self, done: int, total: int) -> None:

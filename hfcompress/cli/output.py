@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # rich takes tenths of a second to import
     from rich.table import Table
 
     from hfcompress.sweep.plan import Plan
+    from hfcompress.sweep.run import SweepResult
     from hfcompress.utils import Row
 
 _MOST_LINES = 50  # of a plan
@@ -78,6 +79,18 @@ def plan_table(found: Plan) -> Table:
         counts = (step.trials, step.models, step.kept)
         table.add_row(step.name, *(f"{count:,}" for count in counts), seconds)
     return table
+
+
+def show_failures(result: SweepResult, console: Console) -> int:
+    """Say which trials failed and why; the exit code."""
+    from rich.text import Text
+
+    for settings, reason in result.failures:
+        where = ", ".join(f"{key}={value}" for key, value in settings.items()) or "the only trial"
+        console.print(Text("failed:", style="red"), f"{where}: {reason}")
+    if result.failures:
+        console.print("the same command with --retry-failed runs the failed trials again")
+    return 1 if result.failures else 0
 
 
 def prediction_rows(directory: str | Path, examples: Sequence[str]) -> list[Row]:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfcompress.cli.output import note_on, print_json, show_rows, show_written
+from hfcompress.cli.output import print_json, show_rows, show_written
 from hfcompress.errors import ConfigError
 
 if TYPE_CHECKING:  # it takes tenths of a second to import
@@ -20,19 +20,19 @@ def report_command(options: argparse.Namespace, console: Console) -> int:
         OutputError: no results, or a folder that cannot be written.
         ConfigError: several runs of different metrics.
     """
+    from hfcompress.cli.display import Display
     from hfcompress.sweep.comparison import report_runs
     from hfcompress.sweep.results import RunDirectory
     from hfcompress.sweep.run import report
 
     folders = [Path(folder) for folder in options.directories]
-    if len(folders) > 1:
-        output = Path(options.output or "runs/report")
-        show_rows(report_runs(folders, output), console, options)
-    else:
-        if options.output is not None:
-            raise ConfigError("--output is for the page of several runs; one has its own folder")
-        output = folders[0]
-        show_rows(report(output, note_on(console, options)), console, options)
+    if len(folders) == 1 and options.output is not None:
+        raise ConfigError("--output is for the page of several runs; one has its own folder")
+    output = folders[0] if len(folders) == 1 else Path(options.output or "runs/report")
+    with Display(console, options.quiet) as display:
+        display.stage("drawing the page")
+        rows = report(output, display.note) if len(folders) == 1 else report_runs(folders, output)
+    show_rows(rows, console, options)
     failed = sum(len(RunDirectory(folder).failures()) for folder in folders)
     if failed:
         console.print(f"{failed} trials failed; results.csv says why")
@@ -47,10 +47,13 @@ def compare_command(options: argparse.Namespace, console: Console) -> int:
         OutputError: no results, or no such row.
         ConfigError: fewer than two rows, or different metrics.
     """
+    from hfcompress.cli.display import Display
     from hfcompress.report.comparison import comparison_table
     from hfcompress.sweep.comparison import compare_runs
 
-    found = compare_runs(*options.runs)
+    with Display(console, options.quiet) as display:
+        display.stage("comparing")
+        found = compare_runs(*options.runs)
     if options.json:
         print_json(found.rows)
     else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from transformers import BertForTokenClassification
 from hfcompress import __version__
 from hfcompress.cli import main as entry_point
 from hfcompress.cli.commands import main
+from hfcompress.cli.display import Terminal, loading
 from hfcompress.errors import ConfigError
 from hfcompress.pruning.prune import prune
 from hfcompress.recipes.grid import Trial
@@ -23,6 +26,7 @@ from hfcompress.recipes.library import shipped_recipes
 from hfcompress.recipes.yaml import dump_yaml
 from hfcompress.sweep.trial import Runner
 from tests.forked import run_forked
+from tests.fresh_process import run_fresh
 from tests.tiny_models import tiny_bert
 
 
@@ -59,6 +63,51 @@ def test_run_shows_a_table_and_names_the_sweet_spot(
         (tmp_path / "out" / "recipe.written.yaml").read_text().startswith(recipe_file.read_text())
     )
     assert "accuracy" in capsys.readouterr().out
+
+
+IN_A_TERMINAL = """
+import importlib.abc, os, pty, sys
+
+class Marks(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        os.write(2, f"<import {name}>".encode())
+
+child, terminal = pty.fork()
+if not child:
+    os.environ.update(TERM="xterm", COLUMNS="100")
+    sys.meta_path.insert(0, Marks())
+    from hfcompress.cli import main
+    os._exit(main(sys.argv[1:]))
+shown = b""
+try:
+    while more := os.read(terminal, 65536):
+        shown += more
+except OSError:  # how Linux says that the other end is closed
+    pass
+assert os.waitpid(child, 0)[1] == 0, shown
+sys.stdout.buffer.write(shown)
+"""
+HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"  # a bar begins, and ends
+
+
+def test_a_terminal_shows_a_bar_at_every_moment(recipe_file: Path, tmp_path: Path) -> None:
+    shown = run_fresh(IN_A_TERMINAL, "run", str(recipe_file), "--output", str(tmp_path / "out"))
+    texts = ["loading", "<import transformers>", "<import hfcompress.sweep.run>", "trials"]
+    places = [shown.index(text) for text in texts]
+    assert places == sorted(places)
+    before, *bars = shown.split(HIDE_CURSOR)
+    bare = before + "".join(part.partition(SHOW_CURSOR)[2] for part in bars)
+    imported = {name.split(".")[0] for name in re.findall("<import (.*?)>", bare)}
+    assert not imported & {"torch", "transformers", "datasets", "scipy", "pandas", "matplotlib"}
+    assert "sparsity" in shown.rpartition(SHOW_CURSOR)[2]  # the table stands below the bars
+
+
+@pytest.mark.parametrize(("terminal", "quiet"), [(True, False), (True, True), (False, False)])
+def test_loading_is_shown_in_a_terminal_unless_quiet(terminal: bool, quiet: bool) -> None:
+    file = io.StringIO()
+    with loading(Terminal(file=file, force_terminal=terminal), quiet):
+        assert ("loading" in file.getvalue()) is (terminal and not quiet)
+    assert bool(file.getvalue()) is (terminal and not quiet)
 
 
 @pytest.mark.parametrize("command", ["run", "sensitivity"])
