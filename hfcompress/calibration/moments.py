@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from hfcompress.measure.macs import CONVOLUTIONS
 from hfcompress.models.matrices import inputs_first, weight_matrix
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)

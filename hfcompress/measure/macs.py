@@ -122,8 +122,12 @@ def has_own_forward(module: nn.Module) -> bool:
     return owner.__module__ not in _PLAIN_FORWARDS
 
 
-def _is_weighted(module: nn.Module) -> bool:
-    return is_linear(module) or isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def is_weighted(module: object) -> bool:
+    """Whether a module multiplies its input by one weight: a Linear, Conv1D or convolution."""
+    return isinstance(module, (nn.Linear, *CONVOLUTIONS)) or is_conv1d(module)
 
 
 def weighted_layers(
@@ -144,7 +148,7 @@ def weighted_layers(
     """
     modules = dict(model.named_modules())
     if targets is None:
-        names = {name for name, module in modules.items() if _is_weighted(module)}
+        names = {name for name, module in modules.items() if is_weighted(module)}
     else:
         names = {targets} if isinstance(targets, str) else set(targets)
         for name in sorted(names - dict(model.named_parameters()).keys()):
@@ -158,6 +162,15 @@ def weighted_layers(
                 seen.add(id(weight))
                 layers[path] = weight
     return layers
+
+
+def weighted_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Every Linear, ``Conv1D`` and convolution, by name, in model order; tied ones once."""
+    found: dict[int, tuple[str, nn.Module]] = {}
+    for name, module in model.named_modules():
+        if is_weighted(module):
+            found.setdefault(id(module.weight), (name, module))
+    return dict(found.values())
 
 
 def _check_target(model: nn.Module, name: str, modules: dict[str, nn.Module]) -> None:

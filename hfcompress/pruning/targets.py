@@ -16,8 +16,8 @@ from torch.nn.functional import linear
 from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 
-from hfcompress.calibration.moments import CONVOLUTIONS
 from hfcompress.errors import ModelError, TargetError
+from hfcompress.measure.macs import is_weighted
 from hfcompress.models.architectures import (
     default_targets,
     head_names,
@@ -126,7 +126,7 @@ def weight_matrices(model: nn.Module) -> dict[str, nn.Module]:
     for name, module in model.named_modules():
         if "parametrizations" in name.split("."):
             continue
-        if is_compressible(module) or isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
+        if is_weighted(module) or isinstance(module, TRANSPOSED):
             parameter = module._parameters.get("weight")  # None where it is computed
             if parameter is None or id(parameter) not in seen:
                 seen.add(id(parameter))

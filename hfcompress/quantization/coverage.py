@@ -10,8 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hfcompress.measure.macs import count_macs, evaluation_mode
-from hfcompress.models.architectures import compressible_modules, is_compressible, matching_modules
+from hfcompress.measure.macs import (
+    CONVOLUTIONS,
+    count_macs,
+    evaluation_mode,
+    is_weighted,
+    weighted_modules,
+)
+from hfcompress.models.architectures import matching_modules
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.images import ImageShape
 from hfcompress.quantization.inputs import Classifier
@@ -148,7 +154,7 @@ def cover(
 
 
 def _reason(module: nn.Module, why: Callable[[nn.Module], str]) -> str:
-    if is_compressible(module) or isinstance(module, nn.Embedding):
+    if is_weighted(module) or isinstance(module, nn.Embedding):
         return why(module)
     matrices = any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
     if matrices and type(module).__module__.startswith("torch.nn."):
@@ -164,24 +170,27 @@ def excluded_modules(model: nn.Module, config: QuantizationConfig) -> set[str]:
     """
     if not config.exclude:
         return set()
-    tables = {n: m for n, m in model.named_modules() if isinstance(m, nn.Embedding)}
-    return set(matching_modules(compressible_modules(model) | tables, config.exclude))
+    return set(matching_modules(weighted_modules(model) | _tables(model), config.exclude))
+
+
+def _tables(model: nn.Module) -> dict[str, nn.Module]:
+    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Embedding)}
 
 
 DYNAMIC_LEAVES_CONVOLUTIONS = (
-    "dynamic quantization does nothing for Conv2d, which gains in int8 only where the ranges of "
-    "activations are known beforehand; mode: static takes convolutions, with calibration data"
+    "dynamic quantization does nothing for convolutions, which gain in int8 only where the ranges "
+    "of activations are known beforehand; mode: static takes them, with calibration data"
 )
 
 
 def share_of_convolutions(model: nn.Module) -> float:
-    """Share of a model's matrix and kernel weights that ``nn.Conv2d`` holds; 0 without weights.
+    """Share of a model's matrices, kernels and tables that convolutions hold; 0 without weights.
 
     A ViT's patch embedding is a convolution, and a small part of it.
     """
     held = {True: 0, False: 0}
-    for module in compressible_modules(model).values():
-        held[isinstance(module, nn.Conv2d)] += module.get_parameter("weight").numel()
+    for module in (weighted_modules(model) | _tables(model)).values():
+        held[isinstance(module, CONVOLUTIONS)] += module.get_parameter("weight").numel()
     return held[True] / sum(held.values()) if sum(held.values()) else 0.0
 
 
@@ -205,7 +214,7 @@ def folded_norms(model: nn.Module, inputs: Mapping[str, Tensor]) -> set[str]:
     found: set[str] = set()
 
     def note(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, CONVOLUTIONS):
             made[id(output)] = output  # kept, so that no other tensor gets its number
         elif isinstance(module, _BatchNorm) and given and id(given[0]) in made:
             found.add(names[module])
@@ -213,7 +222,7 @@ def folded_norms(model: nn.Module, inputs: Mapping[str, Tensor]) -> set[str]:
     handles = [
         module.register_forward_hook(note)
         for module in model.modules()
-        if isinstance(module, (nn.Conv2d, _BatchNorm))
+        if isinstance(module, (*CONVOLUTIONS, _BatchNorm))
     ]
     try:
         with evaluation_mode(model), torch.no_grad():

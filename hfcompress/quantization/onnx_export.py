@@ -25,8 +25,7 @@ from transformers import PreTrainedModel
 
 from hfcompress.errors import ModelError, first_line
 from hfcompress.inference import logits_in
-from hfcompress.measure.macs import evaluation_mode
-from hfcompress.models.architectures import is_compressible
+from hfcompress.measure.macs import evaluation_mode, is_weighted
 from hfcompress.models.modeling_embedding import EmbeddingModel
 from hfcompress.quantization.engine import SPAN_OUTPUTS, Arrays
 from hfcompress.quantization.engine import TEXT_INPUTS as TEXT_INPUTS
@@ -351,7 +350,7 @@ def _name(graph: Graph, model: nn.Module) -> None:
         if path in taken:
             continue
         module = modules.get(path)
-        if weight is not None and (is_compressible(module) or isinstance(module, nn.Embedding)):
+        if weight is not None and (is_weighted(module) or isinstance(module, nn.Embedding)):
             if weight in read:
                 weight = _copied(graph, node, weight, f"{path}.weight")
             read.add(weight)

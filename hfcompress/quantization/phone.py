@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from hfcompress.errors import DataError, ModelError
 from hfcompress.inference import dense_logits, logits_in
-from hfcompress.measure.macs import evaluation_mode
-from hfcompress.models.architectures import is_compressible
+from hfcompress.measure.macs import evaluation_mode, is_weighted
 from hfcompress.quantization.engine import (
     TEXT_INPUTS,
     Array,
@@ -181,7 +180,7 @@ def modules_of_sizes(model: nn.Module, sizes: Iterable[int], excluded: Collectio
     found = set()
     for name, module in model.named_modules():
         weight = module._parameters.get("weight")
-        known = is_compressible(module) or isinstance(module, (nn.Embedding, nn.Conv1d))
+        known = is_weighted(module) or isinstance(module, nn.Embedding)
         if weight is None or not known or name in excluded or not left[weight.numel()]:
             continue
         left[weight.numel()] -= 1

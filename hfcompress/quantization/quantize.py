@@ -19,8 +19,7 @@ from hfcompress.errors import (
 )
 from hfcompress.inference import Logits, dense_logits
 from hfcompress.measure.environment import slow_int8
-from hfcompress.measure.macs import evaluation_mode
-from hfcompress.models.architectures import compressible_modules
+from hfcompress.measure.macs import CONVOLUTIONS, evaluation_mode, weighted_modules
 from hfcompress.models.outputs import BY_TOKEN, OutputKind
 from hfcompress.quantization.backends import import_backend
 from hfcompress.quantization.config import MODES, QuantizationConfig
@@ -176,11 +175,11 @@ def check_quantizable(model: nn.Module, config: QuantizationConfig) -> None:
     Raises:
         TargetError, ModelError: as `quantize`.
     """
-    modules = compressible_modules(model).values()
+    modules = weighted_modules(model).values()
     if not modules:
         raise TargetError(f"{type(model).__name__} has no Linear or convolution to quantize")
     takes_convolutions = config.resolved_mode in ("static", "none") or _may_be_static(config)
-    if not takes_convolutions and all(isinstance(module, nn.Conv2d) for module in modules):
+    if not takes_convolutions and all(isinstance(module, CONVOLUTIONS) for module in modules):
         raise TargetError(
             f"{type(model).__name__} has no Linear to quantize, and "
             f"{DYNAMIC_LEAVES_CONVOLUTIONS}, in backend: onnxruntime or openvino"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,50 @@ def test_quantized_modules_give_the_modules_output(
     assert json.loads((folder / "config.json").read_text())["architectures"] == [
         type(model).__name__
     ]
+
+
+def signal_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv1d(3, 8, 3, padding=1), nn.BatchNorm1d(8), nn.ReLU(), nn.Conv1d(8, 8, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 5),
+    ).eval()  # fmt: skip
+
+
+def volume_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv3d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 8, 3)).eval()
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    ("make", "shape"), [(signal_network, (16, 3, 20)), (volume_network, (16, 2, 4, 4, 4))]
+)
+def test_convolutions_of_one_and_three_dimensions_become_int8(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], backend: str
+) -> None:
+    pytest.importorskip(backend)
+    batch = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    small = quantize(make(), QuantizationConfig.from_dict({"backend": backend}), [batch])
+    assert small.config.resolved_mode == "static"
+    rows = {row.name: row for row in small.coverage.modules}
+    weights = [name for name, row in rows.items() if "Norm" not in row.kind]
+    assert all(rows[name].quantized for name in weights)
+    assert small.coverage.share_of_macs == 1.0
+    kept = quantize(
+        make(), QuantizationConfig.from_dict({"backend": backend, "exclude": ["0"]}), [batch]
+    )
+    assert [row.name for row in kept.coverage.modules if row.why == "excluded by the config"] == [
+        "0"
+    ]
+
+
+def test_a_network_of_convolutions_alone_is_quantized() -> None:
+    model = nn.Sequential(nn.Conv1d(3, 4, 5), nn.AdaptiveAvgPool1d(1), nn.Flatten())
+    batch = torch.randn(8, 3, 9, generator=torch.Generator().manual_seed(0))
+    assert quantize(model, QuantizationConfig(), [batch]).coverage.share_of_bytes > 0.9
+    with pytest.raises(TargetError, match="has no Linear to quantize, and dynamic quantization"):
+        quantize(model, QuantizationConfig(mode="dynamic"), [batch])
 
 
 def test_a_saved_processor_reads_images_for_a_plain_module(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hfcompress.errors import ModelError, first_line
+from hfcompress.measure.macs import CONVOLUTIONS
 from hfcompress.quantization.backends.onnx_blocks import quantize_blocks
 from hfcompress.quantization.backends.onnx_dynamic import quantize_weights
 from hfcompress.quantization.backends.onnx_graph import (
@@ -187,7 +188,7 @@ def why_not(module: nn.Module, config: QuantizationConfig) -> str:
         return "mode: none"
     if isinstance(module, nn.Embedding):
         return "embeddings: false" if not config.embeddings else "its table is not in the graph"
-    if isinstance(module, nn.Conv2d) and config.resolved_mode == "dynamic":
+    if isinstance(module, CONVOLUTIONS) and config.resolved_mode == "dynamic":
         return DYNAMIC_LEAVES_CONVOLUTIONS
     return "ONNX Runtime found no product with its weight in the graph"
 

@@ -17,7 +17,7 @@ from hfcompress.checkpoint.save import save_compressed
 from hfcompress.errors import ModelError
 from hfcompress.inference import dense_logits
 from hfcompress.layers.int8_linear import Int8Linear
-from hfcompress.measure.macs import has_own_forward
+from hfcompress.measure.macs import CONVOLUTIONS, has_own_forward
 from hfcompress.measure.size import calculate_model_size
 from hfcompress.models.architectures import compressible_modules
 from hfcompress.models.checkpoint_checks import check_files, check_layers, checkpoint_errors
@@ -176,7 +176,7 @@ def why_not(module: nn.Module, config: QuantizationConfig) -> str:
     """Return the reason why a module of this class stays in fp32."""
     if isinstance(module, nn.Embedding):
         return "torch quantizes matrix products only; backend: onnxruntime takes tables"
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, CONVOLUTIONS):
         return f"{DYNAMIC_LEAVES_CONVOLUTIONS}, in backend: onnxruntime or openvino"
     if has_own_forward(module):
         return "its class computes more than a matrix product"
