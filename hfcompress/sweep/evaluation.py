@@ -4,9 +4,10 @@ is."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from hfcompress.config import nearest
 from hfcompress.errors import ConfigError, DataError
@@ -243,13 +245,14 @@ def _logits(model: nn.Module | QuantizedModel, batch: Mapping[str, Tensor]) -> A
 
 def batches_key(batches: list[dict[str, Tensor]]) -> str:
     """A digest of batches."""
+    return _digest(pair for batch in batches for pair in sorted(batch.items()))
+
+
+def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
-    for batch in batches:
-        for name, tensor in sorted(batch.items()):
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            digest.update(
-                tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-            )
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -257,20 +260,64 @@ _PLAIN = (bool, int, float, str, bytes, tuple, type(None))
 
 
 def function_key(function: object) -> str:
-    """A function's name, a digest of its own code, its defaults and what a partial was given.
+    """A function's name, and digests of its own code, its defaults, what a partial was given and
+    the data that it reads by name: tensors, arrays, and loaders of them.
 
-    What it calls, and what it encloses, is not looked into: a counter would change it.
+    What it calls is not looked into, nor other objects that it encloses: a counter would change it.
     """
     inner = getattr(function, "func", function)  # functools.partial
     code = getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
     name = getattr(inner, "__qualname__", type(inner).__qualname__)
-    given = [repr(value) for value in getattr(function, "args", ())]
-    given += [f"{key}={value!r}" for key, value in getattr(function, "keywords", {}).items()]
+    passed: list[tuple[str, object]] = [("", value) for value in getattr(function, "args", ())]
+    passed += [(f"{key}=", value) for key, value in getattr(function, "keywords", {}).items()]
+    given = [f"{key}{value!r}" for key, value in passed if _tensors(value) is None]
     defaults = getattr(inner, "__defaults__", None) or ()
     given += [repr(value) for value in defaults if isinstance(value, _PLAIN)]
+    read = [*passed, *_read_by(inner)]
+    data = [(key, tensor) for key, value in read for tensor in _tensors(value) or ()]
+    given += [_digest(data)] if data else []
     if not isinstance(code, CodeType):
         return f"{name} {given}"
-    return f"{name} {hashlib.sha256(_code(code)).hexdigest()[:12]} {' '.join(given)}".strip()
+    own = hashlib.sha256(_code(code)).hexdigest()[:12]
+    return f"{name} {own} {' '.join(given)}".strip()
+
+
+def _read_by(function: object) -> Iterator[tuple[str, object]]:
+    """What a function encloses, and the globals that it names."""
+    if not isinstance(function, FunctionType):
+        return
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # a cell that is filled later
+            yield name, cell.cell_contents
+    for name in sorted(_names(function.__code__)):
+        if name in function.__globals__:
+            yield name, function.__globals__[name]
+
+
+def _names(code: CodeType) -> set[str]:
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return set(code.co_names).union(*map(_names, inner))
+
+
+def _tensors(value: object) -> list[Tensor] | None:
+    """The tensors of data: of a tensor, an array, a dataset or loader of tensors, or a list, tuple
+    or dict of those; None of anything else."""
+    if isinstance(value, DataLoader):
+        value = value.dataset
+    if isinstance(value, Tensor):
+        return [value] if value.layout == torch.strided and value.device.type != "meta" else None
+    if isinstance(value, np.ndarray):
+        flat = np.ascontiguousarray(value).reshape(-1)
+        return None if value.dtype.hasobject else [torch.from_numpy(flat.view(np.uint8).copy())]
+    if isinstance(value, Subset):
+        inner = _tensors(value.dataset)
+        return None if inner is None else [*inner, torch.tensor(list(value.indices))]
+    if isinstance(value, TensorDataset):
+        return list(value.tensors)
+    if isinstance(value, (list, tuple, dict)) and value:
+        parts = [_tensors(part) for part in (value.values() if isinstance(value, dict) else value)]
+        return None if None in parts else [t for part in parts for t in part or ()]
+    return None
 
 
 def _code(code: CodeType) -> bytes:

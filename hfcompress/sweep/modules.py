@@ -75,8 +75,8 @@ def sweep_module(
         )
 
     Rows, curve, page and going on where a run stopped are those of a recipe; so are the rows'
-    fields. A function is known by its name and its own code: after a change in what it calls, give
-    another ``output``.
+    fields. A function is known by its name, its own code and the tensors, arrays and loaders of
+    tensors that it reads by name: after a change in what it calls, give another ``output``.
 
     Args:
         model: any module, which stays as it is; or a function that makes one, called under each
@@ -91,7 +91,7 @@ def sweep_module(
             ``{"prune.sparsity": [0, 0.5]}``; or several grids.
         loader: what steps calibrate on; any loader.
         output: the run's folder, which the same call resumes; nothing is written where None.
-            Other data inside ``evaluate`` are not noticed: give another folder for them.
+            Data of other kinds inside ``evaluate`` are not noticed: give another folder for them.
         metric: what ``evaluate`` measures; names of rates are shown in percent.
         seed: of what is random, where the grid names none.
         name: of the page.
@@ -172,7 +172,8 @@ def prepare_modules(
         FORMAT, f"{start}", weights_hash(start),
         rows.key,
     ]  # fmt: skip
-    sweep.trials = [_hashed(trial, shared, evaluation) for trial in trials]
+    key = evaluation.key
+    sweep.trials = [_hashed(trial, shared, key) for trial in trials]
     return sweep
 
 
@@ -197,11 +198,11 @@ def _make(model: nn.Module | Callable[[], nn.Module], seed: int) -> nn.Module:
     return made.eval()
 
 
-def _hashed(trial: Trial, shared: Sequence[object], evaluation: Evaluation) -> Trial:
+def _hashed(trial: Trial, shared: Sequence[object], evaluation: object) -> Trial:
     prefixes = [content_hash([*shared, trial.seed])]
     for step in trial.steps:
         prefixes.append(content_hash([prefixes[-1], step.name, step.config.non_default_fields()]))
-    row_hash = content_hash([prefixes[-1], evaluation.key])
+    row_hash = content_hash([prefixes[-1], evaluation])
     return replace(trial, prefixes=tuple(prefixes), row_hash=row_hash)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from hfcompress import QuantizationConfig, ShrinkConfig, compare_runs
 from hfcompress.cli import main
@@ -230,6 +232,63 @@ def test_functions_are_told_apart_by_the_plain_values_that_they_were_given() -> 
     ]  # fmt: skip
     assert len({function_key(one) for one in given}) == len(given)
     assert function_key(times(2.0)) == function_key(times(2.0))
+
+
+NUMBERS = torch.arange(6.0)
+
+
+def by_global(model: nn.Module) -> float:
+    return float(NUMBERS.sum())
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda tensor: tensor,
+        lambda tensor: tensor.numpy(),
+        lambda tensor: [{"x": tensor}],
+        lambda tensor: TensorDataset(tensor),
+        lambda tensor: DataLoader(TensorDataset(tensor), batch_size=2),
+        lambda tensor: DataLoader(Subset(TensorDataset(tensor), [0, 2])),
+    ],
+    ids=["tensor", "array", "batches", "dataset", "loader", "subset"],
+)
+def test_functions_are_told_apart_by_the_data_that_they_enclose(
+    kind: Callable[[torch.Tensor], object],
+) -> None:
+    def over(rows: object) -> Callable[[nn.Module], float]:
+        return lambda model: len([rows])
+
+    first, same, other = (kind(torch.arange(6.0) + shift) for shift in (0, 0, 1))
+    assert function_key(over(first)) == function_key(over(same)) != function_key(over(other))
+    given = [partial(right, rows=rows) for rows in (first, same, other)]
+    assert function_key(given[0]) == function_key(given[1]) != function_key(given[2])
+
+
+def test_objects_that_are_not_data_leave_a_functions_key_as_it_is() -> None:
+    def counting(calls: list[int]) -> Callable[[nn.Module], float]:
+        return lambda model: float(len(calls))
+
+    assert function_key(counting([])) == function_key(counting([1, 2]))
+
+
+def test_data_of_a_global_change_a_functions_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = function_key(by_global)
+    monkeypatch.setattr(sys.modules[__name__], "NUMBERS", torch.ones(3))
+    assert function_key(by_global) != before
+
+
+def test_a_folder_is_not_resumed_after_its_data_changed(tmp_path: Path) -> None:
+    def run(scores: list[float]) -> list[float]:
+        rows = torch.tensor(scores)
+        output = tmp_path / "run"
+        found = sweep_module(model, lambda net: float(rows.mean()), output=output, draw=False)
+        return [row["value"] for row in found.rows]
+
+    model = Mlp()
+    assert run([1.0, 0.0]) == run([1.0, 0.0]) == [0.5]
+    with pytest.raises(BadInputError, match="contains results of another recipe, model or data"):
+        run([1.0, 1.0])
 
 
 def test_quantized_models_are_what_evaluate_is_given() -> None:
