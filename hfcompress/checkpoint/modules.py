@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from hfcompress.checkpoint.packing import pack, packed_bytes, unpack
 from hfcompress.errors import HfcompressError, ModelError, OutputError, SourceError, first_line
 from hfcompress.layers.int8_linear import Int8Linear
+from hfcompress.models.card import SavedCard, origin_of, write_card
 from hfcompress.models.surgery import dense_shapes, fixed_width, load_shapes, note_dense_shapes
 from hfcompress.storage.temporary import replace_folder, written_beside
 from hfcompress.utils import file_digest, has_digest, unwritable
@@ -107,6 +108,7 @@ def save_module(model: nn.Module, directory: str | Path, sparse: bool = False) -
             record = ModuleRecord(_name(model), dense_shapes(model), shapes, packed, digest)
             (temporary / RECORD).write_text(f"{json.dumps(vars(record), indent=2)}\n")
             size = (temporary / WEIGHTS).stat().st_size
+            write_card(temporary, _card(model, size, packed))
             replace_folder(temporary, folder)
     except OSError as error:
         raise unwritable(folder, error) from None
@@ -147,6 +149,17 @@ def load_module(directory: str | Path, make: Callable[[], nn.Module]) -> nn.Modu
 
 
 # --- saving ------------------------------------------------------------------------------------
+
+
+def _card(model: nn.Module, size: int, packed: tuple[str, ...]) -> SavedCard:
+    name = type(model).__name__
+    packs = f", {len(packed)} of them packed without their zeros" if packed else ""
+    return SavedCard(
+        title=name, origin=origin_of(model), task=None, library="hfcompress", tags=["pytorch"],
+        made=f"The tensors of a module of torch{packs}; its class makes the module.",
+        code=f'from hfcompress import load_module\n\nmodel = load_module("FOLDER", {name})',
+        bytes=size,
+    )  # fmt: skip
 
 
 def _name(model: nn.Module) -> str:

@@ -14,13 +14,14 @@ from transformers import PreTrainedModel
 
 from hfcompress.checkpoint.digests import write_digests
 from hfcompress.checkpoint.packing import BITMASK, PACKABLE, VALUES, pack, packed_bytes
-from hfcompress.checkpoint.record import METHOD, Record
+from hfcompress.checkpoint.record import METHOD, RECORD, Record
 from hfcompress.checkpoint.shapes import built_from_config, difference
 from hfcompress.errors import ModelError
 from hfcompress.models.architectures import blocks, family_of
+from hfcompress.models.card import SavedCard, origin_of, write_card
 from hfcompress.models.matrices import weight_matrix
 from hfcompress.storage.temporary import written_beside
-from hfcompress.utils import atomic_write, check_pretrained, unwritable
+from hfcompress.utils import check_pretrained, unwritable
 
 
 def record_shapes(model: PreTrainedModel) -> Record:
@@ -104,9 +105,6 @@ def _input_embedding(model: PreTrainedModel) -> nn.Embedding | None:
     return found if isinstance(found, nn.Embedding) else None
 
 
-_README = "README.md"
-
-
 @dataclass(frozen=True)
 class SavedBytes:
     """Sizes of the packed weights.
@@ -128,7 +126,7 @@ def save_compressed(
     """Save a pruned or shrunk model so that ``from_pretrained(directory)`` gives it back.
 
     After ``import hfcompress``, that is, where a width per layer or packed weights need it; the
-    folder's README.md says so (one that is already there is kept).
+    folder's model card says so (one that is already there is kept).
 
     Args:
         model: of any shapes, see `record_shapes`.
@@ -190,20 +188,30 @@ def _save(model: PreTrainedModel, directory: Path, state: dict[str, Tensor] | No
                     os.replace(file, target)
     except (OSError, SafetensorError) as error:
         raise unwritable(directory, error) from None
-    if hasattr(model.config, "quantization_config") and not (directory / _README).exists():
-        atomic_write(directory / _README, _how_to_load(model))
+    size = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+    write_card(directory, _card(model, size))
 
 
-def _how_to_load(model: PreTrainedModel) -> str:
-    name = type(model).__name__
-    return (
-        "---\nlibrary_name: transformers\ntags:\n- hfcompress\n---\n\n"
-        "Compressed with hfcompress. Its shapes are not what `config.json` alone would build, so "
-        "import hfcompress before loading it:\n\n"
-        "```python\n"
-        "# pip install hfcompress\n"
-        "import hfcompress\n"
-        f"from transformers import {name}\n\n"
-        f'model = {name}.from_pretrained("FOLDER")\n'
-        "```\n"
-    )
+def _card(model: PreTrainedModel, size: int) -> SavedCard:
+    import transformers
+
+    from hfcompress.tasks.registry import task_of_model
+
+    task = task_of_model(model)
+    name = type(model).__name__ if task is None else task.auto_class().__name__
+    room = "transformers" if hasattr(transformers, name) else "hfcompress"
+    code = f'from {room} import {name}\n\nmodel = {name}.from_pretrained("FOLDER")'
+    lines = []
+    if hasattr(model.config, RECORD):
+        lines = ["Its shapes or packed weights are not what `config.json` alone would build, so "
+                 "import hfcompress before loading it."]  # fmt: skip
+        code = f"import hfcompress  # so that transformers knows the shapes\n{code}"
+    weights = [weight for weight in model.parameters() if weight.dim() > 1]
+    zeros = sum(weight.numel() - int(weight.count_nonzero()) for weight in weights)
+    count = sum(weight.numel() for weight in weights)
+    lines.append(f"{zeros:,} of {count:,} weights of its matrices are zero.")
+    pruned = ["pruned"] if zeros > count // 100 else []
+    return SavedCard(
+        type(model).__name__, origin_of(model), None if task is None else task.name,
+        "transformers", pruned, " ".join(lines), code, size,
+    )  # fmt: skip

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from hfcompress.config import Config
 from hfcompress.errors import ConfigError, ModelError
 from hfcompress.measure.macs import evaluation_mode
+from hfcompress.models.card import origin_of
 from hfcompress.models.modeling_embedding import EmbeddingModel
 from hfcompress.models.static_embedding import StaticEmbedder
 
@@ -73,7 +74,7 @@ def make_static_student(
     table = _components(_token_vectors(teacher, tokenizer), config.dimensions)
     if config.smoothing is not None:
         table = table * zipf_weights(len(table), config.smoothing)[:, None]
-    return StaticEmbedder(table)
+    return StaticEmbedder(table, origin=origin_of(teacher))
 
 
 @torch.inference_mode()

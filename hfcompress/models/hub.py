@@ -139,14 +139,19 @@ def fingerprint_folder(path: Path) -> str:
 
 def read_license(folder: Path | None) -> str | None:
     """Return the licence that the model card of a folder states; None without a readable one."""
+    name = read_card(folder).get("license")
+    return name if isinstance(name, str) else None
+
+
+def read_card(folder: Path | None) -> dict[str, object]:
+    """Return the metadata of the model card of a folder; empty without a readable one."""
     from huggingface_hub import ModelCard
 
     card = None if folder is None else folder / "README.md"
     if card is None or not card.is_file():
-        return None
+        return {}
     try:
-        found = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
+        found: dict[str, object] = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
     except (OSError, ValueError, TypeError):
-        return None
-    name = found.get("license")
-    return name if isinstance(name, str) else None
+        return {}
+    return found

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from hfcompress.errors import ModelError
+from hfcompress.models.card import Origin, SavedCard, write_card
 from hfcompress.models.embedding_layout import EmbeddingLayout, read_json, write_layout
 from hfcompress.models.modeling_embedding import EmbeddingOutput
 
@@ -26,13 +27,15 @@ class StaticEmbedder(nn.Module):
     Args:
         table: a vector for each token id, [tokens, size].
         normalize: give vectors of length 1.
+        origin: what it was made from, for its card.
 
     Attributes:
         layout: as of an embedding model's folder.
     """
 
-    def __init__(self, table: Tensor, normalize: bool = True) -> None:
+    def __init__(self, table: Tensor, normalize: bool = True, origin: Origin | None = None) -> None:
         super().__init__()
+        self.origin = origin or Origin()
         self.embedding = nn.Embedding(table.shape[0], table.shape[1], _weight=table.clone())
         self.layout = EmbeddingLayout(pooling=("mean",), normalize=normalize, static=True)
 
@@ -67,7 +70,20 @@ class StaticEmbedder(nn.Module):
         save_file(weights, folder / FOLDER / WEIGHTS, {"format": "pt"})
         text = json.dumps(plain_tokenizer(tokenizer), ensure_ascii=False)
         (folder / FOLDER / TOKENIZER).write_text(text, encoding="utf-8")
+        write_card(folder, self._card((folder / FOLDER / WEIGHTS).stat().st_size))
         return folder
+
+    def _card(self, size: int) -> SavedCard:
+        tokens, width = self.embedding.weight.shape
+        return SavedCard(
+            title="Static embedding model", origin=self.origin, task="sentence-similarity",
+            library="sentence-transformers", tags=["static-embeddings"],
+            made=f"A table of {tokens:,} tokens with {width} values each; a text has the mean of "
+            "its tokens' vectors. There is no transformer.",
+            code="from sentence_transformers import SentenceTransformer\n\n"
+            'model = SentenceTransformer("FOLDER")\nprint(model.encode(["a sentence"]))',
+            bytes=size,
+        )  # fmt: skip
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, layout: EmbeddingLayout) -> StaticEmbedder:

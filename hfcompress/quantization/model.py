@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-import yaml
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import (
@@ -28,6 +27,7 @@ from hfcompress.inference import Batches, Logits, predict_with
 from hfcompress.models.modeling_embedding import EmbeddingModel, save_layout
 from hfcompress.models.outputs import BY_PLACE
 from hfcompress.models.upload import push
+from hfcompress.quantization.card import quantized_card
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.coverage import Coverage
 from hfcompress.quantization.engine import SPAN_OUTPUTS, Engine, FileEngine
@@ -228,7 +228,7 @@ def _write(
     manifest["digests"] = file_digests(folder, manifest)
     texts = {
         MANIFEST: json.dumps(manifest, indent=2) + "\n",
-        "README.md": card or default_card(quantized, manifest),
+        "README.md": card or _default_card(quantized),
     }
     if "text" in manifest or "image" in manifest:
         texts["example.py"] = _example(quantized, manifest)
@@ -260,34 +260,11 @@ def _move_graph(engine: Engine, folder: Path, graph: Graph) -> None:
         os.replace(folder / file.name, target.with_name(name))
 
 
-def default_card(quantized: QuantizedModel, manifest: Manifest) -> str:
-    """Return a README.md that says what was quantized, what was not, and why."""
-    config, coverage = quantized.config, quantized.coverage
-    what = '"photo.jpg"' if IMAGE_INPUT in quantized.engine.inputs else '"a sentence"'
-    call = ".encode" if isinstance(quantized.source, EmbeddingModel) else ""
-    use, words = f"{call}({what})", what
-    if quantized.kind == "ranking":
-        use, words = '.predict(("a query", "a passage"))', '"a query" "a passage"'
-    if quantized.kind == "masked":
-        use = '(f"a {model.tokenizer.mask_token} film")'
-        words = f'"a {manifest["text"]["mask_token"] if "text" in manifest else "[MASK]"} film"'
-    if quantized.kind == "spans":
-        use = '(question="Who wrote it?", context="Ada Lovelace did.")'
-        words = '"Who wrote it?" "Ada Lovelace did."'
-    head = yaml.safe_dump({"tags": ["hfcompress", config.backend], "license": "other"})
-    lines = [
-        f"---\n{head}---\n",
-        f"# {type(quantized.source).__name__}, quantized\n",
-        f"Engine {config.backend}, mode {config.resolved_mode}; {quantized.bytes:,} bytes.",
-        f"{coverage.share_of_bytes:.1%} of the fp32 model's bytes are stored as integers, and "
-        f"{coverage.share_of_macs:.1%} of its multiply-accumulates have integer weights.",
-        "What stays in floating point:\n",
-        *(f"- {count} modules: {reason}" for reason, count in coverage.reasons.items()),
-        f"\nUse it: `python example.py {words}`, or\n",
-        '```python\nimport hfcompress\n\nmodel = hfcompress.load("FOLDER")',
-        f"print(model{use})\n```",
-    ]
-    return "\n".join(lines) + "\n"
+def _default_card(quantized: QuantizedModel) -> str:
+    return quantized_card(
+        quantized.source, quantized.kind, IMAGE_INPUT in quantized.engine.inputs,
+        quantized.config, quantized.coverage, quantized.bytes,
+    )  # fmt: skip
 
 
 def _write_config(quantized: QuantizedModel, path: Path) -> None:

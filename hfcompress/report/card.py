@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hfcompress.report.page import flat_environment
-from hfcompress.report.pipeline import speed_section
+from hfcompress.report.pipeline import size_sentence, speed_section
 from hfcompress.report.rows import (
     Row,
     is_dense,
@@ -134,7 +134,8 @@ def _eval_results(row: Row, source: CardSource) -> list[EvalResult]:
     ]  # fmt: skip
 
 
-_PIPELINE = ("transformers import pipeline", 'pipeline(model="FOLDER")')
+# A folder on disk does not say its task: without one, pipeline() asks the hub.
+_PIPELINE = ("transformers import pipeline", 'pipeline("TASK", model="FOLDER")')
 _QUESTION = ('"Who wrote it?"', '"Ada Lovelace wrote it in 1843."')
 _USES = {
     "text-classification": (*_PIPELINE, '("a sentence")'),
@@ -165,11 +166,12 @@ _QUANTIZED_USES = {"question-answering": "(question={}, context={})".format(*_QU
 
 def _loading(row: Row, task: str | None, needs_hfcompress: bool) -> list[str]:
     """The section on how to load the model."""
-    library, made, call = _USES.get(str(task), _USES["text-classification"])
-    lines = [f"from {library}\n", f"model = {made}"]
+    task = task or "text-classification"
+    library, made, call = _USES.get(task, _USES["text-classification"])
+    lines = [f"from {library}\n", f"model = {made.replace('TASK', task)}"]
     if quantize_step(row):
         lines = ["import hfcompress\n", 'model = hfcompress.load("FOLDER")']
-        call = _QUANTIZED_USES.get(str(task), call)
+        call = _QUANTIZED_USES.get(task, call)
     elif needs_hfcompress:
         lines = ["import hfcompress  # so that transformers knows the shapes", *lines]
     code = "\n".join([*lines, f"print(model{call})"])
@@ -220,9 +222,11 @@ def _tags(row: Row) -> list[str]:
 
 
 def _timed(row: Row) -> list[str]:
-    """The section on size and latency, if measured."""
-    section = speed_section(row)
-    return ["## Size and speed\n", section] if section else []
+    """The section on size and latency, as far as they were measured."""
+    if section := speed_section(row):
+        return ["## Size and speed\n", section]
+    size = size_sentence(row)
+    return ["## Size\n", size] if size else []
 
 
 def _stored(row: Row) -> list[str]:

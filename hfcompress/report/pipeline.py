@@ -126,9 +126,19 @@ def speed_section(row: Row) -> str:
     lines += [
         f"| {one} | {_latency_text(row, one)} | {_speedup_text(row, one)} |" for one in shapes
     ]
-    ratio = _ratio_text(row, "compression_ratio")
-    size = f"{_size_text(row)} ({ratio} smaller) in {_engine(row)}"
+    size = f"{_size(row)} in {_engine(row)}"
     return "\n".join([*lines, "", f"{size}; {_timing_caption([row])}.", ""])
+
+
+def size_sentence(row: Row) -> str:
+    """Size of one row as Markdown for a model card; empty where it is not known."""
+    return f"{_size(row)}; its speed was not measured.\n" if _size_text(row) else ""
+
+
+def _size(row: Row) -> str:
+    if number(row, "compression_ratio") in (None, 1.0):
+        return _size_text(row)
+    return f"{_size_text(row)} ({_ratio_text(row, 'compression_ratio')} smaller)"
 
 
 def _candidate(row: Row) -> str:

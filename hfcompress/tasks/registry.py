@@ -92,6 +92,19 @@ def infer_task(config: PreTrainedConfig, model: str) -> Task:
     )
 
 
+def task_of_model(model: object) -> Task | None:
+    """Return the task that a model in memory answers; None where its class does not say."""
+    from hfcompress.models.cross_encoder import is_cross_encoder
+    from hfcompress.models.modeling_embedding import EmbeddingModel
+
+    if isinstance(model, EmbeddingModel):
+        return SENTENCE_SIMILARITY
+    config = getattr(model, "config", None)
+    if config is not None and is_cross_encoder(config):
+        return TEXT_RANKING
+    return _task_of_head((type(model).__name__,))
+
+
 def _task_of_head(names: Sequence[str]) -> Task | None:
     """Return the task of an architecture's head; None for none, or one that is not served."""
     for task in TASKS.values():

@@ -75,7 +75,7 @@ def test_pruned_and_shrunk_modules_come_back(name: str, sparse: bool, tmp_path: 
     dense = sum(4 * t.numel() for t in model.state_dict().values())
     assert (saved.bytes < 0.6 * dense) is sparse
     assert bool(saved.packed) is sparse
-    assert {path.suffix for path in saved.path.iterdir()} == {".json", ".safetensors"}
+    assert {path.suffix for path in saved.path.iterdir()} == {".json", ".md", ".safetensors"}
     twice = save_module(again, tmp_path / "small", sparse)  # what is loaded is saved again
     assert twice.bytes == saved.bytes
     load_module(tmp_path / "small", make)
