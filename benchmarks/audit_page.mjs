@@ -16,10 +16,17 @@ for (const [name, scheme, width] of [["light", "light", 1280], ["dark", "dark", 
   page.on("pageerror", (error) => said.push(String(error)));
   await page.setViewport({ width, height: 900 });
   await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: scheme }]);
-  const begin = Date.now();
+  await page.evaluateOnNewDocument(() => {
+    new MutationObserver((_, observer) => {
+      if (!document.querySelector(".chart canvas")) return;
+      window.chartAt = performance.now();
+      observer.disconnect();
+    }).observe(document, { childList: true, subtree: true });
+  });
   await page.goto(`file://${resolve(page_file)}`, { timeout: 120000 });
   await page.waitForSelector(".chart canvas", { timeout: 120000 });
-  console.log(`${name}: chart after ${Date.now() - begin} ms`);
+  const [chart, whole] = await page.evaluate(() => [chartAt, performance.getEntriesByType("navigation")[0].loadEventEnd]);
+  console.log(`${name}: chart after ${Math.round(chart)} ms, the whole page after ${Math.round(whole)} ms`);
   await page.evaluate(axe);
   const { violations } = await page.evaluate(() => axe.run());
   for (const found of violations) {

@@ -84,7 +84,7 @@ def test_markdown_for_a_pull_request_shows_names_as_text() -> None:
     assert "</script>" not in text.replace("\\<", "").replace("\\>", "")
 
 
-_PROBE = """<script>
+_PROBE = """<script>addEventListener("DOMContentLoaded", () => {
 const lines = () => [...document.querySelectorAll("table.rows tbody tr")];
 const first = () => lines()[0].cells[0].textContent;
 const heads = [...document.querySelectorAll("table.rows th button")];
@@ -103,7 +103,7 @@ const probe = () => {
   document.title = JSON.stringify(found);
 };
 probe();
-</script></body>"""
+});</script></body>"""
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")

@@ -1,5 +1,6 @@
 "use strict";
 // The chart of report.html (drawn by uPlot) and its tables: sort, filter, hide columns, copy.
+// It stands before the tables, so that the chart does not wait for their thousands of cells.
 (() => {
   document.documentElement.classList.add("script");
   const $ = (selector, inside = document) => inside.querySelector(selector);
@@ -44,14 +45,15 @@
     });
     body.append(...lines.map(([line]) => line));
   };
+  const hidden = new Map(); // table -> columns that are not shown
   const shown = (table) => {
-    const visible = (cell) => !cell.hidden;
+    const visible = (cell) => !hidden.get(table).has(cell.cellIndex);
     return $$("tr", table).filter((line) => !line.hidden).map((line) => [...line.cells].filter(visible).map((cell) => cell.textContent.trim()));
   };
   const csv = (table) => shown(table).map((cells) => cells.map((cell) => `"${(/^[=+@|%-]/.test(cell) && Number.isNaN(Number(cell)) ? "'" : "") + cell.replace(/"/g, '""')}"`).join(",")).join("\n");
   const markdown = (table) => {
     const lines = shown(table).map((cells) => `| ${cells.map((cell) => cell.replace(/[\\|`*_<>\[\]$]/g, "\\$&")).join(" | ")} |`);
-    const rule = `|${$$("thead th", table).filter((head) => !head.hidden).map((head) => (head.classList.contains("text") ? "---|" : "---:|")).join("")}`;
+    const rule = `|${$$("thead th", table).filter((head) => !hidden.get(table).has(head.cellIndex)).map((head) => (head.classList.contains("text") ? "---|" : "---:|")).join("")}`;
     return [lines[0], rule, ...lines.slice(1)].join("\n");
   };
   const copy = async (text, button) => {
@@ -68,7 +70,8 @@
     button.textContent = "copied";
     setTimeout(() => { button.textContent = title; }, 1200);
   };
-  const equip = (table) => {
+  const equip = (table, place) => {
+    table.id = `rows-${place}`;
     const heads = $$("thead th", table);
     heads.forEach((head, column) => {
       const button = make("button", { type: "button", textContent: head.textContent });
@@ -91,14 +94,23 @@
       count.textContent = words.length ? `${left} rows` : "";
     });
     const columns = make("details", {}, make("summary", { textContent: "columns" }));
+    const rules = make("style"); // one rule a column: setting each cell takes long
+    document.head.append(rules);
+    hidden.set(table, new Set());
+    const hide = () => {
+      rules.textContent = [...hidden.get(table)].map((column) => `#${table.id} tr > :nth-child(${column + 1}) { display: none; }`).join(" ");
+    };
     heads.forEach((head, column) => {
       const narrow = innerWidth < 640 && Number(head.dataset.spare) > 1; // a phone: the metric first
       const box = make("input", { type: "checkbox", checked: !narrow });
-      const show = () => $$("tr", table).forEach((line) => { line.cells[column].hidden = !box.checked; });
-      box.addEventListener("change", show);
-      if (narrow) show();
+      if (narrow) hidden.get(table).add(column);
+      box.addEventListener("change", () => {
+        hidden.get(table)[box.checked ? "delete" : "add"](column);
+        hide();
+      });
       columns.append(make("label", {}, box, ` ${head.textContent} `));
     });
+    hide();
     const buttons = [["copy CSV", csv], ["copy Markdown", markdown]].map(([title, write]) => {
       const button = make("button", { type: "button", textContent: title });
       button.addEventListener("click", () => copy(write(table), button));
@@ -113,7 +125,7 @@
       if (event.key === "Enter" && event.target.matches("tr[data-row]")) choose(Number(event.target.dataset.row), false);
     });
   };
-  $$("table.rows").forEach(equip);
+  addEventListener("DOMContentLoaded", () => $$("table.rows").forEach(equip));
 
   // --- chart -----------------------------------------------------------------------------------
 
