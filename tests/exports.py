@@ -15,7 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-_NOT_IN_A_GRAPH = ("_name_or_path", "architectures", "id2label", "label2id")
+# The weights' types and shapes count by themselves, and `shrink` tells config.json of the latter.
+_NOT_IN_A_GRAPH = (
+    "_name_or_path", "architectures", "id2label", "label2id", "problem_type", "dtype",
+    "initializer_range", "use_cache", "quantization_config",
+)  # fmt: skip
+_NOT_IN_A_FORWARD = ("training", "name_or_path", "problem_type", "initializer_range")
 _PLAIN = (bool, int, float, str, tuple)
 _TURNED = "turned.json"
 
@@ -32,7 +37,7 @@ def structure_of(model: nn.Module, **more: object) -> str:
         fields = {
             key: value
             for key, value in vars(module).items()
-            if isinstance(value, _PLAIN) and key not in ("training", "name_or_path")
+            if isinstance(value, _PLAIN) and key not in _NOT_IN_A_FORWARD
         }
         modules.append((name, type(module).__qualname__, module.extra_repr(), fields))
     described = {
