@@ -64,11 +64,15 @@ _TOP_PICTURES = ("size", "front", "curve", "bars")
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with the heading and caption that it has on the page."""
+    """A PNG with the heading and caption that it has on the page.
+
+    A caption that names colours (``names_colours``) keeps the dark page from turning them.
+    """
 
     title: str
     caption: str
     png: bytes
+    names_colours: bool = False
 
     @property
     def source(self) -> str:
@@ -173,7 +177,8 @@ def _weight_pictures(rows: Sequence[Row], weights: Mapping[str, Row]) -> dict[st
         pictures["bars"] = Picture("Metric and size by step", BARS_CAPTION, draw_bars(measured))
     grids = grid_panels(rows, weights)
     if grids:
-        pictures["grids"] = Picture("Weights at each sparsity", GRIDS_CAPTION, draw_grids(grids))
+        png = draw_grids(grids)
+        pictures["grids"] = Picture("Weights at each sparsity", GRIDS_CAPTION, png, True)
     layers = level_layers(rows, weights)
     if layers:
         png = draw_levels(layers)
@@ -221,9 +226,11 @@ def html_page(
     row = shipped_row(rows, shipped)
     pictures = draw_pictures(rows, {}, shipped) if pictures is None else pictures
     loader = FileSystemLoader(_FOLDER)
-    template = Environment(
+    pages = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    ).get_template("page.html")
+    )  # fmt: skip
+    pages.policies["json.dumps_kwargs"] = {}  # the chart's groups stay in the rows' order
+    template = pages.get_template("page.html")
     table = result_table(rows, MOST_ROWS)
     chart = None if is_pipeline(rows) else chart_of(table.rows)
     top = next((name for name in _TOP_PICTURES if name in pictures), None)

@@ -28,6 +28,7 @@ def rows(count: int) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    page = html_page(rows(10_000))
+    text = "\n".join(f"step {number}: {'a long line ' * 20}" for number in range(50))
+    page = html_page(rows(10_000), recipe_text=text, written_text=text)
     Path(sys.argv[1]).write_text(page, encoding="utf-8")
     print(f"{len(page.encode()):,} bytes")

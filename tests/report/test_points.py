@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hfcompress.report.glossary import meanings
-from hfcompress.report.page import html_page, markdown_page
+from hfcompress.report.page import Picture, html_page, markdown_page
 from hfcompress.report.points import chart_of
 from hfcompress.report.table import result_table
 
@@ -59,12 +59,22 @@ def test_the_page_holds_the_points_of_its_table_and_asks_nobody() -> None:
     page = html_page(ROWS)
     found = re.search(r'<script type="application/json" id="points">(.*?)</script>', page)
     assert found is not None
-    assert json.loads(found[1])["points"] == json.loads(json.dumps(chart_of(ROWS)))["points"]
+    chart = json.loads(found[1])
+    assert chart["points"] == json.loads(json.dumps(chart_of(ROWS)))["points"]
+    assert list(chart["groups"]) == ["dense", "magnitude", "</script><b>$x_{$"]
+    assert page.index('id="points"') < page.index("<table")  # the chart does not wait for rows
     assert page.count("data-row=") == len(result_table(ROWS).lines)
     assert "default-src 'none'" in page
     assert page.index("<main>") < page.index("<h1>") < page.index("</main>")  # a landmark
     assert "</script><b>" not in page
     assert re.findall(r"""(?:src|href)=["'](?!data:)""", page) == []
+
+
+def test_a_picture_whose_caption_names_colours_keeps_them_in_the_dark() -> None:
+    pictures = {"grids": Picture("w", "yellow is zero", b"", True), "bars": Picture("b", "c", b"")}
+    page = html_page(ROWS, pictures=pictures, recipe_text="all", written_text="mine")
+    assert re.findall(r'<img class="(.*?)"', page) == ["still", "wide own-colours"]
+    assert page.index("mine") < page.index("<summary>With every default") < page.index(">all<")
 
 
 def test_every_column_that_is_not_of_the_grid_has_a_meaning() -> None:

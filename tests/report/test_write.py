@@ -123,7 +123,7 @@ def test_the_page_shows_headline_table_recipe_and_environment() -> None:
     assert "My <title>" in text
     assert "Sweet spot: 30.0 % sparsity" in text
     assert "model: a <b>&c" in text
-    assert "As written # why" in " ".join(text.split())
+    assert "As written: # why" in " ".join(text.split())
     assert "versions.torch" in text
     assert "2.13" in text
     assert "gpu" not in text
