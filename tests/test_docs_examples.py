@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+import hfcompress
 from benchmarks.tables import ROOT
+from hfcompress import QuantizationConfig
+from hfcompress.config import Config
+from hfcompress.errors import HfcompressError
 from hfcompress.models.cross_encoder import AutoCrossEncoder
 from tests.plain_networks import NETWORKS, CourseStudent
 from tests.tasks.asked import save_reader
@@ -23,13 +29,13 @@ from tests.tiny_images import convnet, image_batches
 from tests.tiny_models import tiny_bert
 from tests.tiny_tokenizers import FILLER, GOOD, tiny_tokenizer
 
-# The calls of deployment.md run in tests/quantization; phone engines need an environment of their
-# own.
-PAGES = [
-    page
-    for page in sorted((ROOT / "docs").rglob("*.md"))
-    if "```python\n" in read(page) and page.stem != "deployment"
-]
+PAGES = [page for page in sorted((ROOT / "docs").rglob("*.md")) if "```python\n" in read(page)]
+
+
+def takes_long(page: Path, text: str) -> bool:
+    """A search, or an export of deployment.md: tests/search and tests/quantization run them. Phone
+    engines need an environment of their own."""
+    return "CompressTarget" in text or page.stem == "deployment"
 
 
 @pytest.fixture
@@ -111,6 +117,72 @@ def test_the_examples_of_a_page_run_from_top_to_bottom(page: Path, names: dict[s
     if page.stem == "modules":
         names |= modules()
     for text in blocks_of(page, "python"):
-        if "CompressTarget" in text:  # a search takes long; tests/search runs it
-            continue
-        exec(compile(text, str(page), "exec"), names)
+        if not takes_long(page, text):
+            exec(compile(text, str(page), "exec"), names)
+
+
+def check_names(text: str, names: dict[str, Any]) -> None:
+    """Check what an example uses without running it: imports are made, as are configs and targets;
+    calls are bound to signatures, and attributes looked up on the classes that functions return.
+    """
+    tree = ast.parse(text)
+    for node in tree.body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            exec(ast.unparse(node), names)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+            function = names[ast.unparse(node.value.func)]
+            returned = eval(function.__annotations__["return"], function.__globals__)
+            names |= {ast.unparse(target): returned for target in node.targets}
+    for part in ast.walk(tree):
+        if isinstance(part, ast.Call):
+            check_call(part, names)
+        elif isinstance(part, ast.Attribute):
+            owner = names.get(ast.unparse(part.value))
+            if isinstance(owner, type):
+                assert hasattr(owner, part.attr) or part.attr in owner.__annotations__
+
+
+def check_call(call: ast.Call, names: dict[str, Any]) -> None:
+    """Bind the arguments of a call whose function is known; make a config."""
+    try:
+        function = eval(ast.unparse(call.func), {**names})
+    except Exception:  # on what another call returns
+        return
+    if function is print:
+        return
+    keywords = {str(keyword.arg): None for keyword in call.keywords}
+    placed: list[ast.expr | None] = list(call.args)
+    if "." in ast.unparse(call.func):
+        placed = [None, *placed]  # self
+    inspect.signature(function).bind(*placed, **keywords)
+    if isinstance(function, type) and issubclass(function, Config):
+        eval(ast.unparse(call), names)
+
+
+KNOWN: dict[str, Any] = {
+    "quantize": hfcompress.quantize, "load": hfcompress.load,
+    "QuantizationConfig": QuantizationConfig, "print": print,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_the_long_examples_call_exists(page: Path) -> None:
+    for text in blocks_of(page, "python"):
+        if takes_long(page, text):
+            check_names(text, dict(KNOWN))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from hfcompress import nothing",
+        "from hfcompress import compress\ncompress('model', datum='x')",
+        "small = quantize(model, QuantizationConfig())\nsmall.store('folder')",
+        "small = quantize(model, QuantizationConfig())\nsmall.save('folder', 1, 2, 3)",
+        "small = quantize(model, QuantizationConfig(backend='litert', mode='qat8'))",
+        "small = quantize(model, QuantizationConfig())\nprint(small.coverages)",
+    ],
+)
+def test_what_does_not_exist_is_found(text: str) -> None:
+    with pytest.raises((ImportError, TypeError, AssertionError, HfcompressError)):
+        check_names(text, dict(KNOWN))
