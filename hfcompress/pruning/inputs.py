@@ -216,4 +216,4 @@ def _is_called(module: nn.Module) -> bool:
     if isinstance(module, SharedWeight):
         owner = module.owner[0]
         return isinstance(owner, nn.MultiheadAttention) or can_step(owner)
-    return not isinstance(module, TRANSPOSED)
+    return not isinstance(module, (*TRANSPOSED, nn.Embedding, nn.EmbeddingBag))

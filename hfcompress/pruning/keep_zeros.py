@@ -15,7 +15,7 @@ from torch.optim.optimizer import (
 from hfcompress.calibration.moments import weight_of
 from hfcompress.errors import ConfigError, TargetError
 from hfcompress.pruning.masks import count_zeros
-from hfcompress.pruning.targets import literal, weight_matrices
+from hfcompress.pruning.targets import literal, prunable
 from hfcompress.pruning.training_config import PruningTrainingConfig
 from hfcompress.pruning.training_masks import TrainingMasks
 
@@ -63,8 +63,7 @@ def masks_of_zeros(model: nn.Module) -> TrainingMasks:
     Raises:
         TargetError: no weight matrix of the model has zeros.
     """
-    matrices = weight_matrices(model)
-    pruned = [name for name, module in matrices.items() if count_zeros(weight_of(module))]
+    pruned = list(with_zeros(model))
     if not pruned:
         raise TargetError(
             f"no weight matrix of {type(model).__name__} has zeros to keep; prune it first"
@@ -73,6 +72,17 @@ def masks_of_zeros(model: nn.Module) -> TrainingMasks:
     masks = TrainingMasks(model, config, 1)
     masks.update(0)
     return masks
+
+
+def with_zeros(model: nn.Module) -> Iterator[str]:
+    """Yield the names of the matrices and tables that have zeros; a padding row is none."""
+    for name, module in prunable(model).items():
+        weight = weight_of(module).detach()
+        padding = getattr(module, "padding_idx", None)
+        if padding is not None:
+            weight = torch.cat([weight[:padding], weight[padding + 1 :]])
+        if count_zeros(weight):
+            yield name
 
 
 def trains(optimizer: torch.optim.Optimizer, model: nn.Module) -> bool:

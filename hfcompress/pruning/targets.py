@@ -88,7 +88,8 @@ def find_targets(
     Args:
         model: any module.
         targets: globs over names of modules or parameters, last components or class names; None
-            takes every weight matrix but embeddings, pooler and head.
+            takes every weight matrix but embeddings, pooler and head. Only a pattern that fits no
+            matrix names embedding tables.
         exclude: patterns to take out again.
 
     Raises:
@@ -100,10 +101,10 @@ def find_targets(
     if targets is None:
         chosen = {name: matrices[name] for name in matrices if name not in reasons}
     else:
-        chosen = _matching(model, matrices, targets)
-    dropped = _matching(model, matrices, exclude or ())
+        chosen = _named(model, matrices, targets)
+    dropped = _matching(model, chosen | matrices, exclude or ())
     reasons |= {name: EXCLUDED for name in chosen if name in dropped}
-    left = {name: matrices[name] for name in matrices if name in chosen and name not in dropped}
+    left = {name: module for name, module in chosen.items() if name not in dropped}
     if not left:
         raise TargetError(
             f"{type(model).__name__} has no module left to compress; "
@@ -113,6 +114,36 @@ def find_targets(
         refuse_computed_weight(name, module)
     untouched = {name: reason for name, reason in reasons.items() if name not in left}
     return Targets(left, untouched, matrices)
+
+
+def _named(
+    model: nn.Module, matrices: dict[str, nn.Module], targets: Sequence[str]
+) -> dict[str, nn.Module]:
+    """The matrices that patterns name, and the tables that those name which fit no matrix."""
+    everything = tables(model, matrices) | matrices
+    hits: set[str] = set()
+    for pattern in targets:
+        try:
+            hits |= _matching(model, matrices, [pattern]).keys()
+        except TargetError:
+            hits |= _matching(model, everything, [pattern]).keys()
+    return {name: module for name, module in everything.items() if name in hits}
+
+
+def tables(model: nn.Module, matrices: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The embedding tables whose weight is none of the matrices', by name."""
+    taken = {id(module._parameters.get("weight")) for module in matrices.values()}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and id(module.weight) not in taken
+    }
+
+
+def prunable(model: nn.Module) -> dict[str, nn.Module]:
+    """All that `find_targets` may find: weight matrices, and the tables that must be named."""
+    matrices = weight_matrices(model)
+    return tables(model, matrices) | matrices
 
 
 def weight_matrices(model: nn.Module) -> dict[str, nn.Module]:

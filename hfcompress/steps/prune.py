@@ -17,7 +17,7 @@ from hfcompress.measure.size import calculate_sparsity
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.iterative import find_ticket, progressive
 from hfcompress.pruning.prune import PruneReport, prune
-from hfcompress.pruning.targets import literal, select_targets, weight_matrices
+from hfcompress.pruning.targets import literal, prunable, select_targets
 from hfcompress.pruning.trainer import PruningArguments, PruningTrainer
 from hfcompress.pruning.training_config import PruningTrainingConfig
 from hfcompress.pruning.training_masks import Prune
@@ -64,7 +64,7 @@ def recover(state: ModelState, config: RecoverConfig, context: Context) -> StepR
         TargetError: no step has shrunk the model, and it has no zeros to keep.
         DataError: no training rows.
     """
-    left = weight_matrices(state.network)  # a step between may have dropped layers
+    left = prunable(state.network)  # a step between may have dropped layers
     pruned = tuple(name for name in state.pruned_layers if name in left)
     keep = PruningTrainingConfig(
         method="keep_zeros",

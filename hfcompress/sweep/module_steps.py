@@ -18,9 +18,8 @@ from hfcompress.config import Config, StepConfig
 from hfcompress.errors import ConfigError
 from hfcompress.measure.size import calculate_sparsity
 from hfcompress.pruning.config import PruningConfig
-from hfcompress.pruning.keep_zeros import at_each_step, masks_of_zeros
+from hfcompress.pruning.keep_zeros import at_each_step, masks_of_zeros, with_zeros
 from hfcompress.pruning.prune import prune
-from hfcompress.pruning.targets import weight_matrices
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.quantization.quantize import quantize
@@ -182,8 +181,7 @@ def function_name(config: StepConfig) -> str:
 
 def _run_function(model: nn.Module, function: Function, seed: int) -> tuple[nn.Module, StepReport]:
     """Call a function on the module; zeros of its weights stay, whatever its optimizer does."""
-    names = [name for name, part in weight_matrices(model).items() if _has_zeros(part)]
-    masks = masks_of_zeros(model) if names else None
+    masks = masks_of_zeros(model) if next(with_zeros(model), None) is not None else None
     held = nullcontext() if masks is None else at_each_step(
         model, masks.before_step, masks.after_step
     )  # fmt: skip
@@ -193,10 +191,6 @@ def _run_function(model: nn.Module, function: Function, seed: int) -> tuple[nn.M
         model = found
     model.eval()
     return model, StepReport(details={"sparsity": calculate_sparsity(model).model})
-
-
-def _has_zeros(module: nn.Module) -> bool:
-    return bool((module.get_parameter("weight") == 0).any())
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from hfcompress.measure.size import calculate_sparsity, count_parameters
 from hfcompress.measure.weights import analyze_weight_distribution, weight_grids
 from hfcompress.models.architectures import default_targets
 from hfcompress.models.loading import weights_hash
-from hfcompress.pruning.targets import weight_matrices
+from hfcompress.pruning.targets import prunable
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.recipes.grid import Trial
 from hfcompress.recipes.yaml import dump_yaml
@@ -327,7 +327,7 @@ class ModuleSweep:
     def _row(self, trial: Trial, model: AnyModel, reports: list[StepReport]) -> Row:
         network = network_of(model)
         pruning = next((report for report in reversed(reports) if report.layers is not None), None)
-        left = weight_matrices(network)
+        left = prunable(network)
         layers = [
             layer for layer in (pruning.layers or () if pruning else ()) if layer["name"] in left
         ]

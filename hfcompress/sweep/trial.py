@@ -25,7 +25,7 @@ from hfcompress.measure.macs import count_macs
 from hfcompress.measure.size import calculate_model_size, calculate_sparsity, count_parameters
 from hfcompress.models.architectures import default_targets
 from hfcompress.models.loading import weights_hash
-from hfcompress.pruning.targets import weight_matrices
+from hfcompress.pruning.targets import prunable
 from hfcompress.quantization.model import QuantizedModel
 from hfcompress.recipes.grid import Trial
 from hfcompress.report.rows import BELOW_CHANCE, is_below_chance
@@ -233,7 +233,7 @@ class Runner:
         quality = state.task.quality(experiment.metric, logits, asked, dense)
         pruning = next((report for report in reversed(reports) if report.layers is not None), None)
         requested = None if pruning is None else pruning.requested_sparsity
-        left = weight_matrices(model)  # a step after the pruning may have dropped layers
+        left = prunable(model)  # a step after the pruning may have dropped layers
         found = () if pruning is None else pruning.layers or ()
         layers = [layer for layer in found if layer["name"] in left]
         names = [layer["name"] for layer in layers] or list(default_targets(model))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 from transformers import (
     BertConfig,
@@ -18,6 +18,7 @@ from transformers import (
 
 from hfcompress.errors import ConfigError, ModelError, TargetError
 from hfcompress.pruning.config import PruningConfig
+from hfcompress.pruning.keep_zeros import keep_zeros, masks_of_zeros
 from hfcompress.pruning.prune import prune
 
 
@@ -144,3 +145,66 @@ def test_sparsity_outside_its_range_is_refused(sparsity: float) -> None:
 def test_a_pattern_that_matches_nothing_is_refused() -> None:
     with pytest.raises(TargetError, match="queri"):
         prune(tiny_bert(), PruningConfig(sparsity=0.5, targets=("queri",)))
+
+
+class Tagger(nn.Module):
+    """A table whose first row is padding, and the layers that read it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(20, 8, padding_idx=0)
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        found: Tensor = self.last(self.first(self.table(ids).mean(1)).relu())
+        return found
+
+
+def test_rows_of_a_table_are_pruned_where_it_is_named() -> None:
+    model = Tagger()
+    before = model.table.weight.detach().clone()
+    config = PruningConfig(targets=("table",), sparsity=0.5, pattern="1x8")
+    (layer,) = prune(model, config).layers
+    assert (layer.name, layer.zeros) == ("table", 80)
+    gone = (model.table.weight == 0).all(1)
+    assert gone.sum() == 10
+    assert gone[0]
+    assert before[gone].abs().sum(1).max() <= before[~gone].abs().sum(1).min()
+    assert torch.equal(model.table.weight[~gone], before[~gone])
+
+
+@pytest.mark.parametrize("targets", [None, ("*",), ("Linear", "last")])
+def test_a_table_stays_dense_where_patterns_name_matrices(targets: tuple[str, ...] | None) -> None:
+    model = Tagger()
+    prune(model, PruningConfig(targets=targets, sparsity=0.5))
+    assert int((model.table.weight == 0).sum()) == 8
+
+
+def test_gradients_prune_a_table_and_inputs_do_not() -> None:
+    draw = torch.Generator().manual_seed(0)
+    batches = [(torch.randint(1, 20, (8, 5), generator=draw), torch.arange(8) % 3)]
+    model = Tagger()
+    prune(model, PruningConfig(method="taylor", targets=("Embedding",), sparsity=0.5), batches)
+    assert int((model.table.weight == 0).sum()) == 80
+    config = PruningConfig(method="wanda", targets=("table", "first"), sparsity=0.5)
+    model = Tagger()
+    report = prune(model, config, batches)
+    assert [layer.name for layer in report.layers] == ["first"]
+    assert any("method magnitude prunes it" in note for note in report.notes)
+
+
+def test_zeros_of_a_table_are_kept_while_it_trains() -> None:
+    model = Tagger()
+    prune(model, PruningConfig(targets=("table",), sparsity=0.5))
+    optimizer = torch.optim.AdamW(model.parameters(), 0.1)
+    with keep_zeros(model, optimizer):
+        model(torch.arange(20)[None]).sum().backward()
+        optimizer.step()
+    assert int((model.table.weight == 0).sum()) == 80
+
+
+def test_a_padding_row_is_no_zero_to_keep() -> None:
+    model = Tagger()
+    with pytest.raises(TargetError, match="has zeros to keep; prune it first"):
+        masks_of_zeros(model)
