@@ -95,6 +95,8 @@ def _version(weight: Tensor) -> tuple[int, int, int]:
 # Below this gain a layer stays dense: it would be lost in the noise of the measurement.
 WORTH_IT = 1.05
 _WARMUP, _REPEATS = 2, 9
+# Nine rounds of a small layer take less than a millisecond: one interruption would decide.
+_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,8 @@ def _times(linear: nn.Linear, candidates: dict[Method, SparseLinear], tokens: in
     calls: dict[str, Callable[[], Tensor]] = {"dense": lambda: linear(x)}
     for method, candidate in candidates.items():
         calls[method] = lambda candidate=candidate: candidate(x)  # type: ignore[misc]
-    return measure_latency(calls, _WARMUP, _REPEATS)
+    seconds = _SECONDS if candidates else 0.0
+    return measure_latency(calls, _WARMUP, _REPEATS, seconds=seconds)
 
 
 def _note(choices: list[LayerChoice], tokens: int) -> str:

@@ -155,7 +155,8 @@ def timed(monkeypatch: pytest.MonkeyPatch, times: Mapping[str, float]) -> list[s
     """Give every layer the same times; returns what each measurement compared."""
     seen: list[set[str]] = []
 
-    def measure(calls: Mapping[str, Any], *arguments: Any) -> LatencyReport:
+    def measure(calls: Mapping[str, Any], *_: Any, seconds: float) -> LatencyReport:
+        assert (seconds >= 0.05) == (len(calls) > 1), "one interruption must not decide"
         seen.append(set(calls))
         for call in calls.values():
             call()
