@@ -155,6 +155,6 @@ def times_of(models: Mapping[str, QuantizedModel], row: Mapping[str, Tensor]) ->
         label = f"half of MiniLM, int8, batch 1, {LENGTH} tokens, {name}"
         yield Figure(label, round(taken.median, 3), "ms", round(low, 3), round(high, 3))
     for name in [other for other in models if other != "LiteRT"]:
-        ratio = times.ratio("LiteRT", name)
-        label = f"half of MiniLM, int8, batch 1, {LENGTH} tokens, {name} over LiteRT, times faster"
+        ratio = times.ratio(name, "LiteRT")
+        label = f"half of MiniLM, int8, batch 1, {LENGTH} tokens, LiteRT over {name}, times faster"
         yield Figure(label, round(ratio.median, 3), "x", round(ratio.low, 3), round(ratio.high, 3))

@@ -224,8 +224,7 @@ def pipeline(setting: Setting) -> Iterator[Figure]:
         value, low, high = (round(100 * row[key], 2) for key in ("value", "low", "high"))
         yield Figure(f"teacher to {name}, accuracy", value, "%", low, high)
     last = result.rows[-1]
-    points = round(100 * (float(setting.right(dense).mean()) - last["value"]), 2)
-    yield Figure("teacher to int8, lost", points, "points", target="<= 1")
+    yield lost("teacher to int8, lost", setting.right(dense), setting.right(result.model), 1)
     smaller = round(calculate_model_size(dense) / last["bytes"], 1)
     yield Figure("teacher to int8, times smaller", smaller, "x", target=f">= {SMALL}")
 
@@ -293,7 +292,7 @@ def sparse_kernels(setting: Setting) -> Iterator[Figure]:
         skipped = [name for name, layer in both.named_modules() if isinstance(layer, SparseLinear)]
         yield ratio(f"{where}, sparse kernels in Linears", times, "dense", "Linears")
         yield ratio(f"{where}, and in convolutions", times, "dense", "all layers", 2)
-        yield Figure(f"{where}, layers that gain by them", len(skipped), "of 4 layers")
+        yield Figure(f"{where}, products that gain, unfolding aside", len(skipped), "of 4 layers")
         yield ratio(f"{where}, dense int8 in ONNX Runtime instead", times, "dense", "int8")
         yield ratio(
             f"{where}, fc1 alone",
