@@ -73,6 +73,8 @@ def test_costs_are_drawn_by_bytes_and_by_milliseconds() -> None:
         {**common, "method": "1:4", "value": 0.8, "bytes": 1e6},
         {**common, "method": "layers", "value": 0.85, "bytes": 3e6, "latency": {"measured": 5.0}},
         {**common, "method": "layers", "value": 0.7, "bytes": 2e6, "latency": {"measured": 3.0}},
+        {**common, "method": "zeros", "value": 0.8, "bytes": 2e6, "latency": {"measured": 6.0}},
+        {**common, "method": "zeros", "value": 0.6, "bytes": 1e6, "latency": {"measured": 6.5}},
     ]  # fmt: skip
     figure = plots.accuracy_size_and_latency(rows)
     left, right = figure.axes
@@ -85,6 +87,7 @@ def test_costs_are_drawn_by_bytes_and_by_milliseconds() -> None:
     assert {(2.0, 3.0), (1.0,), (4.0,)} <= set(drawn[left])
     assert {(3.0, 5.0), (7.0,), (8.0,)} <= set(drawn[right])
     assert (1.0,) not in drawn[right]
+    assert (6.5, 6.0) in drawn[right], "in the order of the bytes, not of noisy times"
     shown = texts(figure)
     assert "layers" in shown
     assert "dense, 90.0" in shown

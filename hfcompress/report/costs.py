@@ -67,11 +67,12 @@ def costs_figure(rows: Sequence[Row]) -> Figure:
 
 
 def _draw_line(axes: Axes, rows: Sequence[Row], cost: Cost, index: int) -> None:
-    """Draw the rows of one method by rising cost."""
+    """Draw the rows of one method by rising size: times of nearly the same length come in any
+    order, and a line that followed them would leap between settings."""
     known = [(x, row) for row in rows if (x := cost(row)) is not None and _has_value(row)]
     if not known:
         return
-    known.sort(key=lambda pair: pair[0])
+    known.sort(key=lambda pair: (number(pair[1], "bytes") or 0, pair[0]))
     points = [average(method_of(row), [row]) for _, row in known]
     scale = metric_scale(metric_of(rows))
     draw_points(axes, [x for x, _ in known], points, scale, index, linestyle="-")
@@ -85,7 +86,9 @@ def _draw_dense(axes: Axes, rows: Sequence[Row], cost: Cost) -> None:
     draw_dense_line(axes, value)
     places = [x for row in rows if is_dense(row) and (x := cost(row)) is not None]
     label = f"dense, {metric_text(metric, dense.value)}"
-    axes.plot(places[:1], [value] * len(places[:1]), "*", color=GREY, markersize=14, label=label)
+    axes.plot(
+        places[:1], [value] * len(places[:1]), "*", color=GREY, markersize=14, label=label, zorder=4
+    )
 
 
 def _has_value(row: Row) -> bool:
