@@ -299,7 +299,11 @@ def _names(code: CodeType) -> set[str]:
     return set(code.co_names).union(*map(_names, inner))
 
 
-def _tensors(value: object) -> list[Tensor] | None:
+_DEPTH = 4
+"""Of lists within lists, one of which may hold itself."""
+
+
+def _tensors(value: object, depth: int = _DEPTH) -> list[Tensor] | None:
     """The tensors of data: of a tensor, an array, a dataset or loader of tensors, or a list, tuple
     or dict of those; None of anything else."""
     if isinstance(value, DataLoader):
@@ -310,13 +314,18 @@ def _tensors(value: object) -> list[Tensor] | None:
         flat = np.ascontiguousarray(value).reshape(-1)
         return None if value.dtype.hasobject else [torch.from_numpy(flat.view(np.uint8).copy())]
     if isinstance(value, Subset):
-        inner = _tensors(value.dataset)
+        inner = _tensors(value.dataset, depth)
         return None if inner is None else [*inner, torch.tensor(list(value.indices))]
     if isinstance(value, TensorDataset):
         return list(value.tensors)
-    if isinstance(value, (list, tuple, dict)) and value:
-        parts = [_tensors(part) for part in (value.values() if isinstance(value, dict) else value)]
-        return None if None in parts else [t for part in parts for t in part or ()]
+    if isinstance(value, (list, tuple, dict)) and value and depth:
+        found: list[Tensor] = []
+        for part in value.values() if isinstance(value, dict) else value:
+            inner = _tensors(part, depth - 1)
+            if inner is None:
+                return None
+            found += inner
+        return found
     return None
 
 

@@ -274,6 +274,9 @@ def test_objects_that_are_not_data_leave_a_functions_key_as_it_is() -> None:
         return lambda model: float(len(calls))
 
     assert function_key(counting([])) == function_key(counting([1, 2]))
+    endless: list[Any] = []
+    endless.append(endless)
+    assert function_key(counting(endless)) == function_key(counting([1]))
 
 
 def test_data_of_a_global_change_a_functions_key(monkeypatch: pytest.MonkeyPatch) -> None:
