@@ -58,9 +58,10 @@ floors newest:
 	rm -rf build/$@
 	$(PYTHON) -m venv build/$@
 	$(PYTHON) release.py floors > build/floors.txt
-	build/$@/bin/python -m pip install --quiet $(TORCH)
-	build/$@/bin/python -m pip install --quiet --editable '.[dev]' \
-		$(if $(filter floors,$@),--constraint build/floors.txt)
+	$(call installing,torch) build/$@/bin/python -m pip install --quiet $(TORCH) $(took)
+	$(call installing,hfcompress and what it builds on) \
+		build/$@/bin/python -m pip install --quiet --editable '.[dev]' \
+		$(if $(filter floors,$@),--constraint build/floors.txt) $(took)
 	OMP_NUM_THREADS=1 build/$@/bin/python -m pytest -W default $(SHORT)
 
 # Each engine of sentence-transformers in an environment of its own: they do not install together.
