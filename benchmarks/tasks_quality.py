@@ -11,11 +11,11 @@ widths by magnitude, distilled alike), and becomes int8 in ONNX Runtime (blocks 
 activations by token; the engine's plain dynamic way). A figure is the mean over the seeds of the
 difference from the seed's own dense model; its spread is the smallest and largest, of one seed its
 paired interval, and the note has the number of seeds and the standard error of one's difference.
-STS-B is the published model's embeddings, made smaller as the recipe ``embeddings-shrink`` says, in
-one seed.
+STS-B is the published model's embeddings, made smaller as the recipes ``embeddings-shrink``,
+``embeddings-int8`` and ``embeddings-10mb`` say, in one seed.
 
 Runs are kept in --work, so that one that was cut goes on; --only NAME,NAME measures some data sets,
---verbs zeros,half,int8 some verbs; int8 must be among them.
+--verbs zeros,half,int8,small some verbs; int8 must be among them, but for STS-B.
 """
 
 from __future__ import annotations
@@ -182,21 +182,66 @@ def standard_error(row: Row) -> float:
     return 100 * math.sqrt(lost + gained - (lost - gained) ** 2 / row["n"]) / float(row["n"])
 
 
-def embeddings(folder: Path, work: Path | None) -> Iterator[Figure]:
+def embedding_rows(name: str, data: Path, work: Path | None) -> Sequence[Row]:
+    """The rows of a shipped recipe for embeddings on STS-B."""
+    recipe = load_recipe(find_recipe(name), [f"data.path={data}"])
+    output = None if work is None else work / name
+    return run(recipe.replace(save_models=output is not None), output).rows
+
+
+def half_embeddings(data: Path, work: Path | None) -> Iterator[Figure]:
     """Rank correlation of the embeddings at half of the multiply-accumulates, and the minutes."""
-    recipe = load_recipe(find_recipe("embeddings-shrink"), [f"data.path={folder / 'stsb'}"])
-    output = None if work is None else work / "embeddings"
-    recipe = recipe.replace(save_models=output is not None)
-    dense, shrunk, distilled = run(recipe, output).rows
+    dense, shrunk, distilled = embedding_rows("embeddings-shrink", data, work)
     yield Figure(f"STS-B Spearman of {dense['n']} pairs, dense", 100 * dense["value"], "points")
     share = distilled["macs"] / dense["macs"]
     yield Figure("... multiply-accumulates that are left", share, "", target="<= 0.51")
     yield Figure("... after removing heads and neurons", -100 * shrunk["drop"], "points")
-    low, high = (-100 * distilled[key] for key in ("drop_high", "drop_low"))
-    target = f">= {EMBEDDINGS_POINTS}"
-    yield Figure("... distilled, no labels", -100 * distilled["drop"], "points", low, high, target)
+    yield lost("... distilled, no labels", distilled, EMBEDDINGS_POINTS)
     minutes = sum(row["seconds"] for row in (dense, shrunk, distilled)) / 60
     yield Figure("... all of it", minutes, "min", target="<= 15")
+
+
+def int8_embeddings(data: Path, work: Path | None) -> Iterator[Figure]:
+    """Rank correlation and neighbours of int8 embeddings, by backend; the plain way first."""
+    rows = embedding_rows("embeddings-int8", data, work)
+    titles = ("plain dynamic", "by token", "blocks of 128", "OpenVINO")
+    plain = rows[0]["latency"]["measured"]
+    for title, row in zip(titles, rows, strict=True):
+        ours = title == titles[-1]
+        value, low, high = (100 * row[key] for key in ("value", "low", "high"))
+        target = ">= 86.65" if ours else None
+        yield Figure(f"STS-B Spearman, int8, {title}", value, "points", low, high, target)
+        kept = 100 * row["agreement"]
+        yield Figure("... neighbours kept", kept, "%", target=">= 95" if ours else None)
+        yield Figure("... size", row["bytes"] / 1e6, "MB", target="<= 22.93" if ours else None)
+        faster = plain / row["latency"]["measured"]
+        yield Figure(
+            "... times the speed of plain dynamic", faster, "x", target=">= 1" if ours else None
+        )
+
+
+def small_embeddings(data: Path, work: Path | None) -> Iterator[Figure]:
+    """Embeddings below 10 MB: what each step loses, the size and the speed."""
+    rows = embedding_rows("embeddings-10mb", data, work)
+    titles = ("a quarter of the multiply-accumulates", "distilled, no labels", "fewer tokens")
+    for title, row in zip(titles, rows[1:-1], strict=True):
+        yield Figure(f"STS-B below 10 MB, {title}", -100 * row["drop"], "points")
+    small = rows[-1]
+    yield lost("... int8", small, -2)
+    yield Figure("... size", small["bytes"] / 1e6, "MB", target="<= 10")
+    speed = small["timings"][0]["speedup"]
+    note = "32 x 32, against torch fp32"
+    median, low, high = (speed[key] for key in ("median", "low", "high"))
+    yield Figure("... times faster", median, "x", low, high, ">= 10", note)
+
+
+def lost(name: str, row: Row, points: float) -> Figure:
+    """What a row loses against dense, with its paired interval."""
+    low, high = (-100 * row[key] for key in ("drop_high", "drop_low"))
+    return Figure(name, -100 * row["drop"], "points", low, high, f">= {points}")
+
+
+EMBEDDINGS = {"half": half_embeddings, "int8": int8_embeddings, "small": small_embeddings}
 
 
 def main() -> None:
@@ -214,13 +259,14 @@ def main() -> None:
     folder, work = Path(arguments.data), arguments.work and Path(arguments.work)
     names = arguments.only.split(",") if arguments.only else [*DATA, "stsb"]
     seeds = int(arguments.seeds or SEEDS)
-    verbs = (arguments.verbs or "zeros,half,int8").split(",")
+    verbs = (arguments.verbs or "zeros,half,int8,small").split(",")
     figures: list[Figure] = []
     for name in names:
         if not (folder / name).is_dir():
             continue
         if name == "stsb":
-            figures += embeddings(folder, work)
+            for verb in (verb for verb in EMBEDDINGS if verb in verbs):
+                figures += EMBEDDINGS[verb](folder / name, work)
         else:
             figures += task_figures(name, folder, work, seeds, verbs)
     report(figures, "tasks_quality", arguments.json)

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hfcompress.quantization.engine import TEXT_INPUTS
+
 # The weights' types and shapes count by themselves, and `shrink` tells config.json of the latter.
 _NOT_IN_A_GRAPH = (
     "_name_or_path", "architectures", "id2label", "label2id", "problem_type", "dtype",
@@ -32,17 +34,24 @@ def structure_of(model: nn.Module, **more: object) -> str:
     """
     config: Any = getattr(model, "config", None)
     settings = config.to_dict() if config is not None else {}
+    example = getattr(model, "example", {})  # of a plain module, which is inside
     modules = []
-    for name, module in model.named_modules():
+    for name, module in vars(model).get("inner", model).named_modules():
         fields = {
             key: value
             for key, value in vars(module).items()
             if isinstance(value, _PLAIN) and key not in _NOT_IN_A_FORWARD
         }
-        modules.append((name, type(module).__qualname__, module.extra_repr(), fields))
+        code = type(module).forward.__code__
+        does = (code.co_code.hex(), code.co_consts, code.co_names)
+        modules.append((name, type(module).__qualname__, module.extra_repr(), fields, does))
     described = {
         "config": {name: settings[name] for name in settings if name not in _NOT_IN_A_GRAPH},
         "modules": modules,
+        "inputs": [
+            (name, array.dtype, () if name in TEXT_INPUTS else array.shape[1:])
+            for name, array in example.items()
+        ],
         "weights": [
             (
                 name,

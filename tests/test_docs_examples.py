@@ -107,7 +107,7 @@ class Network(torch.nn.Module):
         return out
 
 
-@pytest.mark.usefixtures("names")
+@pytest.mark.usefixtures("names", "shared_exports")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_examples_of_a_page_run_from_top_to_bottom(page: Path, names: dict[str, Any]) -> None:

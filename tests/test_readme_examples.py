@@ -29,7 +29,7 @@ def readme_files(
     Path("recipe.yaml").write_text(blocks_of(README, "yaml")[0])
 
 
-@pytest.mark.usefixtures("readme_files", "drawn_pictures")
+@pytest.mark.usefixtures("readme_files", "drawn_pictures", "shared_exports")
 @pytest.mark.filterwarnings("ignore")
 def test_the_examples_run_from_top_to_bottom() -> None:
     pytest.importorskip("onnxruntime")

@@ -46,6 +46,8 @@ from hfcompress.errors import BadInputError
 from hfcompress.pruning.targets import weight_matrices
 from tests.plain_networks import NETWORKS, Network
 
+pytestmark = pytest.mark.usefixtures("shared_exports")
+
 HALF = PruningConfig(sparsity=0.5)
 TAGGED = r"must return \[rows, outputs\]|one row of logits for each example"
 TRANSFORMERS = "takes transformers models, not a .*; "

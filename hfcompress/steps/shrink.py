@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfcompress.data.columns import column_texts
+from hfcompress.data.load import load_texts
 from hfcompress.errors import ModelError
 from hfcompress.recipes.step_configs import ShrinkStepConfig
 from hfcompress.shrinking.shrink import check_shrinkable, shrink
@@ -79,9 +80,12 @@ def vocabulary_step(
     assert context.examples.train is not None
     context.progress.stage("vocabulary: looking for the tokens that the training rows use")
     texts = column_texts(context.examples.train, context.examples.columns)
+    if config.unlabelled is not None:
+        texts = [*texts, *context.unmeasured(load_texts(config.unlabelled))]
     model = state.network
     tokenizer = cast(PreTrainedTokenizerBase, state.processor)  # only images have another
-    cut = cut_tokenizer(tokenizer, texts, config, required_tokens(model))
+    of_all = config.replace(unlabelled=None)
+    cut = cut_tokenizer(tokenizer, texts, of_all, required_tokens(model))
     report = StepReport.from_dict(apply_cut(model, cut).to_dict())
     return state.with_vocabulary(cut).after(config, report), report
 

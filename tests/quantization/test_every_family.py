@@ -20,7 +20,7 @@ from hfcompress.quantization.onnx_export import (
     check_against_torch,
     example_inputs,
 )
-from tests.tiny_images import image_model
+from tests.tiny_images import IMAGE_MODELS, image_model
 from tests.tiny_models import IMAGE_FAMILIES, TEXT_FAMILIES, logits, text_model
 
 for package in ("onnx", "onnxruntime", "onnxscript"):
@@ -33,8 +33,8 @@ def classifier(model_type: str) -> Any:
     """A tiny classifier of a family, of texts or of images, with lively weights."""
     if model_type not in IMAGE_FAMILIES:
         return text_model(model_type)
-    if model_type == "swin":  # its sizes are those of stages
-        return image_model("swin")
+    if model_type in IMAGE_MODELS:
+        return image_model(model_type)
     torch.manual_seed(0)
     sizes = {
         "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 16,

@@ -26,6 +26,7 @@ from hfcompress.quantization.quantize import quantize
 from tests.tiny_models import ConvStudent, tiny_bert
 
 pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.usefixtures("shared_exports")
 WAYS: list[dict[str, Any]] = [
     {"backend": "torch"},
     {"backend": "onnxruntime", "mode": "dynamic"},

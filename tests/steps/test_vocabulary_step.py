@@ -12,9 +12,11 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hfcompress.checkpoint.record import METHOD
+from hfcompress.data.config import DataConfig
 from hfcompress.errors import ConfigError, ModelError
 from hfcompress.inference import predict
 from hfcompress.recipes.schema import Recipe, parse_recipe
+from hfcompress.shrinking.vocabulary.tokenizer import VocabularyConfig, cut_tokenizer
 from hfcompress.steps.shrink import check_vocabulary
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.experiment import Experiment, prepare
@@ -22,6 +24,7 @@ from hfcompress.sweep.run import run
 from hfcompress.sweep.trial import Runner
 from hfcompress.utils import Progress
 from tests.tiny_models import shrinkable_model
+from tests.tiny_tokenizers import tiny_tokenizer
 
 WORDS = ("good", "fine", "bad", "dull", "film", "the")
 KEPT = len(WORDS) + 6  # five special tokens, and the word "a", which is a single character
@@ -48,6 +51,24 @@ def make(model_folder: Path, tmp_path: Path) -> Callable[..., Recipe]:
 
 def bench_of(recipe: Recipe, tmp_path: Path) -> Experiment:
     return prepare(recipe, Progress(), StepCache(tmp_path / "steps"))
+
+
+def test_tokens_of_further_texts_stay_but_not_those_of_measured_rows(
+    make: Any, tmp_path: Path
+) -> None:
+    folder, more = tmp_path / "data", tmp_path / "more.txt"
+    folder.mkdir()
+    (tmp_path / "few.tsv").rename(folder / "train.tsv")
+    (folder / "dev.tsv").write_text("sentence\tlabel\ngrim film\t0\nfine cast\t1\n")
+    more.write_text("a lovely scene\nGrim  film\n")
+    step = {"vocabulary": {"unlabelled": {"path": str(more)}}}
+    (row,) = run(make(step, data={"path": str(folder)}), None).rows
+    assert row["steps"][0]["tokens"] == KEPT + 2  # lovely and scene
+
+    config = VocabularyConfig(unlabelled=DataConfig(path=str(more)))
+    alone = cut_tokenizer(tiny_tokenizer(), ["the film"], config)
+    assert alone.tokenizer.tokenize("a lovely film") == ["a", "lovely", "film"]
+    assert len(alone.kept) == 5 + len(["a", "lovely", "scene", "grim", "film", "the"])
 
 
 def test_the_measured_rows_get_the_same_answers(make: Any, tmp_path: Path) -> None:

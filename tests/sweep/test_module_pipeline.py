@@ -21,6 +21,8 @@ from hfcompress.errors import ConfigError, HfcompressError
 from hfcompress.quantization.model import QuantizedModel
 from tests.plain_networks import NETWORKS, Mlp
 
+pytestmark = pytest.mark.usefixtures("shared_exports")
+
 NETWORK = NETWORKS["mlp"]
 
 

@@ -21,6 +21,8 @@ from hfcompress.tasks.text_classification import TEXT_CLASSIFICATION as TASK
 from tests.tiny_models import tiny_bert
 from tests.tiny_tokenizers import BAD, FILLER, GOOD, tiny_tokenizer
 
+pytestmark = pytest.mark.usefixtures("shared_exports")
+
 CONFIG = DataConfig(path="data")
 
 

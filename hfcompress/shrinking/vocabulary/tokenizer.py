@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from hfcompress.config import StepConfig
+from hfcompress.data.config import DataConfig
 from hfcompress.errors import CalibrationError, ModelError
 from hfcompress.shrinking.vocabulary.tokenizer_json import (
     Json,
@@ -59,11 +60,16 @@ def cut_tokenizer(
     Raises:
         CalibrationError: no text, or none that shares a token with the tokenizer.
         ModelError: a tokenizer that is not fast, or neither WordPiece nor BPE.
+        SourceError, DataError: `load_texts` of ``config.unlabelled``.
     """
     config = config or VocabularyConfig()
     data = _as_json(tokenizer)
     tokens = tokens_of(data)
     texts = list(texts)
+    if config.unlabelled is not None:
+        from hfcompress.data.load import load_texts  # datasets takes long to import
+
+        texts += load_texts(config.unlabelled)
     counts = Counter(number for row in _encoded(data, texts) for number in row)
     special = {token["id"] for token in data["added_tokens"]}
     special |= {tokens.get(str(data["model"].get("unk_token")), -1)}
@@ -169,6 +175,11 @@ class VocabularyConfig(StepConfig):
         1,
         ge=1,
         description="how often the texts must use a token; words of rarer ones are split further",
+    )
+    unlabelled: DataConfig | None = Field(
+        None,
+        description="further texts whose tokens stay; in a recipe, those of the measured rows are "
+        "left out",
     )
 
     @property
