@@ -223,7 +223,7 @@ def int8_embeddings(data: Path, work: Path | None) -> Iterator[Figure]:
 def small_embeddings(data: Path, work: Path | None) -> Iterator[Figure]:
     """Embeddings below 10 MB: what each step loses, the size and the speed."""
     rows = embedding_rows("embeddings-10mb", data, work)
-    titles = ("a quarter of the multiply-accumulates", "distilled, no labels", "fewer tokens")
+    titles = ("fewer heads and neurons", "distilled, no labels", "fewer tokens")
     for title, row in zip(titles, rows[1:-1], strict=True):
         yield Figure(f"STS-B below 10 MB, {title}", -100 * row["drop"], "points")
     small = rows[-1]
