@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hfcompress.models.hub import read_card
+from hfcompress.models.hub import read_card, read_license
 
 Relation = Literal["finetune", "quantized"]
 README = "README.md"
@@ -34,10 +34,9 @@ def origin_of(model: object) -> Origin:
     if not name:
         return Origin()
     if cached := _CACHED.search(name):
-        return Origin(cached[1].replace("--", "/"), _text(read_card(Path(name)), "license"))
+        return Origin(cached[1].replace("--", "/"), read_license(Path(name)))
     if Path(name).is_dir():
-        card = read_card(Path(name))
-        return Origin(_text(card, "base_model"), _text(card, "license"))
+        return Origin(_base_model(read_card(Path(name))), read_license(Path(name)))
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -47,12 +46,12 @@ def origin_of(model: object) -> Origin:
         return Origin()
     if not isinstance(found, str):
         return Origin()
-    return Origin(name, _text(read_card(Path(found).parent), "license"))
+    return Origin(name, read_license(Path(found).parent))
 
 
-def _text(card: Mapping[str, object], field: str) -> str | None:
-    """A field of a card's metadata, the first of several."""
-    value = card.get(field)
+def _base_model(card: Mapping[str, object]) -> str | None:
+    """The base model that a card's metadata name, the first of several."""
+    value = card.get("base_model")
     if isinstance(value, list):
         value = next(iter(value), None)
     return value if isinstance(value, str) else None

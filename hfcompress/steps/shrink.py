@@ -74,6 +74,7 @@ def vocabulary_step(
 
     Raises:
         DataError: no training rows.
+        SourceError, DataError: `load_texts` of the further texts.
         CalibrationError, ModelError: as `shrink_vocabulary`.
     """
     context.training_rows("vocabulary")
@@ -84,8 +85,8 @@ def vocabulary_step(
         texts = [*texts, *context.unmeasured(load_texts(config.unlabelled))]
     model = state.network
     tokenizer = cast(PreTrainedTokenizerBase, state.processor)  # only images have another
-    of_all = config.replace(unlabelled=None)
-    cut = cut_tokenizer(tokenizer, texts, of_all, required_tokens(model))
+    alone = config.replace(unlabelled=None)  # its texts are among these
+    cut = cut_tokenizer(tokenizer, texts, alone, required_tokens(model))
     report = StepReport.from_dict(apply_cut(model, cut).to_dict())
     return state.with_vocabulary(cut).after(config, report), report
 
