@@ -45,7 +45,7 @@ PURE = {
 }  # fmt: skip
 OPTIONAL = {"onnx", "onnxruntime", "onnxscript", "openvino", "nncf", "torchao", "torch_pruning",
             "executorch", "litert_torch", "ai_edge_litert", "ai_edge_quantizer",
-            "ray", "trackio", "timm", "PIL", "sklearn", "llvmlite"}  # fmt: skip
+            "coremltools", "ray", "trackio", "timm", "PIL", "sklearn", "llvmlite"}  # fmt: skip
 
 
 def name_of(path: Path) -> str:

@@ -22,6 +22,12 @@ _CALLS: dict[str, tuple[str, str]] = {
 }
 """By what a model answers: an example in Python, and as words of a command line."""
 
+_ON_A_MAC = """\
+import coremltools  # on macOS; an app loads the same package
+
+model = coremltools.models.MLModel("FOLDER/model.mlpackage")
+print(model.get_spec().description)  # the names and shapes that model.predict takes"""
+
 
 def quantized_card(
     source: nn.Module,
@@ -55,11 +61,14 @@ def quantized_card(
         f"What stays in floating point:\n\n{floating}\n"
     )
     code = f'import hfcompress\n\nmodel = hfcompress.load("FOLDER")\nprint(model{call})'
+    shell = f"In a shell: `python example.py {words}`."
+    if not config.runs_here:
+        code, shell = _ON_A_MAC, f"On a Mac: `python example.py {words}`. It was not run here."
     return SavedCard(
         title=f"{type(source).__name__}, quantized", origin=origin_of(source),
         task=None if task is None else task.name, library="hfcompress",
         tags=["quantized", config.backend],
-        made=f"{made}\nIn a shell: `python example.py {words}`.", code=code, bytes=size,
+        made=f"{made}\n{shell}", code=code, bytes=size,
         relation="quantized",
     ).text()  # fmt: skip
 

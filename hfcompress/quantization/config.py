@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from hfcompress.config import Config, StepConfig
 
-Backend = Literal["torch", "torchao", "onnxruntime", "openvino", "executorch", "litert"]
+Backend = Literal["torch", "torchao", "onnxruntime", "openvino", "executorch", "litert", "coreml"]
 Mode = Literal["auto", "dynamic", "static", "weight-only", "none"]
 MODES: dict[str, tuple[str, ...]] = {
     "torch": ("dynamic",),
@@ -17,8 +17,14 @@ MODES: dict[str, tuple[str, ...]] = {
     "openvino": ("static", "none"),
     "executorch": ("dynamic", "static", "none"),
     "litert": ("dynamic", "static", "none"),
+    "coreml": ("weight-only", "none"),
 }
 """The modes of each backend, its default first."""
+NOT_MEASURED = (
+    "a Core ML package runs on Apple's systems alone, so nothing can be measured here; in Python, "
+    "quantize(model, QuantizationConfig(backend='coreml')).save(folder) converts a model"
+)
+"""Why a recipe and a search have no such step."""
 # Fields that only some backends support.
 _ONLY: dict[str, tuple[str, ...]] = {
     "per_channel": ("torch", "onnxruntime", "executorch"),
@@ -78,7 +84,8 @@ class QuantizationConfig(StepConfig):
     backend: Backend = Field(
         default="onnxruntime",
         description="the engine that runs the result: torch, torchao (through transformers), "
-        "onnxruntime, openvino (with NNCF); for phones executorch (.pte) and litert (.tflite)",
+        "onnxruntime, openvino (with NNCF); for phones executorch (.pte), litert (.tflite) "
+        "and coreml (.mlpackage, which runs on Apple's systems alone)",
     )
     mode: Mode = Field(
         default="auto",
@@ -98,8 +105,8 @@ class QuantizationConfig(StepConfig):
     )
     embeddings: bool = Field(
         default=True,
-        description="quantize embedding tables, too (onnxruntime and openvino; litert always does, "
-        "the other backends keep them in fp32)",
+        description="quantize embedding tables, too (onnxruntime and openvino; litert and coreml "
+        "always do, the other backends keep them in fp32)",
     )
     embedding_bits: Literal[4, 8] = Field(
         default=8,
@@ -171,6 +178,11 @@ class QuantizationConfig(StepConfig):
     def resolved_mode(self) -> str:
         """Return the mode, with ``auto`` resolved as for a network without convolutions."""
         return MODES[self.backend][0] if self.mode == "auto" else self.mode
+
+    @property
+    def runs_here(self) -> bool:
+        """Return whether the result runs on the machine that makes it."""
+        return self.backend != "coreml"
 
     @property
     def needs_rows(self) -> bool:

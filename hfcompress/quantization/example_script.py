@@ -296,6 +296,23 @@ def run(arrays):
     ])
 """,
     ),
+    "coreml": (
+        "coremltools",
+        "import coremltools",
+        _FIT_ROWS
+        + """
+
+def run(arrays):
+    # Core ML runs on macOS; this was not run where the package was made.
+    model = coremltools.models.MLModel(str(FOLDER / "model.mlpackage"))
+    inputs = model.get_spec().description.input
+    shapes = [tuple(item.type.multiArrayType.shape) for item in inputs]
+    return np.concatenate([
+        model.predict({item.name: part for item, part in zip(inputs, row)})["logits"]
+        for row in fit_rows([arrays[item.name] for item in inputs], shapes)
+    ])
+""",
+    ),
     "torchao": (
         "torchao transformers",
         "import torch\nfrom transformers import AutoModelForSequenceClassification",

@@ -117,6 +117,8 @@ def static_rows(model: Classifier, batches: Sequence[Arrays], rows: int) -> list
     if not batches:
         example = example_inputs(model, rows, length, image_shape(model))
         batches = [{name: tensor.numpy() for name, tensor in example.items()}]
+        # A model may have fewer positions.
+        length = next((a.shape[1] for n, a in example.items() if n in TEXT_INPUTS), length)
     shapes = {name: (1, *np.shape(batches[0][name])[1:]) for name in names if name in batches[0]}
     for name in TEXT_INPUTS:
         if name in names:

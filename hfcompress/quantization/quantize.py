@@ -31,7 +31,12 @@ from hfcompress.quantization.coverage import (
     share_of_convolutions,
     without_weights,
 )
-from hfcompress.quantization.distance import check_distance, compared_rows, measure_distance
+from hfcompress.quantization.distance import (
+    Distance,
+    check_distance,
+    compared_rows,
+    measure_distance,
+)
 from hfcompress.quantization.engine import Arrays, Engine, FileEngine
 from hfcompress.quantization.images import image_shape
 from hfcompress.quantization.inputs import Batches, Classifier, as_batches, as_classifier
@@ -103,8 +108,11 @@ def quantize(
         else:
             (engine, names), mixed = keep_most_sensitive(model, config, batches, make)
         # Who states how much may be lost (mixed) gets a model within that, whatever is lost.
-        distance = measure_distance(engine, rows, dense, bool(batches), kind)
-        lost = check_distance(model, config, distance, rows, mixed is not None and mixed.holds)
+        distance: Distance | None = None
+        lost: tuple[str, ...] = (_RUNS_ELSEWHERE,)
+        if config.runs_here:
+            distance = measure_distance(engine, rows, dense, bool(batches), kind)
+            lost = check_distance(model, config, distance, rows, mixed is not None and mixed.holds)
     why = dict.fromkeys(empty, "shrinking left it no weights")
     why |= dict.fromkeys(excluded, "excluded by the config")
     why |= dict.fromkeys(mixed.names if mixed else (), "kept in fp32 by mixed precision")
@@ -129,6 +137,10 @@ def quantize(
     return QuantizedModel(engine, config, coverage, given, notes, mixed, distance, outputs)
 
 
+_RUNS_ELSEWHERE = (
+    "a Core ML package runs on Apple's systems alone, so it was not run here and its distance from "
+    "fp32 was not measured"
+)
 _DIMENSIONS: dict[OutputKind, int] = {**dict.fromkeys(BY_TOKEN, 3), "pixels": 4}
 """Of logits whose kind has not a row of them for each example."""
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel
 
-from hfcompress.quantization.config import QuantizationConfig
+from hfcompress.errors import ConfigError
+from hfcompress.quantization.config import NOT_MEASURED, QuantizationConfig
 from hfcompress.quantization.coverage import is_convolutional
 from hfcompress.quantization.qat import quantizable, quantization_aware
 from hfcompress.quantization.quantize import check_quantizable, quantize
@@ -43,6 +44,18 @@ def quantize_step(
     details.pop("modules")
     report = StepReport(details=details)
     return state.after(config, report, quantized), report
+
+
+def check_quantize(model: PreTrainedModel, config: QuantizationConfig) -> None:
+    """Refuse what does not fit the model, or cannot be measured, before anything runs.
+
+    Raises:
+        ConfigError: a backend that does not run on this machine.
+        TargetError, ModelError: as `quantize`.
+    """
+    if not config.runs_here:
+        raise ConfigError(f"step quantize: {NOT_MEASURED}")
+    check_quantizable(model, config)
 
 
 def calibrates(model: PreTrainedModel, config: QuantizationConfig) -> bool:

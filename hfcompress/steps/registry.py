@@ -14,7 +14,6 @@ from hfcompress.errors import CalibrationError
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.targets import select_targets
 from hfcompress.quantization.config import QuantizationConfig
-from hfcompress.quantization.quantize import check_quantizable
 from hfcompress.recipes.step_configs import (
     DistillConfig,
     FinetuneConfig,
@@ -36,7 +35,14 @@ from hfcompress.steps.prune import (
     prune_step,
     recover_step,
 )
-from hfcompress.steps.quantize import calibrates, check_qat, qat_step, quantize_step, rows_asked
+from hfcompress.steps.quantize import (
+    calibrates,
+    check_qat,
+    check_quantize,
+    qat_step,
+    quantize_step,
+    rows_asked,
+)
 from hfcompress.steps.shrink import check_shrink, check_vocabulary, shrink_step, vocabulary_step
 from hfcompress.steps.training import check_training
 
@@ -65,7 +71,7 @@ STEPS: dict[type[StepConfig], Carrier] = {
     DistillConfig: Carrier(distill_step, check_distill),
     VocabularyConfig: Carrier(vocabulary_step, check_vocabulary),
     QuantizationAwareConfig: Carrier(qat_step, check_qat),
-    QuantizationConfig: Carrier(quantize_step, check_quantizable),
+    QuantizationConfig: Carrier(quantize_step, check_quantize),
     RecoverConfig: Carrier(recover_step, check_training),
     GradualConfig: Carrier(gradual_step, check_training),
     LotteryStepConfig: Carrier(lottery_step, check_training),

@@ -40,7 +40,7 @@ from tests.tiny_models import (
 from tests.tiny_tokenizers import tiny_tokenizer
 
 BASE_CARD = b"---\nlicense: mit\n---\n"
-ENGINES = ("torch", "torchao", "onnxruntime", "openvino", "executorch", "litert")
+ENGINES = ("torch", "torchao", "onnxruntime", "openvino", "executorch", "litert", "coreml")
 
 
 def read(folder: Path) -> tuple[Any, str]:

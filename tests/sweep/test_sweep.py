@@ -154,12 +154,12 @@ def test_finetuning_learns_and_every_field_changes_it(
     monkeypatch.setattr("hfcompress.steps.training.slow_bf16", lambda: None)
 
     def train(**fields: Any) -> dict[str, Any]:
-        step = {"epochs": 8, "learning_rate": 1e-2, "batch_size": 8, **fields}
+        step = {"epochs": 3, "learning_rate": 1e-2, "batch_size": 8, **fields}
         row: dict[str, Any] = run(make_recipe(steps=[{"finetune": step}], grid={})).rows[0]
         return row
 
+    assert train(epochs=8)["value"] > 0.9
     base = train()
-    assert base["value"] > 0.9
     for change in (
         {"epochs": 2}, {"max_steps": 3}, {"batch_size": 4}, {"learning_rate": 1e-3},
         {"schedule": "constant"}, {"warmup": 0.5}, {"weight_decay": 0.5},

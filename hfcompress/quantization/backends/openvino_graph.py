@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
 
 # For constants with fewer values, the Convert node costs more bytes than fp16 saves.
 _WORTH_HALVING = 128
-_DEFAULT = {"auto_broadcast": "numpy"}
+_DEFAULTS = {
+    "auto_broadcast": "numpy", "auto_pad": "explicit", "rounding_type": "floor",
+    "index_element_type": "i64", "transpose_a": "false", "transpose_b": "false",
+}  # fmt: skip
+"""Attributes with the values that OpenVINO gives them where a file has none; so have strides and
+dilations of 1, and pads of 0."""
+_SIDES = {"strides": "1", "dilations": "1", "pads_begin": "0", "pads_end": "0"}
 _BODIES = ("body", "then_body", "else_body")
 
 
@@ -98,14 +105,14 @@ def compact(path: Path, names: Collection[str]) -> None:
     layers, edges = root.find("layers"), root.find("edges")
     if layers is None or edges is None or any(True for tag in _BODIES for _ in root.iter(tag)):
         return
-    _merge_constants(layers, edges)
+    _merge_constants(layers, edges, path.with_suffix(".bin"))
     for notes in root.findall("rt_info"):
         root.remove(notes)
     ends = {edge.get("from-layer") for edge in edges if _kind(layers, edge) == "Result"}
     for layer in layers:
         number, kind = layer.get("id"), layer.get("type")
         if kind not in ("Parameter", "Result") and layer.get("name") not in names:
-            layer.set("name", str(number))
+            layer.set("name", "")
         for port in layer.iter("port"):
             for size in list(port):
                 port.remove(size)
@@ -113,9 +120,7 @@ def compact(path: Path, names: Collection[str]) -> None:
                 port.attrib.pop("names", None)
         for port in layer.iterfind("input/port"):
             port.attrib.pop("precision", None)
-        data = layer.find("data")
-        if data is not None and data.attrib == _DEFAULT:
-            layer.remove(data)
+        _drop_defaults(layer)
     for element in root.iter():
         element.text = element.tail = None
     text = ElementTree.tostring(root, encoding="unicode", xml_declaration=False)
@@ -124,20 +129,38 @@ def compact(path: Path, names: Collection[str]) -> None:
     os.replace(temporary, path)
 
 
+def _drop_defaults(layer: ElementTree.Element) -> None:
+    data = layer.find("data")
+    if data is None:
+        return
+    for name, value in list(data.attrib.items()):
+        sides = set(value.replace(",", " ").split())
+        if _DEFAULTS.get(name) == value or sides == {_SIDES.get(name)}:
+            del data.attrib[name]
+        else:
+            data.set(name, value.replace(", ", ","))
+    if not data.attrib:
+        layer.remove(data)
+
+
 def _kind(layers: ElementTree.Element, edge: ElementTree.Element) -> str | None:
     target = layers.find(f"layer[@id='{edge.get('to-layer')}']")
     return None if target is None else target.get("type")
 
 
-def _merge_constants(layers: ElementTree.Element, edges: ElementTree.Element) -> None:
-    """Merge constants that are the same bytes of the file."""
-    first: dict[tuple[tuple[str, str], ...], str] = {}
+def _merge_constants(layers: ElementTree.Element, edges: ElementTree.Element, file: Path) -> None:
+    """Merge constants of one type, shape and value."""
+    first: dict[tuple[str | None, str | None, bytes], str] = {}
     replaced: dict[str, str] = {}
+    values = np.memmap(file, np.uint8, "r")
     for layer in list(layers.iterfind("layer[@type='Const']")):
         data = layer.find("data")
         assert data is not None
         number = str(layer.get("id"))
-        kept = first.setdefault(tuple(sorted(data.attrib.items())), number)
+        begin, size = (int(data.get(name, "0")) for name in ("offset", "size"))
+        value = hashlib.sha256(values[begin : begin + size].tobytes()).digest()
+        key = (data.get("element_type"), data.get("shape"), value)
+        kept = first.setdefault(key, number)
         if kept != number:
             replaced[number] = kept
             layers.remove(layer)
