@@ -46,12 +46,14 @@ def _quicken() -> None:
     """Share ONNX's table of operations, and leave the memory of GPUs alone.
 
     torch 2.13, 2026-11: each export reads the source of 500 operations anew, which takes longer
-    than exporting a small network.
+    than exporting a small network, and the cache of shapes takes longer than it saves.
     """
     exporter = sys.modules.get("torch.onnx._internal.exporter._registration")
     if exporter is not None and not hasattr(exporter.ONNXRegistry.from_torchlib, "cache_info"):
         table = functools.cache(exporter.ONNXRegistry.from_torchlib)
         exporter.ONNXRegistry.from_torchlib = staticmethod(table)
+    if (compiler := sys.modules.get("torch._dynamo.config")) is not None:
+        compiler.fake_tensor_cache_enabled = False
     if (memory := sys.modules.get("accelerate.utils.memory")) is not None:
         vars(memory)["clear_device_cache"] = lambda garbage_collection=False: None
 

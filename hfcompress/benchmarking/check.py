@@ -23,7 +23,7 @@ from hfcompress.models.architectures import blocks, compressible_modules, defaul
 from hfcompress.models.loading import ModelConfig, load_model, saved_class
 from hfcompress.pruning.config import PruningConfig
 from hfcompress.pruning.prune import prune
-from hfcompress.quantization.config import MODES, QuantizationConfig
+from hfcompress.quantization.config import MODES, NOT_MEASURED, RUN_HERE, QuantizationConfig
 from hfcompress.quantization.load import load
 from hfcompress.quantization.onnx_export import example_inputs
 from hfcompress.quantization.quantize import quantize
@@ -91,7 +91,7 @@ class CheckReport:
 def check(
     model: str | Path | PreTrainedModel,
     progress: Progress | None = None,
-    engines: Sequence[str] = tuple(MODES),
+    engines: Sequence[str] = RUN_HERE,
 ) -> CheckReport:
     """Try every verb on copies of a classifier, with random inputs::
 
@@ -115,6 +115,8 @@ def check(
     for engine in engines:
         if engine not in MODES:
             raise ConfigError(f"unknown engine {engine!r}{nearest(engine, MODES)}")
+        if engine not in RUN_HERE:
+            raise ConfigError(f"engine {engine}: {NOT_MEASURED}")
     check_pretrained(model, "check", "call prune, shrink or quantize on a copy of the module")
     if isinstance(model, PreTrainedModel):
         name, work = type(model).__name__, model

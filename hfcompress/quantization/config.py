@@ -20,6 +20,8 @@ MODES: dict[str, tuple[str, ...]] = {
     "coreml": ("weight-only", "none"),
 }
 """The modes of each backend, its default first."""
+RUN_HERE = tuple(backend for backend in MODES if backend != "coreml")
+"""The backends whose results run on the machine that makes them."""
 NOT_MEASURED = (
     "a Core ML package runs on Apple's systems alone, so nothing can be measured here; in Python, "
     "quantize(model, QuantizationConfig(backend='coreml')).save(folder) converts a model"
@@ -182,7 +184,7 @@ class QuantizationConfig(StepConfig):
     @property
     def runs_here(self) -> bool:
         """Return whether the result runs on the machine that makes it."""
-        return self.backend != "coreml"
+        return self.backend in RUN_HERE
 
     @property
     def needs_rows(self) -> bool:

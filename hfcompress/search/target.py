@@ -7,7 +7,7 @@ from typing import Self
 from pydantic import Field, field_validator, model_validator
 
 from hfcompress.config import Config
-from hfcompress.quantization.config import MODES, NOT_MEASURED, Backend
+from hfcompress.quantization.config import MODES, NOT_MEASURED, RUN_HERE, Backend
 from hfcompress.recipes.schema import LatencyConfig
 from hfcompress.utils import Fields, parse_size, size_text
 
@@ -61,8 +61,8 @@ class CompressTarget(Config):
             raise ValueError(
                 f"confidence is an exact bound for accuracy, not for {self.metric}; leave it out"
             )
-        if self.backend == "coreml":
-            raise ValueError(f"backend: coreml: {NOT_MEASURED}")
+        if self.backend not in RUN_HERE:
+            raise ValueError(f"backend: {self.backend}: {NOT_MEASURED}")
         modes = ("auto", *MODES[self.backend])
         if self.mode not in modes:
             raise ValueError(f"backend {self.backend} has no mode {self.mode}: {', '.join(modes)}")

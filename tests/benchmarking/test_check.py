@@ -14,7 +14,7 @@ from hfcompress.cli.commands import main
 from hfcompress.errors import ConfigError, ModelError
 from hfcompress.models import loading
 from hfcompress.models.loading import weights_hash
-from hfcompress.quantization.config import MODES
+from hfcompress.quantization.config import RUN_HERE
 from hfcompress.utils import Progress
 from tests.tiny_images import image_model
 from tests.tiny_models import tiny_bert
@@ -34,7 +34,7 @@ def by_verb(model: str | PreTrainedModel, engines: tuple[str, ...] = TORCH) -> d
 def test_every_verb_of_a_known_family_works_and_leaves_the_model() -> None:
     model = tiny_bert().train(True)
     before = weights_hash(model)
-    found = by_verb(model, tuple(MODES))
+    found = by_verb(model, RUN_HERE)
     assert [*found] == ["prune", "shrink", "student", *ENGINES]
     for verb in found.values():
         assert verb.status in {"works", "missing"}, verb
@@ -106,6 +106,8 @@ def test_says_the_sizes_that_the_config_names() -> None:
 def test_refuses_an_unknown_engine() -> None:
     with pytest.raises(ConfigError, match="unknown engine 'onnx'"):
         check(tiny_bert(), engines=["onnx"])
+    with pytest.raises(ConfigError, match="engine coreml: a Core ML package runs on Apple's"):
+        check(tiny_bert(), engines=["coreml"])
 
 
 def test_refuses_checkpoints_of_other_tasks(tmp_path: Path) -> None:

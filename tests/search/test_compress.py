@@ -238,6 +238,11 @@ def test_finer_int8_is_tried_where_it_could_make_the_difference(
         outcome.row["drop"] = 0.0 if finer else lost
         return outcome
 
+    def in_torch(model: Any, config: Any, calibration: Any) -> Any:
+        return quantize(model, QuantizationConfig(backend="torch"), calibration)
+
+    # What is tried next depends on the loss alone, and an export takes longer than all the rest.
+    monkeypatch.setattr("hfcompress.steps.quantize.quantize", in_torch)
     monkeypatch.setattr("hfcompress.search.search.perform", performed)
     monkeypatch.setattr(candidates_module, "_students", lambda *given: [])
     result = search(backend="onnxruntime", max_size="10MB", max_drop=1)

@@ -147,6 +147,7 @@ def test_calibration_rows_are_checked_before_training(
         run(make_recipe(steps=[{"finetune": {"max_steps": 1}}, step], grid={}))
 
 
+@pytest.mark.usefixtures("shared_exports")
 def test_default_calibration_takes_the_rows_that_there_are(
     make_recipe: Callable[..., Recipe],
 ) -> None:

@@ -151,14 +151,18 @@ STEPS = [
     {"distill": {"max_steps": 2}},
     {"quantize": {"backend": "onnxruntime"}},
 ]
+IN_TORCH: list[dict[str, Any]] = [*STEPS[:-1], {"quantize": {"backend": "torch"}}]
 
 
 @pytest.mark.parametrize(
-    ("kind", "metric", "better"), [("sets", "f1_micro", 0.6), ("numbers", "pearson", 0.3)]
+    ("kind", "steps", "metric", "better"),
+    [("sets", STEPS, "f1_micro", 0.6), ("numbers", IN_TORCH, "pearson", 0.3)],
 )
-def test_a_recipe_of_another_kind(kind: str, metric: str, better: float, tmp_path: Path) -> None:
+def test_a_recipe_of_another_kind(
+    kind: str, steps: list[dict[str, Any]], metric: str, better: float, tmp_path: Path
+) -> None:
     pytest.importorskip("onnxruntime")
-    made = run(recipe(tmp_path, kind, STEPS), tmp_path / "out", draw=False)
+    made = run(recipe(tmp_path, kind, steps), tmp_path / "out", draw=False)
     (row,) = made.rows
     assert (row["metric"], row["n"], row["mcnemar_p"]) == (metric, 24, None)
     assert row["value"] > better
