@@ -108,6 +108,16 @@ def column_texts(rows: Dataset, columns: Sequence[str]) -> list[str]:
     ]
 
 
+def texts_apart(texts: Sequence[str], rows: Dataset, columns: Sequence[str]) -> list[str]:
+    """The texts that are in no row, whatever their case and spaces."""
+    known = {_folded(text) for text in column_texts(rows, columns)}
+    return [text for text in texts if _folded(text) not in known]
+
+
+def _folded(text: str) -> str:
+    return "".join(text.split()).lower()
+
+
 def label_column(config: DataConfig, rows: Dataset) -> str:
     """The column of labels; see `find_column`."""
     return find_column(one_label(config), LABEL_COLUMNS, rows, "label")

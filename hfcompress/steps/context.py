@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from hfcompress.calibration.batches import Calibration
 from hfcompress.config import StepConfig
-from hfcompress.data.columns import column_texts
+from hfcompress.data.columns import column_texts, texts_apart
 from hfcompress.data.encode import Encoded, encode_texts
 from hfcompress.data.load import Examples
 from hfcompress.distillation.text_augmentation import Augmentation, augment_texts
@@ -196,9 +196,7 @@ class Context:
 
     def unmeasured(self, texts: list[str]) -> list[str]:
         """Texts without those that are measured, whatever their case and spaces."""
-        known = column_texts(self.examples.eval, self.examples.columns)
-        measured = {_folded(text) for text in known}
-        return [text for text in texts if _folded(text) not in measured]
+        return texts_apart(texts, self.examples.eval, self.examples.columns)
 
     def calibration(self, rows: int | None, seed: int, augmented: int = 0) -> Calibration:
         """Training rows to calibrate on, labels included; the same object for the same choice,
@@ -235,7 +233,3 @@ class Context:
         methods = [name for name in get_args(Augmentation) if name != "mask" or mask]
         texts = augment_texts(self.training_texts(), count, seed, methods, mask_token=mask or "")
         return encode_texts(texts, self.processor, self.max_length)
-
-
-def _folded(text: str) -> str:
-    return "".join(text.split()).lower()

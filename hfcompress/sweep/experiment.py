@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -35,6 +33,7 @@ from hfcompress.recipes.step_configs import FinetuneConfig
 from hfcompress.steps.context import Context, ModelState
 from hfcompress.steps.registry import check_rows, check_step
 from hfcompress.sweep.cache import StepCache
+from hfcompress.sweep.content import content_elsewhere, content_hash
 from hfcompress.sweep.timing import check_length
 from hfcompress.sweep.tracking import check_trackers
 from hfcompress.tasks.registry import find_task, untrained_head
@@ -43,8 +42,7 @@ from hfcompress.tasks.task import Task
 from hfcompress.training.tracking import LOGS, Tracker
 from hfcompress.utils import Fields, Progress
 
-# Raised when the meaning of a result changes (a default, too), so that older rows and models are
-# not reused.
+# Raised when a result's meaning (a default, too) changes: older rows and models are not reused.
 FORMAT = 1
 
 
@@ -128,6 +126,7 @@ class Experiment:
     trusted: bool = False
     logs: Path | None = None
     shared: dict[str, Calibration] = field(default_factory=dict)
+    _elsewhere: dict[str, list[str]] = field(default_factory=dict)
     _encodings: dict[tuple[tuple[int, ...], ...], Encoding] = field(default_factory=dict)
 
     @property
@@ -189,11 +188,18 @@ class Experiment:
         prefixes = [content_hash(root)]
         for step in trial.steps:
             fields = step.config.non_default_fields()
-            prefixes.append(content_hash([prefixes[-1], step.name, fields]))
+            elsewhere = self._read_elsewhere(step.config)
+            prefixes.append(content_hash([prefixes[-1], step.name, fields, *elsewhere]))
         measured = recipe.measure.replace(metric=self.metric).non_default_fields()
         stored = [way.to_dict() for way in recipe.embedding]
         parts = [prefixes[-1], self.eval_hash, measured, *([stored] if stored else [])]
         return replace(trial, prefixes=tuple(prefixes), row_hash=content_hash(parts))
+
+    def _read_elsewhere(self, config: StepConfig) -> list[str]:
+        key = content_hash([config.step_name, config.non_default_fields()])
+        if key not in self._elsewhere:
+            self._elsewhere[key] = content_elsewhere(config, self.examples)
+        return self._elsewhere[key]
 
     def start(self, trial: Trial) -> ModelState:
         """What the trial starts from, with a copy of the model."""
@@ -412,9 +418,3 @@ def _checked_fields(config: StepConfig) -> Fields:
     if isinstance(config, PruningConfig):
         return {"targets": config.targets, "exclude": config.exclude}
     return config.non_default_fields()
-
-
-def content_hash(data: object) -> str:
-    """Hash of plain data; the order of keys does not matter."""
-    text = json.dumps(data, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -26,8 +26,8 @@ from hfcompress.quantization.model import QuantizedModel
 from hfcompress.recipes.grid import Trial
 from hfcompress.recipes.yaml import dump_yaml
 from hfcompress.steps.context import StepReport
+from hfcompress.sweep.content import content_hash
 from hfcompress.sweep.evaluation import Answers, Evaluation, as_evaluation
-from hfcompress.sweep.experiment import content_hash
 from hfcompress.sweep.module_steps import (
     AnyModel,
     Function,

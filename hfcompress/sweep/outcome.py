@@ -24,7 +24,8 @@ from hfcompress.report.card import model_card
 from hfcompress.report.rows import FAILED
 from hfcompress.storage.temporary import replace_folder, written_beside
 from hfcompress.sweep.cards import card_source
-from hfcompress.sweep.experiment import Experiment, content_hash
+from hfcompress.sweep.content import content_hash
+from hfcompress.sweep.experiment import Experiment
 from hfcompress.sweep.results import RunDirectory
 from hfcompress.sweep.trial import Finished, Logits, Runner
 from hfcompress.utils import Fields, Row, atomic_write

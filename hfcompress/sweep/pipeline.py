@@ -29,8 +29,9 @@ from hfcompress.report.page import headline
 from hfcompress.report.rows_view import RowsView
 from hfcompress.sweep.cache import StepCache
 from hfcompress.sweep.cards import card_source
+from hfcompress.sweep.content import content_hash
 from hfcompress.sweep.executors import in_process
-from hfcompress.sweep.experiment import Experiment, content_hash, prepare
+from hfcompress.sweep.experiment import Experiment, prepare
 from hfcompress.sweep.module_steps import ModuleStep, is_function, module_trials
 from hfcompress.sweep.modules import prepare_modules, run_modules
 from hfcompress.sweep.outcome import Outcome, save_model

@@ -89,6 +89,28 @@ def test_further_texts_are_used_and_measured_ones_are_not(one: Run, tmp_path: Pa
     assert found == ["another film"]
 
 
+def test_a_changed_file_of_texts_is_read_again(one: Run, tmp_path: Path) -> None:
+    """The step's result is kept by what its texts say, not by their file's name."""
+    texts = tmp_path / "more.txt"
+    step = {**ONE_LAYER, "distillation": {"alpha": 1.0}}
+    step["augmentation"] = {"share": 0.0, "unlabelled": str(texts)}
+    hashes = []
+    for line in ("a warm scene was bright", "the cold plot is grim", "a warm scene was bright"):
+        texts.write_text(f"{line}\n" * 40)
+        hashes.append(one({"distill": step})["weights_hash"])
+    assert hashes[0] == hashes[2] != hashes[1]
+
+
+def test_a_changed_student_is_trained_again(one: Run, tmp_path: Path) -> None:
+    hashes = []
+    for seed in (1, 2):
+        tiny_bert(seed=seed).save_pretrained(tmp_path / "student")
+        tiny_tokenizer().save_pretrained(tmp_path / "student")
+        step = {"max_steps": 1, "model": str(tmp_path / "student")}
+        hashes.append(one({"distill": step})["weights_hash"])
+    assert hashes[0] != hashes[1]
+
+
 def test_a_cached_teacher_teaches_the_same(one: Run, tmp_path: Path) -> None:
     options = {"alpha": 1.0, "hidden_weight": 0.5}
     live = one({"distill": {**ONE_LAYER, "distillation": options}}, output=tmp_path / "live")
