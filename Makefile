@@ -33,8 +33,9 @@ SHORT := tests/test_public.py tests/checkpoint/test_save.py tests/models/test_su
 demo: $(VENV)/.demo
 	$(BIN)/hfcompress run recipes/quickstart.yaml --output runs/quickstart
 
+# Each of the processes that tests start would compile the package anew without compiled files.
 test: $(VENV)/.demo
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: $(VENV)/.core
 	$(BIN)/ruff check .
