@@ -148,7 +148,8 @@ def task_figures(
     rows = found["int8"][0][0]["n"]
     low, high = (min(dense), max(dense)) if len(dense) > 1 else (None, None)
     note = f"{rows} measured"
-    yield Figure(f"{task.name}, dense", fmean(dense), "points", low, high, note=note)
+    name = over(f"{task.name}, dense", dense)
+    yield Figure(name, fmean(dense), "points", low, high, note=note)
     titles = {
         "zeros": ("80 % zeros, one shot", "magnitude"),
         "half": ("half of the multiply-accumulates, distilled", "even widths by magnitude"),
@@ -170,7 +171,12 @@ def difference(name: str, rows: Sequence[Row], target: str | None) -> Figure:
         (min(values), max(values)) if len(rows) > 1 else (values[0] - half, values[0] + half)
     )
     note = f"seeds: {len(rows)}, standard error of one: {fmean(errors):.1f}"
-    return Figure(name, fmean(values), "points", low, high, target, note)
+    return Figure(over(name, values), fmean(values), "points", low, high, target, note)
+
+
+def over(name: str, values: Sequence[float]) -> str:
+    """The name of a figure with the number of its seeds, where they are several."""
+    return f"{name}, {len(values)} seeds" if len(values) > 1 else name
 
 
 def standard_error(row: Row) -> float:

@@ -18,6 +18,7 @@ from hfcompress import QuantizationConfig
 from hfcompress.config import Config
 from hfcompress.errors import HfcompressError
 from hfcompress.models.cross_encoder import AutoCrossEncoder
+from tests.forked import fork_workers
 from tests.plain_networks import NETWORKS, CourseStudent
 from tests.tasks.asked import save_reader
 from tests.tasks.masked import save_backbone
@@ -110,8 +111,11 @@ class Network(torch.nn.Module):
 @pytest.mark.usefixtures("names", "shared_exports")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_examples_of_a_page_run_from_top_to_bottom(page: Path, names: dict[str, Any]) -> None:
+def test_the_examples_of_a_page_run_from_top_to_bottom(
+    page: Path, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("onnxruntime")
+    fork_workers(monkeypatch)
     if page.stem == "images":
         names["batches"] = image_batches()
     if page.stem == "modules":

@@ -19,7 +19,7 @@ def readme_files(
 ) -> None:
     """The files that the examples name: a model, texts, a data set and a recipe."""
     monkeypatch.chdir(tmp_path)
-    tiny_bert(num_hidden_layers=6).save_pretrained("FOLDER")
+    tiny_bert(num_hidden_layers=4).save_pretrained("FOLDER")
     tiny_tokenizer().save_pretrained("FOLDER")
     words = [*GOOD, *FILLER]
     lines = [f"{words[i % 15]} {words[i % 7]} {words[i % 4]}" for i in range(512)]
@@ -29,7 +29,7 @@ def readme_files(
     Path("recipe.yaml").write_text(blocks_of(README, "yaml")[0])
 
 
-@pytest.mark.usefixtures("readme_files", "drawn_pictures", "shared_exports")
+@pytest.mark.usefixtures("readme_files", "shared_exports")
 @pytest.mark.filterwarnings("ignore")
 def test_the_examples_run_from_top_to_bottom() -> None:
     pytest.importorskip("onnxruntime")
