@@ -278,6 +278,8 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             # torch 2.13, 2026-11: caused inside the exporter by its own calls.
             warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+            warnings.filterwarnings("ignore", message=".*_check_is_size.*")
+            warnings.filterwarnings("ignore", message=".*_flat_weights.* assigned during export")
             warnings.filterwarnings("ignore", module=r"torch\.(onnx|export|fx)\b")
             yield
     finally:

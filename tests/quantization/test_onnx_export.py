@@ -9,18 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from transformers import AutoConfig, ViTForImageClassification
 
 from hfcompress.errors import MissingExtraError, ModelError, OutputError
 from hfcompress.models.sublayers import sublayers
 from hfcompress.models.surgery import keep_units
 from hfcompress.quantization import onnx_export as export
+from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.onnx_export import (
     TOLERANCE,
     check_against_torch,
     export_onnx,
     input_names,
 )
+from hfcompress.quantization.quantize import quantize
 from tests.tiny_models import text_model
 
 onnx = pytest.importorskip("onnx")
@@ -135,3 +138,24 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'hfcompress\[onnx\]'"):
         export_onnx(text_model("bert"), tmp_path / "model.onnx")
+
+
+def test_recurrent_networks_export_without_a_warning(tmp_path: Path) -> None:
+    """Two layers, both directions: the exporter warns of its own calls."""
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read = nn.GRU(4, 8, num_layers=2, bidirectional=True, batch_first=True)
+            self.last = nn.Linear(16, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.last(self.read(x)[0][:, -1])
+            return out
+
+    torch.manual_seed(0)
+    model, batch = Recurrent().eval(), {"x": torch.randn(6, 10, 4)}
+    made = quantize(model, QuantizationConfig(mode="none"), [batch])
+    with torch.no_grad():
+        expected = model(**batch)
+    torch.testing.assert_close(torch.from_numpy(made.logits(batch)), expected, atol=1e-5, rtol=1e-4)
