@@ -15,13 +15,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.pytorch_utils import Conv1D
 
 from hfcompress.errors import ConfigError, TargetError
-from hfcompress.measure.macs import has_own_forward
-from hfcompress.models.architectures import compressible_modules
+from hfcompress.measure.macs import CONVOLUTIONS, has_own_forward, weighted_modules
 from hfcompress.models.matrices import write_matrix
 from hfcompress.quantization.config import QuantizationConfig
 from hfcompress.quantization.coverage import excluded_modules
 from hfcompress.quantization.embedding_tables import quantize_table
 
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 # Moving average of static ranges in training (1712.05877, section 3.1).
 _PACE = 0.05
 
@@ -170,10 +170,9 @@ def quantizable(model: nn.Module, config: QuantizationConfig) -> dict[str, nn.Mo
     tables = {n: m for n, m in model.named_modules() if isinstance(m, nn.Embedding)}
     tied = {id(table.weight) for table in tables.values()}
     found: dict[str, nn.Module] = dict(tables) if arithmetic.table_bits else {}
-    for name, module in compressible_modules(model).items():
-        if isinstance(module, nn.Conv2d) and not arithmetic.convolutions:
-            continue
-        if id(module.weight) not in tied and module.get_parameter("weight").numel():
+    for name, module in weighted_modules(model).items():
+        weight, convolves = module.get_parameter("weight"), isinstance(module, CONVOLUTIONS)
+        if weight.numel() and id(weight) not in tied and (arithmetic.convolutions or not convolves):
             found[name] = module
     excluded |= {name for name, module in found.items() if has_own_forward(module)}
     return {name: module for name, module in found.items() if name not in excluded}
@@ -196,7 +195,7 @@ def _product(
     return functional.linear(given, weight, module.bias)
 
 
-def _convolution(fake: FakeQuantization, name: str, module: nn.Conv2d, inputs: Tensor) -> Tensor:
+def _convolution(fake: FakeQuantization, name: str, module: Convolution, inputs: Tensor) -> Tensor:
     if not fake.is_on(name) and not fake.observing:
         return _convolve(module, inputs, module.weight)
     given = fake.inputs(name, module, inputs)
@@ -206,7 +205,7 @@ def _convolution(fake: FakeQuantization, name: str, module: nn.Conv2d, inputs: T
     return _convolve(module, given, weight)
 
 
-def _convolve(module: nn.Conv2d, inputs: Tensor, weight: Tensor) -> Tensor:
+def _convolve(module: Convolution, inputs: Tensor, weight: Tensor) -> Tensor:
     found: Tensor = module._conv_forward(inputs, weight, module.bias)
     return found
 
@@ -231,7 +230,7 @@ _FORWARD: Mapping[str, Callable[..., Tensor]] = {
 def _kind(module: nn.Module) -> str:
     if isinstance(module, nn.Embedding):
         return "lookup"
-    return "convolution" if isinstance(module, nn.Conv2d) else "product"
+    return "convolution" if isinstance(module, CONVOLUTIONS) else "product"
 
 
 def _plain_matrix(module: nn.Linear | Conv1D) -> Tensor:

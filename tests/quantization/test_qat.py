@@ -207,6 +207,28 @@ def test_static_ranges_are_those_that_were_observed() -> None:
     assert 0 < (alone - expected).abs().max() < (wide - expected).abs().max() < 0.3
 
 
+@pytest.mark.parametrize(("kind", "sides"), [(nn.Conv1d, 1), (nn.Conv2d, 2), (nn.Conv3d, 3)])
+def test_convolutions_of_all_dimensions_round_as_the_engine_does(kind: Any, sides: int) -> None:
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        kind(2, 6, 3), nn.ReLU(), kind(6, 4, 2), nn.Flatten(), nn.Linear(4 * 3**sides, 3)
+    ).eval()
+    batch, config = torch.randn(32, 2, *[6] * sides), QuantizationConfig(mode="static")
+    expected = model(batch)
+    with quantization_aware(model, config) as fake:
+        assert [*fake.modules] == ["0", "2", "4"]
+        fake.observe(lambda: model(batch))
+        rounded = model(batch)
+    rows = model[0].weight.detach().flatten(1)
+    integers = rows / rows.abs().amax(1, keepdim=True) * 127
+    torch.testing.assert_close(integers, integers.round(), atol=1e-3, rtol=0)
+    small = quantize(model, config, [batch])
+    engine = torch.from_numpy(small.logits({small.engine.inputs[0]: batch}))
+    lost, simulated = (float((y - expected).detach().std()) for y in (engine, rounded))
+    assert 0.5 < simulated / lost < 2
+
+
 def test_a_training_that_fails_leaves_the_weights_alone() -> None:
     model = text_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
