@@ -68,7 +68,7 @@ class CoremlEngine(RowEngine):
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         try:
             with _quiet():
-                self.description = require("coremltools", _EXTRA).utils.load_spec(str(path))
+                self.description = _coremltools().utils.load_spec(str(path))
         except Exception as error:  # coremltools raises many kinds
             raise ModelError(f"coremltools cannot read {path}: {first_line(error)}") from error
         inputs = self.description.description.input
@@ -113,7 +113,7 @@ def load_engine(folder: Path, threads: int | None = None) -> CoremlEngine:
     Raises:
         MissingExtraError, ModelError: as `CoremlEngine` and `check_size`.
     """
-    require("coremltools", _EXTRA)
+    _coremltools()
     engine = CoremlEngine(folder / FOLDER, padding_id(read_manifest(folder)))
     check_size(folder, engine.files)
     return engine
@@ -140,7 +140,7 @@ def quantize_model(
         MissingExtraError: coremltools is not installed.
         ModelError: torch cannot export the model, or coremltools cannot convert it.
     """
-    tools = require("coremltools", _EXTRA)
+    tools = _coremltools()
     names, rows = input_names(model), static_rows(model, batches, 1)
     folder = new_folder()
     try:
@@ -157,6 +157,12 @@ def quantize_model(
             f"backend: executorch, litert or onnxruntime"
         ) from error
     return engine, modules_of_sizes(model, _integer_sizes(engine.description), excluded)
+
+
+def _coremltools() -> Any:
+    """Import it without its notes on versions, and on what only macOS has."""
+    with _quiet():
+        return require("coremltools", _EXTRA)
 
 
 def why_not(module: nn.Module, config: QuantizationConfig) -> str:
